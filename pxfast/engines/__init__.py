@@ -1,0 +1,76 @@
+"""The decode engines: one interface, and one place that picks among them.
+
+An engine walks the sub-pixels of a batch in raster and channel order and puts into each the value that a *chooser*
+picks from the model's 256-way distribution, given everything decoded before it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Protocol
+
+from torch import Tensor
+
+from ..schedule import Schedule
+from . import cpu, reference
+
+
+@dataclasses.dataclass(frozen=True)
+class Greedy:
+    """Algorithm 1 of PixelDefend: the likeliest value within ±eps of the input's; ties go to the smallest value."""
+
+    eps: int
+
+
+class Decode(Protocol):
+    """What an engine does.
+
+    images: (N, C, H, W) uint8, contiguous, on the CPU, N >= 1. precision: 'fp32' or 'bf16'. report: called now and
+    then with the number of images finished so far. Returns a new uint8 tensor of the same shape.
+    """
+
+    def __call__(
+        self,
+        schedule: Schedule,
+        images: Tensor,
+        chooser: Greedy,
+        *,
+        precision: str,
+        report: Callable[[int], None] | None = None,
+    ) -> Tensor: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Engine:
+    """An entry of the registry. ``unavailable()`` says why the engine can't run here, or None when it can."""
+
+    name: str
+    summary: str
+    decode: Decode
+    unavailable: Callable[[], str | None]
+    best_precision: Callable[[], str]
+
+
+ENGINES = {
+    engine.name: engine
+    for engine in (
+        Engine("cpu", "C++, cached, multi-threaded", cpu.decode, cpu.unavailable, cpu.best_precision),
+        Engine("reference", "plain torch, uncached, slow", reference.decode, lambda: None, lambda: "fp32"),
+    )
+}
+
+
+def select(name: str = "auto") -> Engine:
+    """The engine called ``name``; 'auto' takes the first of the registry that can run here.
+
+    ValueError for an unknown name lists the known ones; RuntimeError for an engine that can't run here says why.
+    """
+    if name == "auto":
+        return next(engine for engine in ENGINES.values() if engine.unavailable() is None)
+    if name not in ENGINES:
+        raise ValueError(f"unknown engine {name!r}; known: auto, {', '.join(ENGINES)}")
+    reason = ENGINES[name].unavailable()
+    if reason is not None:
+        raise RuntimeError(f"engine {name!r} can't run here: {reason}")
+    return ENGINES[name]

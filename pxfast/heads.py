@@ -1,0 +1,129 @@
+"""The two 256-way heads: p(x[i,j,k] = z | everything before it), z in 0..255.
+
+A head turns the network's output at a pixel, together with the *earlier channels of that pixel*, into
+log-probabilities of each sub-pixel. Earlier pixels are already in the features. Both heads are normalised: the
+256 probabilities of a sub-pixel sum to 1.
+
+Shapes: ``features`` (N, ``head.features``, H, W) floating; ``images`` (N, C, H, W) uint8. All results are in nats.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+LEVELS = 256  # values of a sub-pixel
+MIN_LOG_SCALE = -7.0  # PixelCNN++ (Salimans et al. 2017): no mixture component is sharper than e^-7
+
+
+def to_unit(images: Tensor) -> Tensor:
+    """The network's view of the grid: 0..255 to [-1, 1], (v - 127.5) / 127.5, as float32."""
+    return (images.float() - 127.5) / 127.5
+
+
+class LogisticHead(nn.Module):
+    """Mixture of discretised logistics, marginalised per channel (PixelCNN++, section 2.1 and 2.2).
+
+    The features of a pixel are, in PixelCNN++'s order, ``mixtures`` logits, and per channel ``mixtures`` means, log
+    scales and (with 3 channels) coefficients. The means of G and B are shifted by the earlier channels of the same
+    pixel. The bins are the 256 values; 0 and 255 take the tails.
+    """
+
+    name = "logistic"
+
+    def __init__(self, channels: int, mixtures: int = 10) -> None:
+        super().__init__()
+        self.channels = channels
+        self.mixtures = mixtures
+        self.features = 10 * mixtures if channels == 3 else 3 * mixtures
+
+    def mixture(self, features: Tensor, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Log-weights (N, 1, K, H, W), means and log scales (N, C, K, H, W) given the true earlier channels."""
+        N, _, H, W = features.shape
+        C, K = self.channels, self.mixtures
+        features = features.float()
+        log_weights = F.log_softmax(features[:, :K], dim=1).unsqueeze(1)
+        per_channel = features[:, K:].reshape(N, C, -1, H, W)
+        means = per_channel[:, :, :K]
+        log_scales = per_channel[:, :, K : 2 * K].clamp(min=MIN_LOG_SCALE)
+        if C == 3:
+            x = to_unit(images).unsqueeze(2)
+            coefficients = torch.tanh(per_channel[:, :, 2 * K :])
+            red = means[:, 0]
+            green = means[:, 1] + coefficients[:, 0] * x[:, 0]
+            blue = means[:, 2] + coefficients[:, 1] * x[:, 0] + coefficients[:, 2] * x[:, 1]
+            means = torch.stack((red, green, blue), dim=1)
+        return log_weights, means, log_scales
+
+    def log_prob(self, features: Tensor, images: Tensor) -> Tensor:
+        """Log-probability of every sub-pixel's own value: (N, C, H, W) float32."""
+        log_weights, means, log_scales = self.mixture(features, images)
+        return torch.logsumexp(log_weights + log_bin_mass(images.unsqueeze(2), means, log_scales), dim=2)
+
+    def log_probs(self, features: Tensor, images: Tensor) -> Tensor:
+        """All 256 log-probabilities of every sub-pixel: (N, C, H, W, 256) float32."""
+        log_weights, means, log_scales = (t.unsqueeze(-1) for t in self.mixture(features, images))
+        values = torch.arange(LEVELS, device=features.device)
+        return torch.logsumexp(log_weights + log_bin_mass(values, means, log_scales), dim=2)
+
+
+def log_bin_mass(values: Tensor, means: Tensor, log_scales: Tensor) -> Tensor:
+    """Log of the logistic mass of the bin of each value 0..255, exact in the tails.
+
+    The bins divide [-1, 1] evenly, as in the PixelDefend authors' code: value z has the edges (z - 128) / 128 and
+    (z - 127) / 128. (PixelCNN++ itself puts them at (z - 127.5 -+ 0.5) / 127.5.) With the edges a < b in units of the
+    scale, sigmoid(b) - sigmoid(a) is sigmoid(b) * sigmoid(-a) * (1 - exp(a - b)): no cancellation, hence no need to
+    switch to the density where a bin's mass is small.
+    """
+    values = values.to(means.dtype)
+    inverse_scales = torch.exp(-log_scales)
+    lower = inverse_scales * ((values - 128.0) / 128.0 - means)
+    width = inverse_scales / 128.0
+    below_upper = F.logsigmoid(lower + width)
+    above_lower = F.logsigmoid(-lower)
+    inside = below_upper + above_lower + torch.log(-torch.expm1(-width))
+    return torch.where(values == 0, below_upper, torch.where(values == LEVELS - 1, above_lower, inside))
+
+
+class SoftmaxHead(nn.Module):
+    """256 free logits per channel (what the PixelDefend paper's text says, Appendix B).
+
+    G is conditioned on R, and B on R and G, by adding a learned row of 256 logits per earlier channel's value:
+    ``tables`` (pairs, 256, 256), pairs in the order R->G, R->B, G->B.
+    """
+
+    name = "softmax"
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.channels = channels
+        self.features = LEVELS * channels
+        self.pairs = [(k, j) for k in range(channels) for j in range(k)]  # channel k sees channel j
+        self.tables = nn.Parameter(torch.zeros(len(self.pairs), LEVELS, LEVELS))
+
+    def log_probs(self, features: Tensor, images: Tensor) -> Tensor:
+        """All 256 log-probabilities of every sub-pixel: (N, C, H, W, 256) float32."""
+        N, _, H, W = features.shape
+        logits = features.float().reshape(N, self.channels, LEVELS, H, W).permute(0, 1, 3, 4, 2)
+        index = images.long()
+        per_channel = list(logits.unbind(dim=1))
+        for table, (k, j) in zip(self.tables, self.pairs, strict=True):
+            per_channel[k] = per_channel[k] + table[index[:, j]]
+        return F.log_softmax(torch.stack(per_channel, dim=1), dim=-1)
+
+    def log_prob(self, features: Tensor, images: Tensor) -> Tensor:
+        """Log-probability of every sub-pixel's own value: (N, C, H, W) float32."""
+        return self.log_probs(features, images).gather(-1, images.long().unsqueeze(-1)).squeeze(-1)
+
+
+Head = LogisticHead | SoftmaxHead
+
+
+def make_head(name: str, channels: int, mixtures: int) -> Head:
+    """The head called ``name``: 'logistic' or 'softmax'. Raises ValueError for another name."""
+    if name == "logistic":
+        return LogisticHead(channels, mixtures)
+    if name == "softmax":
+        return SoftmaxHead(channels)
+    raise ValueError(f"head must be 'logistic' or 'softmax', got {name!r}")
