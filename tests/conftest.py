@@ -1,0 +1,74 @@
+"""Fixtures shared by the tests: real data where it is present, and small random models."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from pxfast.pixelcnn import PixelCNN, PixelCNNConfig
+
+SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+
+@pytest.fixture(scope="session")
+def data_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A torchvision root folder with Fashion-MNIST and CIFAR-10; the test is skipped where there is none.
+
+    The environment variable PXFAST_DATA names such a folder. Without it, compact copies in ../shared/data beside the
+    repository are unpacked into a temporary folder.
+    """
+    if "PXFAST_DATA" in os.environ:
+        root = Path(os.environ["PXFAST_DATA"])
+        assert root.is_dir(), f"PXFAST_DATA={root} is not a folder"
+        return root
+    unpack = SHARED_DATA / "unpack.py"
+    if not unpack.is_file():
+        pytest.skip("no data sets: PXFAST_DATA is not set and there is no ../shared/data")
+    root = tmp_path_factory.mktemp("data")
+    subprocess.run([sys.executable, str(unpack), str(root)], check=True)
+    return root
+
+
+def random_model(
+    image_size: tuple[int, int] = (8, 8),
+    channels: int = 1,
+    filters: int = 8,
+    resnets: int = 1,
+    *,
+    seed: int = 0,
+    **changes,
+) -> PixelCNN:
+    """A random network in eval mode whose features have the spread that data-dependent initialisation gives.
+
+    The output layer is scaled up, so that the 256-way distributions differ from pixel to pixel.
+    """
+    config = PixelCNNConfig(image_size, channels, filters, resnets, **changes)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = PixelCNN(config)
+        model.initialise(torch.randint(0, 256, (16, channels, *image_size), dtype=torch.uint8))
+    with torch.no_grad():
+        model.output.g.mul_(10.0)
+    return model.eval()
+
+
+@pytest.fixture(scope="session")
+def make_model() -> Callable[..., PixelCNN]:
+    """``random_model``: a factory of small random networks."""
+    return random_model
+
+
+@pytest.fixture(scope="session")
+def tiny_model() -> PixelCNN:
+    """A random network over 8x8 images of one channel. Don't change it."""
+    return random_model()
+
+
+@pytest.fixture(scope="session")
+def tiny_colour_model() -> PixelCNN:
+    """A random network over 8x8 images of three channels. Don't change it."""
+    return random_model(channels=3)
