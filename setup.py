@@ -1,0 +1,174 @@
+"""Builds the compiled module pxfast._C; everything else about the package is in pyproject.toml.
+
+Environment: CXX picks the compiler, PXFAST_CUDA=0|1 forces the CUDA part off or on, PXFAST_CUDA_ARCHS=80,90a picks its
+GPU architectures, PXFAST_SANITIZE=address,undefined makes a checking build.
+"""
+
+import os
+import platform
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tempfile
+from pathlib import Path
+
+from setuptools import Extension, find_packages, setup
+from setuptools.command.build_ext import build_ext
+
+ROOT = Path(__file__).resolve().parent
+X86 = platform.machine().lower() in ("x86_64", "amd64")
+AVX2 = ["-mavx2", "-mfma", "-mf16c"]
+AVX512 = ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", *AVX2]
+ISA_FLAGS = {  # only these files may use the instructions; which of them runs is decided at run time
+    "isa_avx512bf16.cpp": [*AVX512, "-mavx512bf16"],
+    "isa_avx512.cpp": AVX512,
+    "isa_avx2.cpp": AVX2,
+}
+DEFAULT_CUDA_ARCHS = "80,86,89,90a,100"
+
+
+def compiles(compiler, *flags, code="int main() {}"):
+    """Whether the compiler turns ``code`` into an object file."""
+    with tempfile.TemporaryDirectory() as folder:
+        source = Path(folder, "probe.cpp")
+        source.write_text(code)
+        command = [*compiler, "-std=c++17", *flags, "-c", str(source), "-o", str(source.with_suffix(".o"))]
+        try:
+            return subprocess.run(command, capture_output=True).returncode == 0
+        except OSError:
+            return False
+
+
+def find_compiler():
+    """The command of a C++17 compiler: $CXX, or the first of c++, g++, clang++ that works."""
+    code = "#include <optional>\n#include <string_view>\nint main() { if constexpr (true) {} }"
+    chosen = os.environ.get("CXX")
+    for name in [chosen] if chosen else ["c++", "g++", "clang++"]:
+        if compiles(shlex.split(name), code=code):
+            return shlex.split(name)
+    tried = f"CXX={chosen}" if chosen else "c++, g++ and clang++"
+    raise SystemExit(f"pxfast needs a C++17 compiler, and none of these worked: {tried}; install g++ or set CXX")
+
+
+def find_nvcc(sources):
+    """nvcc's path when the CUDA sources are to be compiled, else None."""
+    wish = os.environ.get("PXFAST_CUDA", "")
+    if wish not in ("", "0", "1"):
+        raise SystemExit(f"PXFAST_CUDA must be 0 or 1, got {wish!r}")
+    if not sources or wish == "0":
+        return None
+    home = os.environ.get("CUDA_HOME", "/usr/local/cuda")
+    nvcc = shutil.which("nvcc") or shutil.which("nvcc", path=os.path.join(home, "bin"))
+    if nvcc is None and wish == "1":
+        raise SystemExit(f"PXFAST_CUDA=1 asks for the CUDA engine, but nvcc is neither on PATH nor under {home}")
+    if nvcc is None:
+        print("pxfast: nvcc was not found, so the CUDA engine is left out; the CPU engine is complete", flush=True)
+    return nvcc
+
+
+def cuda_arch_flags(nvcc):
+    """Machine code for each architecture, and PTX of the newest plain one for GPUs to come."""
+    wish = os.environ.get("PXFAST_CUDA_ARCHS")
+    archs = (wish or DEFAULT_CUDA_ARCHS).replace(" ", "").split(",")
+    if not wish:  # an older nvcc does without the newest
+        known = subprocess.run([nvcc, "--list-gpu-arch"], capture_output=True, text=True, check=True).stdout.split()
+        archs = [arch for arch in archs if f"compute_{arch.rstrip('af')}" in known]
+    flags = [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in archs]
+    plain = [arch for arch in archs if arch.isdigit()]
+    if plain:
+        newest = max(plain, key=int)
+        flags.append(f"-gencode=arch=compute_{newest},code=compute_{newest}")
+    return flags
+
+
+def ninja_file(target):
+    """The text of the build file that makes ``target`` from csrc/."""
+    import pybind11
+
+    compiler = find_compiler()
+    sources = [ROOT / "csrc" / "bindings.cpp", *sorted((ROOT / "csrc" / "cpu").glob("*.cpp"))]
+    cuda_sources = sorted((ROOT / "csrc" / "cuda").glob("*.cu"))
+    sanitize = os.environ.get("PXFAST_SANITIZE")
+    common = ["-O1", "-g", "-fno-omit-frame-pointer", f"-fsanitize={sanitize}"] if sanitize else ["-O3"]
+    common = [
+        "-std=c++17",
+        *common,
+        "-fPIC",
+        "-fvisibility=hidden",
+        "-Wall",
+        "-Wextra",
+        "-pthread",
+        f"-I{ROOT / 'csrc'}",
+    ]
+    isa_flags = ISA_FLAGS if X86 else {}
+    if not X86:
+        common.append("-DPXFAST_PORTABLE_ONLY")
+    elif not compiles(compiler, "-mavx512bf16"):
+        common.append("-DPXFAST_NO_AVX512BF16")
+        isa_flags = {name: flags for name, flags in ISA_FLAGS.items() if name != "isa_avx512bf16.cpp"}
+    sources = [path for path in sources if path.name not in ISA_FLAGS.keys() - isa_flags.keys()]
+    nvcc = find_nvcc(cuda_sources)
+    if nvcc:
+        common.append("-DPXFAST_WITH_CUDA")
+
+    python_flags = ["-isystem", sysconfig.get_path("include"), "-isystem", pybind11.get_include()]
+    link = ["-shared", "-pthread", *([f"-fsanitize={sanitize}"] if sanitize else [])]
+    link += ["-undefined", "dynamic_lookup"] if sys.platform == "darwin" else []
+    linker = compiler
+    rules, builds, objects = [], [], []
+
+    def compile_rule(name, command):
+        command += " $flags -MD -MF $out.d -c $in -o $out"
+        rules.append(f"rule {name}\n  command = {command}\n  depfile = $out.d\n  deps = gcc")
+
+    def compile_file(rule, source, flags):
+        objects.append(f"{source.parent.name}_{source.stem}.o")
+        builds.append(f"build {objects[-1]}: {rule} {escape(source)}\n  flags = {shlex.join(flags)}")
+
+    compile_rule("cxx", shlex.join([*compiler, *common]))
+    for source in sources:
+        # only the bindings see Python: the rest is plain C++ and keeps its objects when the build environment moves
+        compile_file("cxx", source, python_flags if source.name == "bindings.cpp" else isa_flags.get(source.name, []))
+    if nvcc:
+        host = [f"-Xcompiler={flag}" for flag in common[1:] if not flag.startswith(("-I", "-D", "-O"))]
+        plain = [flag for flag in common if flag.startswith(("-I", "-D", "-O", "-std"))]
+        wrapper = [nvcc, f"-ccbin={compiler[-1]}"]
+        compile_rule("nvcc", shlex.join([*wrapper, *plain, *host, *cuda_arch_flags(nvcc)]))
+        for source in cuda_sources:
+            compile_file("nvcc", source, [])
+        linker = [*wrapper, "-cudart=static"]
+        link = [link[0], *(f"-Xcompiler={flag}" for flag in link[1:])]
+    rules.append(f"rule link\n  command = {shlex.join(linker)} $in -o $out {shlex.join(link)}")
+    builds.append(f"build {escape(target)}: link {' '.join(objects)}")
+    return "\n".join(["ninja_required_version = 1.8", *rules, *builds, ""])
+
+
+def escape(path):
+    """A path as ninja wants it."""
+    return re.sub(r"([$ :])", r"$\1", str(path))
+
+
+class NinjaBuild(build_ext):
+    """Compiles in build/, which is kept, so that the next install compiles only what changed."""
+
+    def build_extension(self, ext):
+        import ninja
+
+        target = Path(self.get_ext_fullpath(ext.name)).resolve()
+        target.parent.mkdir(parents=True, exist_ok=True)
+        folder = ROOT / "build" / f"ninja-{sysconfig.get_config_var('SOABI')}"
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "build.ninja").write_text(ninja_file(target))
+        if subprocess.run([os.path.join(ninja.BIN_DIR, "ninja")], cwd=folder).returncode != 0:
+            raise SystemExit("pxfast's compiled module could not be built; the compiler's messages are above")
+
+
+setup(
+    packages=[*find_packages(include=["pxfast", "pxfast.*"]), "pxfast.kernels"],
+    package_dir={"pxfast.kernels": "kernels"},
+    ext_modules=[Extension("pxfast._C", ["csrc/bindings.cpp"])] if (ROOT / "csrc" / "bindings.cpp").exists() else [],
+    cmdclass={"build_ext": NinjaBuild},
+)
