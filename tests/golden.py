@@ -27,7 +27,7 @@ NAMES = ("fashion_28x28_f12_r1", "cifar_16x16_f16_r1")
 
 
 def creation_order(model: PixelCNN) -> Iterator[tuple[str, WeightNormConv]]:
-    """Our convolutions in the order in which the authors' graph creates its variables, each with its TensorFlow kind."""
+    """Our convolutions, each with its TensorFlow kind, in the order in which the authors' graph creates variables."""
 
     def gated(layer: GatedResnet) -> Iterator[tuple[str, WeightNormConv]]:
         yield "conv2d", layer.conv_in
@@ -111,7 +111,8 @@ def load_golden(path: Path) -> Golden:
         return torch.from_numpy(np.ascontiguousarray(np.moveaxis(arrays[name], 3, 1)))
 
     names = ("clean", "attacked", "purified", "params", "nll", "log_probs")
-    return Golden(model, int(arrays["eps"]), **{name: nchw(name) for name in names}, row=int(arrays.get("log_probs_row", 0)))
+    row = int(arrays.get("log_probs_row", 0))
+    return Golden(model, int(arrays["eps"]), **{name: nchw(name) for name in names}, row=row)
 
 
 def golden_paths() -> list[tuple[str, Path]]:

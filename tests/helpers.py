@@ -57,7 +57,7 @@ def noisy(images: Tensor, amount: int = 12, seed: int = 0) -> Tensor:
 def trained_model(
     size: tuple[int, int], channels: int, filters: int, resnets: int, head: str = "logistic", steps: int = 40
 ) -> PixelCNN:
-    """A small model trained for some dozens of steps on real crops, so that its distributions are sharp. Don't change it.
+    """A small model trained for some dozens of steps on real crops: its distributions are sharp. Don't change it.
 
     An untrained network's distributions are so flat that the argmax within a range hangs on rounding, and a wrong
     feature would hardly move it; a few steps of Adam at a high rate give peaks as real ones have.
