@@ -1,3 +1,22 @@
 """Fast PixelDefend: purify images with a PixelCNN++ and compiled, cached decoding."""
 
+from .density import bits_per_dim, log_prob
+from .pixelcnn import PixelCNN, PixelCNNConfig
+from .purify import Purifier, purify
+from .verify import Verification, verify
+from .weights import load
+
 __version__ = "0.1.0"
+
+__all__ = [
+    "PixelCNN",
+    "PixelCNNConfig",
+    "Purifier",
+    "Verification",
+    "__version__",
+    "bits_per_dim",
+    "load",
+    "log_prob",
+    "purify",
+    "verify",
+]

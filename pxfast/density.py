@@ -1,0 +1,49 @@
+"""How likely images are under a PixelCNN: teacher-forced, in fp32."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from .images import Images, to_grid
+from .models import Model, model_for
+from .pixelcnn import PixelCNN
+from .schedule import schedule_for
+
+
+@torch.no_grad()
+def _log_prob(grid: Tensor, model: PixelCNN, batch_size: int, progress: bool) -> Tensor:
+    """log p in nats of uint8 images (N, C, H, W): (N,) float64."""
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be positive, got {batch_size}")
+    network = schedule_for(model).oracle("fp32")
+    sums = [torch.zeros(0, dtype=torch.float64)]
+    with tqdm(total=len(grid), unit="image", disable=not progress) as bar:
+        for batch in grid.split(batch_size) if len(grid) else ():
+            sums.append(network.log_prob(batch).double().sum(dim=(1, 2, 3)))
+            bar.update(len(batch))
+    return torch.cat(sums)
+
+
+def log_prob(images: Images, *, model: Model | None = None, batch_size: int = 64, progress: bool = False) -> Images:
+    """log p(X) in nats of each image: (N,) float64, or 0-d for a single (C, H, W) image.
+
+    images and model: as :func:`pxfast.purify` takes them; the result is of the same library and on the same device.
+    batch_size: images per pass of the network. Raises TypeError or ValueError for bad input.
+    """
+    grid, form = to_grid(images)
+    return form.per_image(_log_prob(grid, model_for(model, grid.shape[1:]), batch_size, progress))
+
+
+def bits_per_dim(images: Images, *, model: Model | None = None, batch_size: int = 64, progress: bool = False) -> Images:
+    """-log2 p(X) / (C H W) of each image, its mean bits per sub-pixel: (N,) float32, or 0-d for one (C, H, W) image.
+
+    An image drawn uniformly from the grid has 8 or more on average; the lower, the likelier. The arguments and errors
+    are those of :func:`log_prob`.
+    """
+    grid, form = to_grid(images)
+    nats = _log_prob(grid, model_for(model, grid.shape[1:]), batch_size, progress)
+    return form.per_image((-nats / (math.log(2.0) * grid[:1].numel())).float() if len(grid) else nats.float())
