@@ -98,6 +98,7 @@ def ninja_file(target):
         *common,
         "-fPIC",
         "-fvisibility=hidden",
+        "-ffp-contract=off",  # fused multiply-adds are written out, so that every loop rounds alike
         "-Wall",
         "-Wextra",
         "-pthread",

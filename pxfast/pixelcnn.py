@@ -108,6 +108,12 @@ class WeightNormConv(nn.Module):
         shape[dim] = -1
         return torch._weight_norm(self.v, self.g.reshape(shape), dim)
 
+    @torch.no_grad()
+    def set_weight(self, weight: Tensor) -> None:
+        """Make ``weight``, in the layout of ``v``, the folded weight."""
+        self.v.copy_(weight)
+        self.g.copy_(torch.linalg.vector_norm(self.v, dim=(0, 2, 3) if self.transposed else (1, 2, 3)))
+
     def convolve(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         kh, kw = self.kernel
         if self.transposed:  # every input reaches a kernel's worth of outputs; keep the causal 2H x 2W of them

@@ -113,8 +113,7 @@ def load_model(path: str | os.PathLike[str]) -> PixelCNN:
             raise ValueError(f"{path}: {name} has values that are not finite")
         target.copy_(tensors[name])
     for _, convolution in model.convolutions():
-        dims = (0, 2, 3) if convolution.transposed else (1, 2, 3)
-        convolution.g.copy_(convolution.v.norm(dim=dims))
+        convolution.set_weight(convolution.v)
     return model.eval()
 
 

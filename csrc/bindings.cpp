@@ -1,0 +1,118 @@
+// The module pxfast._C. Python checks, lays out and allocates; this file converts and calls.
+#include <pybind11/functional.h>
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include "cpu/engine.h"
+
+namespace py = pybind11;
+using pxfast::Engine;
+using pxfast::ProgramSpec;
+using pxfast::StepSpec;
+using pxfast::TapSpec;
+
+namespace {
+
+using FloatArray = py::array_t<float, py::array::c_style | py::array::forcecast>;
+using ByteArray = py::array_t<uint8_t, py::array::c_style>;
+
+std::vector<float> to_vector(const FloatArray& array) { return {array.data(), array.data() + array.size()}; }
+
+StepSpec to_step(const py::dict& from) {
+  StepSpec step;
+  step.level = from["level"].cast<int>();
+  step.per_row = from["per_row"].cast<bool>();
+  step.scale = static_cast<pxfast::Scale>(from["scale"].cast<int>());
+  step.epilogue = static_cast<pxfast::Epilogue>(from["epilogue"].cast<int>());
+  step.outputs = from["outputs"].cast<int>();
+  step.multiplier = from["multiplier"].cast<float>();
+  step.concat_elu = from["concat_elu"].cast<int>();
+  step.raw = from["raw"].cast<int>();
+  step.elu = from["elu"].cast<int>();
+  for (const py::handle& item : from["taps"].cast<py::list>()) {
+    const auto tap = item.cast<py::tuple>();
+    step.taps.push_back({tap[0].cast<int>(), tap[1].cast<int>(), tap[2].cast<int>(), tap[3].cast<int>(),
+                         tap[4].cast<int>(), to_vector(tap[5].cast<FloatArray>())});
+  }
+  for (const py::handle& item : from["biases"].cast<py::list>()) {
+    const auto bias = item.cast<py::tuple>();
+    step.biases.push_back({to_vector(bias[0].cast<FloatArray>()), bias[1].cast<int>(), bias[2].cast<int>()});
+  }
+  return step;
+}
+
+ProgramSpec to_program(const py::dict& from) {
+  ProgramSpec program;
+  program.channels = from["channels"].cast<int>();
+  program.height = from["height"].cast<int>();
+  program.width = from["width"].cast<int>();
+  program.filters = from["filters"].cast<int>();
+  program.head = from["head"].cast<std::string>() == "softmax" ? pxfast::HeadKind::kSoftmax
+                                                               : pxfast::HeadKind::kLogistic;
+  program.mixtures = from["mixtures"].cast<int>();
+  program.tables = to_vector(from["tables"].cast<FloatArray>());
+  program.input_cache = from["input_cache"].cast<int>();
+  for (const py::handle& item : from["caches"].cast<py::list>()) {
+    const auto cache = item.cast<py::tuple>();
+    program.caches.push_back({cache[0].cast<int>(), cache[1].cast<int>(), cache[2].cast<int>()});
+  }
+  for (const py::handle& item : from["steps"].cast<py::list>()) program.steps.push_back(to_step(item.cast<py::dict>()));
+  return program;
+}
+
+class CpuEngine {
+ public:
+  CpuEngine(const py::dict& program, const std::string& isa, bool bf16)
+      : spec_(to_program(program)), engine_(spec_, isa, bf16) {
+    spec_.steps.clear();  // the weights are packed now
+  }
+
+  ByteArray decode(const ByteArray& images, int eps, int threads, const py::object& report) const {
+    if (images.ndim() != 4 || images.shape(1) != spec_.channels || images.shape(2) != spec_.height ||
+        images.shape(3) != spec_.width)
+      throw std::invalid_argument("images do not have the program's shape");
+    if (eps < 0 || eps > 255) throw std::invalid_argument("eps must be in 0..255");
+    ByteArray result({images.shape(0), images.shape(1), images.shape(2), images.shape(3)});
+    const uint8_t* input = images.data();
+    uint8_t* output = result.mutable_data();
+    bool finished;
+    {
+      py::gil_scoped_release unlocked;
+      finished = engine_.decode(input, output, images.shape(0), {eps}, threads, [&](int64_t done) {
+        py::gil_scoped_acquire locked;
+        if (PyErr_CheckSignals() != 0) throw py::error_already_set();  // Ctrl-C
+        if (!report.is_none()) report(done);
+        return true;
+      });
+    }
+    if (!finished) throw std::runtime_error("decoding was cancelled");
+    return result;
+  }
+
+  std::string isa() const { return engine_.isa(); }
+  size_t bytes_per_image() const { return engine_.bytes_per_image(); }
+  size_t weight_bytes() const { return engine_.weight_bytes(); }
+
+ private:
+  ProgramSpec spec_;
+  Engine engine_;
+};
+
+}  // namespace
+
+PYBIND11_MODULE(_C, m) {
+  m.doc() = "Compiled decode engines of pxfast.";
+  m.def("cpu_isas", &pxfast::usable_isas, "Instruction sets usable by the CPU engine here, best first.");
+#if defined(PXFAST_WITH_CUDA)
+  m.attr("cuda") = true;
+#else
+  m.attr("cuda") = false;
+#endif
+  py::class_<CpuEngine>(m, "CpuEngine")
+      .def(py::init<const py::dict&, const std::string&, bool>(), py::arg("program"), py::arg("isa"), py::arg("bf16"))
+      .def("decode", &CpuEngine::decode, py::arg("images"), py::arg("eps"), py::arg("threads"), py::arg("report"))
+      .def_property_readonly("isa", &CpuEngine::isa)
+      .def_property_readonly("bytes_per_image", &CpuEngine::bytes_per_image)
+      .def_property_readonly("weight_bytes", &CpuEngine::weight_bytes);
+}

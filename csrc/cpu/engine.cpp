@@ -1,0 +1,336 @@
+#include "engine.h"
+
+#include <algorithm>
+#include <atomic>
+#include <chrono>
+#include <condition_variable>
+#include <cstdlib>
+#include <cstring>
+#include <exception>
+#include <mutex>
+#include <new>
+#include <stdexcept>
+#include <thread>
+
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
+namespace pxfast {
+
+#define PXFAST_DECLARE(isa)             \
+  extern const Backend kBackendFp32_##isa; \
+  extern const Backend kBackendBf16_##isa;
+
+PXFAST_DECLARE(portable)
+#if !defined(PXFAST_PORTABLE_ONLY)
+PXFAST_DECLARE(avx2)
+PXFAST_DECLARE(avx512)
+#if !defined(PXFAST_NO_AVX512BF16)
+PXFAST_DECLARE(avx512bf16)
+#endif
+#endif
+
+namespace {
+
+struct Isa {
+  const char* name;
+  bool usable;
+  const Backend* fp32;
+  const Backend* bf16;
+};
+
+const std::vector<Isa>& isas() {
+  static const std::vector<Isa> table = [] {
+    std::vector<Isa> found;
+#if !defined(PXFAST_PORTABLE_ONLY)
+    __builtin_cpu_init();
+    const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+    const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+#if !defined(PXFAST_NO_AVX512BF16)
+    found.push_back({"avx512bf16", avx512 && __builtin_cpu_supports("avx512bf16"), &kBackendFp32_avx512bf16,
+                     &kBackendBf16_avx512bf16});
+#endif
+    found.push_back({"avx512", avx512, &kBackendFp32_avx512, &kBackendBf16_avx512});
+    found.push_back({"avx2", avx2, &kBackendFp32_avx2, &kBackendBf16_avx2});
+#endif
+    found.push_back({"portable", true, &kBackendFp32_portable, &kBackendBf16_portable});
+    return found;
+  }();
+  return table;
+}
+
+const Isa& find_isa(const std::string& name) {
+  std::string known;
+  for (const Isa& isa : isas()) {
+    if (!isa.usable) continue;
+    if (name.empty() || name == isa.name) return isa;
+    known += known.empty() ? isa.name : std::string(", ") + isa.name;
+  }
+  throw std::invalid_argument("unknown or unusable instruction set '" + name + "'; usable here: " + known);
+}
+
+// Zero-initialised memory on cache-line (and where large, huge-page) boundaries.
+class Buffer {
+ public:
+  explicit Buffer(size_t bytes = 0) {
+    if (bytes == 0) return;
+    const size_t alignment = bytes >= (1u << 21) ? (1u << 21) : 64;
+    bytes = (bytes + alignment - 1) / alignment * alignment;
+    data_ = std::aligned_alloc(alignment, bytes);
+    if (data_ == nullptr) throw std::bad_alloc();
+#if defined(__linux__) && defined(MADV_HUGEPAGE)
+    if (alignment > 64) madvise(data_, bytes, MADV_HUGEPAGE);
+#endif
+    std::memset(data_, 0, bytes);
+  }
+  Buffer(Buffer&& other) noexcept { std::swap(data_, other.data_); }
+  Buffer& operator=(Buffer&& other) noexcept {
+    std::swap(data_, other.data_);
+    return *this;
+  }
+  ~Buffer() { std::free(data_); }
+  template <class T>
+  T* as() const {
+    return static_cast<T*>(data_);
+  }
+
+ private:
+  void* data_ = nullptr;
+};
+
+// Images decoded together by a thread: enough that streaming the weights costs little, few enough that the block's
+// activations of one layer stay in the second-level cache.
+constexpr int64_t kBlock = 64;
+
+}  // namespace
+
+struct Engine::State {
+  std::string isa;
+  const Backend* backend;
+  Program program;
+  std::vector<Cache> caches;
+  std::vector<Step> steps;
+  std::vector<std::vector<float>> biases;
+  std::vector<float> tables;
+  std::vector<Buffer> packed;
+  size_t residual_floats[2][kLevels];  // per image
+  size_t weight_bytes = 0;
+};
+
+std::vector<std::string> usable_isas() {
+  std::vector<std::string> names;
+  for (const Isa& isa : isas())
+    if (isa.usable) names.emplace_back(isa.name);
+  return names;
+}
+
+namespace {
+
+void require(bool condition, const char* what) {
+  if (!condition) throw std::invalid_argument(std::string("bad program: ") + what);
+}
+
+void check(const ProgramSpec& spec) {
+  require(spec.channels == 1 || spec.channels == 3, "channels");
+  require(spec.height > 0 && spec.width > 0 && spec.height % 4 == 0 && spec.width % 4 == 0, "image size");
+  require(spec.filters > 0, "filters");
+  require(spec.head == HeadKind::kSoftmax || (spec.mixtures > 0 && spec.mixtures <= 128),
+          "the logistic head takes 1 to 128 mixtures");
+  const int caches = (int)spec.caches.size();
+  for (const auto& cache : spec.caches)
+    require(cache.level >= 0 && cache.level < kLevels && cache.channels > 0 && cache.channels % 2 == 0 &&
+                cache.slots > 0,
+            "cache");
+  require(spec.input_cache >= 0 && spec.input_cache < caches, "input cache");
+  require(spec.caches[spec.input_cache].channels == spec.channels + 1, "input cache's channels");
+  for (const auto& step : spec.steps) {
+    require(step.level >= 0 && step.level < kLevels, "level");
+    require(step.outputs > 0 && !step.taps.empty() && (int)step.taps.size() <= kMaxTaps, "taps");
+    require(!step.biases.empty() && (int)step.biases.size() <= kMaxBiases, "biases");
+    for (const auto& bias : step.biases) require((int)bias.values.size() == step.outputs, "bias size");
+    for (const auto& tap : step.taps) {
+      require(tap.cache >= 0 && tap.cache < caches, "tap's cache");
+      require(tap.matrix.size() == (size_t)spec.caches[tap.cache].channels * step.outputs, "tap's matrix");
+    }
+    for (int cache : {step.concat_elu, step.raw, step.elu}) require(cache >= -1 && cache < caches, "written cache");
+  }
+}
+
+}  // namespace
+
+Engine::Engine(const ProgramSpec& spec, const std::string& isa, bool bf16) : state_(new State) {
+  check(spec);
+  State& s = *state_;
+  const Isa& chosen = find_isa(isa);
+  s.isa = chosen.name;
+  s.backend = bf16 ? chosen.bf16 : chosen.fp32;
+
+  size_t offset = 0;
+  for (const auto& cache : spec.caches) {
+    s.caches.push_back({cache.level, cache.channels, cache.slots, offset});
+    offset += (size_t)cache.slots * (level_size(spec.width, cache.level) + 2) * cache.channels;
+  }
+  for (int level = 0; level < kLevels; ++level) {
+    s.residual_floats[0][level] = padded(spec.filters);
+    s.residual_floats[1][level] = (size_t)level_size(spec.width, level) * padded(spec.filters);
+  }
+
+  for (const StepSpec& from : spec.steps) {
+    Step step{};
+    step.level = from.level;
+    step.per_row = from.per_row;
+    step.scale = from.scale;
+    step.epilogue = from.epilogue;
+    step.outputs = from.outputs;
+    step.multiplier = from.multiplier;
+    step.concat_elu = from.concat_elu;
+    step.raw = from.raw;
+    step.elu = from.elu;
+    size_t rows = 0;
+    for (const TapSpec& tap : from.taps) {
+      step.tap[step.taps++] = {tap.cache, tap.row, tap.column, tap.row_parity, tap.column_parity, rows};
+      rows += spec.caches[tap.cache].channels;
+    }
+    for (const auto& bias : from.biases) {
+      s.biases.emplace_back(bias.values);
+      s.biases.back().resize(padded(from.outputs) + kLanes);
+      step.bias[step.biases++] = {s.biases.back().data(), bias.min_row, bias.min_column};
+    }
+    s.backend->plan(step, rows);
+    const size_t bytes = step.tile_stride * step.tiles * s.backend->element_size;
+    s.packed.emplace_back(bytes);
+    s.weight_bytes += bytes;
+    step.packed = s.packed.back().as<void>();
+    for (int t = 0; t < step.taps; ++t) {
+      const Tap& tap = step.tap[t];
+      s.backend->pack(step, tap, s.caches[tap.cache].channels, from.taps[t].matrix.data(),
+                      s.packed.back().as<void>());
+    }
+    s.steps.push_back(step);
+  }
+
+  s.tables = spec.tables;
+  s.program = {spec.channels,      spec.height,     spec.width,          spec.filters,
+               spec.head,          spec.mixtures,   s.tables.data(),     spec.input_cache,
+               (int)s.caches.size(), (int)s.steps.size(), s.caches.data(), s.steps.data(), offset};
+}
+
+Engine::~Engine() = default;
+
+const std::string& Engine::isa() const { return state_->isa; }
+size_t Engine::weight_bytes() const { return state_->weight_bytes; }
+
+size_t Engine::bytes_per_image() const {
+  size_t floats = 0;
+  for (const auto& levels : state_->residual_floats)
+    for (size_t count : levels) floats += count;
+  return state_->program.elements_per_image * state_->backend->element_size + floats * sizeof(float);
+}
+
+namespace {
+
+// What the threads of one decode share.
+struct Shared {
+  std::atomic<bool> cancel{false};
+  std::atomic<int64_t> next_block{0};
+  std::atomic<int64_t> rows_done{0};
+  std::mutex mutex;
+  std::condition_variable finished;
+  int running = 0;
+  std::exception_ptr error;
+};
+
+}  // namespace
+
+bool Engine::decode(const uint8_t* input, uint8_t* output, int64_t images, const Chooser& chooser, int threads,
+                    const std::function<bool(int64_t)>& tick) const {
+  if (images == 0) return true;
+  const State& s = *state_;
+  threads = (int)std::max<int64_t>(1, std::min<int64_t>(threads, images));
+  // as many blocks as threads, or a multiple, all of nearly the same size
+  const int64_t rounds = (images + threads * kBlock - 1) / (threads * kBlock);
+  const int64_t blocks = rounds * threads;
+  const auto first_of = [&](int64_t block) { return images * block / blocks; };
+  const int64_t capacity = (images + blocks - 1) / blocks;
+  const int64_t image_bytes = (int64_t)s.program.channels * s.program.height * s.program.width;
+
+  Shared shared;
+  Control control;
+  control.context = &shared;
+  control.cancelled = [](void* context) {
+    return static_cast<Shared*>(context)->cancel.load(std::memory_order_relaxed);
+  };
+  control.row_done = [](void* context, int count) {
+    static_cast<Shared*>(context)->rows_done.fetch_add(count, std::memory_order_relaxed);
+  };
+
+  const auto work = [&] {
+    try {
+      Buffer caches(s.program.elements_per_image * s.backend->element_size * capacity);
+      Buffer products(s.backend->products_size(s.program) * sizeof(float));
+      Buffer residuals[2][kLevels];
+      Workspace workspace{};
+      workspace.caches = caches.as<void>();
+      workspace.products = products.as<float>();
+      workspace.capacity = (int)capacity;
+      for (int per_row = 0; per_row < 2; ++per_row) {
+        for (int level = 0; level < kLevels; ++level) {
+          residuals[per_row][level] = Buffer(s.residual_floats[per_row][level] * capacity * sizeof(float));
+          workspace.residual[per_row][level] = residuals[per_row][level].as<float>();
+        }
+      }
+      for (int64_t block; (block = shared.next_block.fetch_add(1)) < blocks;) {
+        const int64_t first = first_of(block), count = first_of(block + 1) - first;
+        if (count > 0 && !s.backend->decode(s.program, workspace, input + first * image_bytes,
+                                            output + first * image_bytes, (int)count, chooser, control))
+          break;
+      }
+    } catch (...) {
+      std::lock_guard<std::mutex> lock(shared.mutex);
+      if (!shared.error) shared.error = std::current_exception();
+      shared.cancel = true;
+    }
+    std::lock_guard<std::mutex> lock(shared.mutex);
+    --shared.running;
+    shared.finished.notify_all();
+  };
+
+  std::vector<std::thread> pool;
+  const auto join = [&] {
+    for (std::thread& thread : pool) thread.join();
+  };
+  try {
+    for (int t = 0; t < threads; ++t) {
+      {
+        std::lock_guard<std::mutex> lock(shared.mutex);
+        ++shared.running;
+      }
+      try {
+        pool.emplace_back(work);
+      } catch (...) {
+        std::lock_guard<std::mutex> lock(shared.mutex);
+        --shared.running;
+        if (pool.empty()) throw;
+        break;  // fewer threads than asked for still decode everything
+      }
+    }
+    std::unique_lock<std::mutex> lock(shared.mutex);
+    while (shared.running > 0) {
+      shared.finished.wait_for(lock, std::chrono::milliseconds(50));
+      lock.unlock();
+      if (!shared.cancel && !tick(shared.rows_done / s.program.height)) shared.cancel = true;
+      lock.lock();
+    }
+  } catch (...) {
+    shared.cancel = true;
+    join();
+    throw;
+  }
+  join();
+  if (shared.error) std::rethrow_exception(shared.error);
+  return !shared.cancel;
+}
+
+}  // namespace pxfast

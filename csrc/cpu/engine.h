@@ -1,0 +1,72 @@
+// The CPU engine: a program with its packed weights, decoded by several threads, each over its own block of images.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "program.h"
+
+namespace pxfast {
+
+// Instruction sets this machine and this build can run, best first.
+std::vector<std::string> usable_isas();
+
+struct TapSpec {
+  int cache, row, column, row_parity, column_parity;
+  std::vector<float> matrix;  // channels of the cache x outputs
+};
+
+struct StepSpec {
+  int level;
+  bool per_row;
+  Scale scale;
+  Epilogue epilogue;
+  int outputs;
+  float multiplier;
+  int concat_elu, raw, elu;
+  std::vector<TapSpec> taps;
+  struct BiasSpec {
+    std::vector<float> values;
+    int min_row, min_column;
+  };
+  std::vector<BiasSpec> biases;
+};
+
+struct ProgramSpec {
+  int channels, height, width, filters;
+  HeadKind head;
+  int mixtures;
+  std::vector<float> tables;
+  int input_cache;
+  struct CacheSpec {
+    int level, channels, slots;
+  };
+  std::vector<CacheSpec> caches;
+  std::vector<StepSpec> steps;
+};
+
+class Engine {
+ public:
+  // Packs the weights for an instruction set ('' for the best). Throws std::invalid_argument for one not usable here
+  // and for a program that is out of the engine's bounds.
+  Engine(const ProgramSpec& spec, const std::string& isa, bool bf16);
+  ~Engine();
+
+  // input, output: images x channels x height x width. tick is called about twenty times a second from the calling
+  // thread with the images finished so far; it returns false to cancel. Returns false when cancelled.
+  bool decode(const uint8_t* input, uint8_t* output, int64_t images, const Chooser& chooser, int threads,
+              const std::function<bool(int64_t)>& tick) const;
+
+  const std::string& isa() const;
+  size_t bytes_per_image() const;  // of caches and residuals, in flight
+  size_t weight_bytes() const;
+
+ private:
+  struct State;
+  std::unique_ptr<State> state_;
+};
+
+}  // namespace pxfast

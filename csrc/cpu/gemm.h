@@ -1,0 +1,144 @@
+// Matrix products with packed weights: a tile of images x outputs in registers, taps gathered through pointers.
+//
+// Every output is one accumulator that runs over the taps and their channels in order. The tile's shape therefore
+// never changes a result: a row alone, in a full tile or in a ragged one gives the same bits.
+#pragma once
+
+#include "vector.h"
+
+namespace {
+
+template <class Element>
+struct Operand {  // the taps of one step at one position
+  int taps;
+  const Element* cells[pxfast::kMaxTaps];    // first row of the left matrix
+  const Element* weights[pxfast::kMaxTaps];  // in the first tile
+  int channels[pxfast::kMaxTaps];            // also the distance between rows
+};
+
+template <class Element>
+constexpr int kPack = 1;  // consecutive channels that stand together in the packed weights
+template <>
+constexpr int kPack<Bf16> = 2;
+
+// How many vectors of outputs a tile may have, and how many rows beside them, so that all accumulators, a tile row of
+// weights and one spare stay in registers.
+#if defined(__AVX512F__)
+constexpr int kMaxTileVectors = 6;
+constexpr int max_rows(int vectors) {
+  return vectors == 1 ? 12 : vectors == 2 ? 12 : vectors == 3 ? 8 : vectors == 4 ? 6 : vectors == 5 ? 5 : 4;
+}
+#elif defined(__AVX2__)
+constexpr int kMaxTileVectors = 1;
+constexpr int max_rows(int) { return 6; }
+#else
+constexpr int kMaxTileVectors = 1;
+constexpr int max_rows(int) { return 2; }
+#endif
+constexpr int kMaxTileRows = 12;
+
+inline void multiply_add(Vector& sum, const float* a, const Vector& w) { sum = fma(broadcast(*a), w, sum); }
+inline void multiply_add(Vector& sum, const RoundedFloat* a, const Vector& w) {
+  sum = fma(broadcast(a->value), w, sum);
+}
+inline Vector load_weights(const float* w) { return load(w); }
+inline Vector load_weights(const RoundedFloat* w) { return load(&w->value); }
+
+#if defined(__AVX512BF16__)
+inline __m512i load_weights(const Bf16* w) { return _mm512_loadu_si512(w); }
+inline void multiply_add(Vector& sum, const Bf16* a, const __m512i& w) {
+  int32_t pair;
+  std::memcpy(&pair, a, 4);
+  sum.part[0] = (NativeFloat)_mm512_dpbf16_ps((__m512)sum.part[0], (__m512bh)w, (__m512bh)_mm512_set1_epi32(pair));
+}
+#endif
+
+template <class Element, int kRows, int kVectors>
+void tile_kernel(const Operand<Element>& operand, long first_row, size_t tile_offset, float* out, long out_stride) {
+  Vector sum[kRows][kVectors];
+  for (int i = 0; i < kRows; ++i)
+    for (int j = 0; j < kVectors; ++j) sum[i][j] = broadcast(0.0f);
+  for (int t = 0; t < operand.taps; ++t) {
+    const long channels = operand.channels[t];
+    const Element* a = operand.cells[t] + first_row * channels;
+    const Element* w = operand.weights[t] + tile_offset;
+    for (long k = 0; k < channels; k += kPack<Element>) {
+      decltype(load_weights(w)) weights[kVectors];
+      for (int j = 0; j < kVectors; ++j) weights[j] = load_weights(w + j * pxfast::kLanes * kPack<Element>);
+      w += kVectors * pxfast::kLanes * kPack<Element>;
+      for (int i = 0; i < kRows; ++i)
+        for (int j = 0; j < kVectors; ++j) multiply_add(sum[i][j], a + i * channels + k, weights[j]);
+    }
+  }
+  for (int i = 0; i < kRows; ++i)
+    for (int j = 0; j < kVectors; ++j) store(out + i * out_stride + j * pxfast::kLanes, sum[i][j]);
+}
+
+template <class Element>
+using TileKernel = void (*)(const Operand<Element>&, long, size_t, float*, long);
+
+template <class Element>
+struct KernelTable {
+  TileKernel<Element> kernel[kMaxTileVectors + 1][kMaxTileRows + 1] = {};
+
+  template <int kVectors, int kRows>
+  constexpr void fill_rows() {
+    kernel[kVectors][kRows] = &tile_kernel<Element, kRows, kVectors>;
+    if constexpr (kRows > 1) fill_rows<kVectors, kRows - 1>();
+  }
+  template <int kVectors>
+  constexpr void fill() {
+    fill_rows<kVectors, max_rows(kVectors)>();
+    if constexpr (kVectors > 1) fill<kVectors - 1>();
+  }
+  constexpr KernelTable() { fill<kMaxTileVectors>(); }
+};
+
+// rows x (tiles * tile_vectors * kLanes) products, starting at row first_row of the operand
+template <class Element>
+void matrix_product(const pxfast::Step& step, const Operand<Element>& operand, long first_row, long rows, float* out) {
+  static constexpr KernelTable<Element> table;
+  const int tile_width = step.tile_vectors * pxfast::kLanes;
+  const long out_stride = (long)step.tiles * tile_width;
+  const long tile_rows = max_rows(step.tile_vectors);
+  for (int tile = 0; tile < step.tiles; ++tile) {
+    for (long row = 0; row < rows; row += tile_rows) {
+      const long count = rows - row < tile_rows ? rows - row : tile_rows;
+      table.kernel[step.tile_vectors][count](operand, first_row + row, tile * step.tile_stride,
+                                             out + row * out_stride + tile * tile_width, out_stride);
+    }
+  }
+}
+
+inline void plan_tiles(pxfast::Step& step, size_t rows) {
+  const int vectors = pxfast::padded(step.outputs) / pxfast::kLanes;
+  // the widths in order of measured speed; take the first that wastes the least
+  constexpr int kWidths[] = {5, 4, 6, 3, 2, 1};
+  int best = 1, best_total = 1 << 30;
+  for (int width : kWidths) {
+    if (width > kMaxTileVectors) continue;
+    const int total = (vectors + width - 1) / width * width;
+    if (total < best_total) best = width, best_total = total;
+  }
+  step.tile_vectors = best;
+  step.tiles = best_total / best;
+  step.tile_stride = rows * best * pxfast::kLanes;
+}
+
+template <class Element>
+void pack_tap(const pxfast::Step& step, const pxfast::Tap& tap, int channels, const float* matrix, void* packed) {
+  const int tile_width = step.tile_vectors * pxfast::kLanes;
+  for (int tile = 0; tile < step.tiles; ++tile) {
+    Element* to = static_cast<Element*>(packed) + tile * step.tile_stride + tap.weights * tile_width;
+    for (int k = 0; k < channels; ++k) {
+      for (int n = 0; n < tile_width; ++n) {
+        const int output = tile * tile_width + n;
+        const float value = output < step.outputs ? matrix[(long)k * step.outputs + output] : 0.0f;
+        const int pack = kPack<Element>;
+        store_scalar(to + ((long)(k / pack) * tile_width + n) * pack + k % pack, value);
+      }
+    }
+  }
+}
+
+}  // namespace

@@ -1,0 +1,116 @@
+// What the CPU engine runs: plain data shared by every instruction-set build of the decode loop.
+//
+// No standard-library templates here: this header is compiled under several instruction sets, and an inline template
+// instantiated under AVX-512 must never be the copy that the linker keeps for an older machine.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace pxfast {
+
+constexpr int kLanes = 16;    // floats in a vector, on every instruction set
+constexpr int kMaxTaps = 16;  // of one step
+constexpr int kMaxBiases = 2;
+constexpr int kLevels = 3;
+
+// Activations of one kind for the last rows of a level: slots x (width + 2) x images x channels. A column of zeros on
+// either side stands for the convolutions' padding.
+struct Cache {
+  int level;
+  int channels;   // even, so that bf16 pairs never straddle two cells
+  int slots;      // rows kept
+  size_t offset;  // elements per image before this cache
+};
+
+// One tap of a convolution: a cell of a cache times a (channels x outputs) matrix.
+struct Tap {
+  int cache;
+  int row, column;                // relative to the (scaled) output position
+  int row_parity, column_parity;  // only outputs of this parity have the tap; -1: all (transposed convolutions)
+  size_t weights;                 // channels of the taps before it: where its rows of packed weights begin
+};
+
+struct Bias {
+  const float* values;       // padded to a multiple of kLanes, plus kLanes
+  int min_row, min_column;   // the bias is added from here on: shifted input streams see zeros before
+};
+
+enum class Epilogue : int {
+  kHidden,   // concat-ELU of the sum into a cache
+  kGate,     // residual += a * sigmoid(b), then publish
+  kPublish,  // residual = sum, then publish
+  kOutput,   // parameters of the head
+};
+
+enum class Scale : int { kSame, kDown, kUp };  // input position: as output, twice, half
+
+struct Step {
+  int level;     // of the output
+  bool per_row;  // whole rows (vertical stream) or single pixels (horizontal stream)
+  Scale scale;
+  Epilogue epilogue;
+  int outputs;             // N of the matrix product
+  int taps, biases;
+  Tap tap[kMaxTaps];
+  Bias bias[kMaxBiases];
+  float multiplier;        // of the matrix product, before the bias
+  // caches written by kHidden (concat_elu only) or published; -1: none
+  int concat_elu, raw, elu;
+  // filled in by packing
+  const void* packed;
+  size_t tile_stride;  // elements per packed tile
+  int tile_vectors;    // vectors of kLanes outputs per tile
+  int tiles;
+};
+
+enum class HeadKind : int { kLogistic, kSoftmax };
+
+struct Program {
+  int channels, height, width, filters;
+  HeadKind head;
+  int mixtures;
+  const float* tables;  // softmax head: (pairs, 256, 256), pairs R->G, R->B, G->B
+  int input_cache;
+  int caches, steps;
+  const Cache* cache;
+  const Step* step;
+  size_t elements_per_image;  // of all caches
+};
+
+// Memory of one thread's block of images.
+struct Workspace {
+  void* caches;
+  float* residual[2][kLevels];  // [per_row][level]: images, or width x images, times padded filters
+  float* products;              // one panel of a matrix product
+  int capacity;                 // images
+};
+
+struct Chooser {
+  int eps;
+};
+
+// Set from outside while a block decodes.
+struct Control {
+  bool (*cancelled)(void* context);
+  void (*row_done)(void* context, int images);
+  void* context;
+};
+
+// One instruction set's build of the decode loop, for one storage type of the caches.
+struct Backend {
+  size_t element_size;
+  // tile_vectors, tiles and tile_stride of a step whose taps hold `rows` packed rows in all
+  void (*plan)(Step& step, size_t rows);
+  // one tap's (channels x outputs) fp32 matrix into the step's packed tiles at tap.weights
+  void (*pack)(const Step& step, const Tap& tap, int channels, const float* matrix, void* packed);
+  size_t (*products_size)(const Program& program);  // floats
+  // decodes `images` images; false when cancelled
+  bool (*decode)(const Program& program, Workspace& workspace, const uint8_t* input, uint8_t* output, int images,
+                 const Chooser& chooser, const Control& control);
+};
+
+inline int level_size(int size, int level) { return size >> level; }
+inline int padded(int n) { return (n + kLanes - 1) / kLanes * kLanes; }
+
+}  // namespace pxfast
