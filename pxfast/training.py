@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
 import json
 import math
 import os
+import signal
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +32,11 @@ LOG2 = math.log(2.0)
 class TrainingSettings:
     """How to train.
 
-    The run ends after ``epochs``, or after ``budget`` seconds of training when that is given. The learning rate rises
-    linearly over ``warmup`` steps and falls along a cosine to zero at the end of the run. ``ema_decay``: of the
-    averaged weights, which are the ones saved. ``gradient_clip``: largest norm of the whole gradient.
-    ``precision``: 'bf16' (autocast) or 'fp32'. ``compile``: use torch.compile (minutes to start, then faster).
+    The run ends after ``epochs``, or after ``budget`` seconds spent in training steps (over all resumed parts; not in
+    checkpoints and validation) when that is given. The learning rate rises linearly over ``warmup`` steps and falls
+    along a cosine to zero at the end of the run. ``ema_decay``: of the averaged weights, which are the ones saved.
+    ``gradient_clip``: largest norm of the whole gradient. ``precision``: 'bf16' (autocast) or 'fp32'. ``compile``: use
+    torch.compile (minutes to start, then faster).
     """
 
     batch_size: int = 32
@@ -50,21 +54,32 @@ class TrainingSettings:
     def __post_init__(self) -> None:
         if self.batch_size < 1:
             raise ValueError(f"batch_size must be positive, got {self.batch_size}")
-        if self.budget is not None and self.budget <= 0:
+        if self.budget is not None and not self.budget > 0:
             raise ValueError(f"budget must be positive seconds, got {self.budget}")
-        if self.epochs <= 0:
-            raise ValueError(f"epochs must be positive, got {self.epochs}")
+        for field in ("epochs", "learning_rate", "gradient_clip"):
+            if not getattr(self, field) > 0:
+                raise ValueError(f"{field} must be positive, got {getattr(self, field)}")
+        if self.warmup < 0:
+            raise ValueError(f"warmup must be a number of steps, got {self.warmup}")
+        if not 0.0 <= self.ema_decay < 1.0:
+            raise ValueError(f"ema_decay must be in [0, 1), got {self.ema_decay}")
         if self.precision not in ("bf16", "fp32"):
             raise ValueError(f"precision must be 'bf16' or 'fp32', got {self.precision!r}")
+
+
+def check_images(config: PixelCNNConfig, images: Tensor, what: str) -> None:
+    C, H, W = config.channels, *config.image_size
+    if images.dtype != torch.uint8 or tuple(images.shape[1:]) != (C, H, W) or len(images) == 0:
+        raise ValueError(
+            f"expected uint8 {what} images (N, {C}, {H}, {W}), N > 0, got {images.dtype} {tuple(images.shape)}"
+        )
 
 
 class Trainer:
     """A training run: model, averaged model, optimiser and position in the data; saved and restored as one."""
 
     def __init__(self, config: PixelCNNConfig, settings: TrainingSettings, images: Tensor) -> None:
-        expected = (config.channels, *config.image_size)
-        if images.dtype != torch.uint8 or tuple(images.shape[1:]) != expected or len(images) == 0:
-            raise ValueError(f"expected uint8 images (N, {expected}), N > 0, got {images.dtype} {tuple(images.shape)}")
+        check_images(config, images, "training")
         self.settings = settings
         self.images = images
         self.steps_per_epoch = max(1, len(images) // settings.batch_size)
@@ -117,7 +132,10 @@ class Trainer:
         return self.settings.learning_rate * warmup * 0.5 * (1.0 + math.cos(math.pi * self.progress))
 
     def train_step(self) -> float:
-        """One step of Adam; returns the batch's bits/dim."""
+        """One step of Adam; returns the batch's bits/dim.
+
+        FloatingPointError when the loss or its gradient is not finite; the weights are then as before the step.
+        """
         started = time.perf_counter()
         torch.manual_seed(self.settings.seed * 1_000_003 + self.step)  # dropout, the same after a resume
         for group in self.optimiser.param_groups:
@@ -126,7 +144,12 @@ class Trainer:
         with torch.autocast("cpu", torch.bfloat16, enabled=self.settings.precision == "bf16"):
             loss = -self._log_prob(self.batch(self.step)).mean() / LOG2
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.gradient_clip)
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.gradient_clip)
+        bits_per_dim = float(loss.detach())
+        if not math.isfinite(bits_per_dim) or not math.isfinite(norm):
+            raise FloatingPointError(
+                f"training broke down at step {self.step}: {bits_per_dim} bits/dim, gradient of norm {float(norm)}"
+            )
         self.optimiser.step()
         self.optimiser.zero_grad()
         decay = min(self.settings.ema_decay, (1 + self.step) / (10 + self.step))
@@ -134,7 +157,7 @@ class Trainer:
             torch._foreach_lerp_(list(self.averaged.parameters()), list(self.model.parameters()), 1.0 - decay)
         self.step += 1
         self.seconds += time.perf_counter() - started
-        return float(loss)
+        return bits_per_dim
 
     @torch.no_grad()
     def evaluate(self, images: Tensor) -> float:
@@ -149,7 +172,8 @@ class Trainer:
     def save(self, path: Path) -> None:
         tensors = {f"model.{name}": value for name, value in self.model.state_dict().items()}
         tensors |= {f"averaged.{name}": value for name, value in self.averaged.state_dict().items()}
-        for i, state in enumerate(self.optimiser.state_dict()["state"].values()):
+        # keyed by the parameter's place: one that never had a gradient has no state and must not shift the others
+        for i, state in self.optimiser.state_dict()["state"].items():
             tensors |= {f"optimiser.{i}.{name}": value for name, value in state.items()}
         metadata = {
             "format": CHECKPOINT_FORMAT,
@@ -178,13 +202,42 @@ class Trainer:
         self.model.load_state_dict(parts["model"])
         self.averaged.load_state_dict(parts["averaged"])
         state: dict[int, dict[str, Tensor]] = {}
+        parameters = list(self.model.parameters())
         for key, value in parts["optimiser"].items():
             i, _, name = key.partition(".")
+            parameter = parameters[int(i)]
+            if value.shape == parameter.shape:
+                # fused Adam walks parameter and state in the order of memory, so they must be laid out alike
+                # (channels last), and a file's tensors are contiguous
+                value = torch.empty_like(parameter, requires_grad=False).copy_(value)
             state.setdefault(int(i), {})[name] = value
         self.optimiser.load_state_dict({**self.optimiser.state_dict(), "state": state})
         position = json.loads(metadata["position"])
         self.step, self.seconds = position["step"], position["seconds"]
         self.history = json.loads(metadata["history"])
+
+
+@contextlib.contextmanager
+def deferred_interrupt() -> Iterator[threading.Event]:
+    """Let a first Ctrl-C only set the event, so that a step is finished and kept; a second one interrupts at once.
+
+    Python delivers signals to the main thread; elsewhere this does nothing.
+    """
+    asked = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield asked
+        return
+    before = signal.getsignal(signal.SIGINT)
+
+    def handler(number: int, frame: Any) -> None:
+        asked.set()
+        signal.signal(signal.SIGINT, before)
+
+    signal.signal(signal.SIGINT, handler)
+    try:
+        yield asked
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def checkpoint_path(out: str | os.PathLike[str]) -> Path:
@@ -208,12 +261,18 @@ def train(
 
     Every ``checkpoint_interval`` seconds the whole state goes to ``out`` with the suffix .checkpoint.safetensors, and
     the averaged model so far to ``out``; with ``resume`` a killed run goes on from there with the same data order.
+    Ctrl-C ends the run after the step at hand, with everything kept, and raises KeyboardInterrupt.
     validation: uint8 images whose bits/dim is recorded at every checkpoint. Returns the averaged model.
     Raises FileExistsError when ``out`` or its checkpoint exists and neither ``resume`` nor ``force`` is set,
-    FileNotFoundError when ``resume`` finds no checkpoint.
+    FileNotFoundError when ``resume`` finds no checkpoint or the folder of ``out`` does not exist, FloatingPointError
+    when bits/dim stop being finite (the files then stay as the last interval left them).
     """
     settings = settings or TrainingSettings()
     checkpoint = checkpoint_path(out)
+    if not checkpoint.parent.is_dir():  # now, not when the first checkpoint is due
+        raise FileNotFoundError(f"no such folder: {checkpoint.parent}")
+    if validation is not None:
+        check_images(config, validation, "validation")
     trainer = Trainer(config, settings, images)
     if resume:
         trainer.restore(checkpoint)
@@ -237,15 +296,15 @@ def train(
         }
         save_model(trainer.averaged, out, notes=notes)
 
-    recent: float | None = None
+    recent: float | None = trainer.history[-1]["train_bits_per_dim"] if trainer.history else None
     kept_at = time.monotonic()
-    with tqdm(total=trainer.total_steps, initial=trainer.step, unit="step", disable=not progress) as bar:
-        if settings.budget is not None:
-            bar.total = None
-        while trainer.progress < 1.0:
+    total = trainer.total_steps if settings.budget is None else None
+    with (
+        deferred_interrupt() as interrupted,
+        tqdm(total=total, initial=trainer.step, unit="step", mininterval=0.5, disable=not progress) as bar,
+    ):
+        while trainer.progress < 1.0 and not interrupted.is_set():
             loss = trainer.train_step()
-            if not math.isfinite(loss):
-                raise FloatingPointError(f"bits/dim became {loss} at step {trainer.step}; {checkpoint} is from before")
             recent = loss if recent is None else 0.98 * recent + 0.02 * loss
             bar.update()
             if trainer.step % 10 == 0:
@@ -255,5 +314,7 @@ def train(
             if time.monotonic() - kept_at >= checkpoint_interval:
                 keep(recent)
                 kept_at = time.monotonic()
-    keep(recent)
+        keep(recent)
+    if interrupted.is_set():
+        raise KeyboardInterrupt(f"training stopped at step {trainer.step}; resume from {checkpoint}")
     return trainer.averaged.eval()
