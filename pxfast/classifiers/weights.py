@@ -1,0 +1,99 @@
+"""Classifier files: safetensors with the configuration in the metadata. Nothing is ever unpickled.
+
+Weights of convolutions and of the linear layer are stored in bf16; batch normalisation and biases in fp32.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ..files import whole_file
+from ..weights import read_safetensors
+from .resnet import ResNet, ResNetConfig
+
+FORMAT = "pxfast-resnet"
+SHIPPED = {"fashion-mnist": "fashion-mnist-resnet62.safetensors"}
+
+
+def stored_tensors(model: ResNet) -> dict[str, Tensor]:
+    """The tensors of a classifier file, in the types they are stored in."""
+    tensors = {}
+    for name, value in model.state_dict().items():
+        if value.is_floating_point():  # leaves out BatchNorm's counters of batches seen
+            dtype = torch.bfloat16 if value.dim() > 1 else torch.float32
+            tensors[name] = value.detach().to("cpu", dtype).contiguous()
+    return tensors
+
+
+@torch.no_grad()
+def fill(model: ResNet, tensors: dict[str, Tensor], origin: str) -> None:
+    """Copy ``stored_tensors`` into a model. ValueError, naming ``origin``, when they do not fit."""
+    targets = {name: value for name, value in model.state_dict().items() if value.is_floating_point()}
+    if tensors.keys() != targets.keys():
+        odd = sorted(tensors.keys() ^ targets.keys())[:3]
+        raise ValueError(f"{origin} does not fit its configuration: missing or unexpected tensors, such as {odd}")
+    for name, target in targets.items():
+        if tensors[name].shape != target.shape:
+            raise ValueError(
+                f"{origin}: {name} should have shape {tuple(target.shape)}, found {tuple(tensors[name].shape)}"
+            )
+        if not torch.isfinite(tensors[name]).all():
+            raise ValueError(f"{origin}: {name} has values that are not finite")
+        target.copy_(tensors[name])
+
+
+def save_classifier(model: ResNet, path: str | os.PathLike[str], *, notes: dict[str, Any] | None = None) -> None:
+    """Write a classifier file, whole or not at all.
+
+    notes: JSON-able facts kept in the metadata (how it was trained, its measured accuracy).
+    """
+    metadata = {
+        "format": FORMAT,
+        "config": json.dumps(dataclasses.asdict(model.config)),
+        "notes": json.dumps(notes or {}),
+    }
+    with whole_file(path) as temporary:
+        save_file(stored_tensors(model), temporary, metadata=metadata)
+
+
+def classifier_path(name_or_path: str | os.PathLike[str]) -> Path:
+    """The file of a shipped classifier's name, or of a path. ValueError lists the known names."""
+    if not isinstance(name_or_path, (str, os.PathLike)):
+        raise TypeError(f"expected a classifier's name or a path, got {type(name_or_path).__name__}")
+    text = os.fspath(name_or_path)
+    if text in SHIPPED:
+        return Path(str(resources.files("pxfast") / "assets" / SHIPPED[text]))
+    if os.path.exists(text) or os.sep in text or text.endswith(".safetensors"):
+        return Path(text)
+    raise ValueError(f"unknown classifier {text!r}; shipped ones: {', '.join(sorted(SHIPPED))}; or pass a file's path")
+
+
+def read_notes(name_or_path: str | os.PathLike[str]) -> dict[str, Any]:
+    """The notes of a classifier file: how it was trained and its measured ``test_accuracy``."""
+    return json.loads(read_safetensors(classifier_path(name_or_path), FORMAT)[1]["notes"])
+
+
+def load_classifier(name_or_path: str | os.PathLike[str]) -> ResNet:
+    """A shipped classifier by name ('fashion-mnist'), or one from a file: in eval mode, fp32, on the CPU.
+
+    Raises ValueError for an unknown name and for a truncated or foreign file, FileNotFoundError for a path that does
+    not exist. Nothing is unpickled.
+    """
+    path = classifier_path(name_or_path)
+    tensors, metadata = read_safetensors(path, FORMAT)
+    try:
+        config = ResNetConfig(**json.loads(metadata["config"]))
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path}: bad classifier configuration: {error}") from None
+    model = ResNet(config)
+    fill(model, tensors, str(path))
+    return model.eval()
