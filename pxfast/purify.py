@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numbers
+from collections.abc import Callable
 
 from torch import nn
 from tqdm import tqdm
@@ -36,7 +37,7 @@ def purify(
     model: Model | None = None,
     engine: str = "auto",
     precision: str = "auto",
-    progress: bool = False,
+    progress: bool | Callable[[int], None] = False,
 ) -> Images:
     """Move every sub-pixel, in raster and channel order, to its likeliest value within ±eps of what was given.
 
@@ -44,7 +45,8 @@ def purify(
     which is rounded to the nearest multiple of 1/255 first. eps: in steps of the 0..255 grid; 0 changes nothing,
     255 leaves the values unconstrained. model: a PixelCNN, a shipped model's name, the path of a model file, or None
     for the shipped model of the images' shape. engine: 'auto', or a name that ``pxfast info`` lists. precision:
-    'fp32', 'bf16' or 'auto', the engine's fastest. progress: show a bar.
+    'fp32', 'bf16' or 'auto', the engine's fastest. progress: True shows a bar; a function is called now and then with
+    the number of images finished so far.
 
     Returns a new tensor or array of the same type, shape, dtype and device; floats are multiples of 1/255. Each
     image's result is independent of its batch. There is no gradient: inputs that require one are detached.
@@ -61,11 +63,12 @@ def purify(
         return form.images(grid)
     if precision == "auto":
         precision = chosen.best_precision()
-    with tqdm(total=len(grid), unit="image", disable=not progress) as bar:
+    with tqdm(total=len(grid), unit="image", disable=progress is not True) as bar:
 
-        def report(finished: int) -> None:
+        def advance(finished: int) -> None:
             bar.update(finished - bar.n)
 
+        report = progress if callable(progress) else advance
         schedule, chooser = schedule_for(model), engines.Greedy(eps)
         result = chosen.decode(schedule, grid, chooser, precision=precision, report=report)
     return form.images(result)
@@ -86,7 +89,7 @@ class Purifier(nn.Module):
         model: Model | None = None,
         engine: str = "auto",
         precision: str = "auto",
-        progress: bool = False,
+        progress: bool | Callable[[int], None] = False,
     ) -> None:
         super().__init__()
         engines.select(engine)
