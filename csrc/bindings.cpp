@@ -68,25 +68,38 @@ class CpuEngine {
     spec_.steps.clear();  // the weights are packed now
   }
 
-  ByteArray decode(const ByteArray& images, int eps, int threads, const py::object& report) const {
-    if (images.ndim() != 4 || images.shape(1) != spec_.channels || images.shape(2) != spec_.height ||
-        images.shape(3) != spec_.width)
-      throw std::invalid_argument("images do not have the program's shape");
-    if (eps < 0 || eps > 255) throw std::invalid_argument("eps must be in 0..255");
+  ByteArray decode(const ByteArray& images, int eps, int threads, int order, const py::object& report) const {
+    check(images, eps);
+    if (threads < 1) throw std::invalid_argument("threads must be positive");
     ByteArray result({images.shape(0), images.shape(1), images.shape(2), images.shape(3)});
     const uint8_t* input = images.data();
     uint8_t* output = result.mutable_data();
-    bool finished;
+    py::gil_scoped_release unlocked;
+    engine_.decode(input, output, images.shape(0), {eps}, threads, static_cast<pxfast::Order>(order),
+                   [&](int64_t done) {
+                     py::gil_scoped_acquire locked;
+                     if (PyErr_CheckSignals() != 0) throw py::error_already_set();  // Ctrl-C
+                     if (!report.is_none()) report(done);
+                   });
+    return result;
+  }
+
+  py::dict profile(const ByteArray& images, int eps, int order) const {
+    check(images, eps);
+    std::vector<uint8_t> output(images.size());
+    const uint8_t* input = images.data();
+    pxfast::Profile profile;
     {
       py::gil_scoped_release unlocked;
-      finished = engine_.decode(input, output, images.shape(0), {eps}, threads, [&](int64_t done) {
-        py::gil_scoped_acquire locked;
-        if (PyErr_CheckSignals() != 0) throw py::error_already_set();  // Ctrl-C
-        if (!report.is_none()) report(done);
-        return true;
-      });
+      profile = engine_.profile(input, output.data(), images.shape(0), {eps}, static_cast<pxfast::Order>(order));
     }
-    if (!finished) throw std::runtime_error("decoding was cancelled");
+    py::dict result;
+    result["row_products"] = profile.row_products;
+    result["pixel_products"] = profile.pixel_products;
+    result["gather"] = profile.gather;
+    result["elementwise"] = profile.elementwise;
+    result["head"] = profile.head;
+    result["sweeps"] = profile.sweeps;
     return result;
   }
 
@@ -97,6 +110,13 @@ class CpuEngine {
  private:
   ProgramSpec spec_;
   Engine engine_;
+
+  void check(const ByteArray& images, int eps) const {
+    if (images.ndim() != 4 || images.shape(1) != spec_.channels || images.shape(2) != spec_.height ||
+        images.shape(3) != spec_.width)
+      throw std::invalid_argument("images do not have the program's shape");
+    if (eps < 0 || eps > 255) throw std::invalid_argument("eps must be in 0..255");
+  }
 };
 
 }  // namespace
@@ -111,7 +131,9 @@ PYBIND11_MODULE(_C, m) {
 #endif
   py::class_<CpuEngine>(m, "CpuEngine")
       .def(py::init<const py::dict&, const std::string&, bool>(), py::arg("program"), py::arg("isa"), py::arg("bf16"))
-      .def("decode", &CpuEngine::decode, py::arg("images"), py::arg("eps"), py::arg("threads"), py::arg("report"))
+      .def("decode", &CpuEngine::decode, py::arg("images"), py::arg("eps"), py::arg("threads"), py::arg("order"),
+           py::arg("report"))
+      .def("profile", &CpuEngine::profile, py::arg("images"), py::arg("eps"), py::arg("order"))
       .def_property_readonly("isa", &CpuEngine::isa)
       .def_property_readonly("bytes_per_image", &CpuEngine::bytes_per_image)
       .def_property_readonly("weight_bytes", &CpuEngine::weight_bytes);

@@ -2,6 +2,10 @@
 // Included once by every isa_*.cpp, which sets the instruction set by its compiler flags.
 #pragma once
 
+#include <time.h>
+
+#include <initializer_list>
+
 #include "gemm.h"
 #include "head.h"
 
@@ -20,29 +24,83 @@ using pxfast::Workspace;
 
 constexpr long kPanelRows = 120;  // rows of a matrix product between two epilogues; a multiple of every tile's rows
 
+// Where the time goes, in seconds of one thread; filled in by a profiled decode only.
+struct Stopwatch {
+  pxfast::Profile* profile;
+  explicit Stopwatch(pxfast::Profile* p) : profile(p) {
+    if (profile) last_ = now();
+  }
+  void lap(double pxfast::Profile::*part) {
+    if (!profile) return;
+    const double t = now();
+    profile->*part += t - last_;
+    last_ = t;
+  }
+
+ private:
+  double last_ = 0.0;
+  static double now() {
+    timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+  }
+};
+
+// A block of images, decoded by one thread, or a single image by a team of threads that share every step's columns.
 template <class Element>
 class Block {
  public:
   Block(const Program& program, Workspace& workspace, const uint8_t* input, uint8_t* output, int images,
-        const Chooser& chooser)
+        const Chooser& chooser, pxfast::Team* team, int member)
       : program_(program),
         workspace_(workspace),
         input_(input),
         output_(output),
         images_(images),
         chooser_(chooser),
-        filters_padded_(pxfast::padded(program.filters)) {
-    zero_padding_columns();
+        filters_padded_(pxfast::padded(program.filters)),
+        team_(team),
+        member_(member),
+        members_(team ? team->members : 1) {
+    if (member == 0) zero_padding_columns();
   }
 
+  // Pixel by pixel: the least arithmetic.
   bool run(const Control& control) {
     for (int row = 0; row < program_.height; ++row) {
-      run_steps(/*per_row=*/true, row, 0);
+      run_steps(/*per_row=*/true, row, 0, program_.width);
       for (int column = 0; column < program_.width; ++column) {
         if (control.cancelled(control.context)) return false;
-        run_steps(/*per_row=*/false, row, column);
+        run_steps(/*per_row=*/false, row, column, column + 1);
       }
       control.row_done(control.context, images_);
+    }
+    return true;
+  }
+
+  // Row by row: guess the row, evaluate all its columns at once, keep the prefix that agrees with the guess and its
+  // first correction, repeat from there with the evaluated values as the next guess. A Jacobi iteration on a
+  // triangular system (Song et al. 2020), so the fixed point is the sequential result; every column is computed by
+  // the same arithmetic, so it is so bit for bit. Takes one image.
+  bool run_speculative(const Control& control) {
+    for (int row = 0; row < program_.height; ++row) {
+      if (member_ == 0) {
+        workspace_.cancelled = control.cancelled(control.context);
+        guess_input(row);
+      }
+      wait_for_team();
+      if (workspace_.cancelled) return false;
+      run_steps(/*per_row=*/true, row, 0, program_.width);
+      for (int begin = 0; begin < program_.width;) {
+        run_steps(/*per_row=*/false, row, begin, program_.width);
+        if (member_ == 0) {
+          workspace_.open = settle(row, begin);
+          if (workspace_.profile) workspace_.profile->sweeps += 1.0;
+        }
+        wait_for_team();
+        begin = workspace_.open;
+      }
+      if (member_ == 0) control.row_done(control.context, 1);
     }
     return true;
   }
@@ -55,6 +113,8 @@ class Block {
   const int images_;
   const Chooser chooser_;
   const int filters_padded_;
+  pxfast::Team* team_;
+  const int member_, members_;
 
   // Cell of the block's first image; the other images' cells follow, `channels` apart. Column -1 and the one behind
   // the last are zeros.
@@ -76,31 +136,22 @@ class Block {
   }
 
   float* residual(const Step& step, int column) {
-    return workspace_.residual[step.per_row][step.level] +
-           (step.per_row ? (size_t)column * images_ * filters_padded_ : 0);
+    return workspace_.residual[step.per_row][step.level] + (size_t)column * images_ * filters_padded_;
   }
 
-  void run_steps(bool per_row, int row, int column) {
+  // Every step of a stream for the columns [begin, end) of a row, both at stride 1.
+  void run_steps(bool per_row, int row, int begin, int end) {
     for (int s = 0; s < program_.steps; ++s) {
       const Step& step = program_.step[s];
       const int mask = (1 << step.level) - 1;
-      if (step.per_row != per_row || (row & mask) || (column & mask)) continue;
-      const int r = row >> step.level, c = column >> step.level;
-      if (!per_row) {
-        run_step(step, r, c, 1);
-        continue;
-      }
-      const int width = pxfast::level_size(program_.width, step.level);
-      if (step.scale == Scale::kSame) {
-        run_step(step, r, 0, width);  // the columns' cells stand one behind the other, as the images' do
-      } else {
-        for (int i = 0; i < width; ++i) run_step(step, r, i, 1);
-      }
+      if (step.per_row != per_row || (row & mask)) continue;
+      const int first = (begin + mask) >> step.level, last = ((end - 1) >> step.level) + 1;
+      if (first < last) run_step(step, row >> step.level, first, last);
     }
   }
 
   // The taps that exist at an output position. One outside the image is left out when a single column is computed;
-  // a whole row reads the zeros beside it, which adds nothing: the same bits.
+  // several columns read the zeros beside the image, which adds nothing: the same bits.
   Operand<Element> gather(const Step& step, int row, int column, int columns) {
     Operand<Element> operand;
     operand.taps = 0;
@@ -125,28 +176,55 @@ class Block {
     return scale == Scale::kDown ? 2 * position : scale == Scale::kUp ? position >> 1 : position;
   }
 
-  void run_step(const Step& step, int row, int column, int columns) {
-    const Operand<Element> operand = gather(step, row, column, columns);
-    const long rows = (long)columns * images_;
-    for (long first = 0; first < rows; first += kPanelRows) {
-      const long count = rows - first < kPanelRows ? rows - first : kPanelRows;
-      matrix_product(step, operand, first, count, workspace_.products);
-      add_bias(step, row, column, first, count);
-      finish(step, row, column, first, count);
+  // One step for the columns [begin, end) of its own level.
+  void run_step(const Step& step, int row, int begin, int end) {
+    if (step.scale == Scale::kSame) {
+      // the columns' cells stand one behind the other, as the images' do
+      const long rows = (long)(end - begin) * images_;
+      run_rows(step, row, begin, begin, end, rows * member_ / members_, rows * (member_ + 1) / members_);
+    } else {
+      for (int column = begin; column < end; ++column)
+        if ((column - begin) % members_ == member_) run_rows(step, row, begin, column, column + 1, 0, images_);
+    }
+    wait_for_team();
+  }
+
+  // Rows [first, last) of the step's matrix product over the columns [column, end). Residuals are kept from column
+  // `begin` of the step on.
+  void run_rows(const Step& step, int row, int begin, int column, int end, long first, long last) {
+    Stopwatch watch(workspace_.profile);
+    const Operand<Element> operand = gather(step, row, column, end - column);
+    watch.lap(&pxfast::Profile::gather);
+    float* residuals = residual(step, column - begin);
+    for (; first < last; first += kPanelRows) {
+      const Panel panel{first, last - first < kPanelRows ? last - first : kPanelRows,
+                        step.epilogue == Epilogue::kOutput && workspace_.parameters
+                            ? workspace_.parameters + first * product_stride(step)
+                            : workspace_.products[member_]};
+      matrix_product(step, operand, panel.first, panel.rows, panel.products);
+      watch.lap(step.per_row ? &pxfast::Profile::row_products : &pxfast::Profile::pixel_products);
+      add_bias(step, row, column, panel);
+      finish(step, row, column, panel, residuals);
+      watch.lap(step.epilogue == Epilogue::kOutput ? &pxfast::Profile::head : &pxfast::Profile::elementwise);
     }
   }
 
+  struct Panel {  // some rows of a matrix product
+    long first, rows;
+    float* products;
+  };
+
   // products = products * multiplier + biases, in place
-  void add_bias(const Step& step, int row, int column, long first, long count) {
+  void add_bias(const Step& step, int row, int column, const Panel& panel) {
     const float* active[pxfast::kMaxBiases];
-    const long stride = (long)step.tiles * step.tile_vectors * kLanes;
+    const long stride = product_stride(step);
     const Vector multiplier = broadcast(step.multiplier);
-    for (long m = 0; m < count; ++m) {
-      const int c = column + (int)((first + m) / images_);
+    for (long m = 0; m < panel.rows; ++m) {
+      const int c = column + (int)((panel.first + m) / images_);
       int biases = 0;
       for (int b = 0; b < step.biases; ++b)
         if (row >= step.bias[b].min_row && c >= step.bias[b].min_column) active[biases++] = step.bias[b].values;
-      float* products = workspace_.products + m * stride;
+      float* products = panel.products + m * stride;
       for (int n = 0; n < step.outputs; n += kLanes) {
         Vector sum = load(products + n) * multiplier;
         for (int b = 0; b < biases; ++b) sum = sum + load(active[b] + n);
@@ -155,66 +233,50 @@ class Block {
     }
   }
 
-  void finish(const Step& step, int row, int column, long first, long count) {
+  void finish(const Step& step, int row, int column, const Panel& panel, float* residuals) {
+    float* x = residuals + panel.first * filters_padded_;
+    const long stride = product_stride(step);
     switch (step.epilogue) {
       case Epilogue::kHidden:
-        return store_concat_elu(step, row, column, first, count, workspace_.products, product_stride(step));
+        return store_concat_elu(step, row, column, panel, panel.products, stride);
       case Epilogue::kGate:
-        gate(step, column, first, count);
-        return publish(step, row, column, first, count);
+        for (long m = 0; m < panel.rows; ++m) gate(panel.products + m * stride, x + m * filters_padded_);
+        return publish(step, row, column, panel, x);
       case Epilogue::kPublish:
-        set_residual(step, column, first, count);
-        return publish(step, row, column, first, count);
+        for (long m = 0; m < panel.rows; ++m)
+          for (int n = 0; n < program_.filters; n += kLanes)
+            store(x + m * filters_padded_ + n, load(panel.products + m * stride + n));
+        return publish(step, row, column, panel, x);
       case Epilogue::kOutput:
-        return choose(step, row, column, first, count);
+        if (!workspace_.parameters)  // a team's parameters are judged when the whole row is there
+          for (long m = 0; m < panel.rows; ++m)
+            choose(row, column, (int)(panel.first + m), panel.products + m * stride);
     }
   }
 
   static long product_stride(const Step& step) { return (long)step.tiles * step.tile_vectors * kLanes; }
 
-  // residual += a * sigmoid(b)
-  void gate(const Step& step, int column, long first, long count) {
-    const long stride = product_stride(step);
+  // x += a * sigmoid(b)
+  void gate(const float* products, float* x) {
     const int filters = program_.filters;
-    for (long m = 0; m < count; ++m) {
-      const float* a = workspace_.products + m * stride;
-      float* x = residual(step, column) + (first + m) * filters_padded_;
-      for (int n = 0; n < filters; n += kLanes)
-        store(x + n, fma(load(a + n), sigmoid(load(a + filters + n)), load(x + n)));
-    }
+    for (int n = 0; n < filters; n += kLanes)
+      store(x + n, fma(load(products + n), sigmoid(load(products + filters + n)), load(x + n)));
   }
 
-  void set_residual(const Step& step, int column, long first, long count) {
-    const long stride = product_stride(step);
-    for (long m = 0; m < count; ++m) {
-      float* x = residual(step, column) + (first + m) * filters_padded_;
-      for (int n = 0; n < program_.filters; n += kLanes) store(x + n, load(workspace_.products + m * stride + n));
-    }
-  }
-
-  void publish(const Step& step, int row, int column, long first, long count) {
-    const float* x = residual(step, column) + first * filters_padded_;
+  void publish(const Step& step, int row, int column, const Panel& panel, const float* x) {
     const int filters = program_.filters;
-    if (step.concat_elu >= 0) store_concat_elu(step, row, column, first, count, x, filters_padded_);
-    if (step.raw >= 0) {
-      const Cache& cache = program_.cache[step.raw];
-      Element* to = cell(cache, row, column) + first * cache.channels;
-      for (long m = 0; m < count; ++m) {
-        for (int n = 0; n < filters; n += kLanes)
-          store_first(to + m * cache.channels + n, load(x + m * filters_padded_ + n), filters - n);
-        if (cache.channels > filters) store_scalar(to + m * cache.channels + filters, 0.0f);
-      }
-    }
-    if (step.elu >= 0) {
-      const Cache& cache = program_.cache[step.elu];
-      Element* to = cell(cache, row, column) + first * cache.channels;
-      for (long m = 0; m < count; ++m) {
+    if (step.concat_elu >= 0) store_concat_elu(step, row, column, panel, x, filters_padded_);
+    for (const int id : {step.raw, step.elu}) {
+      if (id < 0) continue;
+      const Cache& cache = program_.cache[id];
+      Element* to = cell(cache, row, column) + panel.first * cache.channels;
+      for (long m = 0; m < panel.rows; ++m, to += cache.channels) {
         for (int n = 0; n < filters; n += kLanes) {
-          Vector positive, negative;
-          elu_both(load(x + m * filters_padded_ + n), positive, negative);
-          store_first(to + m * cache.channels + n, positive, filters - n);
+          Vector value = load(x + m * filters_padded_ + n), unused;
+          if (id == step.elu) elu_both(value, value, unused);
+          store_first(to + n, value, filters - n);
         }
-        if (cache.channels > filters) store_scalar(to + m * cache.channels + filters, 0.0f);
+        if (cache.channels > filters) store_scalar(to + filters, 0.0f);
       }
     }
   }
@@ -222,15 +284,15 @@ class Block {
   // elu(x) and elu(-x): one exponential serves both
   static void elu_both(const Vector& x, Vector& positive, Vector& negative) {
     const Vector saturated = exp(negative_abs(x)) - broadcast(1.0f);
-    positive = where_nonnegative(x, x, saturated);
     negative = where_nonnegative(x, saturated, negate(x));
+    positive = where_nonnegative(x, x, saturated);
   }
 
-  void store_concat_elu(const Step& step, int row, int column, long first, long count, const float* x, long stride) {
+  void store_concat_elu(const Step& step, int row, int column, const Panel& panel, const float* x, long stride) {
     const Cache& cache = program_.cache[step.concat_elu];
     const int filters = program_.filters;
-    Element* to = cell(cache, row, column) + first * cache.channels;
-    for (long m = 0; m < count; ++m, to += cache.channels, x += stride) {
+    Element* to = cell(cache, row, column) + panel.first * cache.channels;
+    for (long m = 0; m < panel.rows; ++m, to += cache.channels, x += stride) {
       for (int n = 0; n < filters; n += kLanes) {
         Vector positive, negative;
         elu_both(load(x + n), positive, negative);
@@ -240,35 +302,80 @@ class Block {
     }
   }
 
-  // Picks the pixel's channels, image by image, and shows them to the input cache as 2v - 255: an odd integer below
-  // 256, exact in bf16. The channel of ones is 255 in these units; the steps that read it multiply by 1/255.
-  void choose(const Step& step, int row, int column, long first, long count) {
+  // Picks a pixel's channels and shows them to the input cache. Returns whether they differ from what stood there in
+  // the output.
+  bool choose(int row, int column, int image, const float* parameters) {
     const long plane = (long)program_.height * program_.width;
-    const long stride = product_stride(step);
     const int channels = program_.channels;
-    Element* to = cell(program_.cache[program_.input_cache], row, column) + first * (channels + 1);
-    for (long m = 0; m < count; ++m, to += channels + 1) {
-      const long pixel = (first + m) * channels * plane + (long)row * program_.width + column;
-      const float* parameters = workspace_.products + m * stride;
-      uint8_t chosen[3];
-      if (program_.head == pxfast::HeadKind::kLogistic) {
-        choose_logistic(program_, parameters, input_ + pixel, chooser_.eps, plane, chosen);
-      } else {
-        choose_softmax(program_, parameters, input_ + pixel, chooser_.eps, plane, chosen);
-      }
-      for (int c = 0; c < channels; ++c) {
-        output_[pixel + c * plane] = chosen[c];
-        store_scalar(to + c, (float)(2 * chosen[c] - 255));
-      }
-      store_scalar(to + channels, 255.0f);
+    const long pixel = (long)image * channels * plane + (long)row * program_.width + column;
+    uint8_t chosen[kLanes] = {};  // room for whole vectors
+    if (program_.head == pxfast::HeadKind::kLogistic) {
+      choose_logistic(program_, parameters, input_ + pixel, chooser_.eps, plane, chosen);
+    } else {
+      choose_softmax(program_, parameters, input_ + pixel, chooser_.eps, plane, chosen);
     }
+    bool changed = false;
+    for (int c = 0; c < channels; ++c) {
+      changed |= output_[pixel + c * plane] != chosen[c];
+      output_[pixel + c * plane] = chosen[c];
+    }
+    show(row, column, image, chosen);
+    return changed;
+  }
+
+  // The network's view of a pixel: 2v - 255, an odd integer below 256 and so exact in bf16. The channel of ones is 255
+  // in these units; the steps that read it multiply by 1/255.
+  void show(int row, int column, int image, const uint8_t* values) {
+    const int channels = program_.channels;
+    Element* to = cell(program_.cache[program_.input_cache], row, column) + image * (channels + 1);
+    for (int c = 0; c < channels; ++c) store_scalar(to + c, (float)(2 * values[c] - 255));
+    store_scalar(to + channels, 255.0f);
+  }
+
+  // ---- speculation, with one image ----
+
+  // The first guess of a row is the input itself.
+  void guess_input(int row) {
+    const long plane = (long)program_.height * program_.width;
+    for (int column = 0; column < program_.width; ++column) {
+      uint8_t values[kLanes] = {};
+      for (int c = 0; c < program_.channels; ++c) {
+        const long at = c * plane + (long)row * program_.width + column;
+        values[c] = output_[at] = input_[at];
+      }
+      show(row, column, 0, values);
+    }
+  }
+
+  // Chooses at every column from `begin` on. Up to and including the first change the choices are final; behind it
+  // they are the next guess. Returns the first column that is still open.
+  int settle(int row, int begin) {
+    Stopwatch watch(workspace_.profile);
+    const Step& output = program_.step[program_.steps - 1];
+    int open = program_.width;
+    for (int column = begin; column < program_.width; ++column) {
+      const float* parameters = workspace_.parameters + (long)(column - begin) * product_stride(output);
+      if (choose(row, column, 0, parameters) && open == program_.width) open = column + 1;
+    }
+    watch.lap(&pxfast::Profile::head);
+    return open;
+  }
+
+  void wait_for_team() {
+    if (team_) team_->wait(team_);
   }
 };
 
 template <class Element>
 bool decode_block(const Program& program, Workspace& workspace, const uint8_t* input, uint8_t* output, int images,
                   const Chooser& chooser, const Control& control) {
-  return Block<Element>(program, workspace, input, output, images, chooser).run(control);
+  return Block<Element>(program, workspace, input, output, images, chooser, nullptr, 0).run(control);
+}
+
+template <class Element>
+bool decode_speculatively(const Program& program, Workspace& workspace, const uint8_t* input, uint8_t* output,
+                          const Chooser& chooser, const Control& control, pxfast::Team* team, int member) {
+  return Block<Element>(program, workspace, input, output, 1, chooser, team, member).run_speculative(control);
 }
 
 inline size_t products_size(const Program& program) {
@@ -283,7 +390,8 @@ inline size_t products_size(const Program& program) {
 
 template <class Element>
 constexpr pxfast::Backend make_backend() {
-  return {sizeof(Element), plan_tiles, pack_tap<Element>, products_size, decode_block<Element>};
+  return {sizeof(Element), plan_tiles, pack_tap<Element>, products_size, decode_block<Element>,
+          decode_speculatively<Element>};
 }
 
 }  // namespace

@@ -1,20 +1,7 @@
-#include "engine.h"
-
-#include <algorithm>
-#include <atomic>
-#include <chrono>
-#include <condition_variable>
-#include <cstdlib>
-#include <cstring>
-#include <exception>
-#include <mutex>
-#include <new>
+// Packing: from a program's description to plain data and weights in the layout of an instruction set's kernels.
 #include <stdexcept>
-#include <thread>
 
-#if defined(__linux__)
-#include <sys/mman.h>
-#endif
+#include "engine_state.h"
 
 namespace pxfast {
 
@@ -71,53 +58,7 @@ const Isa& find_isa(const std::string& name) {
   throw std::invalid_argument("unknown or unusable instruction set '" + name + "'; usable here: " + known);
 }
 
-// Zero-initialised memory on cache-line (and where large, huge-page) boundaries.
-class Buffer {
- public:
-  explicit Buffer(size_t bytes = 0) {
-    if (bytes == 0) return;
-    const size_t alignment = bytes >= (1u << 21) ? (1u << 21) : 64;
-    bytes = (bytes + alignment - 1) / alignment * alignment;
-    data_ = std::aligned_alloc(alignment, bytes);
-    if (data_ == nullptr) throw std::bad_alloc();
-#if defined(__linux__) && defined(MADV_HUGEPAGE)
-    if (alignment > 64) madvise(data_, bytes, MADV_HUGEPAGE);
-#endif
-    std::memset(data_, 0, bytes);
-  }
-  Buffer(Buffer&& other) noexcept { std::swap(data_, other.data_); }
-  Buffer& operator=(Buffer&& other) noexcept {
-    std::swap(data_, other.data_);
-    return *this;
-  }
-  ~Buffer() { std::free(data_); }
-  template <class T>
-  T* as() const {
-    return static_cast<T*>(data_);
-  }
-
- private:
-  void* data_ = nullptr;
-};
-
-// Images decoded together by a thread: enough that streaming the weights costs little, few enough that the block's
-// activations of one layer stay in the second-level cache.
-constexpr int64_t kBlock = 64;
-
 }  // namespace
-
-struct Engine::State {
-  std::string isa;
-  const Backend* backend;
-  Program program;
-  std::vector<Cache> caches;
-  std::vector<Step> steps;
-  std::vector<std::vector<float>> biases;
-  std::vector<float> tables;
-  std::vector<Buffer> packed;
-  size_t residual_floats[2][kLevels];  // per image
-  size_t weight_bytes = 0;
-};
 
 std::vector<std::string> usable_isas() {
   std::vector<std::string> names;
@@ -172,10 +113,8 @@ Engine::Engine(const ProgramSpec& spec, const std::string& isa, bool bf16) : sta
     s.caches.push_back({cache.level, cache.channels, cache.slots, offset});
     offset += (size_t)cache.slots * (level_size(spec.width, cache.level) + 2) * cache.channels;
   }
-  for (int level = 0; level < kLevels; ++level) {
-    s.residual_floats[0][level] = padded(spec.filters);
-    s.residual_floats[1][level] = (size_t)level_size(spec.width, level) * padded(spec.filters);
-  }
+  for (int level = 0; level < kLevels; ++level)
+    s.residual_floats[level] = (size_t)level_size(spec.width, level) * padded(spec.filters);
 
   for (const StepSpec& from : spec.steps) {
     Step step{};
@@ -224,113 +163,8 @@ size_t Engine::weight_bytes() const { return state_->weight_bytes; }
 
 size_t Engine::bytes_per_image() const {
   size_t floats = 0;
-  for (const auto& levels : state_->residual_floats)
-    for (size_t count : levels) floats += count;
+  for (const size_t count : state_->residual_floats) floats += 2 * count;
   return state_->program.elements_per_image * state_->backend->element_size + floats * sizeof(float);
-}
-
-namespace {
-
-// What the threads of one decode share.
-struct Shared {
-  std::atomic<bool> cancel{false};
-  std::atomic<int64_t> next_block{0};
-  std::atomic<int64_t> rows_done{0};
-  std::mutex mutex;
-  std::condition_variable finished;
-  int running = 0;
-  std::exception_ptr error;
-};
-
-}  // namespace
-
-bool Engine::decode(const uint8_t* input, uint8_t* output, int64_t images, const Chooser& chooser, int threads,
-                    const std::function<bool(int64_t)>& tick) const {
-  if (images == 0) return true;
-  const State& s = *state_;
-  threads = (int)std::max<int64_t>(1, std::min<int64_t>(threads, images));
-  // as many blocks as threads, or a multiple, all of nearly the same size
-  const int64_t rounds = (images + threads * kBlock - 1) / (threads * kBlock);
-  const int64_t blocks = rounds * threads;
-  const auto first_of = [&](int64_t block) { return images * block / blocks; };
-  const int64_t capacity = (images + blocks - 1) / blocks;
-  const int64_t image_bytes = (int64_t)s.program.channels * s.program.height * s.program.width;
-
-  Shared shared;
-  Control control;
-  control.context = &shared;
-  control.cancelled = [](void* context) {
-    return static_cast<Shared*>(context)->cancel.load(std::memory_order_relaxed);
-  };
-  control.row_done = [](void* context, int count) {
-    static_cast<Shared*>(context)->rows_done.fetch_add(count, std::memory_order_relaxed);
-  };
-
-  const auto work = [&] {
-    try {
-      Buffer caches(s.program.elements_per_image * s.backend->element_size * capacity);
-      Buffer products(s.backend->products_size(s.program) * sizeof(float));
-      Buffer residuals[2][kLevels];
-      Workspace workspace{};
-      workspace.caches = caches.as<void>();
-      workspace.products = products.as<float>();
-      workspace.capacity = (int)capacity;
-      for (int per_row = 0; per_row < 2; ++per_row) {
-        for (int level = 0; level < kLevels; ++level) {
-          residuals[per_row][level] = Buffer(s.residual_floats[per_row][level] * capacity * sizeof(float));
-          workspace.residual[per_row][level] = residuals[per_row][level].as<float>();
-        }
-      }
-      for (int64_t block; (block = shared.next_block.fetch_add(1)) < blocks;) {
-        const int64_t first = first_of(block), count = first_of(block + 1) - first;
-        if (count > 0 && !s.backend->decode(s.program, workspace, input + first * image_bytes,
-                                            output + first * image_bytes, (int)count, chooser, control))
-          break;
-      }
-    } catch (...) {
-      std::lock_guard<std::mutex> lock(shared.mutex);
-      if (!shared.error) shared.error = std::current_exception();
-      shared.cancel = true;
-    }
-    std::lock_guard<std::mutex> lock(shared.mutex);
-    --shared.running;
-    shared.finished.notify_all();
-  };
-
-  std::vector<std::thread> pool;
-  const auto join = [&] {
-    for (std::thread& thread : pool) thread.join();
-  };
-  try {
-    for (int t = 0; t < threads; ++t) {
-      {
-        std::lock_guard<std::mutex> lock(shared.mutex);
-        ++shared.running;
-      }
-      try {
-        pool.emplace_back(work);
-      } catch (...) {
-        std::lock_guard<std::mutex> lock(shared.mutex);
-        --shared.running;
-        if (pool.empty()) throw;
-        break;  // fewer threads than asked for still decode everything
-      }
-    }
-    std::unique_lock<std::mutex> lock(shared.mutex);
-    while (shared.running > 0) {
-      shared.finished.wait_for(lock, std::chrono::milliseconds(50));
-      lock.unlock();
-      if (!shared.cancel && !tick(shared.rows_done / s.program.height)) shared.cancel = true;
-      lock.lock();
-    }
-  } catch (...) {
-    shared.cancel = true;
-    join();
-    throw;
-  }
-  join();
-  if (shared.error) std::rethrow_exception(shared.error);
-  return !shared.cancel;
 }
 
 }  // namespace pxfast

@@ -48,6 +48,9 @@ struct ProgramSpec {
   std::vector<StepSpec> steps;
 };
 
+// Two orders of evaluation, one result: pixel by pixel, or rows guessed and repaired (small batches).
+enum class Order : int { kAuto, kSequential, kSpeculative };
+
 class Engine {
  public:
   // Packs the weights for an instruction set ('' for the best). Throws std::invalid_argument for one not usable here
@@ -56,9 +59,12 @@ class Engine {
   ~Engine();
 
   // input, output: images x channels x height x width. tick is called about twenty times a second from the calling
-  // thread with the images finished so far; it returns false to cancel. Returns false when cancelled.
-  bool decode(const uint8_t* input, uint8_t* output, int64_t images, const Chooser& chooser, int threads,
-              const std::function<bool(int64_t)>& tick) const;
+  // thread with the images finished so far; it may throw, which cancels the decode and passes the exception on.
+  void decode(const uint8_t* input, uint8_t* output, int64_t images, const Chooser& chooser, int threads, Order order,
+              const std::function<void(int64_t)>& tick) const;
+
+  // decode in one thread, with the seconds spent by kind of work
+  Profile profile(const uint8_t* input, uint8_t* output, int64_t images, const Chooser& chooser, Order order) const;
 
   const std::string& isa() const;
   size_t bytes_per_image() const;  // of caches and residuals, in flight

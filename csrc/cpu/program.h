@@ -78,12 +78,28 @@ struct Program {
   size_t elements_per_image;  // of all caches
 };
 
-// Memory of one thread's block of images.
+// Seconds of one thread by kind of work, and the number of speculative sweeps.
+struct Profile {
+  double row_products, pixel_products, gather, elementwise, head, sweeps;
+};
+
+constexpr int kMaxTeam = 64;
+
+// Memory of one block of images: a thread's own, or shared by a team that decodes a single image.
 struct Workspace {
   void* caches;
-  float* residual[2][kLevels];  // [per_row][level]: images, or width x images, times padded filters
-  float* products;              // one panel of a matrix product
-  int capacity;                 // images
+  float* residual[2][kLevels];  // [per_row][level]: width x images x padded filters
+  float* products[kMaxTeam];    // one panel of a matrix product per member
+  float* parameters;            // the head's parameters of a row, for speculation; else null
+  Profile* profile;             // null: not measured
+  int open;                     // speculation: the first column that is not final
+  bool cancelled;
+};
+
+// Threads that run every step together, each over its share of the columns.
+struct Team {
+  int members;
+  void (*wait)(Team* team);  // until all members have called it
 };
 
 struct Chooser {
@@ -108,6 +124,9 @@ struct Backend {
   // decodes `images` images; false when cancelled
   bool (*decode)(const Program& program, Workspace& workspace, const uint8_t* input, uint8_t* output, int images,
                  const Chooser& chooser, const Control& control);
+  // decodes one image by guessing whole rows, alone (team null) or as one member of a team
+  bool (*decode_speculatively)(const Program& program, Workspace& workspace, const uint8_t* input, uint8_t* output,
+                               const Chooser& chooser, const Control& control, Team* team, int member);
 };
 
 inline int level_size(int size, int level) { return size >> level; }

@@ -1,7 +1,8 @@
 """The CPU engine: the compiled decode loop of csrc/cpu, over all images of a batch at once.
 
-Environment: ``PXFAST_THREADS`` (default: the processors this process may use) and ``PXFAST_ISA`` (avx512bf16, avx512,
-avx2 or portable; default: the best one here) are read at every call.
+Environment, read at every call: ``PXFAST_THREADS`` (default: the processors this process may use), ``PXFAST_ISA``
+(avx512bf16, avx512, avx2 or portable; default: the best one here), ``PXFAST_ORDER`` (sequential or speculative;
+default: by the batch size). Neither threads nor order change a bit of the result.
 """
 
 from __future__ import annotations
@@ -57,6 +58,17 @@ def current_threads() -> int:
     if not wish.isdecimal() or int(wish) < 1:
         raise ValueError(f"PXFAST_THREADS must be a positive integer, got {wish!r}")
     return int(wish)
+
+
+ORDERS = {"": 0, "auto": 0, "sequential": 1, "speculative": 2}
+
+
+def current_order() -> int:
+    """The compiled engine's number for the order of evaluation. ValueError when PXFAST_ORDER is none of them."""
+    wish = os.environ.get("PXFAST_ORDER", "")
+    if wish not in ORDERS:
+        raise ValueError(f"PXFAST_ORDER must be auto, sequential or speculative, got {wish!r}")
+    return ORDERS[wish]
 
 
 def compiled(schedule: Schedule, precision: str, isa: str) -> Any:
@@ -116,5 +128,5 @@ def decode(
 ) -> Tensor:
     """See :class:`pxfast.engines.Decode`. The GIL is released; Ctrl-C raises KeyboardInterrupt within a second."""
     engine = compiled(schedule, precision, current_isa())
-    result: np.ndarray = engine.decode(images.numpy(), chooser.eps, current_threads(), report)
+    result: np.ndarray = engine.decode(images.numpy(), chooser.eps, current_threads(), current_order(), report)
     return torch.from_numpy(result)

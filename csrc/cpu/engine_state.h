@@ -1,0 +1,59 @@
+// What an Engine holds, and the memory it is held in. Only engine.cpp and parallel.cpp include this.
+#pragma once
+
+#include <cstdlib>
+#include <cstring>
+#include <new>
+#include <utility>
+
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
+#include "engine.h"
+
+namespace pxfast {
+
+// Zero-initialised memory on cache-line (and where large, huge-page) boundaries.
+class Buffer {
+ public:
+  explicit Buffer(size_t bytes = 0) {
+    if (bytes == 0) return;
+    const size_t alignment = bytes >= (1u << 21) ? (1u << 21) : 64;
+    bytes = (bytes + alignment - 1) / alignment * alignment;
+    data_ = std::aligned_alloc(alignment, bytes);
+    if (data_ == nullptr) throw std::bad_alloc();
+#if defined(__linux__) && defined(MADV_HUGEPAGE)
+    if (alignment > 64) madvise(data_, bytes, MADV_HUGEPAGE);
+#endif
+    std::memset(data_, 0, bytes);
+  }
+  Buffer(Buffer&& other) noexcept { std::swap(data_, other.data_); }
+  Buffer& operator=(Buffer&& other) noexcept {
+    std::swap(data_, other.data_);
+    return *this;
+  }
+  ~Buffer() { std::free(data_); }
+  template <class T>
+  T* as() const {
+    return static_cast<T*>(data_);
+  }
+
+ private:
+  void* data_ = nullptr;
+};
+
+struct Engine::State {
+  std::string isa;
+  const Backend* backend;
+  Program program;
+  std::vector<Cache> caches;
+  std::vector<Step> steps;
+  std::vector<std::vector<float>> biases;
+  std::vector<float> tables;
+  std::vector<Buffer> packed;
+  size_t residual_floats[kLevels];  // of either stream, per image
+  size_t weight_bytes = 0;
+};
+
+}  // namespace pxfast

@@ -1,0 +1,237 @@
+// Decoding a batch with several threads: blocks of images, one thread each, or single images with a team each.
+#include <algorithm>
+#include <atomic>
+#include <chrono>
+#include <condition_variable>
+#include <exception>
+#include <mutex>
+#include <thread>
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+#include "engine_state.h"
+
+namespace pxfast {
+namespace {
+
+// Images that a thread decodes together: enough that streaming the weights costs little, few enough that a layer's
+// activations stay in the second-level cache.
+constexpr int64_t kBlock = 64;
+
+// Up to this many images a thread, guessing rows is faster than going pixel by pixel (measured: bench/README.md).
+constexpr int64_t kSpeculativeImages = 4;
+
+// A barrier for threads that meet every few microseconds: they spin, and give way only when someone is late.
+struct SpinningTeam : Team {
+  std::atomic<int> arrived{0}, phase{0};
+
+  explicit SpinningTeam(int size) : Team{size, &wait_for} {}
+
+  static void wait_for(Team* team) {
+    auto& self = *static_cast<SpinningTeam*>(team);
+    const int phase = self.phase.load(std::memory_order_acquire);
+    if (self.arrived.fetch_add(1, std::memory_order_acq_rel) + 1 == self.members) {
+      self.arrived.store(0, std::memory_order_relaxed);
+      self.phase.store(phase + 1, std::memory_order_release);
+      return;
+    }
+    for (int spins = 0; self.phase.load(std::memory_order_acquire) == phase; ++spins) {
+      if (spins > 4000) {
+        std::this_thread::yield();
+      } else {
+#if defined(__x86_64__)
+        _mm_pause();
+#endif
+      }
+    }
+  }
+};
+
+// A workspace with the memory behind it.
+struct Room {
+  Workspace workspace{};
+  std::vector<Buffer> buffers;
+
+  Room(const Program& program, const Backend& backend, const size_t* residual_floats, int64_t capacity, int members,
+       bool speculative) {
+    workspace.caches = add(program.elements_per_image * backend.element_size * capacity);
+    for (auto& levels : workspace.residual)
+      for (int level = 0; level < kLevels; ++level)
+        levels[level] = static_cast<float*>(add(residual_floats[level] * capacity * sizeof(float)));
+    for (int member = 0; member < members; ++member)
+      workspace.products[member] = static_cast<float*>(add(backend.products_size(program) * sizeof(float)));
+    if (speculative) {
+      const Step& output = program.step[program.steps - 1];
+      const size_t width = (size_t)output.tiles * output.tile_vectors * kLanes;
+      workspace.parameters = static_cast<float*>(add((program.width * width + 2 * kLanes) * sizeof(float)));
+    }
+  }
+
+ private:
+  void* add(size_t bytes) {
+    buffers.emplace_back(bytes);
+    return buffers.back().as<void>();
+  }
+};
+
+// What the threads of one decode share.
+struct Shared {
+  std::atomic<bool> cancel{false};
+  std::atomic<int64_t> next{0};  // block or image
+  std::atomic<int64_t> rows_done{0};
+  std::mutex mutex;
+  std::condition_variable finished;
+  int running = 0;
+  std::exception_ptr error;
+
+  Control control() {
+    return {[](void* shared) { return static_cast<Shared*>(shared)->cancel.load(std::memory_order_relaxed); },
+            [](void* shared, int images) {
+              static_cast<Shared*>(shared)->rows_done.fetch_add(images, std::memory_order_relaxed);
+            },
+            this};
+  }
+};
+
+// Runs work(0) ... work(threads - 1), each in a thread of its own, and tick(rows done) from this one until all are
+// finished. An exception of theirs or of tick's cancels the rest and is thrown here.
+void run_threads(int threads, Shared& shared, const std::function<void(int)>& work,
+                 const std::function<void(int64_t)>& tick) {
+  bool started = false;  // nobody begins before all threads exist: a team would wait for its missing members for ever
+  std::condition_variable start;
+  const auto body = [&](int index) {
+    try {
+      {
+        std::unique_lock<std::mutex> lock(shared.mutex);
+        start.wait(lock, [&] { return started; });
+      }
+      if (!shared.cancel) work(index);
+    } catch (...) {
+      std::lock_guard<std::mutex> lock(shared.mutex);
+      if (!shared.error) shared.error = std::current_exception();
+      shared.cancel = true;
+    }
+    std::lock_guard<std::mutex> lock(shared.mutex);
+    --shared.running;
+    shared.finished.notify_all();
+  };
+  std::vector<std::thread> pool;
+  std::unique_lock<std::mutex> lock(shared.mutex);
+  try {
+    for (int index = 0; index < threads; ++index) {
+      pool.emplace_back(body, index);
+      ++shared.running;
+    }
+  } catch (...) {
+    shared.error = std::current_exception();
+    shared.cancel = true;
+  }
+  started = true;
+  start.notify_all();
+  while (shared.running > 0) {
+    shared.finished.wait_for(lock, std::chrono::milliseconds(50));
+    lock.unlock();
+    if (!shared.cancel) {
+      try {
+        tick(shared.rows_done);
+      } catch (...) {
+        std::lock_guard<std::mutex> relock(shared.mutex);
+        shared.error = std::current_exception();
+        shared.cancel = true;
+      }
+    }
+    lock.lock();
+  }
+  lock.unlock();
+  for (std::thread& thread : pool) thread.join();
+  if (shared.error) std::rethrow_exception(shared.error);
+}
+
+bool speculates(Order order, int64_t images, int threads) {
+  return order == Order::kSpeculative || (order == Order::kAuto && images <= kSpeculativeImages * threads);
+}
+
+}  // namespace
+
+void Engine::decode(const uint8_t* input, uint8_t* output, int64_t images, const Chooser& chooser, int threads,
+                    Order order, const std::function<void(int64_t)>& tick) const {
+  if (images == 0) return;
+  const State& s = *state_;
+  const int64_t image_bytes = (int64_t)s.program.channels * s.program.height * s.program.width;
+  Shared shared;
+  const Control control = shared.control();
+  const auto images_done = [&](int64_t rows) { tick(rows / s.program.height); };
+
+  if (speculates(order, images, threads)) {
+    const int teams = (int)std::min<int64_t>(threads, images);
+    const int members = std::min(threads / teams, kMaxTeam);
+    struct Group {
+      Room room;
+      SpinningTeam team;
+      int64_t image = 0;
+    };
+    std::vector<std::unique_ptr<Group>> groups;
+    for (int g = 0; g < teams; ++g)
+      groups.push_back(std::unique_ptr<Group>(
+          new Group{Room(s.program, *s.backend, s.residual_floats, 1, members, true), SpinningTeam(members)}));
+    const auto work = [&](int index) {
+      Group& group = *groups[index / members];
+      const int member = index % members;
+      Team* team = members > 1 ? &group.team : nullptr;
+      for (;;) {
+        if (member == 0) group.image = shared.next.fetch_add(1);
+        if (team) team->wait(team);
+        const int64_t image = group.image;
+        if (image >= images ||
+            !s.backend->decode_speculatively(s.program, group.room.workspace, input + image * image_bytes,
+                                             output + image * image_bytes, chooser, control, team, member))
+          return;
+      }
+    };
+    return run_threads(teams * members, shared, work, images_done);
+  }
+
+  threads = (int)std::min<int64_t>(threads, images);
+  // as many blocks as threads, or a multiple, all of nearly the same size
+  const int64_t rounds = (images + threads * kBlock - 1) / (threads * kBlock);
+  const int64_t blocks = rounds * threads;
+  const int64_t capacity = (images + blocks - 1) / blocks;
+  const auto first_of = [&](int64_t block) { return images * block / blocks; };
+  const auto work = [&](int) {
+    Room room(s.program, *s.backend, s.residual_floats, capacity, 1, false);
+    for (int64_t block; (block = shared.next.fetch_add(1)) < blocks;) {
+      const int64_t first = first_of(block), count = first_of(block + 1) - first;
+      if (count > 0 && !s.backend->decode(s.program, room.workspace, input + first * image_bytes,
+                                          output + first * image_bytes, (int)count, chooser, control))
+        return;
+    }
+  };
+  run_threads(threads, shared, work, images_done);
+}
+
+Profile Engine::profile(const uint8_t* input, uint8_t* output, int64_t images, const Chooser& chooser,
+                        Order order) const {
+  const State& s = *state_;
+  const int64_t image_bytes = (int64_t)s.program.channels * s.program.height * s.program.width;
+  Shared shared;
+  const Control control = shared.control();
+  Profile profile{};
+  const bool speculative = speculates(order, images, 1);
+  const int64_t block = speculative ? 1 : kBlock;
+  Room room(s.program, *s.backend, s.residual_floats, std::min(images, block), 1, speculative);
+  room.workspace.profile = &profile;
+  for (int64_t first = 0; first < images; first += block) {
+    const uint8_t* from = input + first * image_bytes;
+    uint8_t* to = output + first * image_bytes;
+    if (speculative) {
+      s.backend->decode_speculatively(s.program, room.workspace, from, to, chooser, control, nullptr, 0);
+    } else {
+      s.backend->decode(s.program, room.workspace, from, to, (int)std::min(block, images - first), chooser, control);
+    }
+  }
+  return profile;
+}
+
+}  // namespace pxfast
