@@ -30,9 +30,14 @@ def test_success_writes_the_file_with_ordinary_permissions(tmp_path):
 def test_exception_leaves_the_old_file_and_no_other(tmp_path):
     target = tmp_path / "out.bin"
     target.write_bytes(b"old")
-    with pytest.raises(RuntimeError, match="half-way"), whole_file(target) as temporary:
-        temporary.write_bytes(b"ne")
-        raise RuntimeError("half-way")
+
+    def write_half():
+        with whole_file(target) as temporary:
+            temporary.write_bytes(b"ne")
+            raise RuntimeError("half-way")
+
+    with pytest.raises(RuntimeError, match="half-way"):
+        write_half()
     assert target.read_bytes() == b"old"
     assert names(tmp_path) == {"out.bin"}
 
