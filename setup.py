@@ -170,6 +170,6 @@ class NinjaBuild(build_ext):
 setup(
     packages=[*find_packages(include=["pxfast", "pxfast.*"]), "pxfast.kernels"],
     package_dir={"pxfast.kernels": "kernels"},
-    ext_modules=[Extension("pxfast._C", ["csrc/bindings.cpp"])] if (ROOT / "csrc" / "bindings.cpp").exists() else [],
+    ext_modules=[Extension("pxfast._C", ["csrc/bindings.cpp"])],
     cmdclass={"build_ext": NinjaBuild},
 )
