@@ -9,11 +9,14 @@ Shapes: ``features`` (N, ``head.features``, H, W) floating; ``images`` (N, C, H,
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 LEVELS = 256  # values of a sub-pixel
+SMALL_WIDTH = 1e-3  # of a bin in units of the scale; under it w^2 / 24 is less than fp32's rounding of 1
 MIN_LOG_SCALE = -7.0  # PixelCNN++ (Salimans et al. 2017): no mixture component is sharper than e^-7
 
 
@@ -82,7 +85,11 @@ def log_bin_mass(values: Tensor, means: Tensor, log_scales: Tensor) -> Tensor:
     width = inverse_scales / 128.0
     below_upper = F.logsigmoid(lower + width)
     above_lower = F.logsigmoid(-lower)
-    inside = below_upper + above_lower + torch.log(-torch.expm1(-width))
+    # log(1 - exp(-w)) is log w - w / 2 + O(w^2) for small w; written so because exp(-log_scales) underflows for a very
+    # wide component, which a training step gone astray may make, and then log and its gradient would not be finite
+    narrow = torch.log(-torch.expm1(-width.clamp(min=SMALL_WIDTH)))
+    wide = -log_scales - math.log(128.0) - 0.5 * width
+    inside = below_upper + above_lower + torch.where(width > SMALL_WIDTH, narrow, wide)
     return torch.where(values == 0, below_upper, torch.where(values == LEVELS - 1, above_lower, inside))
 
 
