@@ -1,0 +1,211 @@
+"""Measuring the engines: images/s beside what the machine's own matrix products would allow.
+
+Every row holds a ratio of two rates measured in the same run, since absolute timings of shared machines are noisy:
+``fraction_of_limit`` is images/s times the network's forward FLOP over the matrix-product rate of torch in the same
+precision and with as many threads. One is a decode that does nothing but matrix products, as fast as torch's.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import os
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from .engines import Greedy, cpu, select
+from .pixelcnn import PixelCNN, PixelCNNConfig, forward_flops
+from .schedule import schedule_for
+from .weights import SHIPPED, load
+
+EPS = 16
+MATRIX_SHAPES = ((128, 1920, 320), (512, 1280, 320), (2048, 1920, 160), (2048, 2048, 2048))  # rows, inner, columns
+PAPER_NETWORKS = {
+    "paper-cifar10": PixelCNNConfig((32, 32), 3, filters=160, resnets=5),
+    "paper-fashion-mnist": PixelCNNConfig((28, 28), 1, filters=40, resnets=5),
+}
+NETWORKS = (*PAPER_NETWORKS, *(f"shipped-{name}" for name in SHIPPED))
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One measurement. Rates are medians over the rounds; ``matrix_gflops`` is torch's, in the same run."""
+
+    network: str
+    engine: str
+    isa: str
+    precision: str
+    batch: int
+    threads: int
+    images_per_second: float
+    matrix_gflops: float
+    fraction_of_limit: float
+    bytes_per_image: int
+
+
+@contextmanager
+def torch_threads(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def matrix_rate(precision: str, threads: int, seconds: float = 0.15) -> float:
+    """GFLOP/s of torch's matrix product on the CPU: the best of a few shapes, each timed for about ``seconds``."""
+    best = 0.0
+    with torch_threads(threads):
+        for rows, inner, columns in MATRIX_SHAPES:
+            a = torch.randn(rows, inner).to(DTYPES[precision])
+            b = torch.randn(inner, columns).to(DTYPES[precision])
+            for _ in range(3):
+                a @ b
+            started, times = time.perf_counter(), []
+            while time.perf_counter() - started < seconds:
+                before = time.perf_counter()
+                a @ b
+                times.append(time.perf_counter() - before)
+            best = max(best, 2e-9 * rows * inner * columns / statistics.median(times))
+    return best
+
+
+@functools.cache
+def network(name: str) -> PixelCNN:
+    """A network of the benchmark: the paper's sizes with random weights, or a shipped model.
+
+    Random weights are initialised from data, so that activations are of the size they have in a trained network.
+    Raises ValueError for an unknown name.
+    """
+    if name not in NETWORKS:
+        raise ValueError(f"unknown network {name!r}; known: {', '.join(NETWORKS)}")
+    if name not in PAPER_NETWORKS:
+        return load(name.removeprefix("shipped-"))
+    config = PAPER_NETWORKS[name]
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = PixelCNN(config)
+        model.initialise(_pictures(config, 16))
+    return model.eval()
+
+
+def _pictures(config: PixelCNNConfig, count: int) -> Tensor:
+    """Noisy pictures of a network's size, made from the demo's images: uint8 (count, C, H, W)."""
+    from .demo import load_demo_images
+
+    images = load_demo_images().attacked.float()
+    images = torch.nn.functional.interpolate(images, config.image_size, mode="bilinear")
+    images = images.repeat(-(-count // len(images)), config.channels, 1, 1)[:count]
+    noise = torch.randint(-8, 9, images.shape, generator=torch.Generator().manual_seed(1))
+    return (images.round() + noise).clamp(0, 255).to(torch.uint8)
+
+
+def measure(
+    name: str,
+    *,
+    precision: str,
+    batch: int,
+    engine: str = "cpu",
+    rounds: int = 3,
+    timer: Callable[[Callable[[], None]], float] | None = None,
+) -> Row:
+    """Decode ``batch`` images ``rounds`` times and compare with the matrix rate measured just before and after.
+
+    Threads and instruction set are those of the environment (PXFAST_THREADS, PXFAST_ISA). timer: runs a function and
+    gives the median of its seconds, in place of ``rounds`` plain timings. Raises what :func:`pxfast.engines.select`
+    raises, ValueError for an unknown network.
+    """
+    model = network(name)
+    chosen = select(engine)
+    schedule, images = schedule_for(model), _pictures(model.config, batch)
+    threads, isa = cpu.current_threads(), cpu.current_isa()
+    packed = cpu.compiled(schedule, precision, isa)
+
+    def decode() -> None:
+        chosen.decode(schedule, images, Greedy(EPS), precision=precision)
+
+    def plain_timer(function: Callable[[], None]) -> float:
+        times = []
+        for _ in range(rounds):
+            before = time.perf_counter()
+            function()
+            times.append(time.perf_counter() - before)
+        return statistics.median(times)
+
+    before = matrix_rate(precision, threads)
+    seconds = (timer or plain_timer)(decode)
+    gflops = max(before, matrix_rate(precision, threads))
+    rate = batch / seconds
+    return Row(
+        network=name,
+        engine=chosen.name,
+        isa=isa,
+        precision=precision,
+        batch=batch,
+        threads=threads,
+        images_per_second=rate,
+        matrix_gflops=gflops,
+        fraction_of_limit=rate * forward_flops(model.config) * 1e-9 / gflops,
+        bytes_per_image=packed.bytes_per_image,
+    )
+
+
+def table(rows: list[Row]) -> str:
+    """The rows as a Markdown table."""
+    lines = [
+        "| network | engine | ISA | precision | batch | threads | images/s | matrix GFLOP/s | of limit | MB/image |",
+        "|---|---|---|---|---:|---:|---:|---:|---:|---:|",
+    ]
+    for row in rows:
+        lines.append(
+            f"| {row.network} | {row.engine} | {row.isa} | {row.precision} | {row.batch} | {row.threads} "
+            f"| {row.images_per_second:.2f} | {row.matrix_gflops:.0f} | {100 * row.fraction_of_limit:.0f} % "
+            f"| {row.bytes_per_image / 1e6:.2f} |"
+        )
+    return "\n".join(lines)
+
+
+def profile(name: str, *, precision: str, batch: int, order: str = "auto") -> dict[str, float]:
+    """Seconds per image of one thread by kind of work, and speculative sweeps per image, for the CPU engine.
+
+    Keys: row_products, pixel_products, gather, elementwise, head, sweeps. order: auto, sequential or speculative.
+    """
+    model = network(name)
+    engine = cpu.compiled(schedule_for(model), precision, cpu.current_isa())
+    spent = engine.profile(_pictures(model.config, batch).numpy(), EPS, cpu.ORDERS[order])
+    return {part: value / batch for part, value in spent.items()}
+
+
+def plain_torch_rate(name: str) -> float:
+    """Images/s of uncached decoding in plain PyTorch, one whole bf16 forward pass per pixel, from a few of them."""
+    model = network(name)
+    images = _pictures(model.config, 8)
+    times = []
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16), torch_threads(cpu.current_threads()):
+        for _ in range(4):
+            before = time.perf_counter()
+            model(images)
+            times.append(time.perf_counter() - before)
+    height, width = model.config.image_size
+    return len(images) / (min(times) * height * width)
+
+
+def machine() -> dict[str, str | int]:
+    """What the rows were measured on."""
+    name = next(
+        (
+            line.partition(":")[2].strip()
+            for line in (Path("/proc/cpuinfo").read_text().splitlines() if os.path.exists("/proc/cpuinfo") else [])
+            if line.startswith("model name")
+        ),
+        "unknown processor",
+    )
+    return {"processor": name, "threads": cpu.current_threads(), "isa": cpu.current_isa(), "torch": torch.__version__}
