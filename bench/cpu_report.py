@@ -1,0 +1,240 @@
+"""Everything that bench/README.md says about the CPU engine, measured in one run and printed as Markdown.
+
+    python bench/cpu_report.py --json bench/results/NAME.json
+
+Takes about fifteen minutes on two cores; wants an otherwise idle machine. Every ratio is of two rates of this run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from pxfast import benchmark
+from pxfast.engines import Greedy, cpu
+from pxfast.files import refuse_existing, whole_file
+from pxfast.pixelcnn import forward_flops
+from pxfast.schedule import schedule_for
+
+BATCHES = {"paper-cifar10": 128, "paper-fashion-mnist": 128, "shipped-fashion-mnist": 128}
+
+
+def decode_seconds(name: str, precision: str, batch: int, threads: int, order: str, rounds: int) -> float:
+    """Median seconds of decoding ``batch`` images."""
+    os.environ |= {"PXFAST_THREADS": str(threads), "PXFAST_ORDER": order}
+    try:
+        model = benchmark.network(name)
+        schedule, images = schedule_for(model), benchmark.smooth_images(batch, model.config)
+        cpu.compiled(schedule, precision, cpu.current_isa())
+        times = []
+        for _ in range(rounds):
+            started = time.perf_counter()
+            cpu.decode(schedule, images, Greedy(benchmark.EPS), precision=precision)
+            times.append(time.perf_counter() - started)
+        return statistics.median(times)
+    finally:
+        del os.environ["PXFAST_THREADS"], os.environ["PXFAST_ORDER"]
+
+
+def throughput() -> list[dict[str, Any]]:
+    rows = []
+    for name in benchmark.NETWORKS:
+        for precision in ("bf16", "fp32"):
+            rounds = 1 if name == "paper-cifar10" else 3
+            row = benchmark.measure(name, precision=precision, batch=BATCHES[name], rounds=rounds)
+            rows.append(dataclasses.asdict(row))
+    return rows
+
+
+def profiles() -> list[dict[str, Any]]:
+    rows = []
+    for name in benchmark.NETWORKS:
+        for precision in ("bf16", "fp32"):
+            spent = benchmark.profile(name, precision=precision, batch=64, order="sequential")
+            rows.append({"network": name, "precision": precision, **spent})
+    return rows
+
+
+def single_images(threads: int) -> list[dict[str, Any]]:
+    rows = []
+    for name in benchmark.NETWORKS:
+        row: dict[str, Any] = {"network": name}
+        for order in ("sequential", "speculative"):
+            row[order] = decode_seconds(name, "bf16", 1, threads, order, 5)
+        row["sweeps"] = benchmark.profile(name, precision="bf16", batch=1, order="speculative")["sweeps"]
+        row["sweeps_per_row"] = row["sweeps"] / benchmark.network(name).config.image_size[0]
+        rows.append(row)
+    return rows
+
+
+def small_batches(threads: int) -> list[dict[str, Any]]:
+    """Seconds per image in both orders, by images per thread: where speculation stops paying."""
+    rows = []
+    for name in ("paper-fashion-mnist", "shipped-fashion-mnist"):
+        for each in (1, 2, 3, 4, 8):
+            row: dict[str, Any] = {"network": name, "images_per_thread": each}
+            for order in ("sequential", "speculative"):
+                row[order] = decode_seconds(name, "bf16", each * threads, threads, order, 5) / (each * threads)
+            rows.append(row)
+    return rows
+
+
+def scaling() -> list[dict[str, Any]]:
+    rows = []
+    for name in ("paper-cifar10", "paper-fashion-mnist"):
+        batch = 32 if name == "paper-cifar10" else 128
+        one = decode_seconds(name, "bf16", batch, 1, "auto", 1)
+        two = decode_seconds(name, "bf16", batch, 2, "auto", 1)
+        rows.append({"network": name, "batch": batch, "speedup": one / two})
+    return rows
+
+
+FLAT = """
+import json, resource, sys, time, torch
+from pxfast import benchmark
+from pxfast.engines import Greedy, cpu
+from pxfast.schedule import schedule_for
+name, count = sys.argv[1], int(sys.argv[2])
+model = benchmark.network(name)
+schedule = schedule_for(model)
+images = benchmark.smooth_images(256, model.config).repeat(-(-count // 256), 1, 1, 1)[:count]
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+started = time.perf_counter()
+cpu.decode(schedule, images, Greedy(benchmark.EPS), precision="bf16")
+seconds = time.perf_counter() - started
+peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+print(json.dumps({"images": count, "seconds_per_image": seconds / count, "peak_mb": peak / 1024,
+                  "before_mb": before / 1024}))
+"""
+
+
+def flatness(name: str = "shipped-fashion-mnist") -> list[dict[str, Any]]:
+    """Time per image and peak memory of a process, for 256 and for 10,000 images."""
+    rows = []
+    for count in (256, 10_000):
+        done = subprocess.run(
+            [sys.executable, "-c", FLAT, name, str(count)], capture_output=True, text=True, check=True
+        )
+        rows.append({"network": name, **json.loads(done.stdout)})
+    return rows
+
+
+def plain_torch(name: str = "paper-cifar10") -> dict[str, Any]:
+    """The engine against one whole bf16 forward pass per pixel in plain PyTorch, both for a batch of 8."""
+    plain = benchmark.plain_torch_rate(name)
+    engine = 8 / decode_seconds(name, "bf16", 8, cpu.current_threads(), "auto", 3)
+    return {
+        "network": name,
+        "plain_images_per_second": plain,
+        "engine_images_per_second": engine,
+        "ratio": engine / plain,
+    }
+
+
+def markdown(results: dict[str, Any]) -> str:
+    machine = results["machine"]
+    lines = [
+        f"Measured on {machine['processor']}, {machine['threads']} threads, ISA {machine['isa']}, "
+        f"torch {machine['torch']}, by `python bench/cpu_report.py`.",
+        "",
+        "### Throughput",
+        "",
+        benchmark.table([benchmark.Row(**row) for row in results["throughput"]]),
+        "",
+        "### Where the time goes",
+        "",
+        "Milliseconds per image of one thread, batch 64, pixel by pixel.",
+        "",
+        "| network | precision | row products | pixel products | gather | elementwise | head |",
+        "|---|---|---:|---:|---:|---:|---:|",
+    ]
+    parts = ("row_products", "pixel_products", "gather", "elementwise", "head")
+    for row in results["profiles"]:
+        spent = " | ".join(f"{1e3 * row[part]:.2f}" for part in parts)
+        lines.append(f"| {row['network']} | {row['precision']} | {spent} |")
+    lines += [
+        "",
+        "### One image",
+        "",
+        "Milliseconds in bf16, all threads; sweeps of speculation per row.",
+        "",
+        "| network | pixel by pixel | speculative | sweeps per row |",
+        "|---|---:|---:|---:|",
+    ]
+    for row in results["single_images"]:
+        lines.append(
+            f"| {row['network']} | {1e3 * row['sequential']:.1f} | {1e3 * row['speculative']:.1f} "
+            f"| {row['sweeps_per_row']:.1f} |"
+        )
+    lines += [
+        "",
+        "### Small batches",
+        "",
+        "Milliseconds per image in bf16, all threads, by images per thread.",
+        "",
+        "| network | images per thread | pixel by pixel | speculative |",
+        "|---|---:|---:|---:|",
+    ]
+    for row in results["small_batches"]:
+        lines.append(
+            f"| {row['network']} | {row['images_per_thread']} | {1e3 * row['sequential']:.1f} "
+            f"| {1e3 * row['speculative']:.1f} |"
+        )
+    lines += ["", "### Threads, batch size, plain PyTorch", ""]
+    for row in results["scaling"]:
+        lines.append(
+            f"- {row['network']}, batch {row['batch']}, bf16: 2 threads are {row['speedup']:.2f} times 1 thread."
+        )
+    small, large = results["flatness"]
+    lines.append(
+        f"- {small['network']}: {large['images']} images take {large['seconds_per_image'] / small['seconds_per_image']:.3f} "
+        f"times the time per image of {small['images']}; peak memory of the process {large['peak_mb']:.0f} MB against "
+        f"{small['peak_mb']:.0f} MB, images and results included."
+    )
+    plain = results["plain_torch"]
+    lines.append(
+        f"- {plain['network']}, batch 8, bf16: {plain['engine_images_per_second']:.2f} images/s against "
+        f"{plain['plain_images_per_second']:.5f} of plain PyTorch, one forward pass per pixel: "
+        f"{plain['ratio']:.0f} times."
+    )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", type=Path, help="also write the results to this file")
+    parser.add_argument("--force", action="store_true", help="replace an existing file")
+    arguments = parser.parse_args()
+    if arguments.json:
+        refuse_existing(arguments.json, force=arguments.force)
+    threads = cpu.current_threads()
+    results: dict[str, Any] = {"machine": benchmark.machine()}
+    for part, run in {
+        "throughput": throughput,
+        "profiles": profiles,
+        "single_images": lambda: single_images(threads),
+        "small_batches": lambda: small_batches(threads),
+        "scaling": scaling,
+        "flatness": flatness,
+        "plain_torch": plain_torch,
+    }.items():
+        print(f"measuring {part} ...", file=sys.stderr, flush=True)
+        results[part] = run()
+    results["forward_gflop"] = {n: 1e-9 * forward_flops(benchmark.network(n).config) for n in benchmark.NETWORKS}
+    if arguments.json:
+        arguments.json.parent.mkdir(parents=True, exist_ok=True)
+        with whole_file(arguments.json) as temporary:
+            temporary.write_text(json.dumps(results, indent=2) + "\n")
+    print(markdown(results))
+
+
+if __name__ == "__main__":
+    main()
