@@ -90,10 +90,9 @@ def bpd(
     collection = open_collection(source)
     found: list[float] = []
     with tqdm(total=len(collection.names), unit="image", leave=False) as bar:
-        for batch in collection.batches(BATCH_SIZE):
-            for part in range(0, len(batch), 32):
-                found += bits_per_dim(batch[part : part + 32], model=model).tolist()
-                bar.update(len(found) - bar.n)
+        for batch in collection.batches(BATCH_SIZE // 8):  # so that the bar moves
+            found += bits_per_dim(batch, model=model).tolist()
+            bar.update(len(batch))
     mean = sum(found) / len(found) if found else None
     if as_json:
         images = [{"name": name, "bits_per_dim": bits} for name, bits in zip(collection.names, found, strict=True)]
