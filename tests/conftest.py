@@ -6,6 +6,10 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+# The networks of the tests are tiny: more threads of torch only wait for each other, on a busy machine for minutes.
+# Set before torch is imported, and inherited by the commands that the tests start.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import pytest
 import torch
 
