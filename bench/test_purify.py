@@ -1,7 +1,8 @@
 """Images per second of purification, and the fraction of what this machine's matrix product would allow.
 
 The limit is matrix rate / forward_flops: cached decoding does the work of one teacher-forced pass per image. The
-matrix rate is measured right before the decodes, in the same process and on as many threads.
+matrix rate is measured right before and after the decodes, in the same process and on as many threads; the better of
+the two counts.
 """
 
 import pytest
@@ -44,9 +45,10 @@ def test_purify(benchmark, request, model, precision, threads):
     first = decode(images[:1])  # packs the weights, and shows that what is measured is right
     verdict = verify(images[:1], first, EPS, model=pixelcnn, precision=precision)
     assert verdict.passed, f"{verdict}"
-    rate = matrix_rate(precision, threads)
+    before = matrix_rate(precision, threads)
     result = benchmark.pedantic(decode, args=(images,), rounds=ROUNDS[name], iterations=1, warmup_rounds=0)
     assert torch.equal(result[:1], first)
+    rate = max(before, matrix_rate(precision, threads), key=lambda rate: rate.flops)
     images_per_second = count / benchmark.stats.stats.median
     benchmark.extra_info.update(
         network=name,

