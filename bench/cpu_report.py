@@ -194,10 +194,11 @@ def markdown(results: dict[str, Any]) -> str:
             f"- {row['network']}, batch {row['batch']}, bf16: 2 threads are {row['speedup']:.2f} times 1 thread."
         )
     small, large = results["flatness"]
+    slowdown = large["seconds_per_image"] / small["seconds_per_image"]
     lines.append(
-        f"- {small['network']}: {large['images']} images take {large['seconds_per_image'] / small['seconds_per_image']:.3f} "
-        f"times the time per image of {small['images']}; peak memory of the process {large['peak_mb']:.0f} MB against "
-        f"{small['peak_mb']:.0f} MB, images and results included."
+        f"- {small['network']}: {large['images']} images take {slowdown:.3f} times the time per image of "
+        f"{small['images']}; peak memory of the process {large['peak_mb']:.0f} MB against {small['peak_mb']:.0f} MB, "
+        "images and results included."
     )
     plain = results["plain_torch"]
     lines.append(

@@ -123,21 +123,22 @@ def measure(
     *,
     precision: str,
     batch: int,
-    engine: str = "cpu",
     rounds: int = 3,
     timer: Callable[[Callable[[], None]], float] | None = None,
 ) -> Row:
-    """Decode ``batch`` images ``rounds`` times and compare with the matrix rate measured just before and after.
+    """Decode ``batch`` images ``rounds`` times on the CPU engine, and compare with the matrix rate before and after.
 
     Threads and instruction set are those of the environment (PXFAST_THREADS, PXFAST_ISA). timer: runs a function and
-    gives the median of its seconds, in place of ``rounds`` plain timings. Raises what :func:`pxfast.engines.select`
-    raises, ValueError for an unknown network.
+    gives the median of its seconds, in place of ``rounds`` plain timings. Raises ValueError for an unknown network or
+    precision, RuntimeError where the compiled module is missing.
     """
+    if precision not in DTYPES:
+        raise ValueError(f"precision must be one of {', '.join(DTYPES)}, got {precision!r}")
+    chosen = select("cpu")
     model = network(name)
-    chosen = select(engine)
     schedule, images = schedule_for(model), smooth_images(batch, model.config)
     threads, isa = cpu.current_threads(), cpu.current_isa()
-    packed = cpu.compiled(schedule, precision, isa)
+    bytes_per_image = cpu.compiled(schedule, precision, isa).bytes_per_image
 
     def decode() -> None:
         chosen.decode(schedule, images, Greedy(EPS), precision=precision)
@@ -164,7 +165,7 @@ def measure(
         images_per_second=rate,
         matrix_gflops=gflops,
         fraction_of_limit=rate * forward_flops(model.config) * 1e-9 / gflops,
-        bytes_per_image=packed.bytes_per_image,
+        bytes_per_image=bytes_per_image,
     )
 
 

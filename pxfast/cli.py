@@ -1,4 +1,4 @@
-"""The command line: ``pxfast purify``, ``bpd``, ``info``, ``train`` and ``demo``."""
+"""The command line: ``pxfast purify``, ``bpd``, ``info``, ``train``, ``train-classifier``, ``bench`` and ``demo``."""
 
 from __future__ import annotations
 
@@ -155,7 +155,7 @@ def train(
 
     from .data import DATASETS, load_dataset
     from .pixelcnn import PixelCNNConfig
-    from .training import TrainingSettings
+    from .training import TrainingSettings, record_bits_per_dim
     from .training import train as train_model
 
     if dataset not in DATASETS:
@@ -178,6 +178,51 @@ def train(
     images, _ = load_dataset(dataset, root, train=True)
     held_out, _ = load_dataset(dataset, root, train=False)
     train_model(config, images, out, settings=settings, validation=held_out[:256], resume=resume, force=force)
+    print(f"{record_bits_per_dim(out, held_out, progress=True):.4f} bits/dim on the test set")
+
+
+@app.command()
+def train_classifier(
+    dataset: Annotated[str, typer.Argument(metavar="DATASET", help="fashion-mnist or cifar10.")],
+    root: Annotated[Path, typer.Option(help="torchvision's root folder; nothing is downloaded.")],
+    out: Annotated[Path, typer.Option(help="The classifier file; its checkpoint is kept beside it.")],
+    epochs: float = 12.0,
+    seed: int = 0,
+    compiled: Annotated[bool, typer.Option("--compile/--no-compile", help="Use torch.compile.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the checkpoint.")] = False,
+    force: ForceOption = False,
+) -> None:
+    """Train the paper's ResNet-62 on a data set; killed runs go on with --resume."""
+    from .classifiers.training import train_classifier as train
+
+    train(dataset, root, out, epochs=epochs, seed=seed, resume=resume, force=force, compile=compiled)
+
+
+@app.command()
+def bench(
+    network: Annotated[
+        list[str] | None,
+        typer.Option(help="paper-cifar10, paper-fashion-mnist or shipped-NAME; may be repeated. Default: all."),
+    ] = None,
+    precision: Annotated[list[str] | None, typer.Option(help="bf16 or fp32; may be repeated. Default: both.")] = None,
+    batch: Annotated[int, typer.Option(min=1, help="Images decoded at once.")] = 64,
+    rounds: Annotated[int, typer.Option(min=1, help="Decodes per row; the median counts.")] = 1,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object a row.")] = False,
+) -> None:
+    """Measure images/s here, beside what the machine's own matrix products would allow."""
+    import dataclasses
+
+    from . import benchmark
+
+    rows = []
+    for name in network or benchmark.NETWORKS:
+        for each in precision or ("bf16", "fp32"):
+            row = benchmark.measure(name, precision=each, batch=batch, rounds=rounds)
+            rows.append(row)
+            if as_json:
+                print(json.dumps(dataclasses.asdict(row)), flush=True)
+    if not as_json:
+        print(benchmark.table(rows))
 
 
 @app.command()

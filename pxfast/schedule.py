@@ -261,9 +261,7 @@ class _Flattener:
         for y in range(kh):
             for x in range(kw):
                 parity = (x - crop) % 2
-                taps.append(
-                    Tap(cache, 0, (parity + crop - x) // 2, self._matrix(weight[:, :, y, x], cache), y, parity)
-                )
+                taps.append(Tap(cache, 0, (parity + crop - x) // 2, self._matrix(weight[:, :, y, x], cache), y, parity))
         return taps
 
     def _output(self, source: Step) -> None:

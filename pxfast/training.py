@@ -11,6 +11,7 @@ import os
 import signal
 import threading
 import time
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -20,9 +21,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
+from .density import bits_per_dim
 from .files import refuse_existing, whole_file
 from .pixelcnn import PixelCNN, PixelCNNConfig
-from .weights import read_safetensors, save_model
+from .weights import load_model, read_metadata, read_safetensors, save_model
 
 CHECKPOINT_FORMAT = "pxfast-training"
 LOG2 = math.log(2.0)
@@ -73,6 +75,11 @@ def check_images(config: PixelCNNConfig, images: Tensor, what: str) -> None:
         raise ValueError(
             f"expected uint8 {what} images (N, {C}, {H}, {W}), N > 0, got {images.dtype} {tuple(images.shape)}"
         )
+
+
+def fingerprint(images: Tensor) -> list[int]:
+    """Shape and CRC-32 of the images, to notice that a run goes on with other data."""
+    return [*images.shape, zlib.crc32(images.contiguous().numpy())]
 
 
 class Trainer:
@@ -180,6 +187,7 @@ class Trainer:
             "config": json.dumps(dataclasses.asdict(self.model.config)),
             "settings": json.dumps(dataclasses.asdict(self.settings)),
             "position": json.dumps({"step": self.step, "seconds": self.seconds}),
+            "images": json.dumps(fingerprint(self.images)),
             "history": json.dumps(self.history),
         }
         with whole_file(path) as temporary:
@@ -195,6 +203,8 @@ class Trainer:
             if changed - {"compile"}:
                 detail = ", ".join(f"{key}: {theirs.get(key)} then, {mine.get(key)} now" for key in sorted(changed))
                 raise ValueError(f"{path} is the checkpoint of a run with another {what} ({detail})")
+        if json.loads(metadata.get("images", "null")) not in (None, fingerprint(self.images)):
+            raise ValueError(f"{path} is the checkpoint of a run on other training images")
         parts: dict[str, dict[str, Tensor]] = {"model": {}, "averaged": {}, "optimiser": {}}
         for name, value in tensors.items():
             part, _, key = name.partition(".")
@@ -318,3 +328,15 @@ def train(
     if interrupted.is_set():
         raise KeyboardInterrupt(f"training stopped at step {trainer.step}; resume from {checkpoint}")
     return trainer.averaged.eval()
+
+
+def record_bits_per_dim(path: str | os.PathLike[str], test_images: Tensor, *, progress: bool = False) -> float:
+    """Measure a model file on uint8 test images (N, C, H, W), fp32, and keep the mean bits/dim in the file's notes.
+
+    Notes: ``test_bits_per_dim`` and ``test_images``. Returns the mean.
+    """
+    model, (_, notes) = load_model(path), read_metadata(path)
+    mean = float(bits_per_dim(test_images, model=model, progress=progress).double().mean())
+    notes |= {"test_bits_per_dim": round(mean, 5), "test_images": len(test_images)}
+    save_model(model, path, notes=notes)
+    return mean

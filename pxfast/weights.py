@@ -67,7 +67,9 @@ def read_safetensors(path: str | os.PathLike[str], expected_format: str) -> tupl
             metadata = file.metadata() or {}
             found = metadata.get("format", "no format")
             if found != expected_format:
-                raise ValueError(f"{path} is a safetensors file of another kind: expected {expected_format!r}, found {found!r}")
+                raise ValueError(
+                    f"{path} is a safetensors file of another kind: expected {expected_format!r}, found {found!r}"
+                )
             return {name: file.get_tensor(name) for name in file.keys()}, metadata  # noqa: SIM118
     except SafetensorError as error:
         raise ValueError(f"{path} is truncated or not a safetensors file ({error})") from None
@@ -76,15 +78,15 @@ def read_safetensors(path: str | os.PathLike[str], expected_format: str) -> tupl
 def read_metadata(path: str | os.PathLike[str]) -> tuple[PixelCNNConfig, dict[str, Any]]:
     """Configuration and notes of a model file, without reading its weights."""
     with safe_open(path, framework="pt") as file:
-        metadata = file.metadata()
-    return parse_config(metadata["config"], path), json.loads(metadata["notes"])
+        metadata = file.metadata() or {}
+    return parse_config(metadata, path), json.loads(metadata.get("notes", "{}"))
 
 
-def parse_config(text: str, path: str | os.PathLike[str]) -> PixelCNNConfig:
+def parse_config(metadata: dict[str, str], path: str | os.PathLike[str]) -> PixelCNNConfig:
     try:
-        return PixelCNNConfig(**json.loads(text))
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{path}: bad model configuration: {error}") from None
+        return PixelCNNConfig(**json.loads(metadata["config"]))
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path}: bad or missing model configuration: {error}") from None
 
 
 @torch.no_grad()
@@ -94,7 +96,7 @@ def load_model(path: str | os.PathLike[str]) -> PixelCNN:
     Raises FileNotFoundError, or ValueError when the file is truncated, foreign, or does not fit its configuration.
     """
     tensors, metadata = read_safetensors(path, FORMAT)
-    model = PixelCNN(parse_config(metadata["config"], path))
+    model = PixelCNN(parse_config(metadata, path))
     targets: dict[str, Tensor] = {}
     for name, convolution in model.convolutions():
         targets[f"{name}.weight"] = convolution.v
