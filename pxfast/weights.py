@@ -86,7 +86,7 @@ def parse_config(metadata: dict[str, str], path: str | os.PathLike[str]) -> Pixe
     try:
         return PixelCNNConfig(**json.loads(metadata["config"]))
     except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path}: bad or missing model configuration: {error}") from None
+        raise ValueError(f"{path}: bad model configuration: {error!r}") from None
 
 
 @torch.no_grad()

@@ -373,8 +373,23 @@ def test_every_instruction_set_is_exact_and_batch_invariant(isa, case, precision
     assert torch.equal(decode("cpu", model, images[3:4], 16, precision), result[3:4])
 
 
+@pytest.mark.parametrize("case", ISA_CASES, ids=str)
+def test_speculation_and_teams_give_the_sequential_bits(isa, case, precision, monkeypatch):
+    model, images = case.model(), attacked(case, 5)
+    for eps in (16, 255):
+        monkeypatch.setenv("PXFAST_ORDER", "sequential")
+        expected = decode("cpu", model, images, eps, precision)
+        monkeypatch.setenv("PXFAST_ORDER", "speculative")
+        for threads in ("2", "3"):  # a single image is shared by a team of them
+            monkeypatch.setenv("PXFAST_THREADS", threads)
+            assert torch.equal(decode("cpu", model, images, eps, precision), expected), (eps, threads)
+            alone = decode("cpu", model, images[4:], eps, precision)
+            assert torch.equal(alone, expected[4:]), f"eps {eps}, a team of {threads}"
+
+
 @pytest.mark.parametrize(
-    ("variable", "value"), [("PXFAST_ISA", "avx1024"), ("PXFAST_THREADS", "0"), ("PXFAST_THREADS", "many")]
+    ("variable", "value"),
+    [("PXFAST_ISA", "avx1024"), ("PXFAST_THREADS", "0"), ("PXFAST_THREADS", "many"), ("PXFAST_ORDER", "random")],
 )
 def test_a_wrong_environment_variable_is_named(monkeypatch, variable, value):
     reason = ENGINES["cpu"].unavailable()
