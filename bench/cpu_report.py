@@ -87,6 +87,10 @@ def small_batches(threads: int) -> list[dict[str, Any]]:
     return rows
 
 
+def counts() -> list[dict[str, Any]]:
+    return [{"network": name, **benchmark.count(name)} for name in benchmark.NETWORKS]
+
+
 def scaling() -> list[dict[str, Any]]:
     rows = []
     for name in ("paper-cifar10", "paper-fashion-mnist"):
@@ -148,6 +152,18 @@ def markdown(results: dict[str, Any]) -> str:
         "### Throughput",
         "",
         benchmark.table([benchmark.Row(**row) for row in results["throughput"]]),
+        "",
+        "### What an image costs, counted",
+        "",
+        "In bf16, 64 images decoded together: floating-point operations, weights streamed, and cells read by the taps.",
+        "",
+        "| network | row GFLOP | pixel GFLOP | row weights MB | pixel weights MB | activations MB |",
+        "|---|---:|---:|---:|---:|---:|",
+        *(
+            f"| {row['network']} | {row['row_gflop']:.2f} | {row['pixel_gflop']:.2f} | {row['row_weight_mb']:.1f} "
+            f"| {row['pixel_weight_mb']:.1f} | {row['activation_mb']:.1f} |"
+            for row in results["counts"]
+        ),
         "",
         "### Where the time goes",
         "",
@@ -219,6 +235,7 @@ def main() -> None:
     threads = cpu.current_threads()
     results: dict[str, Any] = {"machine": benchmark.machine()}
     for part, run in {
+        "counts": counts,
         "throughput": throughput,
         "profiles": profiles,
         "single_images": lambda: single_images(threads),

@@ -195,6 +195,28 @@ def profile(name: str, *, precision: str, batch: int, order: str = "auto") -> di
     return {part: value / batch for part, value in spent.items()}
 
 
+def count(name: str, block: int = 64) -> dict[str, float]:
+    """What one decoded image costs by arithmetic alone, in bf16: GFLOP and MB, from the schedule's steps.
+
+    Keys: row_gflop, pixel_gflop; row_weight_mb, pixel_weight_mb: weights streamed per image when ``block`` images are
+    decoded together; activation_mb: cells read by all taps.
+    """
+    schedule = schedule_for(network(name))
+    H, W = schedule.config.image_size
+    found = dict.fromkeys(("row_gflop", "pixel_gflop", "row_weight_mb", "pixel_weight_mb", "activation_mb"), 0.0)
+    for step in schedule.steps:
+        rows, columns = H >> step.level, W >> step.level
+        kind = "row" if step.per_row else "pixel"
+        for tap in step.taps:
+            share = (0.5 if tap.row_parity >= 0 else 1.0) * (0.5 if tap.column_parity >= 0 else 1.0)
+            positions = rows * columns * share
+            found[f"{kind}_gflop"] += 2e-9 * tap.matrix.numel() * positions
+            streamed = rows * share if step.per_row else positions
+            found[f"{kind}_weight_mb"] += 2e-6 * tap.matrix.numel() * streamed / block
+            found["activation_mb"] += 2e-6 * tap.matrix.shape[0] * positions
+    return found
+
+
 def plain_torch_rate(name: str) -> float:
     """Images/s of uncached decoding in plain PyTorch, one whole bf16 forward pass per pixel, from a few of them."""
     model = network(name)
