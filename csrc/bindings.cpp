@@ -84,14 +84,15 @@ class CpuEngine {
     return result;
   }
 
-  py::dict profile(const ByteArray& images, int eps, int order) const {
+  py::dict profile(const ByteArray& images, int eps, int order, bool keep_guess) const {
     check(images, eps);
     std::vector<uint8_t> output(images.size());
     const uint8_t* input = images.data();
     pxfast::Profile profile;
     {
       py::gil_scoped_release unlocked;
-      profile = engine_.profile(input, output.data(), images.shape(0), {eps}, static_cast<pxfast::Order>(order));
+      profile = engine_.profile(input, output.data(), images.shape(0), {eps}, static_cast<pxfast::Order>(order),
+                                keep_guess);
     }
     py::dict result;
     result["row_products"] = profile.row_products;
@@ -133,7 +134,8 @@ PYBIND11_MODULE(_C, m) {
       .def(py::init<const py::dict&, const std::string&, bool>(), py::arg("program"), py::arg("isa"), py::arg("bf16"))
       .def("decode", &CpuEngine::decode, py::arg("images"), py::arg("eps"), py::arg("threads"), py::arg("order"),
            py::arg("report"))
-      .def("profile", &CpuEngine::profile, py::arg("images"), py::arg("eps"), py::arg("order"))
+      .def("profile", &CpuEngine::profile, py::arg("images"), py::arg("eps"), py::arg("order"),
+           py::arg("keep_guess") = false)
       .def_property_readonly("isa", &CpuEngine::isa)
       .def_property_readonly("bytes_per_image", &CpuEngine::bytes_per_image)
       .def_property_readonly("weight_bytes", &CpuEngine::weight_bytes);

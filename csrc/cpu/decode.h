@@ -348,7 +348,7 @@ class Block {
   }
 
   // Chooses at every column from `begin` on. Up to and including the first change the choices are final; behind it
-  // they are the next guess. Returns the first column that is still open.
+  // they are the next guess (unless the measurement of that is switched off). Returns the first column still open.
   int settle(int row, int begin) {
     Stopwatch watch(workspace_.profile);
     const Step& output = program_.step[program_.steps - 1];
@@ -356,6 +356,7 @@ class Block {
     for (int column = begin; column < program_.width; ++column) {
       const float* parameters = workspace_.parameters + (long)(column - begin) * product_stride(output);
       if (choose(row, column, 0, parameters) && open == program_.width) open = column + 1;
+      if (workspace_.keep_guess && open <= column + 1) break;
     }
     watch.lap(&pxfast::Profile::head);
     return open;

@@ -63,8 +63,9 @@ class Engine {
   void decode(const uint8_t* input, uint8_t* output, int64_t images, const Chooser& chooser, int threads, Order order,
               const std::function<void(int64_t)>& tick) const;
 
-  // decode in one thread, with the seconds spent by kind of work
-  Profile profile(const uint8_t* input, uint8_t* output, int64_t images, const Chooser& chooser, Order order) const;
+  // decode in one thread, with the seconds spent by kind of work; keep_guess: speculation without its better guess
+  Profile profile(const uint8_t* input, uint8_t* output, int64_t images, const Chooser& chooser, Order order,
+                  bool keep_guess) const;
 
   const std::string& isa() const;
   size_t bytes_per_image() const;  // of caches and residuals, in flight

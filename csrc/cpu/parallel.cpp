@@ -21,7 +21,7 @@ namespace {
 constexpr int64_t kBlock = 64;
 
 // Up to this many images a thread, guessing rows is faster than going pixel by pixel (measured: bench/README.md).
-constexpr int64_t kSpeculativeImages = 4;
+constexpr int64_t kSpeculativeImages = 1;
 
 // A barrier for threads that meet every few microseconds: they spin, and give way only when someone is late.
 struct SpinningTeam : Team {
@@ -99,7 +99,9 @@ struct Shared {
 // finished. An exception of theirs or of tick's cancels the rest and is thrown here.
 void run_threads(int threads, Shared& shared, const std::function<void(int)>& work,
                  const std::function<void(int64_t)>& tick) {
-  bool started = false;  // nobody begins before all threads exist: a team would wait for its missing members for ever
+  // A team waits for its missing members for ever, so nobody begins before all threads exist, and then all do, even
+  // when the decode is cancelled meanwhile: the members learn of it together, in `work`.
+  bool started = false, complete = true;
   std::condition_variable start;
   const auto body = [&](int index) {
     try {
@@ -107,7 +109,7 @@ void run_threads(int threads, Shared& shared, const std::function<void(int)>& wo
         std::unique_lock<std::mutex> lock(shared.mutex);
         start.wait(lock, [&] { return started; });
       }
-      if (!shared.cancel) work(index);
+      if (complete) work(index);
     } catch (...) {
       std::lock_guard<std::mutex> lock(shared.mutex);
       if (!shared.error) shared.error = std::current_exception();
@@ -127,6 +129,7 @@ void run_threads(int threads, Shared& shared, const std::function<void(int)>& wo
   } catch (...) {
     shared.error = std::current_exception();
     shared.cancel = true;
+    complete = false;
   }
   started = true;
   start.notify_all();
@@ -212,7 +215,7 @@ void Engine::decode(const uint8_t* input, uint8_t* output, int64_t images, const
 }
 
 Profile Engine::profile(const uint8_t* input, uint8_t* output, int64_t images, const Chooser& chooser,
-                        Order order) const {
+                        Order order, bool keep_guess) const {
   const State& s = *state_;
   const int64_t image_bytes = (int64_t)s.program.channels * s.program.height * s.program.width;
   Shared shared;
@@ -222,6 +225,7 @@ Profile Engine::profile(const uint8_t* input, uint8_t* output, int64_t images, c
   const int64_t block = speculative ? 1 : kBlock;
   Room room(s.program, *s.backend, s.residual_floats, std::min(images, block), 1, speculative);
   room.workspace.profile = &profile;
+  room.workspace.keep_guess = keep_guess;
   for (int64_t first = 0; first < images; first += block) {
     const uint8_t* from = input + first * image_bytes;
     uint8_t* to = output + first * image_bytes;

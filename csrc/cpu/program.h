@@ -93,6 +93,7 @@ struct Workspace {
   float* parameters;            // the head's parameters of a row, for speculation; else null
   Profile* profile;             // null: not measured
   int open;                     // speculation: the first column that is not final
+  bool keep_guess;              // speculation: guess the input again, not what the last sweep found (to measure that)
   bool cancelled;
 };
 
