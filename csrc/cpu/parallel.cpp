@@ -150,6 +150,7 @@ void run_threads(int threads, Shared& shared, const std::function<void(int)>& wo
   lock.unlock();
   for (std::thread& thread : pool) thread.join();
   if (shared.error) std::rethrow_exception(shared.error);
+  tick(shared.rows_done);  // what finished during the last one
 }
 
 bool speculates(Order order, int64_t images, int threads) {
