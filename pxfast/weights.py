@@ -90,6 +90,22 @@ def parse_config(metadata: dict[str, str], path: str | os.PathLike[str]) -> Pixe
 
 
 @torch.no_grad()
+def copy_tensors(targets: dict[str, Tensor], tensors: dict[str, Tensor], path: str | os.PathLike[str]) -> None:
+    """Copy a file's tensors into a network's. ValueError, naming ``path``, when they do not fit or are not finite."""
+    if tensors.keys() != targets.keys():
+        odd = sorted(tensors.keys() ^ targets.keys())[:3]
+        raise ValueError(f"{path} does not fit its configuration: missing or unexpected tensors, such as {odd}")
+    for name, target in targets.items():
+        if tensors[name].shape != target.shape:
+            raise ValueError(
+                f"{path}: {name} should have shape {tuple(target.shape)}, found {tuple(tensors[name].shape)}"
+            )
+        if not torch.isfinite(tensors[name]).all():
+            raise ValueError(f"{path}: {name} has values that are not finite")
+        target.copy_(tensors[name])
+
+
+@torch.no_grad()
 def load_model(path: str | os.PathLike[str]) -> PixelCNN:
     """A PixelCNN in eval mode, fp32, on the CPU, from a model file.
 
@@ -103,17 +119,7 @@ def load_model(path: str | os.PathLike[str]) -> PixelCNN:
         targets[f"{name}.bias"] = convolution.b
     for name, parameter in model.head.named_parameters():
         targets[f"head.{name}"] = parameter
-    if tensors.keys() != targets.keys():
-        odd = sorted(tensors.keys() ^ targets.keys())[:3]
-        raise ValueError(f"{path} does not fit its configuration: missing or unexpected tensors, such as {odd}")
-    for name, target in targets.items():
-        if tensors[name].shape != target.shape:
-            raise ValueError(
-                f"{path}: {name} should have shape {tuple(target.shape)}, found {tuple(tensors[name].shape)}"
-            )
-        if not torch.isfinite(tensors[name]).all():
-            raise ValueError(f"{path}: {name} has values that are not finite")
-        target.copy_(tensors[name])
+    copy_tensors(targets, tensors, path)
     for _, convolution in model.convolutions():
         convolution.set_weight(convolution.v)
     return model.eval()

@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ..files import whole_file
-from ..weights import read_safetensors
+from ..weights import copy_tensors, read_safetensors
 from .resnet import ResNet, ResNetConfig
 
 FORMAT = "pxfast-resnet"
@@ -34,21 +34,10 @@ def stored_tensors(model: ResNet) -> dict[str, Tensor]:
     return tensors
 
 
-@torch.no_grad()
 def fill(model: ResNet, tensors: dict[str, Tensor], origin: str) -> None:
     """Copy ``stored_tensors`` into a model. ValueError, naming ``origin``, when they do not fit."""
     targets = {name: value for name, value in model.state_dict().items() if value.is_floating_point()}
-    if tensors.keys() != targets.keys():
-        odd = sorted(tensors.keys() ^ targets.keys())[:3]
-        raise ValueError(f"{origin} does not fit its configuration: missing or unexpected tensors, such as {odd}")
-    for name, target in targets.items():
-        if tensors[name].shape != target.shape:
-            raise ValueError(
-                f"{origin}: {name} should have shape {tuple(target.shape)}, found {tuple(tensors[name].shape)}"
-            )
-        if not torch.isfinite(tensors[name]).all():
-            raise ValueError(f"{origin}: {name} has values that are not finite")
-        target.copy_(tensors[name])
+    copy_tensors(targets, tensors, origin)
 
 
 def save_classifier(model: ResNet, path: str | os.PathLike[str], *, notes: dict[str, Any] | None = None) -> None:
