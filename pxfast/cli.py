@@ -143,6 +143,9 @@ def train(
     seed: int = 0,
     precision: Annotated[str, typer.Option(help="bf16 or fp32.")] = "bf16",
     compiled: Annotated[bool, typer.Option("--compile/--no-compile", help="Use torch.compile.")] = False,
+    start: Annotated[
+        Path | None, typer.Option(help="A model file whose weights to begin with, in place of random ones.")
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the checkpoint.")] = False,
     force: ForceOption = False,
     threads: Annotated[
@@ -157,6 +160,7 @@ def train(
     from .pixelcnn import PixelCNNConfig
     from .training import TrainingSettings, record_bits_per_dim
     from .training import train as train_model
+    from .weights import load_model
 
     if dataset not in DATASETS:
         raise ValueError(f"unknown data set {dataset!r}; known: {', '.join(sorted(DATASETS))}")
@@ -177,7 +181,16 @@ def train(
         torch.set_num_threads(threads)
     images, _ = load_dataset(dataset, root, train=True)
     held_out, _ = load_dataset(dataset, root, train=False)
-    train_model(config, images, out, settings=settings, validation=held_out[:256], resume=resume, force=force)
+    train_model(
+        config,
+        images,
+        out,
+        settings=settings,
+        validation=held_out[:256],
+        start=None if start is None else load_model(start),
+        resume=resume,
+        force=force,
+    )
     print(f"{record_bits_per_dim(out, held_out, progress=True):.4f} bits/dim on the test set")
 
 

@@ -101,9 +101,15 @@ class Trainer:
         if settings.compile:
             self._log_prob = torch.compile(self.model.log_prob)
 
-    def initialise(self) -> None:
-        """Data-dependent initialisation from the first 128 images of the first epoch."""
-        self.model.initialise(self.images[self._epoch_order(0)[:128]])
+    def initialise(self, start: PixelCNN | None = None) -> None:
+        """The weights of ``start``, or data-dependent initialisation from the first 128 images of the first epoch."""
+        if start is None:
+            self.model.initialise(self.images[self._epoch_order(0)[:128]])
+        else:
+            config = dataclasses.replace(start.config, dropout=self.model.config.dropout)
+            if config != self.model.config:
+                raise ValueError(f"expected to start from a model of {self.model.config}, got {start.config}")
+            self.model.load_state_dict(start.state_dict())
         self.averaged.load_state_dict(self.model.state_dict())
 
     @property
@@ -262,6 +268,7 @@ def train(
     *,
     settings: TrainingSettings | None = None,
     validation: Tensor | None = None,
+    start: PixelCNN | None = None,
     resume: bool = False,
     force: bool = False,
     checkpoint_interval: float = 180.0,
@@ -272,7 +279,8 @@ def train(
     Every ``checkpoint_interval`` seconds the whole state goes to ``out`` with the suffix .checkpoint.safetensors, and
     the averaged model so far to ``out``; with ``resume`` a killed run goes on from there with the same data order.
     Ctrl-C ends the run after the step at hand, with everything kept, and raises KeyboardInterrupt.
-    validation: uint8 images whose bits/dim is recorded at every checkpoint. Returns the averaged model.
+    start: a model whose weights to begin with, in place of random ones. validation: uint8 images whose bits/dim is
+    recorded at every checkpoint. Returns the averaged model.
     Raises FileExistsError when ``out`` or its checkpoint exists and neither ``resume`` nor ``force`` is set,
     FileNotFoundError when ``resume`` finds no checkpoint or the folder of ``out`` does not exist, FloatingPointError
     when bits/dim stop being finite (the files then stay as the last interval left them).
@@ -289,7 +297,7 @@ def train(
     else:
         refuse_existing(out, force=force)
         refuse_existing(checkpoint, force=force)
-        trainer.initialise()
+        trainer.initialise(start)
 
     def keep(recent: float | None) -> None:
         entry = {"step": trainer.step, "seconds": round(trainer.seconds, 1), "train_bits_per_dim": recent}

@@ -18,8 +18,8 @@ from safetensors.torch import load_file
 
 from pxfast.data import load_dataset
 from pxfast.pixelcnn import PixelCNNConfig
-from pxfast.training import Trainer, TrainingSettings, checkpoint_path, train
-from pxfast.weights import load_model
+from pxfast.training import Trainer, TrainingSettings, checkpoint_path, record_bits_per_dim, train
+from pxfast.weights import load_model, read_metadata
 
 CONFIG = PixelCNNConfig((8, 8), channels=1, filters=6, resnets=1, mixtures=3, dropout=0.2)
 SETTINGS = TrainingSettings(batch_size=16, epochs=10, warmup=5, precision="fp32", horizontal_flips=True)
@@ -316,3 +316,38 @@ def test_a_wrong_setting_is_named(changes, message):
 def test_wrong_images_are_told(images):
     with pytest.raises(ValueError, match=r"expected uint8 training images \(N, 1, 8, 8\), N > 0, got"):
         Trainer(CONFIG, SETTINGS, images)
+
+
+def test_a_run_may_start_from_a_model(tmp_path):
+    images = real_images(1, (8, 8), 64)
+    first = train(CONFIG, images, tmp_path / "first.safetensors", settings=SETTINGS, progress=False)
+    trainer = Trainer(CONFIG, SETTINGS, images)
+    trainer.initialise(first)
+    assert trainer.evaluate(images) == pytest.approx(-float(first.log_prob(images).mean()) / math.log(2), abs=1e-4)
+    other = Trainer(dataclasses.replace(CONFIG, filters=7), SETTINGS, images)
+    with pytest.raises(ValueError, match=r"expected to start from a model of .*filters=7.* got .*filters=6"):
+        other.initialise(first)
+
+
+def test_resuming_on_other_images_is_refused(tmp_path):
+    images = real_images(1, (8, 8), 64)
+    out = tmp_path / "model.safetensors"
+    train(CONFIG, images, out, settings=dataclasses.replace(SETTINGS, epochs=1), progress=False)
+    with pytest.raises(ValueError, match="checkpoint of a run on other training images"):
+        Trainer(CONFIG, dataclasses.replace(SETTINGS, epochs=1), images.flip(0)).restore(checkpoint_path(out))
+
+
+def test_bits_per_dim_is_measured_and_kept_in_the_file(tmp_path):
+    images = real_images(1, (8, 8), 64)
+    out = tmp_path / "model.safetensors"
+    train(CONFIG, images, out, settings=dataclasses.replace(SETTINGS, epochs=1), progress=False)
+    before = load_file(out)
+    mean = record_bits_per_dim(out, images[:9])
+    _, notes = read_metadata(out)
+    assert notes["test_images"] == 9
+    assert notes["test_bits_per_dim"] == pytest.approx(mean, abs=1e-5)
+    assert notes["images_seen"] == 64, "what was there before stays"
+    expected = -float(load_model(out).log_prob(images[:9]).double().mean()) / math.log(2)
+    assert mean == pytest.approx(expected, abs=1e-5)
+    after = load_file(out)
+    assert all(torch.equal(after[name], before[name]) for name in before), "the weights are as they were"
