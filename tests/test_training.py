@@ -323,7 +323,7 @@ def test_a_run_may_start_from_a_model(tmp_path):
     first = train(CONFIG, images, tmp_path / "first.safetensors", settings=SETTINGS, progress=False)
     trainer = Trainer(CONFIG, SETTINGS, images)
     trainer.initialise(first)
-    assert trainer.evaluate(images) == pytest.approx(-float(first.log_prob(images).mean()) / math.log(2), abs=1e-4)
+    assert trainer.evaluate(images) == pytest.approx(-first.log_prob(images).mean().item() / math.log(2), abs=1e-4)
     other = Trainer(dataclasses.replace(CONFIG, filters=7), SETTINGS, images)
     with pytest.raises(ValueError, match=r"expected to start from a model of .*filters=7.* got .*filters=6"):
         other.initialise(first)
