@@ -1,6 +1,7 @@
 """Fixtures shared by the tests: real data where it is present, and small random models."""
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -9,6 +10,11 @@ from pathlib import Path
 # The networks of the tests are tiny: more threads of torch only wait for each other, on a busy machine for minutes.
 # Set before torch is imported, and inherited by the commands that the tests start.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# A shell ignores Ctrl-C for what it starts in the background, and so would every process that the tests start, down to
+# those that are to be interrupted.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import pytest
 import torch
