@@ -347,7 +347,7 @@ def test_bits_per_dim_is_measured_and_kept_in_the_file(tmp_path):
     assert notes["test_images"] == 9
     assert notes["test_bits_per_dim"] == pytest.approx(mean, abs=1e-5)
     assert notes["images_seen"] == 64, "what was there before stays"
-    expected = -float(load_model(out).log_prob(images[:9]).double().mean()) / math.log(2)
+    expected = -load_model(out).log_prob(images[:9]).double().mean().item() / math.log(2)
     assert mean == pytest.approx(expected, abs=1e-5)
     after = load_file(out)
     assert all(torch.equal(after[name], before[name]) for name in before), "the weights are as they were"
