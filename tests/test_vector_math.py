@@ -1,4 +1,4 @@
-"""The engine's own exponential, sigmoid and tanh (csrc/cpu/vector.h) against double precision, compiled for the test."""
+"""The engine's own exponential, sigmoid and tanh (csrc/cpu/vector.h) against double precision, compiled here."""
 
 import shutil
 import subprocess
