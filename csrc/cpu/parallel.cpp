@@ -20,9 +20,6 @@ namespace {
 // activations stay in the second-level cache.
 constexpr int64_t kBlock = 64;
 
-// Up to this many images a thread, guessing rows is faster than going pixel by pixel (measured: bench/README.md).
-constexpr int64_t kSpeculativeImages = 1;
-
 // A barrier for threads that meet every few microseconds: they spin, and give way only when someone is late.
 struct SpinningTeam : Team {
   std::atomic<int> arrived{0}, phase{0};
@@ -153,8 +150,10 @@ void run_threads(int threads, Shared& shared, const std::function<void(int)>& wo
   tick(shared.rows_done);  // what finished during the last one
 }
 
+// Guessing rows pays while there are fewer images than threads, which it lets share an image; with one image a thread
+// or more, going pixel by pixel is as fast or faster on a trained network (measured: bench/README.md).
 bool speculates(Order order, int64_t images, int threads) {
-  return order == Order::kSpeculative || (order == Order::kAuto && images <= kSpeculativeImages * threads);
+  return order == Order::kSpeculative || (order == Order::kAuto && images <= std::max(1, threads - 1));
 }
 
 }  // namespace
