@@ -58,6 +58,8 @@ def find_nvcc(sources):
     wish = os.environ.get("PXFAST_CUDA", "")
     if wish not in ("", "0", "1"):
         raise SystemExit(f"PXFAST_CUDA must be 0 or 1, got {wish!r}")
+    if wish == "1" and not sources:
+        print("pxfast: PXFAST_CUDA=1 changes nothing, because this version has no CUDA sources", flush=True)
     if not sources or wish == "0":
         return None
     home = os.environ.get("CUDA_HOME", "/usr/local/cuda")

@@ -81,7 +81,7 @@ def describe(facts: dict[str, Any]) -> str:
         lines.append(f"CPU part: compiled; instruction sets usable here: {sets}; {processor['threads']} threads")
     else:
         lines.append("CPU part: not compiled")
-    cuda = "compiled" if facts["cuda"]["compiled"] else "not compiled (no nvcc, or left out, when this was installed)"
+    cuda = "compiled" if facts["cuda"]["compiled"] else "not in this installation"
     lines += [f"CUDA part: {cuda}", "", "engines"]
     for engine in facts["engines"]:
         if engine["usable"]:

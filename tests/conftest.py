@@ -19,6 +19,7 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
 import pytest
 import torch
 
+from pxfast.engines import ENGINES
 from pxfast.pixelcnn import PixelCNN, PixelCNNConfig
 
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
@@ -82,3 +83,12 @@ def tiny_model() -> PixelCNN:
 def tiny_colour_model() -> PixelCNN:
     """A random network over 8x8 images of three channels. Don't change it."""
     return random_model(channels=3)
+
+
+@pytest.fixture(params=list(ENGINES))
+def engine(request: pytest.FixtureRequest) -> str:
+    """The name of every engine in turn; one that can't run here is a skip with its reason."""
+    reason = ENGINES[request.param].unavailable()
+    if reason is not None:
+        pytest.skip(f"engine {request.param!r} can't run here: {reason}")
+    return request.param

@@ -61,14 +61,6 @@ EPS = (0, 1, 16, 255)
 BATCHES = (1, 2, 7, 64)
 
 
-@pytest.fixture(params=list(ENGINES))
-def engine(request: pytest.FixtureRequest) -> str:
-    reason = ENGINES[request.param].unavailable()
-    if reason is not None:
-        pytest.skip(f"engine {request.param!r} can't run here: {reason}")
-    return request.param
-
-
 @pytest.fixture(params=CASES, ids=str)
 def case(request: pytest.FixtureRequest, engine: str) -> Case:
     if engine == "reference" and request.param.slow:

@@ -8,8 +8,6 @@ import time
 import pytest
 from helpers import environment, run_python
 
-from pxfast.engines import ENGINES
-
 MODEL = """
 import sys
 import torch
@@ -55,14 +53,6 @@ decode(images)
 print("finished", flush=True)
 """
 )
-
-
-@pytest.fixture(params=list(ENGINES))
-def engine(request: pytest.FixtureRequest) -> str:
-    reason = ENGINES[request.param].unavailable()
-    if reason is not None:
-        pytest.skip(f"engine {request.param!r} can't run here: {reason}")
-    return request.param
 
 
 def test_memory_does_not_grow_with_the_batch(engine):
