@@ -131,7 +131,7 @@ def train(
         typer.Option(help="Features per stream; by default the paper's: 40, and 160 for cifar10."),
     ] = None,
     resnets: Annotated[int, typer.Option(help="Gated layers per level.")] = 5,
-    head: Annotated[str, typer.Option(help="logistic or softmax.")] = "logistic",
+    head: Annotated[str, typer.Option(help="logistic, softmax or pixelcnn++.")] = "logistic",
     epochs: Annotated[float, typer.Option(help="Passes over the data, unless --budget is given.")] = 10.0,
     budget: Annotated[
         str | None,

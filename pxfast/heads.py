@@ -1,7 +1,7 @@
-"""The two 256-way heads: p(x[i,j,k] = z | everything before it), z in 0..255.
+"""The 256-way heads: p(x[i,j,k] = z | everything before it), z in 0..255.
 
 A head turns the network's output at a pixel, together with the *earlier channels of that pixel*, into
-log-probabilities of each sub-pixel. Earlier pixels are already in the features. Both heads are normalised: the
+log-probabilities of each sub-pixel. Earlier pixels are already in the features. Every head is normalised: the
 256 probabilities of a sub-pixel sum to 1.
 
 Shapes: ``features`` (N, ``head.features``, H, W) floating; ``images`` (N, C, H, W) uint8. All results are in nats.
@@ -31,9 +31,13 @@ class LogisticHead(nn.Module):
     The features of a pixel are, in PixelCNN++'s order, ``mixtures`` logits, and per channel ``mixtures`` means, log
     scales and (with 3 channels) coefficients. The means of G and B are shifted by the earlier channels of the same
     pixel. The bins are the 256 values; 0 and 255 take the tails.
+
+    bins_per_unit: bins in a unit of the network's view of the grid, which goes from -1 to 1. Here they divide [-1, 1]
+    evenly, as in the PixelDefend authors' code.
     """
 
     name = "logistic"
+    bins_per_unit = 128.0
 
     def __init__(self, channels: int, mixtures: int = 10) -> None:
         super().__init__()
@@ -42,7 +46,7 @@ class LogisticHead(nn.Module):
         self.features = 10 * mixtures if channels == 3 else 3 * mixtures
 
     def mixture(self, features: Tensor, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Log-weights (N, 1, K, H, W), means and log scales (N, C, K, H, W) given the true earlier channels."""
+        """Log-weights (N, 1 or C, K, H, W), means and log scales (N, C, K, H, W) given the true earlier channels."""
         N, _, H, W = features.shape
         C, K = self.channels, self.mixtures
         features = features.float()
@@ -62,33 +66,56 @@ class LogisticHead(nn.Module):
     def log_prob(self, features: Tensor, images: Tensor) -> Tensor:
         """Log-probability of every sub-pixel's own value: (N, C, H, W) float32."""
         log_weights, means, log_scales = self.mixture(features, images)
-        return torch.logsumexp(log_weights + log_bin_mass(images.unsqueeze(2), means, log_scales), dim=2)
+        log_mass = log_bin_mass(images.unsqueeze(2), means, log_scales, self.bins_per_unit)
+        return torch.logsumexp(log_weights + log_mass, dim=2)
 
     def log_probs(self, features: Tensor, images: Tensor) -> Tensor:
         """All 256 log-probabilities of every sub-pixel: (N, C, H, W, 256) float32."""
         log_weights, means, log_scales = (t.unsqueeze(-1) for t in self.mixture(features, images))
         values = torch.arange(LEVELS, device=features.device)
-        return torch.logsumexp(log_weights + log_bin_mass(values, means, log_scales), dim=2)
+        return torch.logsumexp(log_weights + log_bin_mass(values, means, log_scales, self.bins_per_unit), dim=2)
 
 
-def log_bin_mass(values: Tensor, means: Tensor, log_scales: Tensor) -> Tensor:
+class JointLogisticHead(LogisticHead):
+    """The mixture as PixelCNN++ itself has it, and hence OpenAI's published weights: one component for a whole pixel.
+
+    The features mean what they mean to :class:`LogisticHead`, with two differences. All channels of a pixel come from
+    the same component, so that the earlier ones tell which it is: by Bayes' rule p(G | R) is the sum over components i
+    of w_i p_i(R) p_i(G | R), divided by that of w_i p_i(R), and so on for B. And value z has the bin of half a step to
+    both sides of (z - 127.5) / 127.5, which makes them a little wider.
+    """
+
+    name = "pixelcnn++"
+    bins_per_unit = 127.5
+
+    def mixture(self, features: Tensor, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Log-weights, means and log scales, (N, C, K, H, W) each, given the true earlier channels.
+
+        The log-weights of a channel are those of the components once the earlier channels are known.
+        """
+        log_weights, means, log_scales = super().mixture(features, images)
+        log_mass = log_bin_mass(images.unsqueeze(2), means, log_scales, self.bins_per_unit)
+        earlier = F.pad(log_mass[:, :-1].cumsum(dim=1), (0, 0, 0, 0, 0, 0, 1, 0))
+        return torch.log_softmax(log_weights + earlier, dim=2), means, log_scales
+
+
+def log_bin_mass(values: Tensor, means: Tensor, log_scales: Tensor, bins_per_unit: float) -> Tensor:
     """Log of the logistic mass of the bin of each value 0..255, exact in the tails.
 
-    The bins divide [-1, 1] evenly, as in the PixelDefend authors' code: value z has the edges (z - 128) / 128 and
-    (z - 127) / 128. (PixelCNN++ itself puts them at (z - 127.5 -+ 0.5) / 127.5.) With the edges a < b in units of the
+    With n bins per unit, value z has the edges (z - 128) / n and (z - 127) / n. With the edges a < b in units of the
     scale, sigmoid(b) - sigmoid(a) is sigmoid(b) * sigmoid(-a) * (1 - exp(a - b)): no cancellation, hence no need to
     switch to the density where a bin's mass is small.
     """
     values = values.to(means.dtype)
     inverse_scales = torch.exp(-log_scales)
-    lower = inverse_scales * ((values - 128.0) / 128.0 - means)
-    width = inverse_scales / 128.0
+    lower = inverse_scales * ((values - 128.0) / bins_per_unit - means)
+    width = inverse_scales / bins_per_unit
     below_upper = F.logsigmoid(lower + width)
     above_lower = F.logsigmoid(-lower)
     # log(1 - exp(-w)) is log w - w / 2 + O(w^2) for small w; written so because exp(-log_scales) underflows for a very
     # wide component, which a training step gone astray may make, and then log and its gradient would not be finite
     narrow = torch.log(-torch.expm1(-width.clamp(min=SMALL_WIDTH)))
-    wide = -log_scales - math.log(128.0) - 0.5 * width
+    wide = -log_scales - math.log(bins_per_unit) - 0.5 * width
     inside = below_upper + above_lower + torch.where(width > SMALL_WIDTH, narrow, wide)
     return torch.where(values == 0, below_upper, torch.where(values == LEVELS - 1, above_lower, inside))
 
@@ -125,12 +152,18 @@ class SoftmaxHead(nn.Module):
 
 
 Head = LogisticHead | SoftmaxHead
+HEADS = (LogisticHead.name, SoftmaxHead.name, JointLogisticHead.name)
+
+
+def check_head(name: str) -> str:
+    """``name`` itself. ValueError unless it is one of ``HEADS``."""
+    if name not in HEADS:
+        raise ValueError(f"head must be one of {', '.join(map(repr, HEADS))}, got {name!r}")
+    return name
 
 
 def make_head(name: str, channels: int, mixtures: int) -> Head:
-    """The head called ``name``: 'logistic' or 'softmax'. Raises ValueError for another name."""
-    if name == "logistic":
-        return LogisticHead(channels, mixtures)
-    if name == "softmax":
+    """The head called ``name``, one of ``HEADS``. Raises ValueError for another name."""
+    if check_head(name) == SoftmaxHead.name:
         return SoftmaxHead(channels)
-    raise ValueError(f"head must be 'logistic' or 'softmax', got {name!r}")
+    return (LogisticHead if name == LogisticHead.name else JointLogisticHead)(channels, mixtures)

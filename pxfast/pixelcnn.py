@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .heads import LEVELS, make_head, to_unit
+from .heads import LEVELS, check_head, make_head, to_unit
 
 NUM_LEVELS = 3
 
@@ -26,7 +26,8 @@ class PixelCNNConfig:
     """What a PixelCNN is, apart from its weights.
 
     image_size: (H, W), each a positive multiple of 4. channels: 1 or 3. filters: features per stream.
-    resnets: gated layers per level. mixtures: components of the logistic head. head: 'logistic' or 'softmax'.
+    resnets: gated layers per level. mixtures: components of a logistic head. head: 'logistic', as the PixelDefend
+    authors have it, 'softmax', or 'pixelcnn++', as OpenAI's published weights have it (see pxfast/heads.py).
     dropout: probability of dropping a feature inside a gated layer, in training only.
     Raises ValueError or TypeError naming the field that is wrong.
     """
@@ -50,8 +51,7 @@ class PixelCNNConfig:
             value = getattr(self, field)
             if not isinstance(value, int) or value < 1:
                 raise ValueError(f"{field} must be a positive integer, got {value!r}")
-        if self.head not in ("logistic", "softmax"):
-            raise ValueError(f"head must be 'logistic' or 'softmax', got {self.head!r}")
+        check_head(self.head)
         if not 0.0 <= self.dropout < 1.0:
             raise ValueError(f"dropout must be in [0, 1), got {self.dropout!r}")
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import pxfast
+from pxfast.heads import HEADS
 
 
 @pytest.fixture(scope="module")
@@ -15,15 +16,15 @@ def images():
     return torch.randint(0, 256, (5, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(2))
 
 
-def test_log_prob_is_the_sum_over_sub_pixels(tiny_colour_model, images):
+@pytest.mark.parametrize("head", HEADS)
+def test_log_prob_is_the_sum_over_sub_pixels(make_model, images, head):
+    model = make_model(channels=3, head=head)
     with torch.no_grad():
-        expected = (
-            tiny_colour_model.log_probs(images).gather(-1, images.long().unsqueeze(-1)).double().sum((1, 2, 3, 4))
-        )
-    found = pxfast.log_prob(images, model=tiny_colour_model)
+        expected = model.log_probs(images).gather(-1, images.long().unsqueeze(-1)).double().sum((1, 2, 3, 4))
+    found = pxfast.log_prob(images, model=model)
     assert found.dtype == torch.float64
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=0)
-    bits = pxfast.bits_per_dim(images, model=tiny_colour_model)
+    bits = pxfast.bits_per_dim(images, model=model)
     assert bits.dtype == torch.float32
     torch.testing.assert_close(bits.double(), -expected / (192 * math.log(2)), rtol=1e-5, atol=0)
 

@@ -8,6 +8,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import pxfast.heads
 import pxfast.pixelcnn
+from pxfast.heads import HEADS
 from pxfast.pixelcnn import PixelCNN, PixelCNNConfig, forward_flops
 
 SIZE = (12, 8)  # not square, so that exchanged axes are seen
@@ -44,7 +45,7 @@ def dependence(model: PixelCNN, images: Tensor, monkeypatch: pytest.MonkeyPatch)
     return torch.stack(rows)
 
 
-@pytest.mark.parametrize("head", ["logistic", "softmax"])
+@pytest.mark.parametrize("head", HEADS)
 @pytest.mark.parametrize("channels", [1, 3])
 def test_jacobian_is_causal_and_complete(make_model, monkeypatch, channels, head):
     # along a row the full-size layers alone reach 4 * resnets + 2 pixels: one at the input, one by each of their two
@@ -62,7 +63,7 @@ def test_jacobian_is_causal_and_complete(make_model, monkeypatch, channels, head
     assert len(unseen) == 0, f"sub-pixels that don't see earlier ones, such as {unseen[:5].tolist()}"
 
 
-@pytest.mark.parametrize("head", ["logistic", "softmax"])
+@pytest.mark.parametrize("head", HEADS)
 @pytest.mark.parametrize("channels", [1, 3])
 @torch.no_grad()
 def test_later_values_do_not_touch_earlier_log_probabilities(make_model, channels, head):
@@ -173,7 +174,7 @@ def test_weight_norm_is_g_times_the_direction_of_v(tiny_model):
 
 
 @pytest.mark.parametrize("size", [(4, 4), (8, 12), (28, 28), (32, 16)])
-@pytest.mark.parametrize("head", ["logistic", "softmax"])
+@pytest.mark.parametrize("head", HEADS)
 @torch.no_grad()
 def test_shapes(size, head):
     config = PixelCNNConfig(size, channels=3, filters=4, resnets=1, mixtures=2, head=head)

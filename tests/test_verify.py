@@ -28,6 +28,14 @@ def test_exact_result_passes(case):
     assert "passed" in str(found)
 
 
+def test_exact_result_passes_with_the_joint_mixture(make_model, case):
+    model, images = make_model(channels=3, head="pixelcnn++"), case[1][:1]
+    purified = pxfast.purify(images, EPS, model=model, engine="reference")
+    assert pxfast.verify(images, purified, EPS, model=model).passed
+    wrong = pxfast.purify(images, EPS, model=case[0], engine="reference")
+    assert not pxfast.verify(images, wrong, EPS, model=model).passed
+
+
 def test_bf16_result_is_judged_by_bf16_weights(case):
     model, images, _ = case
     purified = pxfast.purify(images, EPS, model=model, engine="reference", precision="bf16")

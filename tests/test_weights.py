@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import pxfast
+from pxfast.heads import HEADS
 from pxfast.weights import FORMAT, model_tensors, read_metadata, save_model
 
 
@@ -19,7 +20,7 @@ def save_tensors(path, tensors, model, **changes):
     return path
 
 
-@pytest.mark.parametrize("head", ["logistic", "softmax"])
+@pytest.mark.parametrize("head", HEADS)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 def test_round_trip(make_model, tmp_path, head, dtype):
     model = make_model(channels=3, head=head)
