@@ -13,18 +13,11 @@ from safetensors import SafetensorError
 from tqdm import tqdm
 
 from . import __version__
+from .cli_options import EngineOption, ForceOption, JsonOption, ModelOption, RootOption
 
 BATCH_SIZE = 256  # images read, purified and written at a time
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, no_args_is_help=False)
-
-EngineOption = Annotated[str, typer.Option(help="'auto', or one that `pxfast info` lists.")]
-ForceOption = Annotated[bool, typer.Option("--force", help="Replace an output that exists.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-ModelOption = Annotated[
-    str | None,
-    typer.Option(help="A shipped model's name or a model file; by default the shipped one of the images' shape."),
-]
 
 
 def print_version(wanted: bool) -> None:
@@ -124,7 +117,7 @@ def parse_budget(text: str) -> float:
 @app.command()
 def train(
     dataset: Annotated[str, typer.Argument(metavar="DATASET", help="fashion-mnist or cifar10.")],
-    root: Annotated[Path, typer.Option(help="torchvision's root folder; nothing is downloaded.")],
+    root: RootOption,
     out: Annotated[Path, typer.Option(help="The model file; its checkpoint is kept beside it.")],
     filters: Annotated[
         int | None,
@@ -197,7 +190,7 @@ def train(
 @app.command()
 def train_classifier(
     dataset: Annotated[str, typer.Argument(metavar="DATASET", help="fashion-mnist or cifar10.")],
-    root: Annotated[Path, typer.Option(help="torchvision's root folder; nothing is downloaded.")],
+    root: RootOption,
     out: Annotated[Path, typer.Option(help="The classifier file; its checkpoint is kept beside it.")],
     epochs: float = 12.0,
     seed: int = 0,
