@@ -48,8 +48,7 @@ ProgramSpec to_program(const py::dict& from) {
   program.height = from["height"].cast<int>();
   program.width = from["width"].cast<int>();
   program.filters = from["filters"].cast<int>();
-  program.head = from["head"].cast<std::string>() == "softmax" ? pxfast::HeadKind::kSoftmax
-                                                               : pxfast::HeadKind::kLogistic;
+  program.head = static_cast<pxfast::HeadKind>(from["head"].cast<int>());
   program.mixtures = from["mixtures"].cast<int>();
   program.tables = to_vector(from["tables"].cast<FloatArray>());
   program.input_cache = from["input_cache"].cast<int>();
@@ -61,6 +60,20 @@ ProgramSpec to_program(const py::dict& from) {
   return program;
 }
 
+// pxfast.engines.cpu's view of a chooser: a dictionary of plain values; 'eps' is missing when it samples.
+ByteArray eps_of(const py::dict& chooser, py::ssize_t images) {
+  if (!chooser.contains("eps")) return {};
+  const auto eps = chooser["eps"].cast<ByteArray>();
+  if (eps.ndim() != 1 || eps.shape(0) != images) throw std::invalid_argument("eps must have one value per image");
+  return eps;
+}
+
+pxfast::Chooser to_chooser(const py::dict& from, const ByteArray& eps) {
+  if (from.contains("eps")) return {eps.data(), from["keep_probability"].cast<float>(), 0, 0, 1.0f};
+  return {nullptr, 2.0f, from["seed"].cast<uint64_t>(), from["first"].cast<uint64_t>(),
+          from["inverse_temperature"].cast<float>()};
+}
+
 class CpuEngine {
  public:
   CpuEngine(const py::dict& program, const std::string& isa, bool bf16)
@@ -68,14 +81,17 @@ class CpuEngine {
     spec_.steps.clear();  // the weights are packed now
   }
 
-  ByteArray decode(const ByteArray& images, int eps, int threads, int order, const py::object& report) const {
-    check(images, eps);
+  ByteArray decode(const ByteArray& images, const py::dict& chooser, int threads, int order,
+                   const py::object& report) const {
+    check(images);
+    const ByteArray eps = eps_of(chooser, images.shape(0));
+    const pxfast::Chooser native = to_chooser(chooser, eps);
     if (threads < 1) throw std::invalid_argument("threads must be positive");
     ByteArray result({images.shape(0), images.shape(1), images.shape(2), images.shape(3)});
     const uint8_t* input = images.data();
     uint8_t* output = result.mutable_data();
     py::gil_scoped_release unlocked;
-    engine_.decode(input, output, images.shape(0), {eps}, threads, static_cast<pxfast::Order>(order),
+    engine_.decode(input, output, images.shape(0), native, threads, static_cast<pxfast::Order>(order),
                    [&](int64_t done) {
                      py::gil_scoped_acquire locked;
                      if (PyErr_CheckSignals() != 0) throw py::error_already_set();  // Ctrl-C
@@ -84,14 +100,16 @@ class CpuEngine {
     return result;
   }
 
-  py::dict profile(const ByteArray& images, int eps, int order, bool keep_guess) const {
-    check(images, eps);
+  py::dict profile(const ByteArray& images, const py::dict& chooser, int order, bool keep_guess) const {
+    check(images);
+    const ByteArray eps = eps_of(chooser, images.shape(0));
+    const pxfast::Chooser native = to_chooser(chooser, eps);
     std::vector<uint8_t> output(images.size());
     const uint8_t* input = images.data();
     pxfast::Profile profile;
     {
       py::gil_scoped_release unlocked;
-      profile = engine_.profile(input, output.data(), images.shape(0), {eps}, static_cast<pxfast::Order>(order),
+      profile = engine_.profile(input, output.data(), images.shape(0), native, static_cast<pxfast::Order>(order),
                                 keep_guess);
     }
     py::dict result;
@@ -112,11 +130,10 @@ class CpuEngine {
   ProgramSpec spec_;
   Engine engine_;
 
-  void check(const ByteArray& images, int eps) const {
+  void check(const ByteArray& images) const {
     if (images.ndim() != 4 || images.shape(1) != spec_.channels || images.shape(2) != spec_.height ||
         images.shape(3) != spec_.width)
       throw std::invalid_argument("images do not have the program's shape");
-    if (eps < 0 || eps > 255) throw std::invalid_argument("eps must be in 0..255");
   }
 };
 
@@ -132,9 +149,9 @@ PYBIND11_MODULE(_C, m) {
 #endif
   py::class_<CpuEngine>(m, "CpuEngine")
       .def(py::init<const py::dict&, const std::string&, bool>(), py::arg("program"), py::arg("isa"), py::arg("bf16"))
-      .def("decode", &CpuEngine::decode, py::arg("images"), py::arg("eps"), py::arg("threads"), py::arg("order"),
-           py::arg("report"))
-      .def("profile", &CpuEngine::profile, py::arg("images"), py::arg("eps"), py::arg("order"),
+      .def("decode", &CpuEngine::decode, py::arg("images"), py::arg("chooser"), py::arg("threads"),
+           py::arg("order"), py::arg("report"))
+      .def("profile", &CpuEngine::profile, py::arg("images"), py::arg("chooser"), py::arg("order"),
            py::arg("keep_guess") = false)
       .def_property_readonly("isa", &CpuEngine::isa)
       .def_property_readonly("bytes_per_image", &CpuEngine::bytes_per_image)

@@ -191,7 +191,7 @@ def profile(name: str, *, precision: str, batch: int, order: str = "auto") -> di
     """
     model = network(name)
     engine = cpu.compiled(schedule_for(model), precision, cpu.current_isa())
-    spent = engine.profile(smooth_images(batch, model.config).numpy(), EPS, cpu.ORDERS[order])
+    spent = engine.profile(smooth_images(batch, model.config).numpy(), cpu.plain_chooser(Greedy(EPS), batch), cpu.ORDERS[order])
     return {part: value / batch for part, value in spent.items()}
 
 

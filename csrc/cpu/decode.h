@@ -309,10 +309,11 @@ class Block {
     const int channels = program_.channels;
     const long pixel = (long)image * channels * plane + (long)row * program_.width + column;
     uint8_t chosen[kLanes] = {};  // room for whole vectors
-    if (program_.head == pxfast::HeadKind::kLogistic) {
-      choose_logistic(program_, parameters, input_ + pixel, chooser_.eps, plane, chosen);
+    const PixelChooser chooser(chooser_, image, (row * program_.width + column) * channels);
+    if (program_.head == pxfast::HeadKind::kSoftmax) {
+      choose_softmax(program_, parameters, input_ + pixel, chooser, plane, chosen);
     } else {
-      choose_softmax(program_, parameters, input_ + pixel, chooser_.eps, plane, chosen);
+      choose_logistic(program_, parameters, input_ + pixel, chooser, plane, chosen);
     }
     bool changed = false;
     for (int c = 0; c < channels; ++c) {

@@ -1,8 +1,9 @@
-// The two heads with the fused constrained argmax: only the values in range are evaluated, ties go to the smallest.
+// The heads with the fused choice of a value: only the values in range are evaluated, ties go to the smallest.
 #pragma once
 
 #include <cmath>
 
+#include "../philox.h"
 #include "vector.h"
 
 namespace {
@@ -14,14 +15,61 @@ struct Range {  // of values, both ends included
   int low, high;
 };
 
-inline Range range_around(int value, int eps) {
-  return {value - eps > 0 ? value - eps : 0, value + eps < 255 ? value + eps : 255};
-}
+// The chooser at one pixel of one image.
+struct PixelChooser {
+  const pxfast::Chooser& all;
+  int image;
+  int position;  // in raster order, of the pixel's first channel
+
+  PixelChooser(const pxfast::Chooser& all, int image, int position) : all(all), image(image), position(position) {}
+
+  bool samples() const { return all.eps == nullptr; }
+  bool keeps() const { return all.keep_probability <= 1.0f; }
+  bool needs_total() const { return samples() || keeps(); }
+
+  // the values that come into question where the input has `value`
+  Range range(int value) const {
+    if (samples()) return {0, kLevelsOfGrey - 1};
+    const int eps = all.eps[image];
+    return {value - eps > 0 ? value - eps : 0, value + eps < kLevelsOfGrey - 1 ? value + eps : kLevelsOfGrey - 1};
+  }
+
+  // Picks among the masses of a range; `total` is that of all 256 values, `value` the input's. -1 when all of them are
+  // too small to tell apart.
+  int pick(float* mass, Range range, float total, int value, int channel) const {
+    const int values = range.high - range.low + 1;
+    if (samples()) return sample(mass, channel);
+    if (keeps() && mass[value - range.low] >= all.keep_probability * total) return value;
+    int best = 0;
+    for (int z = 1; z < values; ++z)
+      if (mass[z] > mass[best]) best = z;
+    return mass[best] > 1e-30f ? range.low + best : -1;
+  }
+
+ private:
+  // The first value whose cumulative mass exceeds a uniform share of the whole.
+  int sample(float* mass, int channel) const {
+    if (all.inverse_temperature != 1.0f) {
+      float highest = 0.0f;
+      for (int z = 0; z < kLevelsOfGrey; ++z) highest = mass[z] > highest ? mass[z] : highest;
+      for (int z = 0; z < kLevelsOfGrey; ++z) mass[z] = std::pow(mass[z] / highest, all.inverse_temperature);
+    }
+    double total = 0.0, sum = 0.0;
+    for (int z = 0; z < kLevelsOfGrey; ++z) total += mass[z];
+    const double target = uniform_of(all.seed, all.first + (uint64_t)image, (uint32_t)(position + channel)) * total;
+    for (int z = 0; z < kLevelsOfGrey; ++z) {
+      sum += mass[z];
+      if (sum > target) return z;
+    }
+    return kLevelsOfGrey - 1;
+  }
+};
 
 // The mixture of one channel: per component its weight (not normalised), mean, inverse scale, and 1 - exp(-width) with
-// the bin's width in units of the scale.
+// the bin's width in units of the scale. Value z has the bin [(z - 128) * width, (z - 127) * width).
 struct Mixture {
   int components;
+  float bin_width;
   float log_weight[kMaxMixtures + pxfast::kLanes];
   float weight[kMaxMixtures + pxfast::kLanes];
   float mean[kMaxMixtures + pxfast::kLanes];
@@ -69,25 +117,30 @@ inline void mixture_of_channel(const float* parameters, int channels, int channe
     const Vector inverse_scale = exp(negate(log_scale));
     store(m.mean + i, mean);
     store(m.inverse_scale + i, inverse_scale);
-    store(m.within_bin + i, one_minus_exp_minus(inverse_scale * broadcast(1.0f / 128.0f)));
+    store(m.within_bin + i, one_minus_exp_minus(inverse_scale * broadcast(m.bin_width)));
   }
 }
 
-// The same argmax in log space and double precision, for a range so far out that every mass underflows.
-inline int argmax_far_out(const Mixture& m, Range range) {
+// Log of a component's mass in the bin of a value, in double precision.
+inline double log_bin_mass(const Mixture& m, int component, int value) {
   const auto log_sigmoid = [](double x) { return x >= 0 ? -std::log1p(std::exp(-x)) : x - std::log1p(std::exp(x)); };
+  const double scale = m.inverse_scale[component], width = scale * m.bin_width;
+  const double lower = scale * ((value - 128) * (double)m.bin_width - m.mean[component]);
+  double log_mass = 0.0;
+  if (value < 255) log_mass += log_sigmoid(lower + width);
+  if (value > 0) log_mass += log_sigmoid(-lower);
+  if (value > 0 && value < 255) log_mass += std::log(-std::expm1(-width));
+  return log_mass;
+}
+
+// The argmax in log space and double precision, for a range so far out that every mass underflows.
+inline int argmax_far_out(const Mixture& m, Range range) {
   int best = range.low;
   double best_log = -HUGE_VAL;
   for (int z = range.low; z <= range.high; ++z) {
     double highest = -HUGE_VAL, sum = 0.0;
     for (int i = 0; i < m.components; ++i) {
-      const double scale = m.inverse_scale[i];
-      const double lower = scale * ((z - 128) / 128.0 - m.mean[i]);
-      const double width = scale / 128.0;
-      double log_mass = m.log_weight[i];
-      if (z < 255) log_mass += log_sigmoid(lower + width);
-      if (z > 0) log_mass += log_sigmoid(-lower);
-      if (z > 0 && z < 255) log_mass += std::log(-std::expm1(-width));
+      const double log_mass = m.log_weight[i] + log_bin_mass(m, i, z);
       if (log_mass > highest) {
         sum = sum * std::exp(highest - log_mass) + 1.0;
         highest = log_mass;
@@ -101,11 +154,26 @@ inline int argmax_far_out(const Mixture& m, Range range) {
   return best;
 }
 
-// Value z has the bin [(z - 128) / 128, (z - 127) / 128); with its edges a < b in units of the scale its mass is
+// What a chosen value says about which component made the pixel: log w += log p(value), rescaled.
+inline void condition_weights(Mixture& m, int value) {
+  double log_weight[kMaxMixtures];
+  double highest = -HUGE_VAL;
+  for (int i = 0; i < m.components; ++i) {
+    log_weight[i] = m.log_weight[i] + log_bin_mass(m, i, value);
+    if (log_weight[i] > highest) highest = log_weight[i];
+  }
+  for (int i = 0; i < m.components; ++i) {
+    m.log_weight[i] = (float)(log_weight[i] - highest);
+    m.weight[i] = (float)std::exp(log_weight[i] - highest);
+  }
+}
+
+constexpr int kEdges = kLevelsOfGrey + 2 * pxfast::kLanes;
+
+// The masses of the values of a range. With the edges a < b of a bin in units of the scale its mass is
 // sigmoid(b) * sigmoid(-a) * (1 - exp(a - b)), and neighbouring values share an edge.
-inline int argmax_mixture(const Mixture& m, Range range) {
-  constexpr int kEdges = kLevelsOfGrey + 2 * pxfast::kLanes;
-  alignas(64) float below[kEdges], above[kEdges], mass[kEdges];
+inline void mixture_masses(const Mixture& m, Range range, float* mass) {
+  alignas(64) float below[kEdges], above[kEdges];
   const int values = range.high - range.low + 1;
   for (int z = 0; z < values; z += pxfast::kLanes) store(mass + z, broadcast(0.0f));
   float mass_of_0 = 0.0f, mass_of_255 = 0.0f;
@@ -115,7 +183,7 @@ inline int argmax_mixture(const Mixture& m, Range range) {
   for (int i = 0; i < m.components; ++i) {
     const Vector scale = broadcast(m.inverse_scale[i]), mean = broadcast(m.mean[i]);
     for (int z = 0; z <= values; z += pxfast::kLanes) {
-      const Vector position = (first + broadcast((float)z)) * broadcast(1.0f / 128.0f);
+      const Vector position = (first + broadcast((float)z)) * broadcast(m.bin_width);
       const Vector edge = scale * (position - mean);
       const Vector t = exp(negative_abs(edge));
       const Vector s = broadcast(1.0f) / (broadcast(1.0f) + t);
@@ -131,40 +199,64 @@ inline int argmax_mixture(const Mixture& m, Range range) {
   }
   if (range.low == 0) mass[0] = mass_of_0;  // the outermost bins take the tails
   if (range.high == 255) mass[values - 1] = mass_of_255;
-  int best = 0;
-  for (int z = 1; z < values; ++z)
-    if (mass[z] > mass[best]) best = z;
-  if (!(mass[best] > 1e-30f)) return argmax_far_out(m, range);
-  return range.low + best;
 }
 
-// Chooses all channels of one pixel. parameters: the network's output there (readable kLanes floats past its end).
-inline void choose_logistic(const pxfast::Program& program, const float* parameters, const uint8_t* around, int eps,
-                            long channel_stride, uint8_t* chosen) {
+// Chooses all channels of one pixel. parameters: the network's output there (readable kLanes floats past its end);
+// around: the input's values there.
+inline void choose_logistic(const pxfast::Program& program, const float* parameters, const uint8_t* around,
+                            const PixelChooser& chooser, long channel_stride, uint8_t* chosen) {
+  const bool shared = program.head == pxfast::HeadKind::kPixelCnnPlusPlus;
   Mixture m;
   m.components = program.mixtures;
+  m.bin_width = shared ? 1.0f / 127.5f : 1.0f / 128.0f;
   mixture_weights(parameters, m);
   for (int c = 0; c < program.channels; ++c) {
+    const int value = around[c * channel_stride];
+    const Range range = chooser.range(value);
+    const bool condition = shared && c + 1 < program.channels;
+    if (range.low == range.high && !condition) {
+      chosen[c] = (uint8_t)value;
+      continue;
+    }
     mixture_of_channel(parameters, program.channels, c, chosen, m);
-    chosen[c] = (uint8_t)argmax_mixture(m, range_around(around[c * channel_stride], eps));
+    alignas(64) float mass[kEdges];
+    mixture_masses(m, range, mass);
+    float total = 0.0f;
+    for (int i = 0; i < m.components; ++i) total += m.weight[i];
+    const int picked = chooser.pick(mass, range, total, value, c);
+    chosen[c] = (uint8_t)(picked >= 0 ? picked : argmax_far_out(m, range));
+    if (condition) condition_weights(m, chosen[c]);
   }
 }
 
-inline void choose_softmax(const pxfast::Program& program, const float* parameters, const uint8_t* around, int eps,
-                           long channel_stride, uint8_t* chosen) {
+inline void choose_softmax(const pxfast::Program& program, const float* parameters, const uint8_t* around,
+                           const PixelChooser& chooser, long channel_stride, uint8_t* chosen) {
   const float* table = program.tables;
   for (int c = 0; c < program.channels; ++c) {
-    const Range range = range_around(around[c * channel_stride], eps);
+    const int value = around[c * channel_stride];
+    const Range range = chooser.range(value);
     const float* logits = parameters + c * kLevelsOfGrey;
     const float* rows[2] = {nullptr, nullptr};
     for (int earlier = 0; earlier < c; ++earlier, table += kLevelsOfGrey * kLevelsOfGrey)
       rows[earlier] = table + (long)chosen[earlier] * kLevelsOfGrey;
+    const Range needed = chooser.needs_total() ? Range{0, kLevelsOfGrey - 1} : range;
+    float logit[kLevelsOfGrey];
     int best = range.low;
-    float best_logit = -HUGE_VALF;
-    for (int z = range.low; z <= range.high; ++z) {
-      float logit = logits[z];
-      for (int earlier = 0; earlier < c; ++earlier) logit += rows[earlier][z];
-      if (logit > best_logit) best_logit = logit, best = z;
+    for (int z = needed.low; z <= needed.high; ++z) {
+      logit[z] = logits[z];
+      for (int earlier = 0; earlier < c; ++earlier) logit[z] += rows[earlier][z];
+    }
+    for (int z = range.low; z <= range.high; ++z)
+      if (logit[z] > logit[best]) best = z;
+    if (chooser.needs_total()) {
+      alignas(64) float mass[kLevelsOfGrey];
+      float highest = logit[0], total = 0.0f;
+      for (int z = 1; z < kLevelsOfGrey; ++z) highest = logit[z] > highest ? logit[z] : highest;
+      for (int z = 0; z < kLevelsOfGrey; z += pxfast::kLanes)
+        store(mass + z, exp(load(logit + z) - broadcast(highest)));
+      for (int z = 0; z < kLevelsOfGrey; ++z) total += mass[z];
+      const int picked = chooser.pick(mass + range.low, range, total, value, c);
+      if (picked >= 0) best = picked;
     }
     chosen[c] = (uint8_t)best;
   }

@@ -189,7 +189,7 @@ void Engine::decode(const uint8_t* input, uint8_t* output, int64_t images, const
         const int64_t image = group.image;
         if (image >= images ||
             !s.backend->decode_speculatively(s.program, group.room.workspace, input + image * image_bytes,
-                                             output + image * image_bytes, chooser, control, team, member))
+                                             output + image * image_bytes, chooser.from(image), control, team, member))
           return;
       }
     };
@@ -207,7 +207,7 @@ void Engine::decode(const uint8_t* input, uint8_t* output, int64_t images, const
     for (int64_t block; (block = shared.next.fetch_add(1)) < blocks;) {
       const int64_t first = first_of(block), count = first_of(block + 1) - first;
       if (count > 0 && !s.backend->decode(s.program, room.workspace, input + first * image_bytes,
-                                          output + first * image_bytes, (int)count, chooser, control))
+                                          output + first * image_bytes, (int)count, chooser.from(first), control))
         return;
     }
   };
@@ -230,9 +230,10 @@ Profile Engine::profile(const uint8_t* input, uint8_t* output, int64_t images, c
     const uint8_t* from = input + first * image_bytes;
     uint8_t* to = output + first * image_bytes;
     if (speculative) {
-      s.backend->decode_speculatively(s.program, room.workspace, from, to, chooser, control, nullptr, 0);
+      s.backend->decode_speculatively(s.program, room.workspace, from, to, chooser.from(first), control, nullptr, 0);
     } else {
-      s.backend->decode(s.program, room.workspace, from, to, (int)std::min(block, images - first), chooser, control);
+      s.backend->decode(s.program, room.workspace, from, to, (int)std::min(block, images - first), chooser.from(first),
+                        control);
     }
   }
   return profile;

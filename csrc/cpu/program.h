@@ -64,7 +64,11 @@ struct Step {
   int tiles;
 };
 
-enum class HeadKind : int { kLogistic, kSoftmax };
+enum class HeadKind : int {
+  kLogistic,         // mixture per channel, bins of width 1/128 (PixelDefend)
+  kSoftmax,          // 256 free logits per channel
+  kPixelCnnPlusPlus  // mixture shared by a pixel's channels, bins of width 1/127.5
+};
 
 struct Program {
   int channels, height, width, filters;
@@ -103,8 +107,17 @@ struct Team {
   void (*wait)(Team* team);  // until all members have called it
 };
 
+// What becomes of a sub-pixel, given the model's distribution there; see pxfast/engines/choosers.py.
 struct Chooser {
-  int eps;
+  const uint8_t* eps;         // greedy, of each image: the likeliest value within +-eps of the input's; null: sampling
+  float keep_probability;     // greedy: a sub-pixel whose input value is at least so probable keeps it; above 1: none
+  uint64_t seed, first;       // sampling: `first` is the number of the first image
+  float inverse_temperature;  // sampling
+
+  // the same for a part of the batch that begins at `image`
+  Chooser from(int64_t image) const {
+    return {eps ? eps + image : nullptr, keep_probability, seed, first + (uint64_t)image, inverse_temperature};
+  }
 };
 
 // Set from outside while a block decodes.

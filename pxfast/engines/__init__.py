@@ -14,19 +14,13 @@ from torch import Tensor
 
 from ..schedule import Schedule
 from . import cpu, reference
-
-
-@dataclasses.dataclass(frozen=True)
-class Greedy:
-    """Algorithm 1 of PixelDefend: the likeliest value within ±eps of the input's; ties go to the smallest value."""
-
-    eps: int
+from .choosers import Chooser, Greedy, Sample
 
 
 class Decode(Protocol):
     """What an engine does.
 
-    images: (N, C, H, W) uint8, contiguous, on the CPU, N >= 1. precision: 'fp32' or 'bf16'. report: called now and
+    images: (N, C, H, W) uint8, contiguous, on the CPU, N >= 1; a Sample chooser takes the shape alone. precision: 'fp32' or 'bf16'. report: called now and
     then with the number of images finished so far. Returns a new uint8 tensor of the same shape.
     """
 
@@ -34,7 +28,7 @@ class Decode(Protocol):
         self,
         schedule: Schedule,
         images: Tensor,
-        chooser: Greedy,
+        chooser: Chooser,
         *,
         precision: str,
         report: Callable[[int], None] | None = None,
@@ -74,3 +68,6 @@ def select(name: str = "auto") -> Engine:
     if reason is not None:
         raise RuntimeError(f"engine {name!r} can't run here: {reason}")
     return ENGINES[name]
+
+
+__all__ = ["ENGINES", "Chooser", "Decode", "Engine", "Greedy", "Sample", "select"]

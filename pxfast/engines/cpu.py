@@ -10,16 +10,14 @@ from __future__ import annotations
 import importlib
 import os
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ..schedule import Schedule
-
-if TYPE_CHECKING:
-    from . import Greedy
+from .choosers import Chooser, Sample
 
 try:
     _C: Any = importlib.import_module("pxfast._C")
@@ -60,6 +58,7 @@ def current_threads() -> int:
     return int(wish)
 
 
+HEADS = {"logistic": 0, "softmax": 1, "pixelcnn++": 2}
 ORDERS = {"": 0, "auto": 0, "sequential": 1, "speculative": 2}
 
 
@@ -93,7 +92,7 @@ def _program(schedule: Schedule) -> dict[str, Any]:
         "height": config.image_size[0],
         "width": config.image_size[1],
         "filters": config.filters,
-        "head": config.head,
+        "head": HEADS[config.head],
         "mixtures": config.mixtures,
         "tables": tables.numpy(),
         "input_cache": schedule.input_cache,
@@ -120,15 +119,25 @@ def _program(schedule: Schedule) -> dict[str, Any]:
     }
 
 
+def plain_chooser(chooser: Chooser, N: int) -> dict[str, Any]:
+    """A chooser for N images as the compiled engine takes it."""
+    if isinstance(chooser, Sample):
+        inverse_temperature = 1.0 / chooser.temperature
+        return {"seed": chooser.seed, "first": chooser.first, "inverse_temperature": inverse_temperature}
+    keep_probability = 2.0 if chooser.keep_bits is None else 2.0**-chooser.keep_bits
+    return {"eps": chooser.eps_of(N).numpy(), "keep_probability": keep_probability}
+
+
 def decode(
     schedule: Schedule,
     images: Tensor,
-    chooser: Greedy,
+    chooser: Chooser,
     *,
     precision: str,
     report: Callable[[int], None] | None = None,
 ) -> Tensor:
     """See :class:`pxfast.engines.Decode`. The GIL is released; Ctrl-C raises KeyboardInterrupt within a second."""
     engine = compiled(schedule, precision, current_isa())
-    result: np.ndarray = engine.decode(images.numpy(), chooser.eps, current_threads(), current_order(), report)
+    plain = plain_chooser(chooser, len(images))
+    result: np.ndarray = engine.decode(images.numpy(), plain, current_threads(), current_order(), report)
     return torch.from_numpy(result)
