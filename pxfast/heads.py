@@ -105,6 +105,9 @@ def log_bin_mass(values: Tensor, means: Tensor, log_scales: Tensor, bins_per_uni
     With n bins per unit, value z has the edges (z - 128) / n and (z - 127) / n. With the edges a < b in units of the
     scale, sigmoid(b) - sigmoid(a) is sigmoid(b) * sigmoid(-a) * (1 - exp(a - b)): no cancellation, hence no need to
     switch to the density where a bin's mass is small.
+
+    Real values are bins, as wide, in between. From 1 to 0 and from 254 to 255 the log of the mass goes over linearly
+    into that with the tail, so that it is continuous.
     """
     values = values.to(means.dtype)
     inverse_scales = torch.exp(-log_scales)
@@ -117,7 +120,8 @@ def log_bin_mass(values: Tensor, means: Tensor, log_scales: Tensor, bins_per_uni
     narrow = torch.log(-torch.expm1(-width.clamp(min=SMALL_WIDTH)))
     wide = -log_scales - math.log(bins_per_unit) - 0.5 * width
     inside = below_upper + above_lower + torch.where(width > SMALL_WIDTH, narrow, wide)
-    return torch.where(values == 0, below_upper, torch.where(values == LEVELS - 1, above_lower, inside))
+    inside = torch.lerp(above_lower, inside, (LEVELS - 1 - values).clamp(0, 1))  # exact where the weight is 0 or 1
+    return torch.lerp(below_upper, inside, values.clamp(0, 1))
 
 
 class SoftmaxHead(nn.Module):

@@ -8,7 +8,16 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as st_numpy
 from torch import Tensor
 
-from pxfast.heads import HEADS, MIN_LOG_SCALE, JointLogisticHead, LogisticHead, SoftmaxHead, make_head, to_unit
+from pxfast.heads import (
+    HEADS,
+    MIN_LOG_SCALE,
+    JointLogisticHead,
+    LogisticHead,
+    SoftmaxHead,
+    log_bin_mass,
+    make_head,
+    to_unit,
+)
 
 
 def logistic_features(head: LogisticHead, logits, means, log_scales, coefficients=None) -> Tensor:
@@ -271,3 +280,18 @@ def test_half_precision_features_are_evaluated_in_fp32():
 def test_an_unknown_head_is_named():
     with pytest.raises(ValueError, match=r"one of 'logistic', 'softmax', 'pixelcnn\+\+', got 'cauchy'"):
         make_head("cauchy", 1, 10)
+
+
+@settings(max_examples=20, deadline=None)
+@given(logistic_cases())
+def test_real_values_meet_the_grid_and_do_not_jump(case):
+    head, features, pixel = case
+    _, means, log_scales = (t.double().unsqueeze(-1) for t in head.mixture(features, pixel))
+    values = torch.arange(0, 255 * 4 + 1) / 4
+    mass = log_bin_mass(values, means, log_scales, head.bins_per_unit)
+    assert torch.equal(mass[..., ::4], log_bin_mass(torch.arange(256), means, log_scales, head.bins_per_unit))
+    # a bin's log-mass is as steep as log sigmoid, 1 / scale; where a tail comes in, also as the two differ, and they
+    # differ at most as much as at the ends of that interval, give or take their own slopes
+    slope = torch.exp(-log_scales) / head.bins_per_unit
+    tails = torch.maximum((mass[..., 4] - mass[..., 0]).abs(), (mass[..., -5] - mass[..., -1]).abs()).unsqueeze(-1)
+    assert (mass.diff(dim=-1).abs() <= (tails + 3 * slope) / 4 + 1e-9).all()
