@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -13,7 +12,8 @@ from safetensors import SafetensorError
 from tqdm import tqdm
 
 from . import __version__
-from .cli_options import EngineOption, ForceOption, JsonOption, ModelOption, RootOption
+from .cli_options import EngineOption, ForceOption, JsonOption, ModelOption, RootOption, parse_budget
+from .cli_train_classifier import train_classifier
 
 BATCH_SIZE = 256  # images read, purified and written at a time
 
@@ -105,15 +105,6 @@ def info(as_json: JsonOption = False) -> None:
     print(json.dumps(facts, indent=2) if as_json else describe(facts))
 
 
-def parse_budget(text: str) -> float:
-    """'90s', '45m', '2h' or '1h30m' in seconds. ValueError for anything else."""
-    match = re.fullmatch(r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s)?", text)
-    if not text or match is None:
-        raise ValueError(f"budget must be a duration such as 45m, 2h or 1h30m, got {text!r}")
-    hours, minutes, seconds = (float(number or 0) for number in match.groups())
-    return 3600 * hours + 60 * minutes + seconds
-
-
 @app.command()
 def train(
     dataset: Annotated[str, typer.Argument(metavar="DATASET", help="fashion-mnist or cifar10.")],
@@ -187,21 +178,7 @@ def train(
     print(f"{record_bits_per_dim(out, held_out, progress=True):.4f} bits/dim on the test set")
 
 
-@app.command()
-def train_classifier(
-    dataset: Annotated[str, typer.Argument(metavar="DATASET", help="fashion-mnist or cifar10.")],
-    root: RootOption,
-    out: Annotated[Path, typer.Option(help="The classifier file; its checkpoint is kept beside it.")],
-    epochs: float = 12.0,
-    seed: int = 0,
-    compiled: Annotated[bool, typer.Option("--compile/--no-compile", help="Use torch.compile.")] = False,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from the checkpoint.")] = False,
-    force: ForceOption = False,
-) -> None:
-    """Train the paper's ResNet-62 on a data set; killed runs go on with --resume."""
-    from .classifiers.training import train_classifier as train
-
-    train(dataset, root, out, epochs=epochs, seed=seed, resume=resume, force=force, compile=compiled)
+app.command()(train_classifier)
 
 
 @app.command()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated
 
@@ -15,3 +16,12 @@ ModelOption = Annotated[
     typer.Option(help="A shipped model's name or a model file; by default the shipped one of the images' shape."),
 ]
 RootOption = Annotated[Path, typer.Option(help="torchvision's root folder; nothing is downloaded.")]
+
+
+def parse_budget(text: str) -> float:
+    """'90s', '45m', '2h' or '1h30m' in seconds. ValueError for anything else."""
+    match = re.fullmatch(r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s)?", text)
+    if not text or match is None:
+        raise ValueError(f"budget must be a duration such as 45m, 2h or 1h30m, got {text!r}")
+    hours, minutes, seconds = (float(number or 0) for number in match.groups())
+    return 3600 * hours + 60 * minutes + seconds

@@ -57,8 +57,11 @@ def save_model(
         save_file(model_tensors(model, dtype), temporary, metadata=metadata)
 
 
-def read_safetensors(path: str | os.PathLike[str], expected_format: str) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors and metadata of one of pxfast's files. ValueError names the file and what is wrong with it."""
+def read_safetensors(path: str | os.PathLike[str], *formats: str) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and metadata of one of pxfast's files, of one of these formats.
+
+    ValueError names the file and what is wrong with it.
+    """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no such file: {path}")
@@ -66,9 +69,9 @@ def read_safetensors(path: str | os.PathLike[str], expected_format: str) -> tupl
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             found = metadata.get("format", "no format")
-            if found != expected_format:
+            if found not in formats:
                 raise ValueError(
-                    f"{path} is a safetensors file of another kind: expected {expected_format!r}, found {found!r}"
+                    f"{path} is a safetensors file of another kind: expected {formats[0]!r}, found {found!r}"
                 )
             return {name: file.get_tensor(name) for name in file.keys()}, metadata  # noqa: SIM118
     except SafetensorError as error:

@@ -1,7 +1,31 @@
 """Image classifiers: the networks that purification protects."""
 
+from .architectures import ARCHITECTURES, architecture, build
+from .classifier import Classifier, ClassifierConfig, standardise
 from .prediction import accuracy, predict
 from .resnet import ResNet, ResNetConfig
+from .resnet18 import ResNet18, ResNet18Config
+from .vgg import VGG, VGGConfig
 from .weights import load_classifier, save_classifier
+from .wide_resnet import WideResNet, WideResNetConfig
 
-__all__ = ["ResNet", "ResNetConfig", "accuracy", "load_classifier", "predict", "save_classifier"]
+__all__ = [
+    "ARCHITECTURES",
+    "VGG",
+    "Classifier",
+    "ClassifierConfig",
+    "ResNet",
+    "ResNet18",
+    "ResNet18Config",
+    "ResNetConfig",
+    "VGGConfig",
+    "WideResNet",
+    "WideResNetConfig",
+    "accuracy",
+    "architecture",
+    "build",
+    "load_classifier",
+    "predict",
+    "save_classifier",
+    "standardise",
+]

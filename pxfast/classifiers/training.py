@@ -1,9 +1,8 @@
-"""Training a classifier: SGD with momentum, flips and shifts, a cosine schedule, checkpoints that survive kill -9."""
+"""Training a classifier: SGD with momentum, flips and shifts, and the training-time defences of the paper."""
 
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import os
 import time
@@ -13,115 +12,153 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor
-from tqdm import tqdm
 
-from ..data import DATASETS, load_dataset
-from ..files import refuse_existing, whole_file
-from ..training import checkpoint_path
+from ..data import load_dataset
+from ..files import whole_file
+from ..training_run import RunSettings, TrainingRun, check_outputs, laid_out_like, run_to_the_end
 from ..weights import read_safetensors
+from .adversarial import ADVERSARIAL_WEIGHT, attacked, bim_examples, draw_eps, fgsm_examples
+from .architectures import architecture_for, build
+from .classifier import Classifier, ClassifierConfig, standardise
 from .prediction import accuracy
-from .resnet import ResNet, ResNetConfig, standardise
 from .weights import fill, save_classifier, stored_tensors
 
 CHECKPOINT_FORMAT = "pxfast-classifier-training"
-WIDTHS = {"fashion-mnist": (4, 8, 16), "cifar10": (16, 32, 64)}
+DEFENSES = ("none", "fgsm", "bim", "label-smoothing")
+ADVERSARIES = {"fgsm": fgsm_examples, "bim": bim_examples}
 
 
 @dataclasses.dataclass(frozen=True)
-class ClassifierSettings:
-    """How to train.
+class ClassifierSettings(RunSettings):
+    """How to train: see :class:`pxfast.training_run.RunSettings`, and more.
 
-    The learning rate rises linearly over the first tenth of the run and falls along a cosine to zero at its end.
-    ``max_shift``: images are moved by up to so many pixels each way, zeros moving in. ``precision``: 'bf16'
-    (autocast) or 'fp32'.
+    The learning rate rises linearly over the first tenth of the run. ``max_shift``: images are moved by up to so many
+    pixels each way, zeros moving in. ``defense``: 'none'; 'fgsm' or 'bim', adversarial training, where the second
+    half of each batch is attacked with an eps from |N(0, delta)| truncated to [0, 2 delta] and counts
+    ADVERSARIAL_WEIGHT as much as the clean half; or 'label-smoothing', where the right class's target is
+    1 - smoothing and the wrong classes share the rest.
     """
 
-    epochs: float = 12.0
     batch_size: int = 128
+    epochs: float = 12.0
     learning_rate: float = 0.1
+    horizontal_flips: bool = True
     momentum: float = 0.9
     weight_decay: float = 2e-4
-    horizontal_flips: bool = True
     max_shift: int = 1
-    precision: str = "bf16"
-    seed: int = 0
+    defense: str = "none"
+    delta: float = 8.0
+    smoothing: float = 0.1
 
     def __post_init__(self) -> None:
-        if self.epochs <= 0:
-            raise ValueError(f"epochs must be positive, got {self.epochs}")
+        super().__post_init__()
         if self.batch_size < 2:
             raise ValueError(f"batch_size must be at least 2 (batch normalisation), got {self.batch_size}")
         if self.max_shift < 0:
             raise ValueError(f"max_shift must not be negative, got {self.max_shift}")
-        if self.precision not in ("bf16", "fp32"):
-            raise ValueError(f"precision must be 'bf16' or 'fp32', got {self.precision!r}")
+        if not self.weight_decay >= 0:
+            raise ValueError(f"weight_decay must not be negative, got {self.weight_decay}")
+        if self.defense not in DEFENSES:
+            raise ValueError(f"defense must be one of {', '.join(DEFENSES)}, got {self.defense!r}")
+        self._fraction("momentum", "smoothing")
+        self._positive("delta")
 
 
-def augment(images: Tensor, settings: ClassifierSettings, generator: torch.Generator) -> Tensor:
-    """Random flips and shifts of a batch of uint8 images (N, C, H, W)."""
+def shifted(images: Tensor, most: int, generator: torch.Generator) -> Tensor:
+    """Each image (N, C, H, W) moved by up to ``most`` pixels each way, zeros moving in."""
+    if not most:
+        return images
     N, C, H, W = images.shape
-    if settings.horizontal_flips:
-        flips = torch.rand(N, generator=generator) < 0.5
-        images = torch.where(flips[:, None, None, None], images.flip(3), images)
-    if settings.max_shift:
-        s = settings.max_shift
-        rows, columns = torch.randint(0, 2 * s + 1, (2, N, 1), generator=generator)
-        rows, columns = rows + torch.arange(H), columns + torch.arange(W)
-        image, channel = torch.arange(N)[:, None, None, None], torch.arange(C)[None, :, None, None]
-        images = F.pad(images, (s, s, s, s))[image, channel, rows[:, None, :, None], columns[:, None, None, :]]
-    return images
+    rows, columns = torch.randint(0, 2 * most + 1, (2, N, 1), generator=generator)
+    rows, columns = rows + torch.arange(H), columns + torch.arange(W)
+    image, channel = torch.arange(N)[:, None, None, None], torch.arange(C)[None, :, None, None]
+    padded = F.pad(images, (most, most, most, most))
+    return padded[image, channel, rows[:, None, :, None], columns[:, None, None, :]]
 
 
-class ClassifierTrainer:
+def smoothed_cross_entropy(logits: Tensor, labels: Tensor, smoothing: float) -> Tensor:
+    """Mean cross-entropy in nats with targets 1 - smoothing for the label and smoothing / (K - 1) for the K - 1 others.
+
+    torch gives every class, the label too, an equal share of what it takes away, so it is to take K / (K - 1) as much.
+    """
+    K = logits.shape[1]
+    return F.cross_entropy(logits, labels, label_smoothing=smoothing * K / (K - 1))
+
+
+def mixed_cross_entropy(logits: Tensor, labels: Tensor, clean: int) -> Tensor:
+    """Weighted mean of the cross-entropies in nats; those behind the first ``clean`` count ADVERSARIAL_WEIGHT each."""
+    losses = F.cross_entropy(logits, labels, reduction="none")
+    weights = torch.full_like(losses, ADVERSARIAL_WEIGHT)
+    weights[:clean] = 1.0
+    return (weights * losses).sum() / weights.sum()
+
+
+class ClassifierTrainer(TrainingRun):
     """A training run: model, momentum and position in the data; saved and restored as one."""
 
-    def __init__(
-        self, config: ResNetConfig, settings: ClassifierSettings, images: Tensor, labels: Tensor, *, compile: bool
-    ) -> None:
+    settings: ClassifierSettings
+
+    def __init__(self, config: ClassifierConfig, settings: ClassifierSettings, images: Tensor, labels: Tensor) -> None:
         if len(images) < settings.batch_size:
             raise ValueError(f"expected at least one batch of {settings.batch_size} images, got {len(images)}")
-        self.settings, self.images, self.labels = settings, images, labels
-        self.steps_per_epoch = len(images) // settings.batch_size
-        self.total_steps = max(1, round(settings.epochs * self.steps_per_epoch))
-        self.step = 0
-        self.seconds = 0.0
+        super().__init__(settings, images)
+        self.labels = labels
         torch.manual_seed(settings.seed)
-        self.model = ResNet(config).to(memory_format=torch.channels_last)
+        self.model = build(config).to(memory_format=torch.channels_last)
         self.optimiser = torch.optim.SGD(
             self.model.parameters(),
             settings.learning_rate,
             settings.momentum,
             weight_decay=settings.weight_decay,
-            nesterov=True,
+            nesterov=settings.momentum > 0,
         )
-        self._logits = torch.compile(self.model.logits) if compile else self.model.logits
+        self._logits = torch.compile(self.model.logits) if settings.compile else self.model.logits
 
     def batch(self) -> tuple[Tensor, Tensor]:
-        """Images and labels of the present step; depends on seed and step alone, so a resumed run sees the same."""
-        epoch, position = divmod(self.step, self.steps_per_epoch)
-        if getattr(self, "_order_epoch", None) != epoch:
-            generator = torch.Generator().manual_seed(self.settings.seed * 1_000_003 + epoch)
-            self._order, self._order_epoch = torch.randperm(len(self.images), generator=generator), epoch
-        B = self.settings.batch_size
-        chosen = self._order[position * B : (position + 1) * B]
-        generator = torch.Generator().manual_seed(self.settings.seed * 1_000_003 + self.step)
-        return augment(self.images[chosen], self.settings, generator), self.labels[chosen]
+        """Clean uint8 images and labels of the present step."""
+        chosen = self.chosen(self.step)
+        generator = torch.Generator().manual_seed(self.step_seed(self.step))
+        images = self.flipped(self.images[chosen], generator)
+        return shifted(images, self.settings.max_shift, generator), self.labels[chosen]
+
+    def adversarial_batch(self, images: Tensor) -> Tensor:
+        """The uint8 images as fp32 in [0, 1], the second half of them attacked; the model itself is left alone."""
+        generator = torch.Generator().manual_seed(self.step_seed(self.step))
+        clean = len(images) // 2
+        x = images.float() / 255.0
+        eps = draw_eps(len(x) - clean, self.settings.delta, generator)
+        with attacked(self.model), self.autocast():
+            # not the compiled network: BIM's batches differ in size, each of which would be compiled
+            attack = ADVERSARIES[self.settings.defense]
+            adversarial = attack(lambda x: self.model.logits(standardise(x)), x[clean:], eps)
+        return torch.cat((x[:clean], adversarial))
 
     def learning_rate(self) -> float:
-        done = self.step / self.total_steps
-        warmup = min(1.0, (self.step + 1) / (0.1 * self.total_steps))
-        return self.settings.learning_rate * warmup * 0.5 * (1.0 + math.cos(math.pi * done))
+        return min(1.0, (self.progress + 1e-3) / 0.1) * self.cosine()
 
     def train_step(self) -> tuple[float, float]:
-        """One step of SGD; returns the batch's cross-entropy in nats and its accuracy."""
+        """One step of SGD; returns the batch's cross-entropy in nats and its accuracy.
+
+        FloatingPointError when the loss is not finite; the weights are then as before the step.
+        """
         started = time.perf_counter()
+        torch.manual_seed(self.step_seed(self.step))  # dropout, the same after a resume
         for group in self.optimiser.param_groups:
             group["lr"] = self.learning_rate()
-        self.model.train()
+        settings = self.settings
         images, labels = self.batch()
-        with torch.autocast("cpu", torch.bfloat16, enabled=self.settings.precision == "bf16"):
+        if settings.defense in ADVERSARIES:
+            images = self.adversarial_batch(images)
+        self.model.train()
+        with self.autocast():
             logits = self._logits(standardise(images))
-        loss = F.cross_entropy(logits, labels)
+        if settings.defense in ADVERSARIES:
+            loss = mixed_cross_entropy(logits, labels, clean=len(images) // 2)
+        else:
+            smoothing = settings.smoothing if settings.defense == "label-smoothing" else 0.0
+            loss = smoothed_cross_entropy(logits, labels, smoothing)
+        if not math.isfinite(loss.item()):
+            raise FloatingPointError(f"the loss became {loss.item()} at step {self.step}")
         loss.backward()
         self.optimiser.step()
         self.optimiser.zero_grad()
@@ -129,103 +166,78 @@ class ClassifierTrainer:
         self.seconds += time.perf_counter() - started
         return loss.item(), (logits.argmax(1) == labels).double().mean().item()
 
-    def _state(self) -> dict[str, str]:
-        return {
-            "format": CHECKPOINT_FORMAT,
-            "config": json.dumps(dataclasses.asdict(self.model.config)),
-            "settings": json.dumps(dataclasses.asdict(self.settings)),
-            "position": json.dumps({"step": self.step, "seconds": self.seconds}),
-        }
-
     def save(self, path: Path) -> None:
         tensors = {f"model.{name}": value for name, value in self.model.state_dict().items()}
         for i, state in self.optimiser.state_dict()["state"].items():
-            tensors[f"momentum.{i}"] = state["momentum_buffer"]
+            if state.get("momentum_buffer") is not None:
+                tensors[f"momentum.{i}"] = state["momentum_buffer"]
+        metadata = self.metadata(CHECKPOINT_FORMAT, self.model.config)
         with whole_file(path) as temporary:
-            save_file({name: value.contiguous() for name, value in tensors.items()}, temporary, metadata=self._state())
+            save_file({name: value.contiguous() for name, value in tensors.items()}, temporary, metadata=metadata)
 
     def restore(self, path: Path) -> None:
         """Continue where ``save`` left off. ValueError when the checkpoint is of another model or other settings."""
         tensors, metadata = read_safetensors(path, CHECKPOINT_FORMAT)
-        for what in ("config", "settings"):
-            if metadata[what] != self._state()[what]:
-                raise ValueError(
-                    f"{path} is the checkpoint of a run with another {what}: {metadata[what]} then, "
-                    f"{self._state()[what]} now"
-                )
+        self.resume_at(path, metadata, self.model.config)
         model = {name.removeprefix("model."): value for name, value in tensors.items() if name.startswith("model.")}
         self.model.load_state_dict(model)
-        momentum = {
-            int(name.removeprefix("momentum.")): {"momentum_buffer": value}
-            for name, value in tensors.items()
-            if name.startswith("momentum.")
-        }
+        momentum = {}
+        for i, parameter in enumerate(self.model.parameters()):
+            if f"momentum.{i}" in tensors:
+                momentum[i] = {"momentum_buffer": laid_out_like(parameter, tensors[f"momentum.{i}"])}
         self.optimiser.load_state_dict({**self.optimiser.state_dict(), "state": momentum})
-        position = json.loads(metadata["position"])
-        self.step, self.seconds = position["step"], position["seconds"]
 
 
 def train_classifier(
     dataset: str,
+    arch: str,
     root: str | os.PathLike[str],
     out: str | os.PathLike[str],
     *,
-    epochs: float = 12.0,
-    seed: int = 0,
+    settings: ClassifierSettings | None = None,
     resume: bool = False,
     force: bool = False,
     progress: bool = True,
-    compile: bool = False,
-    settings: ClassifierSettings | None = None,
     checkpoint_interval: float = 60.0,
-) -> ResNet:
-    """Train the paper's ResNet-62 on a data set's training images and write it to ``out`` (safetensors).
+) -> Classifier:
+    """Train a classifier on a data set's training images and write it to ``out`` (safetensors).
 
-    dataset: 'fashion-mnist' (widths 4, 8, 16) or 'cifar10' (16, 32, 64), read from torchvision's ``root``. The notes
-    in the file record the settings, the time and the accuracy on all test images of the weights as stored.
-    settings: everything about the training; takes the place of ``epochs`` and ``seed``. compile: use torch.compile (a
-    minute to start, then faster). Every ``checkpoint_interval`` seconds the state goes to ``out`` with the suffix
-    .checkpoint.safetensors; with ``resume`` a killed run goes on from there with the same data order.
+    dataset: 'fashion-mnist' or 'cifar10', read from torchvision's ``root``. arch: a name that
+    :func:`pxfast.classifiers.architecture` knows. The notes in the file record the settings, the time and the accuracy
+    on all test images of the weights as stored. Every ``checkpoint_interval`` seconds the state goes to ``out`` with
+    the suffix .checkpoint.safetensors; with ``resume`` a killed run goes on from there with the same data order.
+    Ctrl-C ends the run after the step at hand, with the checkpoint kept, and raises KeyboardInterrupt.
     Raises FileExistsError when ``out`` or its checkpoint exists and neither ``resume`` nor ``force`` is set,
-    FileNotFoundError when ``resume`` finds no checkpoint or ``root`` no data.
+    FileNotFoundError when ``resume`` finds no checkpoint, ``root`` no data or the folder of ``out`` does not exist,
+    FloatingPointError when the loss stops being finite.
     """
-    if dataset not in WIDTHS:
-        raise ValueError(f"unknown data set {dataset!r}; known: {', '.join(sorted(WIDTHS))}")
-    settings = settings or ClassifierSettings(epochs=epochs, seed=seed)
-    channels, *image_size = DATASETS[dataset]
-    config = ResNetConfig(tuple(image_size), channels, WIDTHS[dataset])
-    checkpoint = checkpoint_path(out)
-    if not resume:
-        refuse_existing(out, force=force)
-        refuse_existing(checkpoint, force=force)
+    settings = settings or ClassifierSettings()
+    config = architecture_for(arch, dataset)
+    checkpoint = check_outputs(out, resume=resume, force=force)
     images, labels = load_dataset(dataset, root, train=True)
     test_images, test_labels = load_dataset(dataset, root, train=False)
-    trainer = ClassifierTrainer(config, settings, images, labels, compile=compile)
+    trainer = ClassifierTrainer(config, settings, images, labels)
     if resume:
         trainer.restore(checkpoint)
-
     recent: tuple[float, ...] | None = None
-    kept_at = time.monotonic()
-    with tqdm(total=trainer.total_steps, initial=trainer.step, unit="step", disable=not progress) as bar:
-        while trainer.step < trainer.total_steps:
-            now = trainer.train_step()
-            if not math.isfinite(now[0]):
-                raise FloatingPointError(f"the loss became {now[0]} at step {trainer.step}")
-            recent = tuple(0.98 * old + 0.02 * new for old, new in zip(recent or now, now, strict=True))
-            bar.update()
-            if trainer.step % 10 == 0:
-                speed = (bar.format_dict["rate"] or 0.0) * settings.batch_size
-                text = f"loss {recent[0]:.3f}, accuracy {100 * recent[1]:.1f} %, {speed:.0f} images/s"
-                bar.set_postfix_str(text, refresh=False)
-            if time.monotonic() - kept_at >= checkpoint_interval:
-                trainer.save(checkpoint)
-                kept_at = time.monotonic()
-    trainer.save(checkpoint)
 
+    def describe(now: tuple[float, float]) -> str:
+        nonlocal recent
+        recent = tuple(0.98 * old + 0.02 * new for old, new in zip(recent or now, now, strict=True))
+        return f"loss {recent[0]:.3f}, accuracy {100 * recent[1]:.1f} %"
+
+    run_to_the_end(
+        trainer,
+        lambda: trainer.save(checkpoint),
+        describe,
+        checkpoint_interval=checkpoint_interval,
+        progress=progress,
+    )
     model = trainer.model
     fill(model, stored_tensors(model), os.fspath(out))  # judge what is stored: weights rounded to bf16
     notes = {
         "dataset": dataset,
+        "architecture": arch,
         "training": dataclasses.asdict(settings),
         "steps": trainer.step,
         "seconds": round(trainer.seconds),

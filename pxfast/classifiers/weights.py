@@ -1,6 +1,6 @@
-"""Classifier files: safetensors with the configuration in the metadata. Nothing is ever unpickled.
+"""Classifier files: safetensors with architecture and configuration in the metadata. Nothing is ever unpickled.
 
-Weights of convolutions and of the linear layer are stored in bf16; batch normalisation and biases in fp32.
+Weights of convolutions and of linear layers are stored in bf16; batch normalisation and biases in fp32.
 """
 
 from __future__ import annotations
@@ -18,13 +18,15 @@ from torch import Tensor
 
 from ..files import whole_file
 from ..weights import copy_tensors, read_safetensors
-from .resnet import ResNet, ResNetConfig
+from .architectures import KINDS, build, kind_of
+from .classifier import Classifier
 
-FORMAT = "pxfast-resnet"
+FORMAT = "pxfast-classifier"
+RESNET_FORMAT = "pxfast-resnet"  # of version 0.1's first files, which are all of the kind 'resnet'
 SHIPPED = {"fashion-mnist": "fashion-mnist-resnet62.safetensors"}
 
 
-def stored_tensors(model: ResNet) -> dict[str, Tensor]:
+def stored_tensors(model: Classifier) -> dict[str, Tensor]:
     """The tensors of a classifier file, in the types they are stored in."""
     tensors = {}
     for name, value in model.state_dict().items():
@@ -34,19 +36,20 @@ def stored_tensors(model: ResNet) -> dict[str, Tensor]:
     return tensors
 
 
-def fill(model: ResNet, tensors: dict[str, Tensor], origin: str) -> None:
+def fill(model: Classifier, tensors: dict[str, Tensor], origin: str) -> None:
     """Copy ``stored_tensors`` into a model. ValueError, naming ``origin``, when they do not fit."""
     targets = {name: value for name, value in model.state_dict().items() if value.is_floating_point()}
     copy_tensors(targets, tensors, origin)
 
 
-def save_classifier(model: ResNet, path: str | os.PathLike[str], *, notes: dict[str, Any] | None = None) -> None:
+def save_classifier(model: Classifier, path: str | os.PathLike[str], *, notes: dict[str, Any] | None = None) -> None:
     """Write a classifier file, whole or not at all.
 
     notes: JSON-able facts kept in the metadata (how it was trained, its measured accuracy).
     """
     metadata = {
         "format": FORMAT,
+        "architecture": kind_of(model.config),
         "config": json.dumps(dataclasses.asdict(model.config)),
         "notes": json.dumps(notes or {}),
     }
@@ -68,21 +71,24 @@ def classifier_path(name_or_path: str | os.PathLike[str]) -> Path:
 
 def read_notes(name_or_path: str | os.PathLike[str]) -> dict[str, Any]:
     """The notes of a classifier file: how it was trained and its measured ``test_accuracy``."""
-    return json.loads(read_safetensors(classifier_path(name_or_path), FORMAT)[1]["notes"])
+    return json.loads(read_safetensors(classifier_path(name_or_path), FORMAT, RESNET_FORMAT)[1]["notes"])
 
 
-def load_classifier(name_or_path: str | os.PathLike[str]) -> ResNet:
+def load_classifier(name_or_path: str | os.PathLike[str]) -> Classifier:
     """A shipped classifier by name ('fashion-mnist'), or one from a file: in eval mode, fp32, on the CPU.
 
     Raises ValueError for an unknown name and for a truncated or foreign file, FileNotFoundError for a path that does
     not exist. Nothing is unpickled.
     """
     path = classifier_path(name_or_path)
-    tensors, metadata = read_safetensors(path, FORMAT)
+    tensors, metadata = read_safetensors(path, FORMAT, RESNET_FORMAT)
+    kind = "resnet" if metadata["format"] == RESNET_FORMAT else metadata.get("architecture", "none")
+    if kind not in KINDS:
+        raise ValueError(f"{path}: unknown classifier architecture {kind!r}; known: {', '.join(KINDS)}")
     try:
-        config = ResNetConfig(**json.loads(metadata["config"]))
+        config = KINDS[kind][1](**json.loads(metadata["config"]))
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path}: bad classifier configuration: {error}") from None
-    model = ResNet(config)
+    model = build(config)
     fill(model, tensors, str(path))
     return model.eval()

@@ -1,0 +1,105 @@
+"""What every classifier has in common: how images enter, standardisation, and the configuration kept in files."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+BATCH_NORM_EPSILON = 1e-3  # TensorFlow's default, which the PixelDefend authors' code uses
+
+
+@dataclasses.dataclass(frozen=True)
+class ClassifierConfig:
+    """What an architecture is asked for, apart from its weights; each architecture adds fields of its own.
+
+    image_size: (H, W), positive. channels: 1 or 3. classes: how many labels, at least 2.
+    Raises ValueError naming the field that is wrong.
+    """
+
+    image_size: tuple[int, int]
+    channels: int
+    classes: int = dataclasses.field(default=10, kw_only=True)
+
+    smallest_unit = 1  # the image's sides are multiples of this
+
+    def __post_init__(self) -> None:
+        size = self._as_tuple("image_size")
+        unit = self.smallest_unit
+        if len(size) != 2 or any(not isinstance(side, int) or side <= 0 or side % unit for side in size):
+            kind = "positive integers" if unit == 1 else f"positive multiples of {unit}"
+            raise ValueError(f"image_size must be (H, W), {kind}, got {self.image_size!r}")
+        if self.channels not in (1, 3):
+            raise ValueError(f"channels must be 1 or 3, got {self.channels!r}")
+        self._at_least("classes", 2)
+
+    def _as_tuple(self, field: str) -> tuple[Any, ...]:
+        """Make a field that came as a list, as JSON gives it, a tuple."""
+        value = tuple(getattr(self, field))
+        object.__setattr__(self, field, value)
+        return value
+
+    def _at_least(self, field: str, least: int) -> None:
+        value = getattr(self, field)
+        if not isinstance(value, int) or isinstance(value, bool) or value < least:
+            raise ValueError(f"{field} must be an integer of at least {least}, got {value!r}")
+
+    def _fraction(self, field: str) -> None:
+        value = getattr(self, field)
+        if not 0.0 <= value < 1.0:
+            raise ValueError(f"{field} must be in [0, 1), got {value!r}")
+
+
+def standardise(images: Tensor) -> Tensor:
+    """Each image to mean 0 and deviation 1 over its own values: uint8, or floating in [0, 1], to fp32 (N, C, H, W).
+
+    The deviation is at least 1 / sqrt(C H W) of the 0..255 scale, so that a constant image is not divided by zero.
+    """
+    x = images.float() if images.dtype == torch.uint8 else images.float() * 255.0
+    mean = x.mean((1, 2, 3), keepdim=True)
+    deviation = x.std((1, 2, 3), correction=0, keepdim=True)
+    return (x - mean) / deviation.clamp_min(math.prod(x.shape[1:]) ** -0.5)
+
+
+class Classifier(nn.Module):
+    """Images (N, C, H, W), uint8 or floating in [0, 1], to logits (N, classes), fp32.
+
+    The images are standardised inside. Raises ValueError or TypeError for another shape or dtype.
+    """
+
+    config: ClassifierConfig
+
+    def forward(self, images: Tensor) -> Tensor:
+        expected = (self.config.channels, *self.config.image_size)
+        if images.dim() != 4 or tuple(images.shape[1:]) != expected:
+            raise ValueError(f"expected images (N, {', '.join(map(str, expected))}), got {tuple(images.shape)}")
+        if images.dtype != torch.uint8 and not images.dtype.is_floating_point:
+            raise TypeError(f"expected uint8 images, or floating ones in [0, 1], got {images.dtype}")
+        return self.logits(standardise(images))
+
+    def logits(self, standardised: Tensor) -> Tensor:
+        """The network proper, after standardisation: fp32 (N, C, H, W) to logits (N, classes), fp32."""
+        raise NotImplementedError
+
+
+class NormActivation(nn.Module):
+    """Batch normalisation and (leaky) ReLU."""
+
+    def __init__(self, features: int, leakiness: float = 0.0, epsilon: float = BATCH_NORM_EPSILON) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm2d(features, eps=epsilon)
+        self.leakiness = leakiness
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.leaky_relu(self.norm(x), self.leakiness)
+
+
+def convolution(in_features: int, out_features: int, stride: int = 1, size: int = 3) -> nn.Conv2d:
+    """size x size without bias, padded to keep the image's size, weights from N(0, 2 / fan-out)."""
+    conv = nn.Conv2d(in_features, out_features, size, stride=stride, padding=size // 2, bias=False)
+    nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
+    return conv

@@ -1,0 +1,82 @@
+"""The paper's VGG classifier (PixelDefend, appendix C.2): batch normalisation after every convolution, dropout."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .classifier import Classifier, ClassifierConfig, NormActivation, convolution
+
+
+@dataclasses.dataclass(frozen=True)
+class VGGConfig(ClassifierConfig):
+    """What a VGG is, apart from its weights.
+
+    image_size: (H, W). channels: 1 or 3. blocks: (feature maps, convolutions) of each feature block; each ends in a
+    2x2 max pooling, which drops an odd last row or column and is left out once the image is down to one row or column.
+    hidden: features of the classifier block's first linear layer. dropout: probability of dropping a feature before
+    each linear layer, while training. Raises ValueError naming the field that is wrong.
+    """
+
+    blocks: tuple[tuple[int, int], ...]
+    hidden: int
+    dropout: float = 0.5
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        blocks = tuple(tuple(block) for block in self.blocks)
+        object.__setattr__(self, "blocks", blocks)
+        numbers = [number for block in blocks for number in block]
+        if (
+            not blocks
+            or any(len(block) != 2 for block in blocks)
+            or any(not isinstance(n, int) or n < 1 for n in numbers)
+        ):
+            raise ValueError(f"blocks must be pairs of positive integers, got {self.blocks!r}")
+        self._at_least("hidden", 1)
+        self._fraction("dropout")
+
+    @property
+    def sizes(self) -> list[tuple[int, int]]:
+        """(H, W) after each block."""
+        sizes = [self.image_size]
+        for _ in self.blocks:
+            H, W = sizes[-1]
+            sizes.append((H // 2, W // 2) if min(H, W) > 1 else (H, W))
+        return sizes[1:]
+
+
+class VGG(Classifier):
+    """Feature blocks of 3x3 convolutions, each followed by batch normalisation and ReLU, then two linear layers."""
+
+    config: VGGConfig
+
+    def __init__(self, config: VGGConfig) -> None:
+        super().__init__()
+        self.config = config
+        blocks, width, before = [], config.channels, config.image_size
+        for (maps, convolutions), size in zip(config.blocks, config.sizes, strict=True):
+            layers: list[nn.Module] = []
+            for _ in range(convolutions):
+                layers += [convolution(width, maps), NormActivation(maps)]
+                width = maps
+            if size != before:
+                layers.append(nn.MaxPool2d(2))
+            blocks.append(nn.Sequential(*layers))
+            before = size
+        self.blocks = nn.Sequential(*blocks)
+        H, W = before
+        self.dropout = nn.Dropout(config.dropout)
+        self.hidden = nn.Linear(width * H * W, config.hidden)
+        self.output = nn.Linear(config.hidden, config.classes)
+        for linear in (self.hidden, self.output):
+            nn.init.zeros_(linear.bias)
+        nn.init.kaiming_normal_(self.hidden.weight, nonlinearity="relu")
+
+    def logits(self, standardised: Tensor) -> Tensor:
+        x = self.blocks(standardised.contiguous(memory_format=torch.channels_last))
+        x = F.relu(self.hidden(self.dropout(x.flatten(1))))
+        return self.output(self.dropout(x)).float()
