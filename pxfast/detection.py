@@ -193,7 +193,7 @@ def shipped_log_likelihoods_path(name: str) -> Path:
 
 
 def shipped_log_likelihoods(model: PixelCNN) -> Tensor:
-    """The shipped log-likelihoods, (N,) float32, that ``model``'s own weights gave. RuntimeError where there are none."""
+    """The shipped log-likelihoods, (N,) float32, that the model's own weights gave; RuntimeError if there are none."""
     fingerprint = model_fingerprint(model)
     paths = {name: shipped_log_likelihoods_path(name) for name in SHIPPED}
     present = {name: path for name, path in paths.items() if path.is_file()}

@@ -156,7 +156,7 @@ def test_bad_files_are_named(fitted, tiny_model, tmp_path):
         Detector.load(path, tiny_model)
     fitted.save(path)
     path.write_bytes(path.read_bytes()[:-4])
-    with pytest.raises(ValueError, match="detector.safetensors is truncated"):
+    with pytest.raises(ValueError, match=r"detector\.safetensors is truncated"):
         Detector.load(path, tiny_model)
     save_model(tiny_model, path)
     with pytest.raises(ValueError, match="another kind: expected 'pxfast-detector'"):
