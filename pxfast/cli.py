@@ -12,7 +12,8 @@ from safetensors import SafetensorError
 from tqdm import tqdm
 
 from . import __version__
-from .cli_options import EngineOption, ForceOption, JsonOption, ModelOption, RootOption, parse_budget
+from .cli_options import EngineOption, ForceOption, JsonOption, ModelOption
+from .cli_train import train
 from .cli_train_classifier import train_classifier
 
 BATCH_SIZE = 256  # images read, purified and written at a time
@@ -105,79 +106,7 @@ def info(as_json: JsonOption = False) -> None:
     print(json.dumps(facts, indent=2) if as_json else describe(facts))
 
 
-@app.command()
-def train(
-    dataset: Annotated[str, typer.Argument(metavar="DATASET", help="fashion-mnist or cifar10.")],
-    root: RootOption,
-    out: Annotated[Path, typer.Option(help="The model file; its checkpoint is kept beside it.")],
-    filters: Annotated[
-        int | None,
-        typer.Option(help="Features per stream; by default the paper's: 40, and 160 for cifar10."),
-    ] = None,
-    resnets: Annotated[int, typer.Option(help="Gated layers per level.")] = 5,
-    head: Annotated[str, typer.Option(help="logistic, softmax or pixelcnn++.")] = "logistic",
-    epochs: Annotated[float, typer.Option(help="Passes over the data, unless --budget is given.")] = 10.0,
-    budget: Annotated[
-        str | None,
-        typer.Option(help="Training time instead of epochs, such as 45m or 2h."),
-    ] = None,
-    batch_size: int = 32,
-    learning_rate: float = 2e-3,
-    dropout: float = 0.0,
-    seed: int = 0,
-    precision: Annotated[str, typer.Option(help="bf16 or fp32.")] = "bf16",
-    compiled: Annotated[bool, typer.Option("--compile/--no-compile", help="Use torch.compile.")] = False,
-    start: Annotated[
-        Path | None, typer.Option(help="A model file whose weights to begin with, in place of random ones.")
-    ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from the checkpoint.")] = False,
-    force: ForceOption = False,
-    threads: Annotated[
-        int | None,
-        typer.Option(min=1, help="Threads of torch."),
-    ] = None,
-) -> None:
-    """Train a model on a data set; killed runs go on with --resume."""
-    import torch
-
-    from .data import DATASETS, load_dataset
-    from .pixelcnn import PixelCNNConfig
-    from .training import TrainingSettings, record_bits_per_dim
-    from .training import train as train_model
-    from .weights import load_model
-
-    if dataset not in DATASETS:
-        raise ValueError(f"unknown data set {dataset!r}; known: {', '.join(sorted(DATASETS))}")
-    channels, *size = DATASETS[dataset]
-    if filters is None:
-        filters = 160 if dataset == "cifar10" else 40
-    config = PixelCNNConfig((size[0], size[1]), channels, filters, resnets, head=head, dropout=dropout)
-    settings = TrainingSettings(
-        batch_size=batch_size,
-        epochs=epochs,
-        budget=None if budget is None else parse_budget(budget),
-        learning_rate=learning_rate,
-        seed=seed,
-        precision=precision,
-        compile=compiled,
-    )
-    if threads is not None:
-        torch.set_num_threads(threads)
-    images, _ = load_dataset(dataset, root, train=True)
-    held_out, _ = load_dataset(dataset, root, train=False)
-    train_model(
-        config,
-        images,
-        out,
-        settings=settings,
-        validation=held_out[:256],
-        start=None if start is None else load_model(start),
-        resume=resume,
-        force=force,
-    )
-    print(f"{record_bits_per_dim(out, held_out, progress=True):.4f} bits/dim on the test set")
-
-
+app.command()(train)
 app.command()(train_classifier)
 
 

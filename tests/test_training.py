@@ -18,7 +18,8 @@ from safetensors.torch import load_file
 
 from pxfast.data import load_dataset
 from pxfast.pixelcnn import PixelCNNConfig
-from pxfast.training import Trainer, TrainingSettings, checkpoint_path, record_bits_per_dim, train
+from pxfast.training import Trainer, TrainingSettings, record_bits_per_dim, train
+from pxfast.training_run import checkpoint_path
 from pxfast.weights import load_model, read_metadata
 
 CONFIG = PixelCNNConfig((8, 8), channels=1, filters=6, resnets=1, mixtures=3, dropout=0.2)
@@ -299,7 +300,7 @@ def test_a_loss_or_gradient_that_is_not_finite_stops_the_run(tmp_path, monkeypat
         ({"budget": math.nan}, "budget"),
         ({"epochs": 0}, "epochs"),
         ({"learning_rate": -1.0}, "learning_rate"),
-        ({"gradient_clip": 0.0}, "gradient_clip"),
+        ({"gradient_clip": -1.0}, "gradient_clip"),
         ({"warmup": -1}, "warmup"),
         ({"ema_decay": 1.0}, "ema_decay"),
         ({"precision": "fp16"}, "precision"),

@@ -1,0 +1,101 @@
+"""Checkpoints: one safetensors file, or for a large model an index and shards of at most 15 MB each.
+
+The index is a safetensors file without tensors at the checkpoint's own path; it names its shards, which lie beside it
+and are called ``STEM.a-00001-of-00058.safetensors`` or ``STEM.b-...``. A checkpoint is written to the letter that the
+present index does not use, shards first and index last, each file whole or not at all, and only then are the old
+letter's shards removed: whenever a run is killed, the path holds the old checkpoint or the new one, complete.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import secrets
+from collections.abc import Collection, Iterator
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ..files import whole_file
+from ..weights import read_safetensors
+
+SHARD_BYTES = 15_000_000
+HEADER_BYTES = 512  # more than a shard's own metadata, or a tensor's name, dtype, shape and offsets, take
+
+
+def write_checkpoint(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
+    """Write tensors, of any device and layout, and metadata that names its ``format``."""
+    if sum(tensor.nbytes + HEADER_BYTES for tensor in tensors.values()) <= SHARD_BYTES:
+        _save(path, tensors, metadata)
+        _remove_shards(path, keep=())
+        return
+    shards = list(_shards(tensors))
+    letter = "b" if _letter(path, metadata["format"]) == "a" else "a"
+    token = secrets.token_hex(8)  # tells this checkpoint's shards from others of the same names
+    names = [f"{path.stem}.{letter}-{i:05d}-of-{len(shards):05d}.safetensors" for i in range(1, len(shards) + 1)]
+    for name, shard in zip(names, shards, strict=True):
+        _save(path.with_name(name), shard, {"format": f"{metadata['format']}-shard", "checkpoint": token})
+    _save(path, {}, {**metadata, "shards": json.dumps(names), "checkpoint": token})
+    _remove_shards(path, keep=names)
+
+
+def read_checkpoint(path: Path, expected_format: str) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors, on the CPU, and metadata of a checkpoint of that format, in one file or in shards.
+
+    FileNotFoundError when the file or a shard of it is missing; ValueError when one is truncated, of another kind or of
+    another checkpoint.
+    """
+    tensors, metadata = read_safetensors(path, expected_format)
+    parts: dict[str, list[Tensor]] = {}
+    for name in json.loads(metadata.get("shards", "[]")):
+        shard, its_metadata = read_safetensors(path.with_name(name), f"{expected_format}-shard")
+        if its_metadata["checkpoint"] != metadata["checkpoint"]:
+            raise ValueError(f"{path.with_name(name)} is a shard of another checkpoint than {path}")
+        for key, value in shard.items():  # a tensor's pieces come in their order
+            parts.setdefault(key.partition(":")[0], []).append(value)
+    tensors |= {name: pieces[0] if len(pieces) == 1 else torch.cat(pieces) for name, pieces in parts.items()}
+    return tensors, metadata
+
+
+def _save(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
+    with whole_file(path) as temporary:
+        save_file({name: value.cpu().contiguous() for name, value in tensors.items()}, temporary, metadata=metadata)
+
+
+def _shards(tensors: dict[str, Tensor]) -> Iterator[dict[str, Tensor]]:
+    """The tensors, in their order, in groups that fit a shard; a larger one is cut along its first dimension."""
+    limit = SHARD_BYTES - HEADER_BYTES
+    shard: dict[str, Tensor] = {}
+    size = 0
+    for name, tensor in tensors.items():
+        pieces = {name: tensor}
+        if tensor.nbytes + HEADER_BYTES > limit:
+            rows = max(1, (limit - HEADER_BYTES) * len(tensor) // tensor.nbytes)
+            pieces = {f"{name}:{i}": piece for i, piece in enumerate(tensor.split(rows))}
+        for key, piece in pieces.items():
+            if shard and size + piece.nbytes + HEADER_BYTES > limit:
+                yield shard
+                shard, size = {}, 0
+            shard[key] = piece
+            size += piece.nbytes + HEADER_BYTES
+    yield shard
+
+
+def _letter(path: Path, expected_format: str) -> str:
+    """The letter of the shards that the checkpoint at ``path`` names; empty if it names none, or can't be read."""
+    try:
+        _, metadata = read_safetensors(path, expected_format)
+    except (FileNotFoundError, ValueError):
+        return ""
+    names = json.loads(metadata.get("shards", "[]"))
+    return names[0].removeprefix(f"{path.stem}.")[0] if names else ""
+
+
+def _remove_shards(path: Path, keep: Collection[str]) -> None:
+    pattern = re.compile(re.escape(path.stem) + r"\.[ab]-\d{5}-of-\d{5}\.safetensors")
+    for name in os.listdir(path.parent):
+        if pattern.fullmatch(name) and name not in keep:
+            path.with_name(name).unlink(missing_ok=True)

@@ -1,0 +1,214 @@
+"""One training run of a PixelCNN: its step, and its state as a checkpoint."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import json
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from ..pixelcnn import PixelCNN, PixelCNNConfig
+from ..processes import Processes
+from ..training_run import TrainingRun, laid_out_like
+from ..weights import parse_config, read_safetensors
+from .checkpoints import read_checkpoint, write_checkpoint
+from .muon import Muon, split_parameters
+from .settings import TrainingSettings
+
+CHECKPOINT_FORMAT = "pxfast-training"
+EVALUATED_AT_ONCE = 64  # images
+INITIAL_IMAGES = 128  # of the first epoch, for the data-dependent initialisation
+LOG2 = math.log(2.0)
+
+
+def check_images(config: PixelCNNConfig, images: Tensor, what: str) -> None:
+    C, H, W = config.channels, *config.image_size
+    if images.dtype != torch.uint8 or tuple(images.shape[1:]) != (C, H, W) or len(images) == 0:
+        raise ValueError(
+            f"expected uint8 {what} images (N, {C}, {H}, {W}), N > 0, got {images.dtype} {tuple(images.shape)}"
+        )
+
+
+class _LogProb(nn.Module):
+    """``model.log_prob`` as a module's forward, which is what DistributedDataParallel wraps."""
+
+    def __init__(self, model: PixelCNN) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.model.log_prob(images)
+
+
+class Trainer(TrainingRun):
+    """A training run: model, averaged model, optimisers and position in the data; saved and restored as one.
+
+    images: uint8 (N, C, H, W), on the CPU. processes: with several, each computes its share of every batch, and all
+    hold the same weights; what is random but for dropout does not depend on their number.
+    """
+
+    settings: TrainingSettings
+
+    def __init__(
+        self, config: PixelCNNConfig, settings: TrainingSettings, images: Tensor, processes: Processes | None = None
+    ) -> None:
+        check_images(config, images, "training")
+        super().__init__(settings, images, processes)
+        self.history: list[dict[str, Any]] = []
+        torch.manual_seed(settings.seed)
+        self.model = PixelCNN(config).to(self.processes.device, memory_format=torch.channels_last)
+        self.averaged = copy.deepcopy(self.model)
+        self.optimisers = self._make_optimisers()
+        self._log_prob: Callable[[Tensor], Tensor] = self.processes.parallel(_LogProb(self.model))
+        if settings.compile:
+            self._log_prob = torch.compile(self._log_prob)
+
+    def _make_optimisers(self) -> list[torch.optim.Optimizer]:
+        settings, adams = self.settings, list(self.model.parameters())
+        optimisers: list[torch.optim.Optimizer] = []
+        if settings.optimiser == "muon":
+            groups, adams = split_parameters(self.model)
+            dtype = torch.bfloat16 if settings.precision == "bf16" else torch.float32
+            optimisers.append(Muon(groups, settings.muon_learning_rate, dtype=dtype))
+        optimisers.append(torch.optim.Adam(adams, settings.learning_rate, (0.95, 0.9995), fused=True))
+        for optimiser in optimisers:
+            for group in optimiser.param_groups:
+                group["peak"] = group["lr"]
+        return optimisers
+
+    def initialise(self, start: PixelCNN | None = None) -> None:
+        """The weights of ``start``, or data-dependent initialisation from the first images of the first epoch."""
+        if start is None:
+            images = self.images[self._epoch_order(0)[:INITIAL_IMAGES]]
+            self.model.initialise(images.to(self.processes.device))
+        else:
+            config = dataclasses.replace(start.config, dropout=self.model.config.dropout)
+            if config != self.model.config:
+                raise ValueError(f"expected to start from a model of {self.model.config}, got {start.config}")
+            self.model.load_state_dict(start.state_dict())
+        self.processes.spread(self.model)
+        self.averaged.load_state_dict(self.model.state_dict())
+
+    def batch(self, step: int) -> Tensor:
+        """The images of a step, of all processes; depends on seed and step alone, so a resumed run sees the same."""
+        generator = torch.Generator().manual_seed(self.step_seed(step))
+        return self.flipped(self.images[self.chosen(step)], generator)
+
+    def rate_factor(self) -> float:
+        """The learning rates of the present step as a fraction of their peaks."""
+        warmup = min(1.0, (self.step + 1) / max(1, self.settings.warmup))
+        if self.settings.schedule == "exponential":
+            return warmup * self.settings.decay ** (self.step + 1)
+        return warmup * self.cosine() / self.settings.learning_rate
+
+    def learning_rate(self) -> float:
+        """Adam's learning rate at the present step."""
+        return self.settings.learning_rate * self.rate_factor()
+
+    def train_step(self) -> float:
+        """One step of the optimisers; returns the batch's bits/dim.
+
+        FloatingPointError when the loss or its gradient is not finite; the weights are then as before the step.
+        """
+        started = time.perf_counter()
+        processes = self.processes
+        # dropout, the same after a resume, and another in every process
+        torch.manual_seed(self.step_seed(self.step) * processes.count + processes.rank)
+        factor = self.rate_factor()
+        for optimiser in self.optimisers:
+            for group in optimiser.param_groups:
+                group["lr"] = group["peak"] * factor
+        self.model.train()
+        batch = self.batch(self.step)
+        share = processes.share(batch)
+        with self.autocast():
+            # the processes' gradients are averaged, so each counts as much as its share of the images
+            loss = -self._log_prob(share).mean() * (len(share) * processes.count / len(batch)) / LOG2
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.gradient_clip or math.inf)
+        bits_per_dim, norm = torch.stack((processes.mean(loss), norm.detach())).tolist()
+        if not math.isfinite(bits_per_dim) or not math.isfinite(norm):
+            raise FloatingPointError(
+                f"training broke down at step {self.step}: {bits_per_dim} bits/dim, gradient of norm {norm}"
+            )
+        for optimiser in self.optimisers:
+            optimiser.step()
+            optimiser.zero_grad()
+        decay = min(self.settings.ema_decay, (1 + self.step) / (10 + self.step))
+        with torch.no_grad():
+            torch._foreach_lerp_(list(self.averaged.parameters()), list(self.model.parameters()), 1.0 - decay)
+        self.step += 1
+        self.seconds += time.perf_counter() - started
+        return bits_per_dim
+
+    def evaluate(self, images: Tensor) -> float:
+        """Mean bits/dim of the averaged model over uint8 images, in the training's precision."""
+        self.averaged.eval()
+        with self.autocast():
+            return mean_bits_per_dim(self.averaged, images)
+
+    def save(self, path: Path) -> None:
+        tensors = {f"model.{name}": value for name, value in self.model.state_dict().items()}
+        tensors |= {f"averaged.{name}": value for name, value in self.averaged.state_dict().items()}
+        # keyed by the parameter's place: one that never had a gradient has no state and must not shift the others
+        for i, parameter in enumerate(self.model.parameters()):
+            for optimiser in self.optimisers:
+                state = optimiser.state.get(parameter, {})
+                tensors |= {f"optimiser.{i}.{name}": value for name, value in state.items()}
+        metadata = self.metadata(CHECKPOINT_FORMAT, self.model.config) | {"history": json.dumps(self.history)}
+        write_checkpoint(path, tensors, metadata)
+
+    def restore(self, path: Path) -> None:
+        """Continue where ``save`` left off. ValueError when the checkpoint is of another model or other settings."""
+        tensors, metadata = read_checkpoint(path, CHECKPOINT_FORMAT)
+        self.resume_at(path, metadata, self.model.config)
+        parts: dict[str, dict[str, Tensor]] = {"model": {}, "averaged": {}, "optimiser": {}}
+        for name, value in tensors.items():
+            part, _, key = name.partition(".")
+            parts[part][key] = value
+        self.model.load_state_dict(parts["model"])
+        self.averaged.load_state_dict(parts["averaged"])
+        parameters = list(self.model.parameters())
+        owners = {p: optimiser for optimiser in self.optimisers for g in optimiser.param_groups for p in g["params"]}
+        for key, value in parts["optimiser"].items():
+            i, _, name = key.partition(".")
+            parameter = parameters[int(i)]
+            alike = value.shape == parameter.shape
+            value = laid_out_like(parameter, value) if alike else value.to(parameter.device)
+            owners[parameter].state[parameter][name] = value
+        self.history = json.loads(metadata["history"])
+
+
+def read_settings(checkpoint: Path) -> tuple[PixelCNNConfig, TrainingSettings]:
+    """The network and the settings of a run that left a checkpoint.
+
+    FileNotFoundError where there is none, ValueError where it is damaged or another kind of file.
+    """
+    _, metadata = read_safetensors(checkpoint, CHECKPOINT_FORMAT)
+    return parse_config(metadata, checkpoint), TrainingSettings(**json.loads(metadata["settings"]))
+
+
+@torch.no_grad()
+def mean_bits_per_dim(model: PixelCNN, images: Tensor, *, progress: bool = False) -> float:
+    """Mean bits/dim of uint8 images (N, C, H, W) under a model, on whichever device that is.
+
+    fp32 is what it says, on a GPU too; autocast is the caller's.
+    """
+    device = next(model.parameters()).device
+    total = torch.zeros((), dtype=torch.float64)
+    with (
+        tqdm(total=len(images), unit="image", disable=not progress) as bar,
+        torch.backends.cudnn.flags(enabled=True, allow_tf32=False),
+    ):
+        for part in images.split(EVALUATED_AT_ONCE):
+            total += model.log_prob(part.to(device)).double().sum().cpu()
+            bar.update(len(part))
+    return -float(total) / images.numel() / LOG2
