@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import torch
 from torch import Tensor
 
+from .engines import Greedy
 from .heads import LEVELS
 from .images import Images, to_grid
 from .models import Model, model_for
-from .purify import check_eps
+from .purify import check_adaptive, check_eps, greedy
 from .schedule import PRECISIONS, schedule_for
 
 SUB_PIXELS_AT_ONCE = 8192  # 256 log-probabilities of each, times the mixture's components, are about 100 MB a tensor
@@ -25,8 +27,10 @@ BF16_MEAN = 5e-3
 class Verification:
     """What :func:`verify` found.
 
-    regret: (N, C, H, W) float32, nats: log-probability of the best value in range minus that of the chosen one.
-    bounded: whether every sub-pixel is within ±eps of the input's. precision: that of the oracle's weights.
+    regret: (N, C, H, W) float32, nats: log-probability of the best value in range minus that of the chosen one; under
+    adaptive='sub-pixel', where that explains better what was done, by how many nats the input's value is on the wrong
+    side of the threshold. bounded: whether every sub-pixel is within ±eps of the input's. precision: that of the
+    oracle's weights.
     """
 
     regret: Tensor
@@ -73,9 +77,33 @@ class Verification:
         return f"Verification({self})"
 
 
+def regret_of(log_probs: Tensor, given: Tensor, chosen: Tensor, chooser: Greedy) -> Tensor:
+    """Regret in nats of chosen values: (N, C, H, W), as given and chosen, uint8; log_probs (N, C, H, W, 256)."""
+
+    def log_prob_of(values: Tensor) -> Tensor:
+        return log_probs.gather(-1, values.long().unsqueeze(-1)).squeeze(-1)
+
+    eps = chooser.eps_of(len(given)).reshape(-1, 1, 1, 1, 1)
+    distance = (torch.arange(LEVELS) - given.unsqueeze(-1).int()).abs()
+    regret = log_probs.masked_fill(distance > eps, -torch.inf).amax(dim=-1) - log_prob_of(chosen)
+    if chooser.keep_bits is None:
+        return regret
+    spare = log_prob_of(given) + chooser.keep_bits * math.log(2.0)  # not below 0: the rule keeps the given value
+    kept = torch.minimum(regret, (-spare).clamp(min=0.0))
+    moved = torch.maximum(regret, spare.clamp(min=0.0))
+    return torch.where(chosen == given, kept, moved)
+
+
 @torch.no_grad()
 def verify(
-    images: Images, purified: Images, eps: int = 16, *, model: Model | None = None, precision: str = "fp32"
+    images: Images,
+    purified: Images,
+    eps: int = 16,
+    *,
+    adaptive: str | None = None,
+    threshold: float | None = None,
+    model: Model | None = None,
+    precision: str = "fp32",
 ) -> Verification:
     """How far ``purified`` is from a fixed point of Algorithm 1 on ``images``, by one teacher-forced fp32 pass.
 
@@ -83,25 +111,27 @@ def verify(
     within ±eps of the input's is; the chosen one should be the best. This judges a result without decoding again, and
     unlike comparing pixels it isn't thrown off by near-ties, after which two correct roundings part ways.
 
-    images, purified: of one shape, each as :func:`pxfast.purify` takes them. precision: of the engine under test; for
+    images, purified: of one shape, each as :func:`pxfast.purify` takes them. eps, adaptive, threshold, model: what they
+    were purified with. precision: of the engine under test; for
     'bf16' the oracle's weights are rounded likewise. Raises TypeError or ValueError for bad input.
     """
     eps = check_eps(eps)
+    check_adaptive(adaptive, threshold)
     if precision not in PRECISIONS:
         raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
     given, _ = to_grid(images)
     chosen, _ = to_grid(purified)
     if given.shape != chosen.shape:
         raise ValueError(f"images and purified differ in shape: {tuple(given.shape)} and {tuple(chosen.shape)}")
-    network = schedule_for(model_for(model, given.shape[1:])).oracle(precision)
-    values = torch.arange(LEVELS)
+    model = model_for(model, given.shape[1:])
+    network = schedule_for(model).oracle(precision)
+    chooser = greedy(given, model, eps, adaptive, threshold)
     regret = torch.zeros(given.shape, dtype=torch.float32)
     at_once = max(1, SUB_PIXELS_AT_ONCE // max(1, given[:1].numel()))
     for start in range(0, len(given), at_once):
         part = slice(start, start + at_once)
-        log_probs = network.log_probs(chosen[part])
-        distance = (values - given[part].unsqueeze(-1).int()).abs()
-        best = log_probs.masked_fill(distance > eps, -torch.inf).amax(dim=-1)
-        regret[part] = best - log_probs.gather(-1, chosen[part].long().unsqueeze(-1)).squeeze(-1)
-    bounded = bool(((chosen.int() - given.int()).abs() <= eps).all())
+        part_chooser = dataclasses.replace(chooser, eps=chooser.eps_of(len(given))[part])
+        regret[part] = regret_of(network.log_probs(chosen[part]), given[part], chosen[part], part_chooser)
+    distance = (chosen.int() - given.int()).abs()
+    bounded = bool((distance <= chooser.eps_of(len(given)).reshape(-1, 1, 1, 1)).all())
     return Verification(regret, bounded, eps, precision)

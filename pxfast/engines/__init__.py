@@ -20,8 +20,9 @@ from .choosers import Chooser, Greedy, Sample
 class Decode(Protocol):
     """What an engine does.
 
-    images: (N, C, H, W) uint8, contiguous, on the CPU, N >= 1; a Sample chooser takes the shape alone. precision: 'fp32' or 'bf16'. report: called now and
-    then with the number of images finished so far. Returns a new uint8 tensor of the same shape.
+    images: (N, C, H, W) uint8, contiguous, on the CPU, N >= 1; a Sample chooser takes the shape alone. precision:
+    'fp32' or 'bf16'. report: called now and then with the number of images finished so far. Returns a new uint8 tensor
+    of the same shape.
     """
 
     def __call__(

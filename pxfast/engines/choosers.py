@@ -20,8 +20,8 @@ LEVELS = 256
 class Greedy:
     """Algorithm 1 of PixelDefend: the likeliest value within ±eps of the input's; ties go to the smallest value.
 
-    eps: an integer, or (N,) uint8, one of each image. keep_bits: a sub-pixel whose input value costs at most so many bits, given what was
-    decoded before it, keeps that value (None: no such rule).
+    eps: an integer, or (N,) uint8, one of each image. keep_bits: a sub-pixel whose input value costs at most so many
+    bits, given what was decoded before it, keeps that value (None: no such rule).
     """
 
     eps: int | Tensor
@@ -34,7 +34,9 @@ class Greedy:
     def choose(self, log_probs: Tensor, given: Tensor, position: int) -> Tensor:
         """The values (N,) uint8 of one sub-pixel: log_probs (N, 256) in nats, given (N,) uint8 the input's values."""
         distance = (torch.arange(LEVELS) - given[:, None].int()).abs()
-        best = log_probs.masked_fill(distance > self.eps_of(len(given))[:, None], -torch.inf).argmax(dim=1).to(torch.uint8)
+        best = (
+            log_probs.masked_fill(distance > self.eps_of(len(given))[:, None], -torch.inf).argmax(dim=1).to(torch.uint8)
+        )
         if self.keep_bits is None:
             return best
         bits = -log_probs.gather(1, given[:, None].long())[:, 0] / math.log(2.0)
