@@ -12,6 +12,7 @@ from safetensors import SafetensorError
 from tqdm import tqdm
 
 from . import __version__
+from .cli_convert import app as convert_app
 from .cli_options import EngineOption, ForceOption, JsonOption, ModelOption
 from .cli_train import train
 from .cli_train_classifier import train_classifier
@@ -108,6 +109,7 @@ def info(as_json: JsonOption = False) -> None:
 
 app.command()(train)
 app.command()(train_classifier)
+app.add_typer(convert_app, name="convert")
 
 
 @app.command()
@@ -159,8 +161,8 @@ def main() -> None:
         code = 130
     except Exception as error:
         usage = getattr(error, "format_message", None)  # typer's own errors, whose base class it does not export
-        expected = OSError, ValueError, TypeError, RuntimeError, ArithmeticError, MemoryError, SafetensorError
-        if usage is None and not isinstance(error, expected):
+        expected = (OSError, ImportError, ValueError, TypeError, RuntimeError, ArithmeticError, MemoryError)
+        if usage is None and not isinstance(error, (*expected, SafetensorError)):
             raise
         message = usage() if usage is not None else str(error)
         print(f"error: {' '.join(message.split()) or type(error).__name__}", file=sys.stderr)

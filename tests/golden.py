@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pxfast.pixelcnn import GatedResnet, PixelCNN, PixelCNNConfig, WeightNormConv
+from pxfast.convert import pixelcnn_from_variables
+from pxfast.pixelcnn import PixelCNN, PixelCNNConfig
 
 TESTS = Path(__file__).parent
 BUNDLED = TESTS / "data"
@@ -26,51 +25,9 @@ COMPLETE = TESTS.parent.parent / "shared" / "golden"
 NAMES = ("fashion_28x28_f12_r1", "cifar_16x16_f16_r1")
 
 
-def creation_order(model: PixelCNN) -> Iterator[tuple[str, WeightNormConv]]:
-    """Our convolutions, each with its TensorFlow kind, in the order in which the authors' graph creates variables."""
-
-    def gated(layer: GatedResnet) -> Iterator[tuple[str, WeightNormConv]]:
-        yield "conv2d", layer.conv_in
-        if layer.skip is not None:
-            yield "dense", layer.skip
-        yield "conv2d", layer.conv_out
-
-    for convolution in (model.input_vertical, model.input_above, model.input_left):
-        yield "conv2d", convolution
-    for levels, resizes, kind in ((model.down, model.downsample, "conv2d"), (model.up, model.upsample, "deconv2d")):
-        for step, pairs in enumerate(levels):
-            if step > 0:
-                yield kind, resizes[step - 1].vertical
-                yield kind, resizes[step - 1].horizontal
-            for pair in pairs:
-                yield from gated(pair.vertical)
-                yield from gated(pair.horizontal)
-    yield "dense", model.output
-
-
-# TensorFlow's axes to PyTorch's: HWIO to OIHW; HWOI to IOHW; (in, out) to (out, in, 1, 1)
-TO_PYTORCH = {
-    "conv2d": lambda v: v.permute(3, 2, 0, 1),
-    "deconv2d": lambda v: v.permute(3, 2, 0, 1),
-    "dense": lambda v: v.T[:, :, None, None],
-}
-
-
-def load_weights(model: PixelCNN, arrays: dict[str, np.ndarray]) -> int:
-    """Fill the model from arrays named ``weights/model/KIND_I/{V,g,b}``; gives the number of arrays used."""
-    count: Counter[str] = Counter()
-    with torch.no_grad():
-        for kind, convolution in creation_order(model):
-            prefix = f"weights/model/{kind}_{count[kind]}/"
-            count[kind] += 1
-            v, g, b = (torch.from_numpy(np.ascontiguousarray(arrays[prefix + name])) for name in ("V", "g", "b"))
-            v = TO_PYTORCH[kind](v)
-            if v.shape != convolution.v.shape:
-                raise ValueError(f"{prefix}V: expected {tuple(convolution.v.shape)}, got {tuple(v.shape)}")
-            convolution.v.copy_(v)
-            convolution.g.copy_(g)
-            convolution.b.copy_(b)
-    return 3 * count.total()
+def golden_weights(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Those of a file's arrays that are variables of the network, under their TensorFlow names."""
+    return {name.removeprefix("weights/"): array for name, array in arrays.items() if name.startswith("weights/")}
 
 
 @dataclasses.dataclass
@@ -100,12 +57,10 @@ def load_golden(path: Path) -> Golden:
     with np.load(path) as file:
         arrays = dict(file)
     _, H, W, C = arrays["clean"].shape
-    config = PixelCNNConfig((H, W), C, int(arrays["filters"]), int(arrays["resnets"]), int(arrays["mixtures"]))
-    model = PixelCNN(config).eval().requires_grad_(False)
-    used = load_weights(model, arrays)
-    present = sum(name.startswith("weights/") for name in arrays)
-    if used != present:
-        raise ValueError(f"{path}: {present} arrays of weights, but the network took {used}")
+    model = pixelcnn_from_variables(golden_weights(arrays), head="logistic", image_size=(H, W)).requires_grad_(False)
+    expected = PixelCNNConfig((H, W), C, int(arrays["filters"]), int(arrays["resnets"]), int(arrays["mixtures"]))
+    if model.config != expected:
+        raise ValueError(f"{path}: the weights make {model.config}, the file says {expected}")
 
     def nchw(name: str) -> Tensor:
         return torch.from_numpy(np.ascontiguousarray(np.moveaxis(arrays[name], 3, 1)))
