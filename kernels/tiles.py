@@ -1,0 +1,94 @@
+"""The tiles of the matrix products: a recorded choice per architecture, so that no user's first call searches for one.
+
+A step's kind is its precision, whether it runs per row or per pixel, and whether it is gated (two products at once).
+``TILES`` holds the choices; ``pxfast tune`` measures others on the GPU at hand and keeps the best in a file of the
+user's (``user_file``), which then goes first. A tile decides the order of a sum, so results may differ in near-ties
+between machines with other tiles, as they do between engines; on one machine they don't.
+
+None of the entries has been measured yet: they follow from the shapes (bench/README.md, "Triton").
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import os
+from pathlib import Path
+
+import torch
+
+from .launch import INTERPRETED, Tile
+
+FORMAT = "pxfast-tiles"
+KINDS = tuple(
+    f"{precision} {where}{gate}"
+    for precision in ("bf16", "fp32")
+    for where in ("row", "pixel")
+    for gate in ("", " gate")
+)
+
+_DEFAULT = {
+    "bf16 row": Tile(128, 64, 64, 8, 3),
+    "bf16 row gate": Tile(128, 32, 64, 8, 3),
+    "bf16 pixel": Tile(64, 32, 64, 4, 4),
+    "bf16 pixel gate": Tile(64, 32, 64, 4, 4),
+    "fp32 row": Tile(64, 32, 16, 4, 3),
+    "fp32 row gate": Tile(32, 32, 16, 4, 3),
+    "fp32 pixel": Tile(32, 32, 16, 4, 3),
+    "fp32 pixel gate": Tile(32, 32, 16, 4, 3),
+}
+TILES: dict[str, dict[str, Tile]] = {
+    "default": _DEFAULT,
+    # no asynchronous copies as deep as NVIDIA's, and 64 KB of shared memory
+    "gfx942": {kind: dataclasses.replace(tile, num_stages=2) for kind, tile in _DEFAULT.items()},
+    "interpreter": dict.fromkeys(KINDS, Tile(128, 16, 16)),
+}
+
+
+def architecture() -> str:
+    """'interpreter', or that of the current GPU as Triton's targets are called: 'sm_90', 'gfx942'."""
+    if INTERPRETED:
+        return "interpreter"
+    properties = torch.cuda.get_device_properties(torch.cuda.current_device())
+    if torch.version.hip:
+        return str(properties.gcnArchName).partition(":")[0]
+    return f"sm_{properties.major}{properties.minor}"
+
+
+def user_file() -> Path:
+    """Where ``pxfast tune`` keeps its choices: PXFAST_TILES, or pxfast/tiles.json where the user keeps settings."""
+    wish = os.environ.get("PXFAST_TILES")
+    if wish:
+        return Path(wish)
+    return Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "pxfast" / "tiles.json"
+
+
+def read_tiles(path: Path) -> dict[str, dict[str, Tile]]:
+    """The choices in a file; none where there is no file. ValueError for a file that is not what ``dump`` writes."""
+    if not path.is_file():
+        return {}
+    try:
+        content = json.loads(path.read_text())
+        if content["format"] != FORMAT:
+            raise ValueError("its format is another")
+        found = {}
+        for name, kinds in content["tiles"].items():
+            found[name] = {kind: Tile(**fields) for kind, fields in kinds.items()}
+            if not set(found[name]) <= set(KINDS):
+                raise ValueError(f"unknown kinds of steps: {', '.join(sorted(set(found[name]) - set(KINDS)))}")
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"expected {path} to be a file that `pxfast tune` wrote: {error}") from error
+    return found
+
+
+def dump(tiles: dict[str, dict[str, Tile]]) -> str:
+    """The choices as the text of a file."""
+    plain = {name: {kind: dataclasses.asdict(tile) for kind, tile in kinds.items()} for name, kinds in tiles.items()}
+    return json.dumps({"format": FORMAT, "tiles": plain}, indent=2) + "\n"
+
+
+@functools.cache
+def tiles_for(name: str) -> dict[str, Tile]:
+    """The tile of every kind of step on the architecture ``name``. Read once per process."""
+    return {**_DEFAULT, **TILES.get(name, {}), **read_tiles(user_file()).get(name, {})}

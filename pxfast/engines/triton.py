@@ -1,0 +1,224 @@
+"""The triton engine: the decode loop over the kernels of ``pxfast.kernels``, for GPUs without the compiled CUDA part.
+
+The launches of a row are captured in a CUDA graph per row phase and replayed for every row, so that Python runs once
+per row and not once per launch. In Triton's interpreter (TRITON_INTERPRET=1, CPU tensors) the same launches run one by
+one, which is for the tests: ``unavailable`` then says so, and nothing picks the engine.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import threading
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from ..schedule import Schedule
+from .choosers import Chooser, Sample
+
+if TYPE_CHECKING:
+    from .triton_program import ChooserShape, Program, Workspace
+
+MOST_IMAGES = 1024  # in flight
+ROWS_AHEAD = 2  # rows of work queued on the device: what Ctrl-C has to wait for
+
+_capture = threading.Lock()  # one thread at a time captures or compiles
+
+
+def unavailable() -> str | None:
+    """Why the engine can't run here, or None when it can."""
+    if importlib.util.find_spec("triton") is None:
+        return "triton is not installed"
+    if os.environ.get("TRITON_INTERPRET") == "1":
+        return "kernels are interpreted (TRITON_INTERPRET=1), which is for tests"
+    if not torch.cuda.is_available():
+        return "torch finds no GPU"
+    if not torch.version.hip and torch.cuda.get_device_capability() < (8, 0):
+        return f"it needs compute capability 8.0, and {torch.cuda.get_device_name()} is older"
+    return None
+
+
+def best_precision() -> str:
+    """The faster precision: 'bf16'."""
+    return "bf16"
+
+
+class Decoder:
+    """A program with the workspaces that its decodes use: one per decode at a time, kept for the next."""
+
+    def __init__(self, program: Program) -> None:
+        self.program = program
+        self.idle: list[Runner] = []
+        self.lock = threading.Lock()
+
+    def images_for(self, N: int) -> int:
+        """Images in flight when N are decoded: as many as needed, by powers of two, and as memory and limit allow."""
+        from .triton_program import GROUP
+
+        most = MOST_IMAGES
+        if self.program.device.type == "cuda":
+            free = torch.cuda.mem_get_info(self.program.device)[0] + torch.cuda.memory_reserved(self.program.device)
+            while most > GROUP and most * self.program.bytes_per_image > free // 2:
+                most //= 2
+        images = GROUP
+        while images < min(N, most):
+            images *= 2
+        return images
+
+    def take(self, N: int) -> Runner:
+        images = self.images_for(N)
+        with self.lock:
+            for runner in self.idle:
+                if runner.workspace.images == images:
+                    self.idle.remove(runner)
+                    return runner
+            self.idle.clear()  # of another size: make room
+        return Runner(self.program, images)
+
+    def give_back(self, runner: Runner) -> None:
+        with self.lock:
+            self.idle.append(runner)
+
+
+class Runner:
+    """A workspace and the ways to run its launches: graphs on a GPU, one by one in the interpreter."""
+
+    def __init__(self, program: Program, images: int) -> None:
+        from .triton_program import Workspace
+
+        self.program = program
+        self.on_gpu = program.device.type == "cuda"
+        self.stream: Any = torch.cuda.Stream(program.device) if self.on_gpu else None
+        with self.current():
+            self.workspace: Workspace = Workspace(program, images)
+        self.graphs: dict[ChooserShape, dict[int, Any]] = {}
+
+    def current(self) -> Any:
+        """The context in which all work of this runner is enqueued."""
+        return torch.cuda.stream(self.stream)
+
+    def row_functions(self, shape: ChooserShape) -> dict[int, Callable[[], None]]:
+        """By row phase, what enqueues the launches of a row."""
+        from .triton_program import PHASES
+
+        if self.on_gpu:
+            if shape not in self.graphs:
+                with _capture:
+                    self.graphs[shape] = {phase: self._graph(phase, shape) for phase in sorted(set(PHASES))}
+            return {phase: graph.replay for phase, graph in self.graphs[shape].items()}
+
+        def run(phase: int) -> None:
+            for launch in self.workspace.launches(phase, shape):
+                launch.run()
+
+        return {phase: lambda phase=phase: run(phase) for phase in set(PHASES)}
+
+    def _graph(self, phase: int, shape: ChooserShape) -> Any:
+        launches = self.workspace.launches(phase, shape)
+        self.workspace.show_row(phase)
+        for launch in {launch.shape_class: launch for launch in launches}.values():
+            launch.run()  # compiles and loads it, which can't happen in a capture; what it writes is written anew
+        self.stream.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, stream=self.stream, capture_error_mode="thread_local"):
+            for launch in launches:
+                launch.run()
+        return graph
+
+    def decode(
+        self, images: Tensor, eps: Tensor | None, shape: ChooserShape, progress: Callable[[float], None]
+    ) -> Tensor:
+        """The decoded images, on the CPU; progress is told the fraction done after every row."""
+        from .triton_program import PHASES
+
+        space, H = self.workspace, images.shape[2]
+        functions = self.row_functions(shape)
+        space.given.zero_()
+        space.given[: len(images)].copy_(images)
+        space.eps.zero_()
+        if eps is not None:
+            space.eps[: len(eps)].copy_(eps)
+        queued: list[Any] = []
+        for row in range(H):
+            space.show_row(row)
+            functions[PHASES[row % 4]]()
+            if self.on_gpu:
+                queued.append(self.stream.record_event())
+                if len(queued) > ROWS_AHEAD:
+                    queued.pop(0).synchronize()
+            progress((row + 1) / H)
+        return space.result[: len(images)].cpu()
+
+
+def decoder_for(schedule: Schedule, precision: str) -> Decoder:
+    """The schedule's decoder on the current GPU, or in the interpreter; made once per device and precision."""
+    from ..kernels.launch import INTERPRETED
+    from ..kernels.tiles import architecture, tiles_for
+    from .triton_program import Program
+
+    if INTERPRETED and precision != "fp32":
+        raise RuntimeError(f"Triton's interpreter multiplies {precision} wrongly; only fp32 can be decoded in it")
+    device = torch.device("cpu") if INTERPRETED else torch.device("cuda", torch.cuda.current_device())
+    key = ("triton", precision, device)
+    with schedule.lock:
+        if key not in schedule.compiled:
+            schedule.compiled[key] = Decoder(Program(schedule, precision, device, tiles_for(architecture())))
+        decoder = schedule.compiled[key]
+    assert isinstance(decoder, Decoder)
+    return decoder
+
+
+@torch.no_grad()
+def decode(
+    schedule: Schedule,
+    images: Tensor,
+    chooser: Chooser,
+    *,
+    precision: str,
+    report: Callable[[int], None] | None = None,
+) -> Tensor:
+    """See :class:`pxfast.engines.Decode`. Ctrl-C is honoured between rows."""
+    from ..kernels.choose import values_for
+    from .triton_program import ChooserShape
+
+    decoder = decoder_for(schedule, precision)
+    if isinstance(chooser, Sample):
+        eps, shape = None, ChooserShape(sample=True, keep=False, values=256)
+    else:
+        eps = chooser.eps_of(len(images))
+        shape = ChooserShape(sample=False, keep=chooser.keep_bits is not None, values=values_for(int(eps.max())))
+    results: list[Tensor] = []
+    runner = decoder.take(len(images))
+    try:
+        with runner.current():
+            done = 0
+            for part in images.split(runner.workspace.images):
+                _set_chooser(runner.workspace, chooser, done)
+
+                def progress(fraction: float, before: int = done, count: int = len(part)) -> None:
+                    if report is not None:
+                        report(before + int(fraction * count))
+
+                some = None if eps is None else eps[done : done + len(part)]
+                results.append(runner.decode(part, some, shape, progress))
+                done += len(part)
+    finally:
+        if runner.stream is not None:
+            runner.stream.synchronize()
+        decoder.give_back(runner)
+    return torch.cat(results)
+
+
+def _set_chooser(workspace: Workspace, chooser: Chooser, before: int) -> None:
+    """Put a chooser's numbers where the kernel reads them; ``before``: images of the batch decoded already."""
+    if isinstance(chooser, Sample):
+        settings, seed, first = [2.0, 1.0 / chooser.temperature], chooser.seed, chooser.first + before
+    else:
+        settings = [2.0 if chooser.keep_bits is None else 2.0**-chooser.keep_bits, 1.0]
+        seed = first = 0
+    workspace.settings.copy_(torch.tensor(settings))
+    signed = [(value + 2**63) % 2**64 - 2**63 for value in (seed, first)]  # 64 bits, as int64 has them
+    workspace.generator.copy_(torch.tensor(signed))
