@@ -111,3 +111,11 @@ def run_python(code: str, *arguments: str, timeout: float = 300.0, **changes: st
     )
     assert done.returncode == 0, f"exit status {done.returncode}:\n{done.stdout}\n{done.stderr}"
     return done.stdout
+
+
+def error_line(stderr: str) -> str:
+    """The one line of a command that must fail."""
+    assert "Traceback" not in stderr
+    lines = [line for line in stderr.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1
+    return lines[0]

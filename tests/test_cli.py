@@ -11,10 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers import error_line
 from PIL import Image
 
 import pxfast
-from pxfast.cli import main, parse_budget
+from pxfast.cli_options import parse_budget
 from pxfast.weights import save_model
 
 
@@ -27,36 +28,6 @@ def run(*arguments, code=0, **keywords) -> subprocess.CompletedProcess:
     assert done.returncode == code, done.stderr
     assert "Traceback" not in done.stderr
     return done
-
-
-def error_line(stderr: str) -> str:
-    """The one line of a command that must fail."""
-    assert "Traceback" not in stderr
-    lines = [line for line in stderr.splitlines() if line.startswith("error: ")]
-    assert len(lines) == 1
-    return lines[0]
-
-
-@pytest.fixture
-def run_here(monkeypatch, capfd):
-    """As ``run``, but within this process, to save the seconds that a new one takes to import torch."""
-
-    def run_here(*arguments, code=0) -> tuple[str, str]:
-        monkeypatch.setattr(sys, "argv", ["pxfast", *map(str, arguments)])
-        with pytest.raises(SystemExit) as stop:
-            main()
-        out, err = capfd.readouterr()
-        assert (stop.value.code or 0) == code, err
-        assert "Traceback" not in err
-        return out, err
-
-    return run_here
-
-
-@pytest.fixture
-def refused(run_here):
-    """Runs a command that must fail; gives its one line."""
-    return lambda *arguments: error_line(run_here(*arguments, code=2)[1])
 
 
 @pytest.fixture(scope="module")

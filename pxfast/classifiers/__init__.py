@@ -3,6 +3,7 @@
 from .architectures import ARCHITECTURES, architecture, build
 from .classifier import Classifier, ClassifierConfig, standardise
 from .prediction import accuracy, predict
+from .random_above_threshold import RandomAboveThreshold
 from .resnet import ResNet, ResNetConfig
 from .resnet18 import ResNet18, ResNet18Config
 from .vgg import VGG, VGGConfig
@@ -14,6 +15,7 @@ __all__ = [
     "VGG",
     "Classifier",
     "ClassifierConfig",
+    "RandomAboveThreshold",
     "ResNet",
     "ResNet18",
     "ResNet18Config",

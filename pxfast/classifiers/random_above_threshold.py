@@ -1,0 +1,60 @@
+"""PixelDefend's appendix A: a classifier as good as another one, but helpless against random noise."""
+
+from __future__ import annotations
+
+import hashlib
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..density import bits_per_dim
+from ..images import to_grid
+from ..models import Model, resolve_model
+
+
+class RandomAboveThreshold(nn.Module):
+    """Another classifier's logits where an image is likely, and a random label where it is not.
+
+    The paper's point: robustness to random noise is no property of the data, since this classifier is about as
+    accurate on clean images, few of which have so many bits/dim, and at chance on noisy ones, most of which do.
+
+    classifier: gives logits (N, classes) of images as they are given here. threshold: an image of at least as many
+    bits/dim gets a random label. model: as :func:`pxfast.purify` takes it; it is no submodule. seed: of the labels.
+    A label is random in that it is drawn from a hash of the seed and the image's own values 0..255: the same image
+    always gets the same one, whatever else is in its batch. Raises TypeError or ValueError for a bad model.
+    """
+
+    def __init__(
+        self, classifier: nn.Module, *, threshold: float = 4.5, model: Model | None = None, seed: int = 0
+    ) -> None:
+        super().__init__()
+        self.classifier = classifier
+        self.threshold = threshold
+        object.__setattr__(self, "model", resolve_model(model))
+        self.seed = seed
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits (N, classes) of images (N, C, H, W), uint8 or floating in [0, 1]; one-hot where they are random.
+
+        Raises TypeError or ValueError for bad input, as :func:`pxfast.bits_per_dim` does.
+        """
+        grid, form = to_grid(images)
+        if not form.batched:
+            raise ValueError(f"expected images (N, C, H, W), got {tuple(images.shape)}")
+        logits = self.classifier(images)
+        unlikely = bits_per_dim(grid, model=self.model) >= self.threshold
+        labels = torch.tensor([random_label(image, logits.shape[1], self.seed) for image in grid[unlikely]])
+        result = logits.clone()
+        result[unlikely.to(logits.device)] = F.one_hot(labels.long(), logits.shape[1]).to(result)
+        return result
+
+    def extra_repr(self) -> str:
+        model = "by image shape" if self.model is None else self.model.config
+        return f"threshold={self.threshold}, seed={self.seed}, model={model}"
+
+
+def random_label(image: Tensor, classes: int, seed: int) -> int:
+    """A label 0..classes - 1 from a hash of the seed and a uint8 image: uniform over images, fixed for each."""
+    values = image.contiguous().numpy().tobytes()
+    return int.from_bytes(hashlib.sha256(f"{seed} ".encode() + values).digest()[:8], "big") % classes
