@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from . import __version__
 from .cli_convert import app as convert_app
+from .cli_detect import detect
 from .cli_options import EngineOption, ForceOption, JsonOption, ModelOption
 from .cli_train import train
 from .cli_train_classifier import train_classifier
@@ -109,6 +110,7 @@ def info(as_json: JsonOption = False) -> None:
 
 app.command()(train)
 app.command()(train_classifier)
+app.command()(detect)
 app.add_typer(convert_app, name="convert")
 
 

@@ -95,14 +95,20 @@ class Detector:
 
         Images from the training images' distribution are called adversarial with a probability of at most ``alpha``.
         Raises what :meth:`p_value` raises, and ValueError for an alpha outside (0, 1) or less than every p-value that
-        N training images allow.
+        the training images allow.
         """
+        return self.judge(images, alpha, batch_size=batch_size, progress=progress)[1]
+
+    def judge(
+        self, images: Images, alpha: float = 0.05, *, batch_size: int = 64, progress: bool = False
+    ) -> tuple[Images, Images]:
+        """:meth:`p_value` and :meth:`is_adversarial` of each image, for the work of one of them."""
         if not 0.0 < alpha < 1.0:
             raise ValueError(f"alpha must be between 0 and 1, got {alpha!r}")
         values, count = self._p_value(images, batch_size, progress)
         if alpha * (count + 1) < 1.0:
             raise ValueError(f"no p-value is at most alpha = {alpha:g} with {count} training images: use more of them")
-        return values <= alpha
+        return values, values <= alpha
 
     def save(self, path: str | os.PathLike[str], *, force: bool = False, notes: dict[str, Any] | None = None) -> None:
         """Write the log-likelihoods and the fingerprint of the model's weights (safetensors), whole or not at all.
