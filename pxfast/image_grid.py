@@ -1,0 +1,38 @@
+"""Many images of one shape as one picture."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from .images import Images, to_grid
+
+GAP = 2  # pixels between images, and around them
+BACKGROUND = 255
+
+
+def image_grid(images: Images, columns: int | None = None, *, enlarge: int = 1) -> Tensor:
+    """Images side by side, row after row, on white: uint8 (C, height, width), which ``write_png`` takes.
+
+    images: (N, C, H, W), N > 0, as :func:`pxfast.purify` takes them. columns: images in a row; by default about as
+    many as there are rows, and never more than images. enlarge: screen pixels to the side of a pixel.
+    Raises TypeError or ValueError for bad input.
+    """
+    grid, _ = to_grid(images)
+    N, C, H, W = grid.shape
+    if N == 0:
+        raise ValueError("expected at least one image, got none")
+    for name, value in (("columns", columns), ("enlarge", enlarge)):
+        if value is not None and value < 1:
+            raise ValueError(f"{name} must be positive, got {value}")
+    columns = min(N, columns or math.ceil(math.sqrt(N)))
+    rows = math.ceil(N / columns)
+    grid = grid.repeat_interleave(enlarge, dim=2).repeat_interleave(enlarge, dim=3)
+    down, right = enlarge * H + GAP, enlarge * W + GAP
+    picture = torch.full((C, rows * down + GAP, columns * right + GAP), BACKGROUND, dtype=torch.uint8)
+    for n, image in enumerate(grid):
+        top, left = GAP + n // columns * down, GAP + n % columns * right
+        picture[:, top : top + enlarge * H, left : left + enlarge * W] = image
+    return picture
