@@ -28,6 +28,7 @@ EPS = 16
 # (rows, inner, columns): blocks of images times the taps and channels of the paper's layers, and a larger square
 # product, in case the library is at its best there
 MATRIX_SHAPES = ((64, 1920, 320), (128, 1920, 320), (256, 1280, 160), (1024, 1024, 1024))
+GPU_MATRIX_SHAPES = ((4096, 4096, 4096), (8192, 8192, 8192))
 PAPER_NETWORKS = {
     "paper-cifar10": PixelCNNConfig((32, 32), 3, filters=160, resnets=5),
     "paper-fashion-mnist": PixelCNNConfig((28, 28), 1, filters=40, resnets=5),
@@ -62,28 +63,34 @@ def torch_threads(count: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def matrix_rate(precision: str, threads: int, seconds: float = 0.3) -> float:
-    """GFLOP/s of torch's matrix product on the CPU: the best of a few shapes, each tried for ``seconds``.
+def matrix_rate(precision: str, threads: int, seconds: float = 0.3, *, device: torch.device | str = "cpu") -> float:
+    """GFLOP/s of torch's matrix product: the best of a few shapes, each tried for ``seconds``.
 
     precision: 'fp32' or 'bf16'. The best round counts, not the mean: the limit of the machine is asked for, not its
     load of the moment.
     """
+    device = torch.device(device)
+    shapes = GPU_MATRIX_SHAPES if device.type == "cuda" else MATRIX_SHAPES
     with torch_threads(threads):
-        return max(_rate(shape, DTYPES[precision], seconds) for shape in MATRIX_SHAPES)
+        return max(_rate(shape, DTYPES[precision], seconds, device) for shape in shapes)
 
 
-def _rate(shape: tuple[int, int, int], dtype: torch.dtype, seconds: float) -> float:
+def _rate(shape: tuple[int, int, int], dtype: torch.dtype, seconds: float, device: torch.device) -> float:
     rows, inner, columns = shape
-    a, b = torch.randn(rows, inner).to(dtype), torch.randn(inner, columns).to(dtype)
-    out = torch.empty(rows, columns, dtype=dtype)
+    a, b = torch.randn(rows, inner).to(device, dtype), torch.randn(inner, columns).to(device, dtype)
+    out = torch.empty(rows, columns, dtype=dtype, device=device)
+    gpu = device.type == "cuda"
+    wait = torch.cuda.synchronize if gpu else lambda: None
     torch.mm(a, b, out=out)
+    wait()
     gflop = 2e-9 * rows * inner * columns
-    repeats = max(1, round(2.0 / gflop))  # a round of 2 GFLOP, some milliseconds
+    repeats = max(1, round((5000.0 if gpu else 2.0) / gflop))  # a round is some milliseconds
     best, end = 0.0, time.perf_counter() + seconds
     while time.perf_counter() < end:
         started = time.perf_counter()
         for _ in range(repeats):
             torch.mm(a, b, out=out)
+        wait()
         best = max(best, repeats * gflop / (time.perf_counter() - started))
     return best
 
@@ -191,7 +198,9 @@ def profile(name: str, *, precision: str, batch: int, order: str = "auto") -> di
     """
     model = network(name)
     engine = cpu.compiled(schedule_for(model), precision, cpu.current_isa())
-    spent = engine.profile(smooth_images(batch, model.config).numpy(), cpu.plain_chooser(Greedy(EPS), batch), cpu.ORDERS[order])
+    spent = engine.profile(
+        smooth_images(batch, model.config).numpy(), cpu.plain_chooser(Greedy(EPS), batch), cpu.ORDERS[order]
+    )
     return {part: value / batch for part, value in spent.items()}
 
 

@@ -35,6 +35,7 @@ def assert_same(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) 
 @pytest.fixture
 def small_shards(monkeypatch):
     monkeypatch.setattr(checkpoints, "SHARD_BYTES", LIMIT)
+    monkeypatch.setattr(checkpoints, "SINGLE_FILE_BYTES", LIMIT)
 
 
 def files(folder: Path) -> set[str]:
@@ -92,7 +93,7 @@ from pathlib import Path
 from test_checkpoints import FORMAT, LIMIT, some_tensors
 from pxfast.training import checkpoints
 path, number = Path(sys.argv[1]), int(sys.argv[2])
-checkpoints.SHARD_BYTES = LIMIT
+checkpoints.SHARD_BYTES = checkpoints.SINGLE_FILE_BYTES = LIMIT
 checkpoints.write_checkpoint(path, some_tensors(0), {"format": FORMAT})
 replace, left = os.replace, [number]
 def dying(*arguments):

@@ -14,11 +14,11 @@ import pytest
 import torch
 from helpers import environment, real_images
 from safetensors import safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from pxfast.data import load_dataset
 from pxfast.pixelcnn import PixelCNNConfig
-from pxfast.training import Trainer, TrainingSettings, record_bits_per_dim, train
+from pxfast.training import Trainer, TrainingSettings, read_settings, record_bits_per_dim, train
 from pxfast.training_run import checkpoint_path
 from pxfast.weights import load_model, read_metadata
 
@@ -111,6 +111,65 @@ def test_a_restored_trainer_goes_on_bit_for_bit(tmp_path, one_thread, head, chan
         assert first.train_step() == second.train_step()
     for (name, ours), theirs in zip(first.model.named_parameters(), second.model.parameters(), strict=True):
         assert torch.equal(ours, theirs), name
+
+
+def test_a_restored_trainer_goes_on_bit_for_bit_with_muon(tmp_path, one_thread):
+    settings = dataclasses.replace(SETTINGS, optimiser="muon", precision="bf16")
+    images, path = real_images(1, (8, 8), 64), tmp_path / "checkpoint.safetensors"
+    first, second = Trainer(CONFIG, settings, images), Trainer(CONFIG, settings, images)
+    first.initialise()
+    for _ in range(3):
+        first.train_step()
+    first.save(path)
+    second.restore(path)
+    for _ in range(3):
+        assert first.train_step() == second.train_step()
+    for (name, ours), theirs in zip(first.model.named_parameters(), second.model.parameters(), strict=True):
+        assert torch.equal(ours, theirs), name
+    kept = [name.rpartition(".")[2] for name in load_file(path) if name.startswith("optimiser.")]
+    v = [name for name, _ in first.model.named_parameters() if name.endswith(".v") and not name.startswith("input_")]
+    assert kept.count("momentum") == len(v)
+    assert kept.count("exp_avg") == len(list(first.model.parameters())) - len(v)
+
+
+def test_the_checkpoint_of_an_older_version_goes_on(tmp_path):
+    images, path = real_images(1, (8, 8), 64), tmp_path / "checkpoint.safetensors"
+    first, second = Trainer(CONFIG, SETTINGS, images), Trainer(CONFIG, SETTINGS, images)
+    first.initialise()
+    first.train_step()
+    first.save(path)
+    with safe_open(path, framework="pt") as file:
+        metadata = file.metadata()
+    settings = json.loads(metadata["settings"])
+    for name in ("optimiser", "muon_learning_rate", "schedule", "decay"):  # which there were not then
+        del settings[name]
+    save_file(load_file(path), path, {**metadata, "settings": json.dumps(settings)})
+    assert read_settings(path) == (CONFIG, SETTINGS)
+    second.restore(path)
+    assert first.train_step() == second.train_step()
+    other = Trainer(CONFIG, dataclasses.replace(SETTINGS, optimiser="muon"), images)
+    with pytest.raises(ValueError, match="optimiser: adam then, muon now"):
+        other.restore(path)
+
+
+@pytest.mark.parametrize("optimiser", ["adam", "muon"])
+def test_learning_rates_follow_their_schedule(optimiser):
+    images = real_images(1, (8, 8), 64)
+    settings = dataclasses.replace(SETTINGS, warmup=10, learning_rate=0.3, muon_learning_rate=0.6, optimiser=optimiser)
+    trainer = Trainer(CONFIG, settings, images)
+    assert trainer.total_steps == 40
+    expected = {0: 0.1, 4: 0.5 * 0.5 * (1 + math.cos(math.pi * 4 / 40)), 20: 0.5, 40: 0.0}
+    for trainer.step, factor in expected.items():
+        assert trainer.learning_rate() == pytest.approx(0.3 * factor)
+    slow = dataclasses.replace(settings, schedule="exponential", decay=0.9, warmup=0)
+    trainer = Trainer(CONFIG, slow, images)
+    trainer.initialise()
+    for step in range(3):
+        assert trainer.learning_rate() == pytest.approx(0.3 * 0.9 ** (step + 1))
+        trainer.train_step()
+        used = [group["lr"] for each in trainer.optimisers for group in each.param_groups]
+        peaks = [0.6, 0.6, 0.3] if optimiser == "muon" else [0.3]
+        assert used == pytest.approx([peak * 0.9 ** (step + 1) for peak in peaks])
 
 
 def test_interrupt_keeps_everything_and_is_told(tmp_path):
@@ -304,6 +363,10 @@ def test_a_loss_or_gradient_that_is_not_finite_stops_the_run(tmp_path, monkeypat
         ({"warmup": -1}, "warmup"),
         ({"ema_decay": 1.0}, "ema_decay"),
         ({"precision": "fp16"}, "precision"),
+        ({"optimiser": "sgd"}, "optimiser must be one of adam, muon, got 'sgd'"),
+        ({"muon_learning_rate": 0.0}, "muon_learning_rate"),
+        ({"schedule": "linear"}, "schedule must be one of cosine, exponential, got 'linear'"),
+        ({"decay": 1.0}, "decay"),
     ],
 )
 def test_a_wrong_setting_is_named(changes, message):

@@ -1,4 +1,4 @@
-"""Checkpoints: one safetensors file, or for a large model an index and shards of at most 15 MB each.
+"""Checkpoints: one safetensors file, or beyond 16 MiB an index and shards of at most 15 MB each.
 
 The index is a safetensors file without tensors at the checkpoint's own path; it names its shards, which lie beside it
 and are called ``STEM.a-00001-of-00058.safetensors`` or ``STEM.b-...``. A checkpoint is written to the letter that the
@@ -22,13 +22,14 @@ from torch import Tensor
 from ..files import whole_file
 from ..weights import read_safetensors
 
+SINGLE_FILE_BYTES = 16 << 20  # as much as a small model's takes
 SHARD_BYTES = 15_000_000
 HEADER_BYTES = 512  # more than a shard's own metadata, or a tensor's name, dtype, shape and offsets, take
 
 
 def write_checkpoint(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
     """Write tensors, of any device and layout, and metadata that names its ``format``."""
-    if sum(tensor.nbytes + HEADER_BYTES for tensor in tensors.values()) <= SHARD_BYTES:
+    if sum(tensor.nbytes + HEADER_BYTES for tensor in tensors.values()) <= SINGLE_FILE_BYTES:
         _save(path, tensors, metadata)
         _remove_shards(path, keep=())
         return

@@ -1,0 +1,97 @@
+"""Training images/s as a fraction of what the machine's own matrix products would allow.
+
+A training step is counted as three forward passes (Kaplan et al. 2020: the backward pass does every product twice), so
+    fraction = images/s x 3 x forward_flops / matrix rate,
+with both rates measured in the same run, and the matrix rate on both sides of the training steps.
+
+python bench/training_rate.py                          # the network of the preset 'small' on CIFAR-10, CPU or GPU
+python bench/training_rate.py --preset full --batch-size 64 --device cuda
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import time
+
+import torch
+
+from pxfast.benchmark import matrix_rate, smooth_images
+from pxfast.data import DATASETS
+from pxfast.pixelcnn import forward_flops
+from pxfast.processes import Processes, join
+from pxfast.training import PRESETS, Trainer, preset
+
+BATCHES = 4  # different ones, taken in turn
+
+
+def step_seconds(trainer: Trainer, steps: int) -> list[float]:
+    """Seconds of every one of ``steps`` steps, each to its end, after two that compile and warm up."""
+    for _ in range(2):
+        trainer.train_step()
+    seconds = []
+    for _ in range(steps):
+        started = time.perf_counter()
+        trainer.train_step()
+        if trainer.processes.device.type == "cuda":
+            torch.cuda.synchronize()
+        seconds.append(time.perf_counter() - started)
+    return seconds
+
+
+def measure(name: str, dataset: str, changes: dict[str, object], processes: Processes, steps: int) -> str:
+    """A row of the table."""
+    config, settings = preset(name, dataset)
+    settings = dataclasses.replace(settings, **changes)
+    trainer = Trainer(config, settings, smooth_images(BATCHES * settings.batch_size, config), processes)
+    trainer.initialise()
+    threads, device = torch.get_num_threads(), processes.device
+    before = matrix_rate(settings.precision, threads, device=device)
+    seconds = sorted(step_seconds(trainer, steps))
+    gflops = max(before, matrix_rate(settings.precision, threads, device=device))
+    gflop = 3e-9 * forward_flops(config) * settings.batch_size
+    best, median = seconds[0], seconds[len(seconds) // 2]
+    cells = (
+        f"{config.filters}, {config.resnets}",
+        "x".join(map(str, (*config.image_size, config.channels))),
+        settings.batch_size,
+        settings.precision,
+        "yes" if settings.compile else "no",
+        settings.optimiser,
+        f"{settings.batch_size / median:.1f}",
+        f"{gflops:.0f}",
+        f"{100 * gflop / median / gflops:.0f} %",
+        f"{100 * gflop / best / gflops:.0f} %",
+    )
+    return f"| {' | '.join(map(str, cells))} |"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--preset", choices=PRESETS, default="small")
+    parser.add_argument("--dataset", choices=sorted(DATASETS), default="cifar10")
+    parser.add_argument("--batch-size", type=int)
+    parser.add_argument("--precision", choices=("bf16", "fp32"), default="bf16")
+    parser.add_argument("--optimiser", choices=("adam", "muon"), nargs="+", default=["adam", "muon"])
+    parser.add_argument("--compile", choices=("no", "yes"), nargs="+", default=["no", "yes"])
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--steps", type=int, default=10)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    columns = "filters, resnets|image|batch|precision|compiled|optimiser|images/s|matrix GFLOP/s|of it|at best"
+    print(f"| {columns.replace('|', ' | ')} |\n|---|---|---:|---|---|---|---:|---:|---:|---:|")
+    with join(arguments.device) as processes:
+        for compiled in arguments.compile:
+            for optimiser in arguments.optimiser:
+                changes = {
+                    "batch_size": arguments.batch_size or preset(arguments.preset, arguments.dataset)[1].batch_size,
+                    "precision": arguments.precision,
+                    "compile": compiled == "yes",
+                    "optimiser": optimiser,
+                }
+                print(measure(arguments.preset, arguments.dataset, changes, processes, arguments.steps), flush=True)
+
+
+if __name__ == "__main__":
+    main()
