@@ -16,6 +16,7 @@ from .images import Images, to_grid
 from .models import Model, model_for, resolve_model
 from .pixelcnn import PixelCNN
 from .schedule import PRECISIONS, schedule_for
+from .straight_through import check_backward, with_backward
 
 # Adaptive purification: bits/dim by channels (the paper, section 4.2: Fashion-MNIST, CIFAR-10), bits of a sub-pixel
 IMAGE_THRESHOLD = {1: 1.8, 3: 3.2}
@@ -147,8 +148,11 @@ class Purifier(nn.Module):
     """:func:`purify` as a module that holds the model and the settings, to put in front of a classifier.
 
     The density model is no submodule: ``to``, ``half``, ``train`` and ``parameters`` of a network that contains the
-    purifier leave it alone. There is no gradient through a purifier. ``model=None`` picks the shipped model of the
-    images' shape at every call. Raises what :func:`purify` raises for these settings.
+    purifier leave it alone. ``model=None`` picks the shipped model of the images' shape at every call.
+
+    Purification has no gradient. backward: 'straight-through' puts the identity's in its place, so that gradient
+    attacks on a network behind the purifier are BPDA (Athalye et al. 2018); with 'error', asking for the gradient
+    raises RuntimeError. Raises what :func:`purify` raises for these settings, and ValueError for another ``backward``.
     """
 
     def __init__(
@@ -160,6 +164,7 @@ class Purifier(nn.Module):
         model: Model | None = None,
         engine: str = "auto",
         precision: str = "auto",
+        backward: str = "straight-through",
         progress: bool | Callable[[int], None] = False,
     ) -> None:
         super().__init__()
@@ -170,11 +175,12 @@ class Purifier(nn.Module):
         object.__setattr__(self, "model", resolve_model(model))
         self.engine = engine
         self.precision = check_precision(precision)
+        self.backward = check_backward(backward)
         self.progress = progress
 
     def forward(self, images: Images) -> Images:
         """Purify images, (N, C, H, W) or (C, H, W): same type, shape, dtype and device."""
-        return purify(
+        purified = purify(
             images,
             self.eps,
             adaptive=self.adaptive,
@@ -184,8 +190,13 @@ class Purifier(nn.Module):
             precision=self.precision,
             progress=self.progress,
         )
+        if isinstance(images, Tensor) and images.is_floating_point():
+            return with_backward(images, purified, self.backward)
+        return purified
 
     def extra_repr(self) -> str:
         model = "by image shape" if self.model is None else self.model.config
         adaptive = "" if self.adaptive is None else f"adaptive={self.adaptive!r}, threshold={self.threshold}, "
-        return f"eps={self.eps}, {adaptive}engine={self.engine!r}, precision={self.precision!r}, model={model}"
+        backward = "" if self.backward == "straight-through" else f"backward={self.backward!r}, "
+        settings = f"{adaptive}{backward}engine={self.engine!r}, precision={self.precision!r}"
+        return f"eps={self.eps}, {settings}, model={model}"

@@ -1,0 +1,50 @@
+"""Gradients for what has none: the identity's in place of it (BPDA, Athalye et al. 2018), or an error."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+BACKWARDS = ("straight-through", "error")
+
+
+def check_backward(backward: str) -> str:
+    """``backward`` itself. ValueError unless 'straight-through' or 'error'."""
+    if backward not in BACKWARDS:
+        raise ValueError(f"backward must be one of {', '.join(BACKWARDS)}, got {backward!r}")
+    return backward
+
+
+class _StraightThrough(torch.autograd.Function):
+    @staticmethod
+    def forward(context: Any, images: Tensor, result: Tensor) -> Tensor:
+        return result
+
+    @staticmethod
+    def backward(context: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return gradient, None
+
+
+class _Refused(torch.autograd.Function):
+    @staticmethod
+    def forward(context: Any, images: Tensor, result: Tensor) -> Tensor:
+        return result
+
+    @staticmethod
+    def backward(context: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        raise RuntimeError(
+            "a gradient was asked for through a defence that has none; backward='straight-through' puts the "
+            "identity's in its place"
+        )
+
+
+def with_backward(images: Tensor, result: Tensor, backward: str) -> Tensor:
+    """The values of ``result``, as a function of ``images`` of the same shape whose gradient is what ``backward`` says.
+
+    'straight-through': the identity's, so that a gradient arrives at ``images`` as it left ``result``. 'error': asking
+    for it raises RuntimeError.
+    """
+    function = _StraightThrough if backward == "straight-through" else _Refused
+    return function.apply(images, result)
