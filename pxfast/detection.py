@@ -23,6 +23,8 @@ from .weights import SHIPPED, read_safetensors, shipped_path
 
 FORMAT = "pxfast-detector"
 
+Scores = Tensor | np.ndarray
+
 
 class Detector:
     """A test of the hypothesis that an image is drawn from the distribution of the training images.
@@ -213,7 +215,7 @@ def shipped_log_likelihoods(model: PixelCNN) -> Tensor:
     )
 
 
-def roc_curve(clean: Images, suspicious: Images) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def roc_curve(clean: Scores, suspicious: Scores) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """scikit-learn's ROC curve of telling suspicious images from clean ones by their scores.
 
     clean, suspicious: scores (N,) and (M,), tensors or arrays, larger meaning more suspicious: those of
@@ -225,13 +227,13 @@ def roc_curve(clean: Images, suspicious: Images) -> tuple[np.ndarray, np.ndarray
     return metrics.roc_curve(*_labels_and_scores(clean, suspicious))
 
 
-def roc_auc_score(clean: Images, suspicious: Images) -> float:
+def roc_auc_score(clean: Scores, suspicious: Scores) -> float:
     """The area under :func:`roc_curve`: the probability that a suspicious image scores above a clean one, ties half."""
     metrics = require("sklearn.metrics", "evaluate")
     return float(metrics.roc_auc_score(*_labels_and_scores(clean, suspicious)))
 
 
-def _labels_and_scores(clean: Images, suspicious: Images) -> tuple[np.ndarray, np.ndarray]:
+def _labels_and_scores(clean: Scores, suspicious: Scores) -> tuple[np.ndarray, np.ndarray]:
     scores = [np.asarray(torch.as_tensor(each).detach().cpu().double()) for each in (clean, suspicious)]
     if any(each.ndim != 1 or len(each) == 0 or np.isnan(each).any() for each in scores):
         shapes = " and ".join(str(each.shape) for each in scores)

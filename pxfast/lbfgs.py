@@ -1,6 +1,6 @@
 """Purification by L-BFGS-B: the baseline that greedy decoding beats in the paper's Figure 5 (section 4.1).
 
-Use :func:`pxfast.purify` to purify. This is there for the comparison, and is thousands of times slower: every image
+Use :func:`pxfast.purify` to purify. This is there for the comparison, and slower by orders of magnitude: every image
 and every start is an optimisation of its own, and every step of it a forward and a backward pass.
 """
 
