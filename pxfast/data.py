@@ -1,25 +1,58 @@
-"""Real data sets as uint8 tensors, through torchvision, from files that are already on disk."""
+"""Data sets as uint8 tensors: torchvision's, from files that are already on disk, and folders of image files."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
+from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from .image_files import IMAGE_SUFFIXES, read_image
+
 DATASETS = {"fashion-mnist": (1, 28, 28), "cifar10": (3, 32, 32)}
 
+UNLABELLED = -1  # the label of images that lie in no class's folder
+HELD_OUT = 10  # every so manieth image of a folder that is not split is held out from training
 
-def load_dataset(name: str, root: str | os.PathLike[str], *, train: bool) -> tuple[Tensor, Tensor]:
-    """Images (N, C, H, W) uint8 and labels (N,) int64 of 'fashion-mnist' or 'cifar10' under ``root``.
 
-    ``root`` is torchvision's root folder; nothing is downloaded. Raises ValueError for an unknown name and
-    FileNotFoundError when the files are not there.
+def load_dataset(
+    dataset: str | os.PathLike[str], root: str | os.PathLike[str] | None = None, *, train: bool | None
+) -> tuple[Tensor, Tensor]:
+    """Images (N, C, H, W) uint8 and labels (N,) int64 of a data set.
+
+    dataset: 'fashion-mnist' or 'cifar10', found under ``root``, torchvision's root folder, where nothing is
+    downloaded; or a folder of image files, for which ``root`` isn't used. A folder has a subfolder for each class, as
+    torchvision's ImageFolder wants it (labels count these by name), or holds the images itself (labels are -1); and
+    that either twice, in subfolders ``train`` and ``test``, or once. Images are ordered by path.
+
+    train: True for the training images, False for the test images; of a folder that is not split, every tenth image is
+    a test image, the first one included. None: all images of a folder that is not split, or else the test images.
+
+    Raises ValueError for an unknown name, a folder without images, images of different shapes, or images beside
+    class folders, and FileNotFoundError when the files are not there.
     """
+    if os.fspath(dataset) not in DATASETS:
+        return _load_folder(Path(dataset), train)
+    if root is None:
+        raise ValueError(f"{dataset} needs a root: torchvision's root folder")
+    return _load_torchvision(os.fspath(dataset), root, train=bool(train))
+
+
+def image_shape(dataset: str | os.PathLike[str]) -> tuple[int, int, int]:
+    """(C, H, W) of a data set's images: of a known name, or of a folder by its first image. Raises as load_dataset."""
+    if os.fspath(dataset) in DATASETS:
+        return DATASETS[os.fspath(dataset)]
+    files, _ = _folder_files(Path(dataset), None)
+    channels, H, W = read_image(files[0]).shape
+    return channels, H, W
+
+
+def _load_torchvision(name: str, root: str | os.PathLike[str], *, train: bool) -> tuple[Tensor, Tensor]:
     from torchvision import datasets
 
-    if name not in DATASETS:
-        raise ValueError(f"unknown data set {name!r}; known: {', '.join(sorted(DATASETS))}")
     kind = {"fashion-mnist": datasets.FashionMNIST, "cifar10": datasets.CIFAR10}[name]
     try:
         dataset = kind(os.fspath(root), train=train, download=False)
@@ -32,3 +65,64 @@ def load_dataset(name: str, root: str | os.PathLike[str], *, train: bool) -> tup
     else:
         images = dataset.data.unsqueeze(1).contiguous()
     return images, torch.as_tensor(dataset.targets, dtype=torch.int64)
+
+
+def _load_folder(path: Path, train: bool | None) -> tuple[Tensor, Tensor]:
+    files, labels = _folder_files(path, train)
+    images: list[np.ndarray] = []
+    for file in files:
+        image = read_image(file)
+        if images and image.shape != images[0].shape:
+            raise ValueError(
+                f"{file} has shape (C, H, W) = {image.shape}, but {files[0]} has {images[0].shape}; "
+                "the images of a data set must have one shape"
+            )
+        images.append(image)
+    return torch.from_numpy(np.stack(images)), torch.tensor(labels, dtype=torch.int64)
+
+
+def _folder_files(path: Path, train: bool | None) -> tuple[list[Path], list[int]]:
+    """A folder's image files and their labels, those of the wanted part."""
+    if not path.is_dir():
+        known = ", ".join(sorted(DATASETS))
+        raise ValueError(f"unknown data set {os.fspath(path)!r}; known: {known}; or pass a folder of image files")
+    split = [path / "train", path / "test"]
+    if all(part.is_dir() for part in split):
+        classes = sorted({folder.name for part in split for folder in _subfolders(part)})
+        return _labelled_files(split[0] if train else split[1], classes)
+    files, labels = _labelled_files(path, [folder.name for folder in _subfolders(path)])
+    if train is not None:
+        held_out = [i % HELD_OUT == 0 for i in range(len(files))]
+        files = [file for file, out in zip(files, held_out, strict=True) if out != train]
+        labels = [label for label, out in zip(labels, held_out, strict=True) if out != train]
+    if not files:
+        raise ValueError(f"{path} has one image only, which is held out: nothing is left to train on")
+    return files, labels
+
+
+def _labelled_files(folder: Path, classes: list[str]) -> tuple[list[Path], list[int]]:
+    direct = _images(folder.iterdir())
+    files, labels = list(direct), [UNLABELLED] * len(direct)
+    for label, name in enumerate(classes):
+        inside = _images((folder / name).rglob("*")) if (folder / name).is_dir() else []
+        files += inside
+        labels += [label] * len(inside)
+    if not files:
+        raise ValueError(f"{folder} has no image files ({' '.join(IMAGE_SUFFIXES)}), nor subfolders with any")
+    if direct and len(direct) < len(files):
+        raise ValueError(f"{folder} has images, such as {direct[0].name}, beside the folders of its classes")
+    return files, labels
+
+
+def _subfolders(folder: Path) -> list[Path]:
+    """The folders directly in a folder, by name, but for hidden ones."""
+    return sorted(entry for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+
+
+def _images(paths: Iterable[Path]) -> list[Path]:
+    """The image files among these paths, in order, but for hidden ones."""
+    return sorted(
+        path
+        for path in paths
+        if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".") and path.is_file()
+    )

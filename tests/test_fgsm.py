@@ -33,7 +33,7 @@ def test_follows_the_gradient_of_the_cross_entropy(classifier: ResNet) -> None:
     """Against the definition, one image at a time; signs of gradients near zero may differ by rounding."""
     images = bundled_images(1)[:6]
     labels = torch.tensor([3, 1, 4, 1, 5, 9])
-    attacked = fgsm(classifier, images, labels, 8)
+    attacked = fgsm(classifier, images, labels, 8, label_rule="given")
     for image, label, result in zip(images, labels, attacked, strict=True):
         x = (image[None].double() / 255).requires_grad_()
         (gradient,) = torch.autograd.grad(F.cross_entropy(classifier(x), label[None]), x)
@@ -54,12 +54,14 @@ def test_is_deterministic_and_independent_of_the_batch(classifier: ResNet) -> No
     assert torch.equal(fgsm(classifier, images.contiguous(memory_format=torch.channels_last), None, 8), attacked)
 
 
-def test_no_labels_means_the_predicted_ones(classifier: ResNet) -> None:
+def test_leads_away_from_the_predicted_labels(classifier: ResNet) -> None:
     images = bundled_images(1)[:16]
     predicted = predict(classifier, images)
-    assert torch.equal(fgsm(classifier, images, None, 8), fgsm(classifier, images, predicted, 8))
+    by_prediction = fgsm(classifier, images, None, 8)
+    assert torch.equal(fgsm(classifier, images, predicted, 8, label_rule="given"), by_prediction)
     others = (predicted + 1) % 10
-    assert not torch.equal(fgsm(classifier, images, None, 8), fgsm(classifier, images, others, 8))
+    assert torch.equal(fgsm(classifier, images, others, 8), by_prediction)
+    assert not torch.equal(fgsm(classifier, images, others, 8, label_rule="given"), by_prediction)
 
 
 def test_leaves_no_gradients_behind_and_works_under_no_grad(classifier: ResNet) -> None:
@@ -75,7 +77,8 @@ def test_lowers_the_accuracy_on_the_demo_images(classifier: ResNet) -> None:
     demo = load_demo_images()
     assert accuracy(classifier, demo.clean, demo.labels) == 1.0
     assert accuracy(classifier, fgsm(classifier, demo.clean, None, 25), demo.labels) <= 0.6
-    by_label = accuracy(classifier, fgsm(classifier, demo.clean, demo.labels, 8), demo.labels)
+    attacked = fgsm(classifier, demo.clean, demo.labels, 8, label_rule="given")
+    by_label = accuracy(classifier, attacked, demo.labels)
     assert by_label < 1.0
 
 

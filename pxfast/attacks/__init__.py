@@ -1,5 +1,77 @@
-"""Attacks on classifiers. All take and give uint8 images (N, C, H, W) within ``eps`` of what they were given."""
+"""Attacks on classifiers, each callable as ``attack(classifier, images, labels, eps)`` on uint8 images (N, C, H, W).
 
-from .fgsm import fgsm
+``attack.run`` takes the same and also says which images are misclassified before and after rounding to the grid.
+"""
 
-__all__ = ["fgsm"]
+from .attack import Attack, AttackResult, NoGradient
+from .autoattack import autoattack
+from .carlini_wagner import cw_l2, cw_linf
+from .deepfool import deepfool
+from .foolbox_attacks import (
+    contrast_reduction,
+    deepfool_l2,
+    gaussian_blur,
+    gradient,
+    gradient_sign,
+    iterative_gradient_sign,
+    salt_and_pepper,
+    uniform_noise,
+)
+from .lbfgs import lbfgs
+from .saliency_map import saliency_map
+from .sign_steps import bim, bim_steps, fgsm, pgd, rand
+
+PAPER = (rand, fgsm, bim, deepfool, cw_l2, cw_linf)  # of Song et al. 2018
+REPRODUCTION = (  # the ten of its first reproduction, in the order of its table
+    gradient_sign,
+    gradient,
+    deepfool_l2,
+    gaussian_blur,
+    saliency_map,
+    uniform_noise,
+    salt_and_pepper,
+    lbfgs,
+    contrast_reduction,
+    iterative_gradient_sign,
+)
+YARDSTICKS = (pgd, autoattack)  # today's
+
+ATTACKS = {attack.name: attack for attack in (*PAPER, *REPRODUCTION, *YARDSTICKS)}
+
+
+def find_attack(name: str) -> Attack:
+    """The attack of this name. ValueError lists the known ones."""
+    if name not in ATTACKS:
+        raise ValueError(f"unknown attack {name!r}; known: {', '.join(ATTACKS)}")
+    return ATTACKS[name]
+
+
+__all__ = [
+    "ATTACKS",
+    "PAPER",
+    "REPRODUCTION",
+    "YARDSTICKS",
+    "Attack",
+    "AttackResult",
+    "NoGradient",
+    "autoattack",
+    "bim",
+    "bim_steps",
+    "contrast_reduction",
+    "cw_l2",
+    "cw_linf",
+    "deepfool",
+    "deepfool_l2",
+    "fgsm",
+    "find_attack",
+    "gaussian_blur",
+    "gradient",
+    "gradient_sign",
+    "iterative_gradient_sign",
+    "lbfgs",
+    "pgd",
+    "rand",
+    "saliency_map",
+    "salt_and_pepper",
+    "uniform_noise",
+]

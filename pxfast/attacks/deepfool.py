@@ -1,0 +1,69 @@
+"""DeepFool (Moosavi-Dezfooli et al. 2016) in its L-infinity form, clipped to the ball."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from .attack import Attack, input_gradient
+
+
+def nearest_boundary(classifier: nn.Module, x: Tensor, labels: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
+    """Which images are misclassified, and the smallest L-infinity step to a boundary of the linearised classifier.
+
+    x: floating (N, C, H, W). labels: int64 (N,). others: int64 (N, K), the classes whose boundaries are considered.
+    Returns bool (N,) and a step of x's shape.
+    """
+    with torch.enable_grad():
+        x = x.detach().requires_grad_()
+        logits = classifier(x)
+        done = logits.detach().argmax(1) != labels
+        best = torch.full((len(x),), torch.inf, dtype=x.dtype, device=x.device)
+        direction = torch.zeros_like(x)
+        for k in range(others.shape[1]):
+            lead = (logits.gather(1, others[:, k : k + 1]) - logits.gather(1, labels[:, None]))[:, 0]
+            towards = input_gradient(lead.sum(), x, keep=True)
+            distance = lead.detach().abs() / (towards.abs().sum((1, 2, 3)) + 1e-8)
+            nearer = distance < best
+            best = torch.where(nearer, distance, best)
+            direction = torch.where(nearer[:, None, None, None], towards.sign(), direction)
+    # 1e-4 beyond the boundary, so that steps don't vanish in front of it
+    return done, (best + 1e-4)[:, None, None, None] * direction
+
+
+def _deepfool(
+    classifier: nn.Module,
+    x: Tensor,
+    labels: Tensor,
+    eps: float | None,
+    *,
+    steps: int = 50,
+    overshoot: float = 0.02,
+    candidates: int | None = None,
+) -> Tensor:
+    """candidates: how many of the classes that are likeliest at the start are considered; None: all."""
+    with torch.no_grad():
+        wrong = classifier(x).scatter(1, labels[:, None], -torch.inf)
+    most = wrong.shape[1] - 1
+    others = wrong.topk(most if candidates is None else min(candidates, most)).indices
+    moved = x.clone()
+    total = torch.zeros_like(x)
+    active = torch.arange(len(x), device=x.device)
+    for _ in range(steps):
+        done, step = nearest_boundary(classifier, moved[active], labels[active], others[active])
+        active, step = active[~done], step[~done]
+        if not len(active):
+            break
+        total[active] += step
+        moved[active] = (x[active] + (1.0 + overshoot) * total[active]).clamp(0.0, 1.0)
+    return moved if eps is None else x + (moved - x).clamp(-eps, eps)
+
+
+deepfool = Attack(
+    "deepfool",
+    _deepfool,
+    bounded=True,
+    needs_gradient=True,
+    source="Moosavi-Dezfooli et al. 2016 in the L-infinity form, overshoot 0.02, at most 50 steps, then clipped to "
+    "±eps, as PixelDefend's authors have it; values outside 0..255 are clipped at every step",
+)

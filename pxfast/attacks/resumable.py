@@ -1,0 +1,155 @@
+"""Attacking a whole data set into a file, in parts that survive kill -9."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from ..files import refuse_existing, whole_file
+from ..weights import read_safetensors
+from .attack import BLOCK, STAGES, Attack, AttackResult, join
+
+PART_FORMAT = "pxfast-attack-part"
+LIBRARIES = ("pxfast", "torch", "numpy", "scipy", "foolbox", "pyautoattack")
+
+
+def labels_path(out: str | os.PathLike[str]) -> Path:
+    """Where the labels of a file of attacked images go: OUT.npy has them in OUT.labels.npy."""
+    return Path(out).with_suffix(".labels.npy")
+
+
+def parts_path(out: str | os.PathLike[str]) -> Path:
+    """The folder beside ``out`` that keeps what is finished."""
+    return Path(f"{os.fspath(out)}.parts")
+
+
+def attack_to_file(
+    attack: Attack,
+    classifier: nn.Module,
+    images: Tensor,
+    labels: Tensor | None,
+    out: str | os.PathLike[str],
+    *,
+    eps: int | None = None,
+    seed: int = 0,
+    options: dict[str, Any] | None = None,
+    force: bool = False,
+    progress: bool = False,
+) -> AttackResult:
+    """Attack images, write them to ``out`` (.npy, uint8 (N, C, H, W)) and their labels beside it, and return both.
+
+    Arguments are those of :meth:`Attack.run`. While this runs, every 128 finished images are kept in the folder
+    OUT.npy.parts, with everything that they depend on; a killed run that is started again takes them from there. They
+    are removed once both files are written.
+    Raises FileExistsError when ``out`` or its labels exist, ValueError for another suffix or when the parts are of
+    another run (with ``force`` they and the files are replaced), and what the attack raises.
+    """
+    out, options = Path(out), options or {}
+    if out.suffix.lower() != ".npy":
+        raise ValueError(f"{out}: attacked images are written to a file with the suffix .npy")
+    if not out.absolute().parent.is_dir():
+        raise FileNotFoundError(f"no such folder: {out.absolute().parent}")
+    refuse_existing(out, force=force)
+    refuse_existing(labels_path(out), force=force)
+    if not len(images):
+        raise ValueError("expected at least one image")
+    attack.check_eps(eps)
+    settings = describe(attack, classifier, images, labels, eps, seed, options)
+    parts = open_parts(parts_path(out), settings, force=force)
+    results = []
+    with tqdm(total=len(images), unit="image", disable=not progress) as bar:
+        for start in range(0, len(images), BLOCK):
+            part = parts / f"{start:08d}.safetensors"
+            if not part.exists():
+                chosen = slice(start, start + BLOCK)
+                given = None if labels is None else labels[chosen]
+                write_part(attack.run(classifier, images[chosen], given, eps, seed=seed, **options), part)
+            results.append(read_part(part))
+            bar.update(len(results[-1].images))
+    joined = join(results)
+    with whole_file(labels_path(out)) as temporary, open(temporary, "wb") as file:
+        known = torch.full((len(images),), -1) if labels is None else labels
+        np.save(file, known.cpu().long().numpy(), allow_pickle=False)
+    with whole_file(out) as temporary, open(temporary, "wb") as file:
+        np.save(file, joined.images.cpu().numpy(), allow_pickle=False)
+    shutil.rmtree(parts)
+    return joined
+
+
+def describe(
+    attack: Attack,
+    classifier: nn.Module,
+    images: Tensor,
+    labels: Tensor | None,
+    eps: int | None,
+    seed: int,
+    options: dict[str, Any],
+) -> dict[str, Any]:
+    """Everything that attacked images depend on, JSON-able."""
+    weights = hashlib.sha256(repr(classifier).encode())
+    for name, value in classifier.state_dict().items():
+        weights.update(name.encode() + value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    data = hashlib.sha256(images.cpu().contiguous().numpy().tobytes())
+    data.update(b"none" if labels is None else labels.cpu().long().contiguous().numpy().tobytes())
+    return {
+        "attack": attack.name,
+        "eps": eps,
+        "seed": seed,
+        "options": options,
+        "classifier": weights.hexdigest(),
+        "images": [*images.shape, data.hexdigest()],
+        "device": images.device.type,
+        "libraries": {name: _version(name) for name in LIBRARIES},
+    }
+
+
+def open_parts(folder: Path, settings: dict[str, Any], *, force: bool) -> Path:
+    """The folder of parts, made if need be. ValueError when it is of a run with other settings, unless ``force``."""
+    file = folder / "settings.json"
+    if folder.exists():
+        with contextlib.suppress(FileNotFoundError, json.JSONDecodeError):
+            before = json.loads(file.read_text())
+            different = sorted(key for key in {*before, *settings} if before.get(key) != settings.get(key))
+            if not different:
+                return folder
+            if not force:
+                raise ValueError(
+                    f"{folder} has parts of a run with other settings ({', '.join(different)}); pass --force "
+                    "(force=True) to drop them, or write elsewhere"
+                )
+        shutil.rmtree(folder)  # another run's, or killed before its settings were written
+    folder.mkdir()
+    with whole_file(file) as temporary:
+        temporary.write_text(json.dumps(settings, indent=2) + "\n")
+    return folder
+
+
+def write_part(result: AttackResult, path: Path) -> None:
+    tensors = {name: getattr(result, name).cpu().contiguous() for name in ("images", *STAGES)}
+    with whole_file(path) as temporary:
+        save_file(tensors, temporary, metadata={"format": PART_FORMAT})
+
+
+def read_part(path: Path) -> AttackResult:
+    """A finished part, on the CPU."""
+    tensors, _ = read_safetensors(path, PART_FORMAT)
+    return AttackResult(**tensors)
+
+
+def _version(library: str) -> str | None:
+    try:
+        return metadata.version(library)
+    except metadata.PackageNotFoundError:
+        return None

@@ -1,0 +1,90 @@
+"""The Jacobian-based saliency map attack (JSMA; Papernot et al. 2016, algorithms 2 and 3)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from .attack import Attack, input_gradient
+
+
+def jacobian(classifier: nn.Module, x: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Logits (N, classes), and two gradients of x's shape: of the target's logit, and of the sum of all others."""
+    with torch.enable_grad():
+        x = x.detach().requires_grad_()
+        logits = classifier(x)
+        towards = input_gradient(logits.gather(1, targets[:, None]).sum(), x, keep=True)
+        others = input_gradient(logits.sum(), x) - towards
+    return logits.detach(), towards, others
+
+
+def salient_pair(towards: Tensor, others: Tensor, free: Tensor, *, increase: bool) -> tuple[int, int] | None:
+    """The two values whose joint change helps the target most and the other classes least.
+
+    towards, others: the gradients of one image, (D,). free: bool (D,), the values that may still change. Among the
+    pairs whose gradients sum to alpha > 0 (towards) and beta < 0 (others), or the reverse when values are decreased,
+    the one with the largest \\|alpha beta\\|; None when there is no such pair.
+    """
+    positions = free.nonzero()[:, 0]
+    if len(positions) < 2:
+        return None
+    sign = 1.0 if increase else -1.0
+    alpha, beta = sign * towards[positions], sign * others[positions]
+    alpha, beta = alpha[:, None] + alpha, beta[:, None] + beta
+    score = torch.where((alpha > 0.0) & (beta < 0.0), -alpha * beta, 0.0).fill_diagonal_(0.0)
+    best = int(score.argmax())
+    if float(score.flatten()[best]) <= 0.0:
+        return None
+    return int(positions[best // len(positions)]), int(positions[best % len(positions)])
+
+
+def runner_up(logits: Tensor, labels: Tensor) -> Tensor:
+    """The likeliest class that is not the label, (N,) int64."""
+    return logits.scatter(1, labels[:, None], -torch.inf).argmax(1)
+
+
+def _saliency_map(
+    classifier: nn.Module,
+    x: Tensor,
+    labels: Tensor,
+    eps: float | None,
+    *,
+    theta: float = 1.0,
+    max_steps: int | None = None,
+    targets: Tensor | None = None,
+) -> Tensor:
+    if not -1.0 <= theta <= 1.0 or theta == 0.0:
+        raise ValueError(f"theta must be in [-1, 1] and not 0, got {theta}")
+    moved = x.clone()
+    D = x[0].numel()
+    with torch.no_grad():
+        aims = runner_up(classifier(x), labels) if targets is None else targets.long()
+    active = torch.arange(len(x), device=x.device)
+    for _ in range(D if max_steps is None else max_steps):
+        logits, towards, others = jacobian(classifier, moved[active], aims[active])
+        given = logits.argmax(1)
+        done = given != labels[active] if targets is None else given == aims[active]
+        going = []
+        for i, image in enumerate(active.tolist()):
+            if done[i]:
+                continue
+            values = moved[image].view(D)
+            free = values < 1.0 if theta > 0.0 else values > 0.0
+            pair = salient_pair(towards[i].flatten(), others[i].flatten(), free, increase=theta > 0.0)
+            if pair is not None:
+                values[list(pair)] = (values[list(pair)] + theta).clamp(0.0, 1.0)
+                going.append(image)
+        if not going:
+            break
+        active = torch.tensor(going, device=x.device)
+    return moved
+
+
+saliency_map = Attack(
+    "saliency-map",
+    _saliency_map,
+    bounded=False,
+    needs_gradient=True,
+    source="Papernot et al. 2016, on the logits, towards the likeliest wrong class until misclassified: pairs of "
+    "values go to white (theta=1; theta=-1: to black)",
+)
