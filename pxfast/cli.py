@@ -12,6 +12,7 @@ from safetensors import SafetensorError
 from tqdm import tqdm
 
 from . import __version__
+from .cli_attack import attack
 from .cli_convert import app as convert_app
 from .cli_detect import detect
 from .cli_options import EngineOption, ForceOption, JsonOption, ModelOption
@@ -110,6 +111,7 @@ def info(as_json: JsonOption = False) -> None:
 
 app.command()(train)
 app.command()(train_classifier)
+app.command()(attack)
 app.command()(detect)
 app.add_typer(convert_app, name="convert")
 
