@@ -1,0 +1,205 @@
+"""``pxfast attack``: its files, its counts, and a run that is killed and started again."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from attack_network import attack_fixture
+from helpers import bundled_images, environment
+from PIL import Image
+
+from pxfast.attacks import bim, rand, resumable
+from pxfast.attacks.attack import BLOCK
+from pxfast.attacks.resumable import attack_to_file, labels_path, parts_path
+from pxfast.classifiers import load_classifier, predict
+from pxfast.cli import main
+from pxfast.cli_attack import default_classifier, parse_options
+from pxfast.image_files import open_collection
+
+FIXTURE = attack_fixture()
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Three Fashion-MNIST images by class: 3 and 7 as named by the classifier's own labels."""
+    images = bundled_images(1)[:3]
+    for i, (image, label) in enumerate(zip(images, predict(load_classifier("fashion-mnist"), images), strict=True)):
+        for k in range(10):  # all ten classes, so that labels are the classifier's
+            (tmp_path / "data" / str(k)).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image[0].numpy()).save(tmp_path / "data" / str(int(label)) / f"{i}.png")
+    return tmp_path / "data"
+
+
+def call(monkeypatch, capfd, *arguments: object, code: int = 0) -> tuple[str, str]:
+    monkeypatch.setattr(sys, "argv", ["pxfast", "attack", *map(str, arguments)])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    out, err = capfd.readouterr()
+    assert (stop.value.code or 0) == code, err
+    assert "Traceback" not in err
+    return out, err
+
+
+def test_a_folder_is_attacked_and_purify_can_read_the_result(monkeypatch, capfd, folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "attacked.npy"
+    printed, bar = call(monkeypatch, capfd, folder, "--attack", "fgsm", "--out", out, "--json")
+    assert "3/3" in bar
+    attacked, labels = np.load(out, allow_pickle=False), np.load(labels_path(out), allow_pickle=False)
+    assert labels.tolist() == sorted(labels)
+    order = [file.name for file in sorted(folder.rglob("*.png"))]
+    images = bundled_images(1)[[int(name[0]) for name in order]]
+    change = np.abs(attacked.astype(int) - images.numpy())
+    assert change.max() == 8
+    wrong = predict(load_classifier("fashion-mnist"), torch.from_numpy(attacked)).numpy() != labels
+    facts = json.loads(printed)
+    assert facts["images"] == 3
+    assert facts["misclassified"]["clean"] == 0
+    assert facts["misclassified"]["rounded"] == wrong.mean()
+    collection = open_collection(out)
+    assert collection.names == ["0", "1", "2"]
+    assert not parts_path(out).exists()
+
+    _, err = call(monkeypatch, capfd, folder, "--attack", "fgsm", "--out", out, code=2)
+    assert "exists already" in err
+    printed, _ = call(
+        monkeypatch, capfd, folder, "--attack", "rand", "--eps", 2, "--out", out, "--force", "--images", 1
+    )
+    assert "misclassified of 1 images" in printed
+    assert np.load(out).shape == (1, 1, 28, 28)
+
+
+def test_wrong_requests_are_refused_and_write_nothing(monkeypatch, capfd, folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "attacked.npy"
+    for arguments, said in [
+        (["--attack", "zoo", "--out", out], "unknown attack"),
+        (["--out", tmp_path / "attacked.png"], ".npy"),
+        (["--attack", "saliency-map", "--eps", 8, "--out", out], "no eps"),
+        (["--option", "speed=3", "--out", out], "steps, label_rule"),
+        (["--out", tmp_path / "nowhere" / "attacked.npy"], "no such folder"),
+        (["--eps", 256, "--out", out], "256"),
+    ]:
+        _, err = call(monkeypatch, capfd, folder, *arguments, code=2)
+        assert said in err
+    _, err = call(monkeypatch, capfd, "fashion-mnist", "--out", out, code=2)
+    assert "root" in err
+    assert {path.name for path in tmp_path.iterdir()} == {"data"}
+
+
+def test_options_and_default_classifiers() -> None:
+    assert parse_options(bim.perturb, ["steps=3", "label_rule=predicted"]) == {"steps": 3, "label_rule": "predicted"}
+    with pytest.raises(ValueError, match=r"steps, label_rule.*'steps'"):
+        parse_options(bim.perturb, ["steps"])
+    with pytest.raises(ValueError, match=r"\(none\)"):
+        parse_options(rand.perturb, ["generators=1"])
+    assert default_classifier("fashion-mnist", (1, 28, 28)) == "fashion-mnist"
+    assert default_classifier("some/folder", (1, 28, 28)) == "fashion-mnist"
+    with pytest.raises(ValueError, match="--classifier"):
+        default_classifier("some/folder", (1, 8, 8))
+
+
+def images_of(count: int) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(2)
+    return torch.randint(0, 256, (count, 1, 10, 10), dtype=torch.uint8, generator=generator)
+
+
+def test_finished_parts_are_kept_and_used(tmp_path: Path, monkeypatch) -> None:
+    images, out = images_of(2 * BLOCK + 3), tmp_path / "attacked.npy"
+    whole = rand.run(FIXTURE.network, images, None, 5)
+
+    def broken(result, path):
+        if path.stem == f"{2 * BLOCK:08d}":
+            raise OSError("no space left on device")
+        write_part(result, path)
+
+    write_part = resumable.write_part
+    monkeypatch.setattr(resumable, "write_part", broken)
+    with pytest.raises(OSError, match="no space"):
+        attack_to_file(rand, FIXTURE.network, images, None, out, eps=5)
+    assert not out.exists()
+    assert len(list(parts_path(out).glob("*.safetensors"))) == 2
+
+    with pytest.raises(ValueError, match=r"other settings \(eps\)"):
+        attack_to_file(rand, FIXTURE.network, images, None, out, eps=6)
+    other = attack_fixture.__wrapped__().network
+    with torch.no_grad():
+        other[1].bias[0] += 1.0
+    with pytest.raises(ValueError, match=r"other settings \(classifier\)"):
+        attack_to_file(rand, other, images, None, out, eps=5)
+    changed = images.clone()
+    changed[0, 0, 0, 0] ^= 1
+    with pytest.raises(ValueError, match=r"other settings \(images\)"):
+        attack_to_file(rand, FIXTURE.network, changed, None, out, eps=5)
+
+    written = []
+    monkeypatch.setattr(resumable, "write_part", lambda result, path: (written.append(path), write_part(result, path)))
+    result = attack_to_file(rand, FIXTURE.network, images, None, out, eps=5)
+    assert [path.stem for path in written] == [f"{2 * BLOCK:08d}"]
+    assert torch.equal(result.images, whole.images)
+    assert torch.equal(result.rounded, whole.rounded)
+    assert np.array_equal(np.load(out), whole.images.numpy())
+    assert set(np.load(labels_path(out)).tolist()) == {-1}
+    assert not parts_path(out).exists()
+
+
+def test_force_drops_the_parts_of_another_run(tmp_path: Path) -> None:
+    out = tmp_path / "attacked.npy"
+    parts_path(out).mkdir()
+    (parts_path(out) / "settings.json").write_text(json.dumps({"attack": "bim"}))
+    with pytest.raises(ValueError, match="other settings"):
+        attack_to_file(rand, FIXTURE.network, FIXTURE.images, FIXTURE.labels, out, eps=5)
+    attack_to_file(rand, FIXTURE.network, FIXTURE.images, FIXTURE.labels, out, eps=5, force=True)
+    assert np.load(labels_path(out)).tolist() == FIXTURE.labels.tolist()
+    with pytest.raises(ValueError, match="at least one image"):
+        attack_to_file(rand, FIXTURE.network, FIXTURE.images[:0], None, tmp_path / "none.npy", eps=5)
+
+
+SLOW_RUN = """
+import sys, time
+import torch
+from attack_network import attack_fixture
+from pxfast.attacks import rand
+from pxfast.attacks.attack import BLOCK
+from pxfast.attacks import resumable
+from test_cli_attack import images_of
+
+write_part = resumable.write_part
+def slowly(result, path):
+    write_part(result, path)
+    print("written", flush=True)
+    time.sleep(60)
+resumable.write_part = slowly
+resumable.attack_to_file(rand, attack_fixture().network, images_of(BLOCK + 5), None, sys.argv[1], eps=5)
+"""
+
+
+def test_killed_and_started_again(tmp_path: Path) -> None:
+    out = tmp_path / "attacked.npy"
+    process = subprocess.Popen(
+        [sys.executable, "-c", SLOW_RUN, str(out)], env=environment(), stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert process.stdout.readline() == "written\n"
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    assert not out.exists()
+    first = parts_path(out) / f"{0:08d}.safetensors"
+    assert [path.name for path in parts_path(out).glob("*.safetensors")] == [first.name]
+    before, images = first.stat().st_mtime_ns, images_of(BLOCK + 5)
+    time.sleep(0.01)
+    modified = []
+    write_part = resumable.write_part
+    resumable.write_part = lambda result, path: (write_part(result, path), modified.append(first.stat().st_mtime_ns))
+    try:
+        result = attack_to_file(rand, FIXTURE.network, images, None, out, eps=5)
+    finally:
+        resumable.write_part = write_part
+    assert modified == [before]  # one part was left to do, and the finished one was not touched
+    assert torch.equal(result.images, rand(FIXTURE.network, images, None, 5))
+    assert np.array_equal(np.load(out), result.images.numpy())
