@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import time
+from collections.abc import Callable
 
 import torch
 
@@ -25,30 +26,37 @@ from pxfast.training import PRESETS, Trainer, preset
 BATCHES = 4  # different ones, taken in turn
 
 
-def step_seconds(trainer: Trainer, steps: int) -> list[float]:
+def step_seconds(trainer: Trainer, steps: int, clock: Callable[[], float]) -> list[float]:
     """Seconds of every one of ``steps`` steps, each to its end, after two that compile and warm up."""
     for _ in range(2):
         trainer.train_step()
     seconds = []
     for _ in range(steps):
-        started = time.perf_counter()
+        started = clock()
         trainer.train_step()
         if trainer.processes.device.type == "cuda":
             torch.cuda.synchronize()
-        seconds.append(time.perf_counter() - started)
+        seconds.append(clock() - started)
     return seconds
 
 
-def measure(name: str, dataset: str, changes: dict[str, object], processes: Processes, steps: int) -> str:
+def measure(
+    name: str,
+    dataset: str,
+    changes: dict[str, object],
+    processes: Processes,
+    steps: int,
+    clock: Callable[[], float],
+) -> str:
     """A row of the table."""
     config, settings = preset(name, dataset)
     settings = dataclasses.replace(settings, **changes)
     trainer = Trainer(config, settings, smooth_images(BATCHES * settings.batch_size, config), processes)
     trainer.initialise()
     threads, device = torch.get_num_threads(), processes.device
-    before = matrix_rate(settings.precision, threads, device=device)
-    seconds = sorted(step_seconds(trainer, steps))
-    gflops = max(before, matrix_rate(settings.precision, threads, device=device))
+    before = matrix_rate(settings.precision, threads, device=device, clock=clock)
+    seconds = sorted(step_seconds(trainer, steps, clock))
+    gflops = max(before, matrix_rate(settings.precision, threads, device=device, clock=clock))
     gflop = 3e-9 * forward_flops(config) * settings.batch_size
     best, median = seconds[0], seconds[len(seconds) // 2]
     cells = (
@@ -77,7 +85,15 @@ def main() -> None:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--steps", type=int, default=10)
+    parser.add_argument(
+        "--cpu-time",
+        action="store_true",
+        help="count the process's time on the CPU instead of the clock's: one thread, on a machine with other work",
+    )
     arguments = parser.parse_args()
+    if arguments.cpu_time and (arguments.threads != 1 or arguments.device != "cpu"):
+        parser.error("--cpu-time goes with --threads 1 --device cpu")
+    clock = time.process_time if arguments.cpu_time else time.perf_counter
     torch.set_num_threads(arguments.threads)
     columns = "filters, resnets|image|batch|precision|compiled|optimiser|images/s|matrix GFLOP/s|of it|at best"
     print(f"| {columns.replace('|', ' | ')} |\n|---|---|---:|---|---|---|---:|---:|---:|---:|")
@@ -90,7 +106,9 @@ def main() -> None:
                     "compile": compiled == "yes",
                     "optimiser": optimiser,
                 }
-                print(measure(arguments.preset, arguments.dataset, changes, processes, arguments.steps), flush=True)
+                print(
+                    measure(arguments.preset, arguments.dataset, changes, processes, arguments.steps, clock), flush=True
+                )
 
 
 if __name__ == "__main__":

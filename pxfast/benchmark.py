@@ -63,19 +63,32 @@ def torch_threads(count: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def matrix_rate(precision: str, threads: int, seconds: float = 0.3, *, device: torch.device | str = "cpu") -> float:
+def matrix_rate(
+    precision: str,
+    threads: int,
+    seconds: float = 0.3,
+    *,
+    device: torch.device | str = "cpu",
+    clock: Callable[[], float] = time.perf_counter,
+) -> float:
     """GFLOP/s of torch's matrix product: the best of a few shapes, each tried for ``seconds``.
 
     precision: 'fp32' or 'bf16'. The best round counts, not the mean: the limit of the machine is asked for, not its
-    load of the moment.
+    load of the moment. clock: tells the seconds.
     """
     device = torch.device(device)
     shapes = GPU_MATRIX_SHAPES if device.type == "cuda" else MATRIX_SHAPES
     with torch_threads(threads):
-        return max(_rate(shape, DTYPES[precision], seconds, device) for shape in shapes)
+        return max(_rate(shape, DTYPES[precision], seconds, device, clock) for shape in shapes)
 
 
-def _rate(shape: tuple[int, int, int], dtype: torch.dtype, seconds: float, device: torch.device) -> float:
+def _rate(
+    shape: tuple[int, int, int],
+    dtype: torch.dtype,
+    seconds: float,
+    device: torch.device,
+    clock: Callable[[], float],
+) -> float:
     rows, inner, columns = shape
     a, b = torch.randn(rows, inner).to(device, dtype), torch.randn(inner, columns).to(device, dtype)
     out = torch.empty(rows, columns, dtype=dtype, device=device)
@@ -85,13 +98,13 @@ def _rate(shape: tuple[int, int, int], dtype: torch.dtype, seconds: float, devic
     wait()
     gflop = 2e-9 * rows * inner * columns
     repeats = max(1, round((5000.0 if gpu else 2.0) / gflop))  # a round is some milliseconds
-    best, end = 0.0, time.perf_counter() + seconds
-    while time.perf_counter() < end:
-        started = time.perf_counter()
+    best, end = 0.0, clock() + seconds
+    while clock() < end:
+        started = clock()
         for _ in range(repeats):
             torch.mm(a, b, out=out)
         wait()
-        best = max(best, repeats * gflop / (time.perf_counter() - started))
+        best = max(best, repeats * gflop / (clock() - started))
     return best
 
 

@@ -9,7 +9,7 @@ from helpers import SOURCE
 
 SCRIPT = SOURCE / "bench" / "train_gpu.sh"
 
-# In place of pxfast: notes its arguments; its third call is over at once, those before keep a checkpoint if interrupted.
+# In place of pxfast: notes its arguments, is over at its third call, and keeps a checkpoint when interrupted.
 TRAINING = """
 import signal, sys, time
 from pathlib import Path
