@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from .cli_options import ForceOption, JsonOption
+from .cli_options import ForceOption, JsonOption, RootOption
 
 
 def attack(
@@ -24,7 +24,7 @@ def attack(
         int | None,
         typer.Option(help="Largest change of a value, in steps of 0..255; 8 unless given, and none if unbounded."),
     ] = None,
-    root: Annotated[Path | None, typer.Option(help="torchvision's root folder; nothing is downloaded.")] = None,
+    root: RootOption = None,
     classifier: Annotated[
         str | None, typer.Option(help="A shipped classifier's name or a file; by default the data set's shipped one.")
     ] = None,

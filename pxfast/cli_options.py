@@ -15,7 +15,10 @@ ModelOption = Annotated[
     str | None,
     typer.Option(help="A shipped model's name or a model file; by default the shipped one of the images' shape."),
 ]
-RootOption = Annotated[Path, typer.Option(help="torchvision's root folder; nothing is downloaded.")]
+RootOption = Annotated[
+    Path | None,
+    typer.Option(help="torchvision's root folder, for data sets called by name; nothing is downloaded."),
+]
 
 
 def parse_budget(text: str) -> float:

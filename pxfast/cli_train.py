@@ -12,9 +12,9 @@ from .cli_options import ForceOption, RootOption, parse_budget
 
 
 def train(
-    dataset: Annotated[str, typer.Argument(metavar="DATASET", help="fashion-mnist or cifar10.")],
-    root: RootOption,
+    dataset: Annotated[str, typer.Argument(metavar="DATASET", help="fashion-mnist, cifar10 or a folder of images.")],
     out: Annotated[Path, typer.Option(help="The model file; its checkpoint is kept beside it.")],
+    root: RootOption = None,
     preset: Annotated[
         str | None,
         typer.Option(help="paper: as the authors trained; full, the default: the same network; small: for a CPU."),

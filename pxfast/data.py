@@ -50,6 +50,16 @@ def image_shape(dataset: str | os.PathLike[str]) -> tuple[int, int, int]:
     return channels, H, W
 
 
+def class_count(dataset: str | os.PathLike[str]) -> int:
+    """How many classes a data set has. ValueError for a folder that has no folders of classes, or as load_dataset."""
+    if os.fspath(dataset) in DATASETS:
+        return 10
+    _, labels = _folder_files(Path(dataset), None)
+    if UNLABELLED in labels:
+        raise ValueError(f"{os.fspath(dataset)} has no labels: a classifier needs a subfolder of images for each class")
+    return len(_classes(Path(dataset)))
+
+
 def _load_torchvision(name: str, root: str | os.PathLike[str], *, train: bool) -> tuple[Tensor, Tensor]:
     from torchvision import datasets
 
@@ -86,11 +96,10 @@ def _folder_files(path: Path, train: bool | None) -> tuple[list[Path], list[int]
     if not path.is_dir():
         known = ", ".join(sorted(DATASETS))
         raise ValueError(f"unknown data set {os.fspath(path)!r}; known: {known}; or pass a folder of image files")
-    split = [path / "train", path / "test"]
-    if all(part.is_dir() for part in split):
-        classes = sorted({folder.name for part in split for folder in _subfolders(part)})
-        return _labelled_files(split[0] if train else split[1], classes)
-    files, labels = _labelled_files(path, [folder.name for folder in _subfolders(path)])
+    parts = _parts(path)
+    if len(parts) > 1:
+        return _labelled_files(parts[0] if train else parts[1], _classes(path))
+    files, labels = _labelled_files(path, _classes(path))
     if train is not None:
         held_out = [i % HELD_OUT == 0 for i in range(len(files))]
         files = [file for file, out in zip(files, held_out, strict=True) if out != train]
@@ -98,6 +107,17 @@ def _folder_files(path: Path, train: bool | None) -> tuple[list[Path], list[int]
     if not files:
         raise ValueError(f"{path} has one image only, which is held out: nothing is left to train on")
     return files, labels
+
+
+def _parts(path: Path) -> list[Path]:
+    """The folders of the training and the test images, or the folder itself."""
+    split = [path / "train", path / "test"]
+    return split if all(part.is_dir() for part in split) else [path]
+
+
+def _classes(path: Path) -> list[str]:
+    """The names of a folder's classes, in the order of their labels."""
+    return sorted({folder.name for part in _parts(path) for folder in _subfolders(part)})
 
 
 def _labelled_files(folder: Path, classes: list[str]) -> tuple[list[Path], list[int]]:

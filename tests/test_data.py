@@ -1,5 +1,6 @@
 """Data sets: torchvision's by name, and folders of image files."""
 
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -7,7 +8,11 @@ import pytest
 import torch
 from PIL import Image
 
-from pxfast.data import UNLABELLED, image_shape, load_dataset
+from pxfast import load
+from pxfast.classifiers.architectures import architecture_for
+from pxfast.cli import main
+from pxfast.data import UNLABELLED, class_count, image_shape, load_dataset
+from pxfast.training import preset
 
 
 def write(path: Path, value: int, size: tuple[int, int] = (4, 4), mode: str = "L") -> None:
@@ -90,6 +95,39 @@ def test_bad_folders(tmp_path: Path) -> None:
         load_dataset(tmp_path, train=None)
 
 
-def test_shapes_of_names() -> None:
+def test_shapes_and_classes_of_names() -> None:
     assert image_shape("cifar10") == (3, 32, 32)
     assert image_shape("fashion-mnist") == (1, 28, 28)
+    assert class_count("cifar10") == class_count("fashion-mnist") == 10
+
+
+def test_networks_for_a_folder(tmp_path: Path) -> None:
+    for name in ("a", "b", "c"):
+        write(tmp_path / "classes" / name / "1.png", 1, size=(8, 12), mode="RGB")
+    write(tmp_path / "flat" / "1.png", 1, size=(8, 12))
+    classifier = architecture_for("resnet62", str(tmp_path / "classes"))
+    assert (classifier.image_size, classifier.channels, classifier.classes) == ((8, 12), 3, 3)
+    with pytest.raises(ValueError, match="no labels"):
+        architecture_for("resnet62", str(tmp_path / "flat"))
+    for folder, channels, like in (("classes", 3, "cifar10"), ("flat", 1, "fashion-mnist")):
+        config, _ = preset("full", str(tmp_path / folder))
+        assert (config.image_size, config.channels) == ((8, 12), channels)
+        assert config.filters == preset("full", like)[0].filters
+    with pytest.raises(ValueError, match="unknown data set 'mnist'"):
+        preset("full", "mnist")
+
+
+def test_a_model_is_trained_on_a_folder(tmp_path: Path, monkeypatch, capfd) -> None:
+    generator = np.random.default_rng(0)
+    (tmp_path / "data").mkdir()
+    for i in range(12):
+        Image.fromarray(generator.integers(0, 256, (8, 8), np.uint8)).save(tmp_path / "data" / f"{i:02d}.png")
+    arguments = [tmp_path / "data", "--out", tmp_path / "model.safetensors", "--filters", 4, "--resnets", 1]
+    arguments += ["--batch-size", 5, "--epochs", 1, "--device", "cpu", "--precision", "fp32"]
+    monkeypatch.setattr(sys, "argv", ["pxfast", "train", *map(str, arguments)])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    out, err = capfd.readouterr()
+    assert not stop.value.code, err
+    assert "bits/dim on the test set" in out
+    assert load(str(tmp_path / "model.safetensors")).config.image_size == (8, 8)

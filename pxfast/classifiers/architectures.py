@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from ..data import DATASETS
+from ..data import class_count, image_shape
 from .classifier import Classifier, ClassifierConfig
 from .resnet import ResNet, ResNetConfig
 from .resnet18 import ResNet18, ResNet18Config
@@ -73,10 +73,11 @@ def architecture(name: str, image_shape: tuple[int, int, int], *, classes: int =
 
 
 def architecture_for(name: str, dataset: str) -> ClassifierConfig:
-    """The configuration of a named classifier for a data set, 'fashion-mnist' or 'cifar10'."""
-    if dataset not in DATASETS:
-        raise ValueError(f"unknown data set {dataset!r}; known: {', '.join(sorted(DATASETS))}")
-    return architecture(name, DATASETS[dataset])
+    """The configuration of a named classifier for a data set: 'fashion-mnist', 'cifar10' or a folder of images.
+
+    ValueError for an unknown name or data set, and for a folder without classes.
+    """
+    return architecture(name, image_shape(dataset), classes=class_count(dataset))
 
 
 def kind_of(config: ClassifierConfig) -> str:

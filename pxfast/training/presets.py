@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from ..data import DATASETS
+from ..data import DATASETS, image_shape
 from ..pixelcnn import PixelCNNConfig
 from .settings import TrainingSettings
 
@@ -56,13 +56,13 @@ PRESETS = {
 def preset(name: str, dataset: str) -> tuple[PixelCNNConfig, TrainingSettings]:
     """The network and settings of a preset for a data set; CIFAR-10's images are flipped but for the paper's preset.
 
-    ValueError for an unknown preset or data set.
+    dataset: a known name, or a folder of images, for which the network is as wide as for the known one of as many
+    channels. ValueError for an unknown preset or data set.
     """
     if name not in PRESETS:
         raise ValueError(f"unknown preset {name!r}; known: {', '.join(PRESETS)}")
-    if dataset not in DATASETS:
-        raise ValueError(f"unknown data set {dataset!r}; known: {', '.join(sorted(DATASETS))}")
-    chosen, (channels, H, W) = PRESETS[name], DATASETS[dataset]
-    config = PixelCNNConfig((H, W), channels, chosen.filters[dataset], chosen.resnets, dropout=chosen.dropout)
+    chosen, (channels, H, W) = PRESETS[name], image_shape(dataset)
+    like = next(known for known, shape in DATASETS.items() if known == dataset or shape[0] == channels)
+    config = PixelCNNConfig((H, W), channels, chosen.filters[like], chosen.resnets, dropout=chosen.dropout)
     flips = dataset == "cifar10" and name != "paper"
     return config, dataclasses.replace(chosen.settings, horizontal_flips=flips)
