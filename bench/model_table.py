@@ -1,0 +1,75 @@
+"""Write the README's table of shipped models: what the files record, and the AUC of detecting uniform noise.
+
+python bench/model_table.py --root DIR [--images 1000] [--readme README.md]
+
+bits/dim, training time and machine are read from the model files' notes, where ``pxfast train`` and
+bench/record_bits_per_dim.py put them. The AUC is measured here: of telling the first test images of the data set from
+the same images plus uniform noise of up to ±8 (a fixed seed), by log p(X).
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+import pxfast
+from pxfast.data import DATASETS, load_dataset
+from pxfast.detection import roc_auc_score
+from pxfast.files import whole_file
+from pxfast.models import SHIPPED
+from pxfast.weights import read_metadata, shipped_path
+
+BEGIN, END = "<!-- models: bench/model_table.py -->", "<!-- end of models -->"
+NOISE = 8
+PAPER = {"fashion-mnist": 2.7, "cifar10": 3.0}  # bits/dim of the paper's own models, Song et al. 2018, section 3.1
+
+
+def noise_auc(name: str, images: Tensor) -> float:
+    """AUC of log p(X) between clean images (N, C, H, W) uint8 and the same ones with uniform noise."""
+    noise = torch.randint(-NOISE, NOISE + 1, images.shape, generator=torch.Generator().manual_seed(0))
+    noisy = (images.int() + noise).clamp(0, 255).to(torch.uint8)
+    scores = (pxfast.bits_per_dim(each, model=name, progress=True) for each in (images, noisy))
+    return roc_auc_score(*scores)
+
+
+def row(name: str, images: Tensor) -> str:
+    config, notes = read_metadata(shipped_path(name))
+    network = f"filters {config.filters}, resnets {config.resnets}, {config.mixtures} logistics"
+    bits = f"{notes['test_bits_per_dim']:.3f} on {notes['test_images']:,} images (the paper's: {PAPER[name]})"
+    parts = notes.get("parts", [notes])
+    training = "; ".join(
+        f"{part['steps']:,} steps, {part['images_seen']:,} images, {part['seconds'] / 60:.0f} minutes on "
+        f"{part.get('machine', 'a machine not recorded')}"
+        for part in parts
+    )
+    size = shipped_path(name).stat().st_size / 1e6
+    auc = noise_auc(name, images)
+    return f"| `{name}` | {network} | {size:.1f} MB | {bits} | {auc:.4f} ({len(images):,} images) | {training} |"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--root", type=Path, required=True, help="torchvision's root folder")
+    parser.add_argument("--images", type=int, default=1000, help="test images for the AUC")
+    parser.add_argument("--readme", type=Path, default=Path(__file__).parent.parent / "README.md")
+    arguments = parser.parse_args()
+    lines = [
+        f"| model | network | file | test bits/dim | AUC, uniform noise of ±{NOISE} | training |",
+        "|---|---|---:|---:|---:|---|",
+    ]
+    for name in sorted(SHIPPED):
+        assert name in DATASETS
+        lines.append(row(name, load_dataset(name, arguments.root, train=False)[0][: arguments.images]))
+    text = arguments.readme.read_text()
+    before, rest = text.split(BEGIN)
+    _, after = rest.split(END)
+    with whole_file(arguments.readme) as temporary:
+        Path(temporary).write_text(f"{before}{BEGIN}\n\n" + "\n".join(lines) + f"\n\n{END}{after}")
+    print("\n".join(lines))
+
+
+if __name__ == "__main__":
+    main()
