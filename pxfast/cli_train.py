@@ -29,7 +29,7 @@ def train(
     optimiser: Annotated[str | None, typer.Option(help="adam or muon.")] = None,
     learning_rate: Annotated[float | None, typer.Option(help="Adam's, at its peak.")] = None,
     muon_learning_rate: Annotated[float | None, typer.Option(help="Muon's, at its peak.")] = None,
-    schedule: Annotated[str | None, typer.Option(help="cosine or exponential.")] = None,
+    schedule: Annotated[str | None, typer.Option(help="cosine, linear or exponential.")] = None,
     warmup: Annotated[int | None, typer.Option(help="Steps in which the learning rate rises.")] = None,
     ema_decay: Annotated[float | None, typer.Option(help="Of the averaged weights.")] = None,
     gradient_clip: Annotated[float | None, typer.Option(help="Largest norm of the gradient; 0: any.")] = None,

@@ -72,11 +72,11 @@ def test_only_colour_images_are_flipped(name):
 def test_options_change_a_preset(asked):
     assert asked() == preset("full", "cifar10")
     config, settings = asked("--preset", "small", "--filters", 24, "--dropout", 0.1, "--budget", "1h30m", "--no-flips",
-                             "--optimiser", "adam", "--compile", "--gradient-clip", 0)  # fmt: skip
+                             "--optimiser", "adam", "--no-compile", "--gradient-clip", 0)  # fmt: skip
     before = preset("small", "cifar10")
     assert config == dataclasses.replace(before[0], filters=24, dropout=0.1)
     assert settings == dataclasses.replace(
-        before[1], budget=5400.0, horizontal_flips=False, optimiser="adam", compile=True, gradient_clip=0.0
+        before[1], budget=5400.0, horizontal_flips=False, optimiser="adam", compile=False, gradient_clip=0.0
     )
 
 

@@ -161,6 +161,9 @@ def test_learning_rates_follow_their_schedule(optimiser):
     expected = {0: 0.1, 4: 0.5 * 0.5 * (1 + math.cos(math.pi * 4 / 40)), 20: 0.5, 40: 0.0}
     for trainer.step, factor in expected.items():
         assert trainer.learning_rate() == pytest.approx(0.3 * factor)
+    trainer.settings = dataclasses.replace(settings, schedule="linear")
+    for trainer.step, factor in {0: 0.1, 4: 0.5 * 0.9, 20: 0.5, 40: 0.0}.items():
+        assert trainer.learning_rate() == pytest.approx(0.3 * factor)
     slow = dataclasses.replace(settings, schedule="exponential", decay=0.9, warmup=0)
     trainer = Trainer(CONFIG, slow, images)
     trainer.initialise()
@@ -363,7 +366,7 @@ def test_a_loss_or_gradient_that_is_not_finite_stops_the_run(tmp_path, monkeypat
         ({"precision": "fp16"}, "precision"),
         ({"optimiser": "sgd"}, "optimiser must be one of adam, muon, got 'sgd'"),
         ({"muon_learning_rate": 0.0}, "muon_learning_rate"),
-        ({"schedule": "linear"}, "schedule must be one of cosine, exponential, got 'linear'"),
+        ({"schedule": "step"}, "schedule must be one of cosine, linear, exponential, got 'step'"),
         ({"decay": 1.0}, "decay"),
     ],
 )

@@ -7,7 +7,7 @@ import dataclasses
 from ..training_run import RunSettings
 
 OPTIMISERS = ("adam", "muon")
-SCHEDULES = ("cosine", "exponential")
+SCHEDULES = ("cosine", "linear", "exponential")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -17,7 +17,8 @@ class TrainingSettings(RunSettings):
     ``batch_size``: images a step, of all processes together. ``optimiser``: 'adam', or 'muon' for the directions of
     the convolutions' weights and Adam for everything else (pxfast/training/muon.py). ``learning_rate`` is Adam's;
     ``muon_learning_rate`` Muon's, in radians a step. Both rise linearly over ``warmup`` steps at first, and follow the
-    ``schedule``: 'cosine' falls to zero at the end of the run, 'exponential' by the factor ``decay`` at every step.
+    ``schedule``: 'cosine' and 'linear' fall to zero at the end of the run, 'exponential' by the factor ``decay`` at
+    every step.
     ``ema_decay``: of the averaged weights, which are the ones saved. ``gradient_clip``: largest norm of the whole
     gradient; 0 clips nothing.
     """

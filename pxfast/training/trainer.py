@@ -107,6 +107,8 @@ class Trainer(TrainingRun):
         warmup = min(1.0, (self.step + 1) / max(1, self.settings.warmup))
         if self.settings.schedule == "exponential":
             return warmup * self.settings.decay ** (self.step + 1)
+        if self.settings.schedule == "linear":
+            return warmup * (1.0 - self.progress)
         return warmup * self.cosine() / self.settings.learning_rate
 
     def learning_rate(self) -> float:
