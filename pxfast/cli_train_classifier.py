@@ -11,10 +11,10 @@ from .cli_options import ForceOption, RootOption, parse_budget
 
 
 def train_classifier(
-    dataset: Annotated[str, typer.Argument(metavar="DATASET", help="fashion-mnist or cifar10.")],
+    dataset: Annotated[str, typer.Argument(metavar="DATASET", help="fashion-mnist, cifar10 or a folder of images.")],
     arch: Annotated[str, typer.Argument(metavar="ARCH", help="resnet62, vgg16, vgg16-released, resnet18 or wrn28-10.")],
-    root: RootOption,
     out: Annotated[Path, typer.Option(help="The classifier file; its checkpoint is kept beside it.")],
+    root: RootOption = None,
     defense: Annotated[str, typer.Option(help="none, fgsm, bim (adversarial training) or label-smoothing.")] = "none",
     delta: Annotated[float, typer.Option(help="Spread of the eps of fgsm and bim, in grey levels.")] = 8.0,
     smoothing: Annotated[float, typer.Option(help="What label-smoothing takes from the right class.")] = 0.1,
@@ -32,6 +32,7 @@ def train_classifier(
     seed: int = 0,
     precision: Annotated[str, typer.Option(help="bf16 or fp32.")] = "bf16",
     compiled: Annotated[bool, typer.Option("--compile/--no-compile", help="Use torch.compile.")] = False,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the checkpoint.")] = False,
     force: ForceOption = False,
     threads: Annotated[int | None, typer.Option(min=1, help="Threads of torch.")] = None,
@@ -42,6 +43,7 @@ def train_classifier(
     from .classifiers.training import ClassifierSettings
     from .classifiers.training import train_classifier as train
     from .classifiers.weights import read_notes
+    from .processes import join
 
     settings = ClassifierSettings(
         batch_size=batch_size,
@@ -61,6 +63,7 @@ def train_classifier(
     )
     if threads is not None:
         torch.set_num_threads(threads)
-    train(dataset, arch, root, out, settings=settings, resume=resume, force=force)
+    with join(device) as processes:
+        train(dataset, arch, root, out, settings=settings, resume=resume, force=force, processes=processes)
     notes = read_notes(out)
     print(f"{100 * notes['test_accuracy']:.2f} % accuracy on {notes['test_images']} test images")

@@ -46,7 +46,7 @@ def attacked(model: nn.Module) -> Iterator[None]:
         model.train(was_training)
 
 
-def _ascend(logits: Logits, x: Tensor, labels: Tensor | None, step: Tensor) -> tuple[Tensor, Tensor]:
+def _ascend(logits: Logits, x: Tensor, labels: Tensor | None, step: Tensor | float) -> tuple[Tensor, Tensor]:
     """x + step * sign(gradient of the cross-entropy), with the labels; None: the prediction at x."""
     with torch.enable_grad():
         x = x.detach().requires_grad_()
@@ -75,10 +75,10 @@ def bim_examples(logits: Logits, images: Tensor, eps: Tensor) -> Tensor:
     iterations = bim_iterations(eps)
     radius = eps[:, None, None, None] / 255.0
     lowest, highest = (images - radius).clamp_min(0.0), (images + radius).clamp_max(1.0)
-    result, labels = images.clone(), torch.zeros(len(images), dtype=torch.int64)
+    result, labels = images.clone(), torch.zeros(len(images), dtype=torch.int64, device=images.device)
     for step in range(int(iterations.max()) if len(images) else 0):
         (left,) = torch.nonzero(iterations > step, as_tuple=True)  # fewer and fewer images have steps left
         known = None if step == 0 else labels[left]
-        moved, labels[left] = _ascend(logits, result[left], known, torch.tensor(1.0 / 255.0))
+        moved, labels[left] = _ascend(logits, result[left], known, 1.0 / 255.0)
         result[left] = torch.minimum(torch.maximum(moved, lowest[left]), highest[left])
     return result

@@ -10,13 +10,12 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save_file
 from torch import Tensor
 
 from ..data import load_dataset
-from ..files import whole_file
+from ..processes import Processes
+from ..training.checkpoints import read_checkpoint, write_checkpoint
 from ..training_run import RunSettings, TrainingRun, check_outputs, laid_out_like, run_to_the_end
-from ..weights import read_safetensors
 from .adversarial import ADVERSARIAL_WEIGHT, attacked, bim_examples, draw_eps, fgsm_examples
 from .architectures import architecture_for, build
 from .classifier import Classifier, ClassifierConfig, standardise
@@ -98,13 +97,22 @@ class ClassifierTrainer(TrainingRun):
 
     settings: ClassifierSettings
 
-    def __init__(self, config: ClassifierConfig, settings: ClassifierSettings, images: Tensor, labels: Tensor) -> None:
+    def __init__(
+        self,
+        config: ClassifierConfig,
+        settings: ClassifierSettings,
+        images: Tensor,
+        labels: Tensor,
+        processes: Processes | None = None,
+    ) -> None:
+        super().__init__(settings, images, processes)
         if len(images) < settings.batch_size:
             raise ValueError(f"expected at least one batch of {settings.batch_size} images, got {len(images)}")
-        super().__init__(settings, images)
+        if self.processes.count > 1:
+            raise ValueError(f"a classifier is trained by one process, not by {self.processes.count}")
         self.labels = labels
         torch.manual_seed(settings.seed)
-        self.model = build(config).to(memory_format=torch.channels_last)
+        self.model = build(config).to(self.processes.device, memory_format=torch.channels_last)
         self.optimiser = torch.optim.SGD(
             self.model.parameters(),
             settings.learning_rate,
@@ -115,7 +123,7 @@ class ClassifierTrainer(TrainingRun):
         self._logits = torch.compile(self.model.logits) if settings.compile else self.model.logits
 
     def batch(self) -> tuple[Tensor, Tensor]:
-        """Clean uint8 images and labels of the present step."""
+        """Clean uint8 images and labels of the present step, on the CPU."""
         chosen = self.chosen(self.step)
         generator = torch.Generator().manual_seed(self.step_seed(self.step))
         images = self.flipped(self.images[chosen], generator)
@@ -126,7 +134,7 @@ class ClassifierTrainer(TrainingRun):
         generator = torch.Generator().manual_seed(self.step_seed(self.step))
         clean = len(images) // 2
         x = images.float() / 255.0
-        eps = draw_eps(len(x) - clean, self.settings.delta, generator)
+        eps = draw_eps(len(x) - clean, self.settings.delta, generator).to(x.device)
         with attacked(self.model), self.autocast():
             # not the compiled network: BIM's batches differ in size, each of which would be compiled
             attack = ADVERSARIES[self.settings.defense]
@@ -146,7 +154,7 @@ class ClassifierTrainer(TrainingRun):
         for group in self.optimiser.param_groups:
             group["lr"] = self.learning_rate()
         settings = self.settings
-        images, labels = self.batch()
+        images, labels = (part.to(self.processes.device) for part in self.batch())
         if settings.defense in ADVERSARIES:
             images = self.adversarial_batch(images)
         self.model.train()
@@ -171,13 +179,11 @@ class ClassifierTrainer(TrainingRun):
         for i, state in self.optimiser.state_dict()["state"].items():
             if state.get("momentum_buffer") is not None:
                 tensors[f"momentum.{i}"] = state["momentum_buffer"]
-        metadata = self.metadata(CHECKPOINT_FORMAT, self.model.config)
-        with whole_file(path) as temporary:
-            save_file({name: value.contiguous() for name, value in tensors.items()}, temporary, metadata=metadata)
+        write_checkpoint(path, tensors, self.metadata(CHECKPOINT_FORMAT, self.model.config))
 
     def restore(self, path: Path) -> None:
         """Continue where ``save`` left off. ValueError when the checkpoint is of another model or other settings."""
-        tensors, metadata = read_safetensors(path, CHECKPOINT_FORMAT)
+        tensors, metadata = read_checkpoint(path, CHECKPOINT_FORMAT)
         self.resume_at(path, metadata, self.model.config)
         model = {name.removeprefix("model."): value for name, value in tensors.items() if name.startswith("model.")}
         self.model.load_state_dict(model)
@@ -199,14 +205,17 @@ def train_classifier(
     force: bool = False,
     progress: bool = True,
     checkpoint_interval: float = 60.0,
+    processes: Processes | None = None,
 ) -> Classifier:
     """Train a classifier on a data set's training images and write it to ``out`` (safetensors).
 
     dataset: 'fashion-mnist' or 'cifar10', read from torchvision's ``root``. arch: a name that
     :func:`pxfast.classifiers.architecture` knows. The notes in the file record the settings, the time and the accuracy
     on all test images of the weights as stored. Every ``checkpoint_interval`` seconds the state goes to ``out`` with
-    the suffix .checkpoint.safetensors; with ``resume`` a killed run goes on from there with the same data order.
-    Ctrl-C ends the run after the step at hand, with the checkpoint kept, and raises KeyboardInterrupt.
+    the suffix .checkpoint.safetensors, in shards if it is large; with ``resume`` a killed run goes on from there with
+    the same data order. Ctrl-C ends the run after the step at hand, with the checkpoint kept, and raises
+    KeyboardInterrupt. processes: names the device; a classifier is trained by one process. Returns the classifier as
+    stored, on its device.
     Raises FileExistsError when ``out`` or its checkpoint exists and neither ``resume`` nor ``force`` is set,
     FileNotFoundError when ``resume`` finds no checkpoint, ``root`` no data or the folder of ``out`` does not exist,
     FloatingPointError when the loss stops being finite.
@@ -216,7 +225,7 @@ def train_classifier(
     checkpoint = check_outputs(out, resume=resume, force=force)
     images, labels = load_dataset(dataset, root, train=True)
     test_images, test_labels = load_dataset(dataset, root, train=False)
-    trainer = ClassifierTrainer(config, settings, images, labels)
+    trainer = ClassifierTrainer(config, settings, images, labels, processes)
     if resume:
         trainer.restore(checkpoint)
     recent: tuple[float, ...] | None = None
@@ -233,7 +242,7 @@ def train_classifier(
         checkpoint_interval=checkpoint_interval,
         progress=progress,
     )
-    model = trainer.model
+    model, device = trainer.model, trainer.processes.device
     fill(model, stored_tensors(model), os.fspath(out))  # judge what is stored: weights rounded to bf16
     notes = {
         "dataset": dataset,
@@ -242,7 +251,7 @@ def train_classifier(
         "steps": trainer.step,
         "seconds": round(trainer.seconds),
         "test_images": len(test_images),
-        "test_accuracy": accuracy(model.eval(), test_images, test_labels),
+        "test_accuracy": accuracy(model.eval(), test_images.to(device), test_labels.to(device)),
         "torch": torch.__version__,
     }
     save_classifier(model, out, notes=notes)
