@@ -1,6 +1,7 @@
 """Training: it learns, survives kill -9 with the same result, and refuses what would spoil a run."""
 
 import dataclasses
+import itertools
 import json
 import math
 import os
@@ -9,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -19,6 +21,7 @@ from safetensors.torch import load_file, save_file
 from pxfast.data import load_dataset
 from pxfast.pixelcnn import PixelCNNConfig
 from pxfast.training import Trainer, TrainingSettings, read_settings, record_bits_per_dim, train
+from pxfast.training import trainer as trainer_module
 from pxfast.training_run import checkpoint_path
 from pxfast.weights import load_model, read_metadata
 
@@ -251,19 +254,24 @@ def test_the_averaged_weights_are_the_ones_saved(tmp_path):
     assert notes["images_seen"] == 128
 
 
-def test_the_budget_ends_the_run(tmp_path):
-    started = time.monotonic()
-    settings = dataclasses.replace(SETTINGS, epochs=1e9, budget=1.0)
-    out = tmp_path / "model.safetensors"
-    train(CONFIG, real_images(1, (8, 8), 64), out, settings=settings, progress=False)
-    elapsed = time.monotonic() - started
-    notes = json.loads(safe_open(out, framework="pt").metadata()["notes"])
-    assert notes["steps"] > 1
-    assert 1.0 <= elapsed < 30.0
-    trainer = Trainer(CONFIG, settings, real_images(1, (8, 8), 64))
+def test_the_budget_plans_the_rate_and_ends_the_run(tmp_path, monkeypatch):
+    ticks = itertools.count(step=0.125)  # a clock by which every step takes an eighth of a second
+    monkeypatch.setattr(trainer_module, "time", SimpleNamespace(perf_counter=lambda: next(ticks)))
+    settings = dataclasses.replace(SETTINGS, epochs=1e9, budget=1.0, warmup=0)
+    rates, true_step = [], Trainer.train_step
+
+    def noted_step(self):
+        rates.append(self.learning_rate())
+        return true_step(self)
+
+    monkeypatch.setattr(Trainer, "train_step", noted_step)
+    out, images = tmp_path / "model.safetensors", real_images(1, (8, 8), 64)
+    train(CONFIG, images, out, settings=settings, progress=False)
+    assert json.loads(safe_open(out, framework="pt").metadata()["notes"])["steps"] == 8
+    assert rates == pytest.approx([settings.learning_rate * (1 + math.cos(math.pi * i / 8)) / 2 for i in range(8)])
+    trainer = Trainer(CONFIG, settings, images)
     trainer.restore(checkpoint_path(out))
-    assert trainer.seconds >= 1.0
-    assert trainer.progress == 1.0
+    assert trainer.seconds == trainer.progress == 1.0
     assert trainer.learning_rate() == pytest.approx(0.0, abs=1e-12)
 
 
