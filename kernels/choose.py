@@ -201,7 +201,6 @@ def _choose_channel(
     HEAD: tl.constexpr,
     BINS: tl.constexpr,
     SAMPLE: tl.constexpr,
-    KEEP: tl.constexpr,
     BLOCK: tl.constexpr,
     VALUES: tl.constexpr,
 ):
@@ -216,35 +215,28 @@ def _choose_channel(
     inside = z <= high[:, None]
     z = tl.minimum(z, 255)
     if HEAD == SOFTMAX:
-        scores = _softmax_logits(parameters, start, tables, z, red, green, CHANNEL)
+        every = tl.zeros((BLOCK, 256), dtype=tl.int32) + tl.arange(0, 256)[None, :]
+        logits = _softmax_logits(parameters, start, tables, every, red, green, CHANNEL)
+        masses = tl.exp(logits - tl.max(logits, axis=1)[:, None])
         if SAMPLE:
-            scores = tl.exp(scores - tl.max(scores, axis=1)[:, None])
-        if KEEP:
-            every = tl.zeros((BLOCK, 256), dtype=tl.int32) + tl.arange(0, 256)[None, :]
-            logits = _softmax_logits(parameters, start, tables, every, red, green, CHANNEL)
-            masses = tl.exp(logits - tl.max(logits, axis=1)[:, None])
+            scores = masses
+        else:
+            scores = _softmax_logits(parameters, start, tables, z, red, green, CHANNEL)
             total = tl.sum(masses, axis=1)
             mass = tl.sum(tl.where(every == given[:, None], masses, 0.0), axis=1)
     else:
-        scores, total, highest_weight = _mixture_masses(
-            parameters, start, z, red, green, CHANNEL, CHANNELS, K, HEAD, BINS
-        )
-        if KEEP:
-            mass = tl.sum(tl.where(inside & (z == given[:, None]), scores, 0.0), axis=1)
+        scores, total, highest = _mixture_masses(parameters, start, z, red, green, CHANNEL, CHANNELS, K, HEAD, BINS)
+        mass = tl.sum(tl.where(inside & (z == given[:, None]), scores, 0.0), axis=1)
     if SAMPLE:
         return _draw(scores, z, image, tl.load(generator), position + CHANNEL, tl.load(settings + 1))
     value, best = _smallest_best(tl.where(inside, scores, float("-inf")), z, low)
     if HEAD != SOFTMAX:
         far_out = best <= TOO_SMALL
         if tl.max(far_out.to(tl.int32), axis=0) > 0:
-            logs = _log_masses_far_out(
-                parameters, start, z, red, green, highest_weight, CHANNEL, CHANNELS, K, HEAD, BINS
-            )
+            logs = _log_masses_far_out(parameters, start, z, red, green, highest, CHANNEL, CHANNELS, K, HEAD, BINS)
             again, _ = _smallest_best(tl.where(inside, logs, float("-inf")), z, low)
             value = tl.where(far_out, again, value)
-    if KEEP:
-        value = tl.where(mass >= tl.load(settings) * total, given, value)
-    return value
+    return tl.where(mass >= tl.load(settings) * total, given, value)
 
 
 @triton.jit(do_not_specialize=["column", "images"])
@@ -268,7 +260,6 @@ def choose_kernel(
     HEAD: tl.constexpr,
     BINS: tl.constexpr,
     SAMPLE: tl.constexpr,
-    KEEP: tl.constexpr,
     BLOCK: tl.constexpr,
     VALUES: tl.constexpr,
 ):
@@ -302,7 +293,6 @@ def choose_kernel(
             HEAD,
             BINS,
             SAMPLE,
-            KEEP,
             BLOCK,
             VALUES,
         )
@@ -332,18 +322,16 @@ def choose(
     head: str,
     mixtures: int,
     sample: bool,
-    keep: bool,
     values: int,
     block: int = 1,
-    num_warps: int = 1,
 ) -> Launch:
     """The launch that chooses all channels of the pixel (entry[0], column) of every image.
 
     parameters: (images, P) fp32 of the head. given, result: (images, C, H, W) uint8, the input and what is decoded; of
     result only this pixel is written. caches: gets the network's view of the pixel, in the cache of pixels, whose
     column 0 of this row begins at element 16 * entry[1]. tables: of the softmax head, any fp32 tensor for others. eps:
-    (images,) uint8. settings: fp32 (2,), the probability from which on an input's value is kept (if ``keep``) and
-    1 / temperature (if ``sample``, which ignores eps). generator: int64 (2,), seed and number of the first image.
+    (images,) uint8. settings: fp32 (2,), the probability from which on an input's value is kept (2: none is) and
+    1 / temperature, for ``sample``, which ignores eps. generator: int64 (2,), seed and number of the first image.
     values: a power of two, at least the number of values in the widest range, 256 if ``sample``. block: images per
     program; divides their number.
     """
@@ -375,11 +363,11 @@ def choose(
             "HEAD": HEADS[head],
             "BINS": BINS_PER_UNIT[head],
             "SAMPLE": sample,
-            "KEEP": keep,
             "BLOCK": block,
             "VALUES": values,
         },
-        num_warps,
+        # the softmax head's sum over the values must not hang on how many the widest range of a batch has
+        4 if values > 64 or head == "softmax" else 1,
         1,
     )
 

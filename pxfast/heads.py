@@ -9,6 +9,7 @@ Shapes: ``features`` (N, ``head.features``, H, W) floating; ``images`` (N, C, H,
 
 from __future__ import annotations
 
+import importlib.util
 import math
 
 import torch
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 
 LEVELS = 256  # values of a sub-pixel
 SMALL_WIDTH = 1e-3  # of a bin in units of the scale; under it w^2 / 24 is less than fp32's rounding of 1
+FUSED_DEVICES = ("cuda",) if importlib.util.find_spec("triton") else ()  # where pxfast.kernels.mixture runs
 MIN_LOG_SCALE = -7.0  # PixelCNN++ (Salimans et al. 2017): no mixture component is sharper than e^-7
 
 
@@ -65,6 +67,11 @@ class LogisticHead(nn.Module):
 
     def log_prob(self, features: Tensor, images: Tensor) -> Tensor:
         """Log-probability of every sub-pixel's own value: (N, C, H, W) float32."""
+        if features.device.type in FUSED_DEVICES and images.dtype == torch.uint8:
+            from .kernels import mixture
+
+            joint = isinstance(self, JointLogisticHead)
+            return mixture.mixture_log_prob(features, images, self.bins_per_unit, joint).float()
         log_weights, means, log_scales = self.mixture(features, images)
         log_mass = log_bin_mass(images.unsqueeze(2), means, log_scales, self.bins_per_unit)
         return torch.logsumexp(log_weights + log_mass, dim=2)

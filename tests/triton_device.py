@@ -8,11 +8,18 @@ in a process without that variable they need a GPU.
 import importlib.util
 import os
 
+import hypothesis
 import pytest
 import torch
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = "cpu" if INTERPRETED else "cuda"
+
+
+def few_examples(count: int) -> hypothesis.settings:
+    """So many examples, always the same, and reported as they are: to shrink one takes minutes in the interpreter."""
+    phases = (hypothesis.Phase.explicit, hypothesis.Phase.generate)
+    return hypothesis.settings(max_examples=count, deadline=None, derandomize=True, phases=phases)
 
 
 def missing() -> str | None:

@@ -186,10 +186,10 @@ def decode(
 
     decoder = decoder_for(schedule, precision)
     if isinstance(chooser, Sample):
-        eps, shape = None, ChooserShape(sample=True, keep=False, values=256)
+        eps, shape = None, ChooserShape(sample=True, values=256)
     else:
         eps = chooser.eps_of(len(images))
-        shape = ChooserShape(sample=False, keep=chooser.keep_bits is not None, values=values_for(int(eps.max())))
+        shape = ChooserShape(sample=False, values=values_for(int(eps.max())))
     results: list[Tensor] = []
     runner = decoder.take(len(images))
     try:

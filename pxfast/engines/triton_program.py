@@ -29,7 +29,6 @@ class ChooserShape:
     """What of a chooser is compiled into the kernel; the rest is data. values: see ``kernels.choose.choose``."""
 
     sample: bool
-    keep: bool
     values: int
 
 
@@ -212,9 +211,6 @@ class Workspace:
             head=config.head,
             mixtures=config.mixtures,
             sample=chooser.sample,
-            keep=chooser.keep,
             values=chooser.values,
             block=GROUP if interpreted else 1,
-            # where sums run over the values, their order must not hang on how many the widest range of a batch has
-            num_warps=4 if chooser.sample or chooser.keep or chooser.values > 64 else 1,
         )

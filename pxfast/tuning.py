@@ -1,0 +1,77 @@
+"""Measuring the tiles of the Triton kernels on the GPU at hand; see ``pxfast.kernels.tiles``."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from .engines import triton as engine
+from .files import whole_file
+from .schedule import Schedule
+
+
+def candidates(kind: str) -> list[tuple[int, int, int, int, int]]:
+    """The tiles that are tried for a kind of step, as the fields of a ``Tile``."""
+    if kind.startswith("fp32"):  # no matrix cores: small tiles, else registers spill
+        return list(itertools.product((32, 64), (32, 64), (16, 32), (4, 8), (2, 3)))
+    m = (64, 128) if "row" in kind else (32, 64, 128)
+    return list(itertools.product(m, (32, 64), (64, 128), (4, 8), (3, 4)))
+
+
+def tune(
+    schedule: Schedule, *, images: int = 1024, precision: str = "bf16", log: Callable[[str], None] = print
+) -> Path:
+    """Time the candidates of every kind of step of the schedule, and keep the fastest in ``tiles.user_file()``.
+
+    The file is written whole, at the end; what it holds for other architectures and kinds stays. log: told a line per
+    kind. Returns the file. Raises RuntimeError where there is no GPU.
+    """
+    reason = engine.unavailable()
+    if reason is not None:
+        raise RuntimeError(f"pxfast tune measures on a GPU, and none can be used here: {reason}")
+    from .kernels.launch import Tile
+    from .kernels.tiles import KINDS, architecture, dump, read_tiles, tiles_for, user_file
+
+    path, name = user_file(), architecture()
+    kept = read_tiles(path)
+    best = dict(tiles_for(name))
+    for kind in (kind for kind in KINDS if kind.startswith(precision)):
+        times = {}
+        for tile in dict.fromkeys([best[kind], *(Tile(*fields) for fields in candidates(kind))]):
+            milliseconds = _time(schedule, {**best, kind: tile}, kind, precision, images)
+            if milliseconds is not None:
+                times[tile] = milliseconds
+        fastest = min(times, key=lambda tile: times[tile])
+        log(f"{name}, {kind}: {fastest}, {times[fastest]:.3f} ms against {times[best[kind]]:.3f} ms of {best[kind]}")
+        best[kind] = fastest
+        kept.setdefault(name, {})[kind] = fastest
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with whole_file(path) as temporary:
+        temporary.write_text(dump(kept))
+    tiles_for.cache_clear()
+    return path
+
+
+def _time(schedule: Schedule, tiles: dict, kind: str, precision: str, images: int) -> float | None:
+    """Milliseconds of one launch of every step of the kind; None for tiles that don't fit into the machine."""
+    from triton.runtime.errors import OutOfResources
+    from triton.testing import do_bench_cudagraph
+
+    from .engines.triton_program import Program, Workspace
+
+    workspace = Workspace(Program(schedule, precision, torch.device("cuda"), tiles), images)
+    workspace.show_row(0)
+    launches = workspace.launches_of(per_row=" row" in kind, gated=kind.endswith("gate"))
+
+    def run() -> None:
+        for launch in launches:
+            launch.run()
+
+    try:
+        with torch.cuda.stream(torch.cuda.Stream()):
+            return float(do_bench_cudagraph(run))
+    except OutOfResources:
+        return None
