@@ -297,6 +297,22 @@ def test_saliency_map_only_turns_values_white() -> None:
         saliency_map(FIXTURE.network, FIXTURE.images, None, theta=1.5)
 
 
+@pytest.mark.parametrize("attack", [fgsm, deepfool, saliency_map], ids=lambda attack: attack.name)
+def test_colour_images_in_either_memory_format(attack: Attack) -> None:
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Flatten(), nn.Linear(3 * 6 * 6, 5)).eval()
+    images = torch.randint(0, 256, (4, 3, 6, 6), dtype=torch.uint8)
+    eps = 30 if attack.bounded else None
+    result = attack.run(network, images, None, eps)
+    assert result.rounded.double().mean() >= 0.5
+    channels_last = images.contiguous(memory_format=torch.channels_last)
+    assert torch.equal(attack(network, channels_last, None, eps), result.images)
+    x = channels_last.float() / 255
+    labels = network(x).argmax(1)
+    by_floats = attack.perturb(network, x, labels, None if eps is None else eps / 255)
+    assert torch.equal(network(by_floats).argmax(1) != labels, result.unrounded)
+
+
 def test_autoattack() -> None:
     pytest.importorskip("pyautoattack", reason="autoattack needs pyautoattack")
     attack = find_attack("autoattack")

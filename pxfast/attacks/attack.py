@@ -242,7 +242,7 @@ class Attack:
     ) -> AttackResult:
         if not len(images):
             return _nothing(images)
-        x = images.float() / 255.0
+        x = images.contiguous().float() / 255.0
         unknown = torch.zeros(len(images), dtype=torch.bool, device=images.device)
         clean = unknown
         if labels is None or judge:

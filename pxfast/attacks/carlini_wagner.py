@@ -75,7 +75,7 @@ def _cw_l2(
     const = torch.full((len(x),), initial_const, dtype=x.dtype, device=x.device)
     low, high = torch.zeros_like(const), torch.full_like(const, torch.inf)
     best, best_distance = x.clone(), torch.full_like(const, torch.inf)
-    patience = max(1, steps // 10)
+    patience = max(10, steps // 10)  # as Carlini has it, but no sooner: the first steps of Adam may lead uphill
     for _ in range(binary_search_steps):
         w, optimiser = origin.clone(), Adam(x, learning_rate)
         succeeded = torch.zeros(len(x), dtype=torch.bool, device=x.device)

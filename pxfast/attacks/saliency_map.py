@@ -55,7 +55,7 @@ def _saliency_map(
 ) -> Tensor:
     if not -1.0 <= theta <= 1.0 or theta == 0.0:
         raise ValueError(f"theta must be in [-1, 1] and not 0, got {theta}")
-    moved = x.clone()
+    moved = x.clone(memory_format=torch.contiguous_format)
     D = x[0].numel()
     with torch.no_grad():
         aims = runner_up(classifier(x), labels) if targets is None else targets.long()
