@@ -15,6 +15,7 @@ from . import __version__
 from .cli_attack import attack
 from .cli_convert import app as convert_app
 from .cli_detect import detect
+from .cli_figures import app as figures_app
 from .cli_options import EngineOption, ForceOption, JsonOption, ModelOption
 from .cli_train import train
 from .cli_train_classifier import train_classifier
@@ -114,6 +115,7 @@ app.command()(train_classifier)
 app.command()(attack)
 app.command()(detect)
 app.add_typer(convert_app, name="convert")
+app.add_typer(figures_app, name="figures")
 
 
 @app.command()
