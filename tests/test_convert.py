@@ -12,7 +12,7 @@ from torch import nn
 from typer.testing import CliRunner
 
 import pxfast
-from pxfast.cli import app
+from pxfast.cli import app, main
 from pxfast.convert import AVERAGE, convert_openai_tf, pixelcnn_from_variables
 from pxfast.pixelcnn import GatedResnet, PixelCNN, PixelCNNConfig, Resize
 from pxfast.weights import read_metadata
@@ -248,11 +248,15 @@ def test_a_failed_conversion_leaves_nothing(tensorflow, tmp_path):
     assert not out.exists()
 
 
-def test_without_tensorflow_the_extra_is_named(monkeypatch, tmp_path):
+def test_without_tensorflow_the_extra_is_named(monkeypatch, tmp_path, capsys):
     (tmp_path / "tensorflow.py").write_text("raise ModuleNotFoundError('tensorflow')")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     with pytest.raises(ImportError, match=r"tensorflow is not installed: pip install 'pxfast\[convert\]'"):
         convert_openai_tf(tmp_path / "c.ckpt", tmp_path / "model.safetensors")
+    monkeypatch.setattr("sys.argv", ["pxfast", "convert", "openai-tf", str(tmp_path / "c.ckpt"), str(tmp_path / "m")])
+    with pytest.raises(SystemExit, match="2"):
+        main()
+    assert capsys.readouterr().err == "error: tensorflow is not installed: pip install 'pxfast[convert]'\n"
 
 
 SAVE = """
