@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
+import runpy
 from collections.abc import Callable
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import bundled_images
+from helpers import SOURCE, bundled_images, noisy, real_images
 from torch import Tensor, nn
 
 import pxfast
@@ -167,6 +168,20 @@ def test_art_preprocessors_refuse_what_is_no_purifier() -> None:
 
     with pytest.raises(TypeError, match=r"Purifier.*Flatten"):
         art.ArtPurifier(nn.Flatten())
+
+
+def test_arts_own_pixeldefend_is_not_algorithm_1(tiny_model: pxfast.PixelCNN) -> None:
+    """It gives what one pass of the network over the input says, as the comparison's script has it."""
+    library("art.defences.preprocessor")
+    script = runpy.run_path(str(SOURCE / "bench" / "art_pixeldefend.py"))
+    eps = 40
+    images = noisy(real_images(1, (8, 8), 3)).clamp(eps, 254 - eps)  # beyond these ART stops with an OverflowError
+    theirs, _ = script["art_pixeldefend"](tiny_model, eps)((images.float() / 255).numpy())
+    single_pass = script["single_pass"](images, eps, tiny_model)
+    assert torch.equal(torch.from_numpy(theirs * 255).round().byte(), single_pass)
+    assert not pxfast.verify(images, single_pass, eps, model=tiny_model).passed
+    purified = pxfast.purify(images, eps, model=tiny_model, engine="reference")
+    assert pxfast.verify(images, purified, eps, model=tiny_model).passed
 
 
 def test_a_missing_library_is_named_with_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
