@@ -103,6 +103,7 @@ def draw_bits_per_dim(measured: DensityMeasurements) -> Figure:
         axes.hist(each.purified_bits, bins, histtype="step", color="0.0", linewidth=1.6, label="attacked and purified")
         axes.set_title(title_of(each.name))
         axes.set_ylabel("images")
+        axes.yaxis.get_major_locator().set_params(integer=True)
     panels[-1].set_xlabel("bits/dim")
     legend_above(figure, panels[0], 3)
     return figure
@@ -225,6 +226,6 @@ def draw_all(measured: DensityMeasurements, folder: Path, prefix: str) -> list[P
                 path = folder / f"{prefix}-{name}{suffix}"
                 metadata = {"Date": None} if suffix == ".svg" else {"Software": None}
                 with whole_file(path) as temporary:
-                    figure.savefig(temporary, format=suffix[1:], metadata=metadata)
+                    figure.savefig(temporary, format=suffix[1:], metadata=metadata, bbox_inches="tight", pad_inches=0.1)
                 written.append(path)
     return written
