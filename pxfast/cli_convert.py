@@ -33,7 +33,7 @@ def openai_tf(
     precision: Annotated[str, typer.Option(help="bf16 or fp32, of the weights in the file.")] = "bf16",
     force: ForceOption = False,
 ) -> None:
-    """Convert OpenAI's PixelCNN++ or the PixelDefend authors'; needs `pip install 'pxfast[convert]'`."""
+    """Convert OpenAI's PixelCNN++ or the PixelDefend authors'; needs TensorFlow, the package's extra 'convert'."""
     import torch
 
     from .convert import convert_openai_tf
