@@ -17,8 +17,10 @@ from .cli_convert import app as convert_app
 from .cli_detect import detect
 from .cli_figures import app as figures_app
 from .cli_options import EngineOption, ForceOption, JsonOption, ModelOption
+from .cli_sample import sample
 from .cli_train import train
 from .cli_train_classifier import train_classifier
+from .cli_tune import tune
 
 BATCH_SIZE = 256  # images read, purified and written at a time
 
@@ -48,6 +50,14 @@ def purify(
     source: Annotated[Path, typer.Argument(metavar="IN", help="A folder of images, a .npy, a .pt or an image file.")],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="Written whole, as the same kind; images as PNG.")],
     eps: Annotated[int, typer.Option(help="Largest change of a value, in steps of 0..255.")] = 16,
+    adaptive: Annotated[
+        str | None,
+        typer.Option(help="'image' or 'sub-pixel': spare the images, or the sub-pixels, that are likely already."),
+    ] = None,
+    threshold: Annotated[
+        float | None,
+        typer.Option(help="What counts as likely, in bits/dim or bits; by default the paper's 1.8 or 3.2, or 3."),
+    ] = None,
     model: ModelOption = None,
     engine: EngineOption = "auto",
     precision: Annotated[str, typer.Option(help="auto, fp32 or bf16.")] = "auto",
@@ -58,7 +68,7 @@ def purify(
     from .purify import Purifier
 
     collection = open_collection(source)
-    purifier = Purifier(eps, model=model, engine=engine, precision=precision)
+    purifier = Purifier(eps, adaptive=adaptive, threshold=threshold, model=model, engine=engine, precision=precision)
     with (
         collection.writer(out, force=force) as write,
         tqdm(total=len(collection.names), unit="image") as bar,
@@ -113,7 +123,9 @@ def info(as_json: JsonOption = False) -> None:
 app.command()(train)
 app.command()(train_classifier)
 app.command()(attack)
+app.command()(sample)
 app.command()(detect)
+app.command()(tune)
 app.add_typer(convert_app, name="convert")
 app.add_typer(figures_app, name="figures")
 
