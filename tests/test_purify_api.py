@@ -142,13 +142,15 @@ def test_refusals_name_what_is_known(tiny_model):
         purify([images], model=tiny_model)
 
 
-@pytest.mark.skipif(not shipped_path("fashion-mnist").is_file(), reason="the package was built without its model")
-def test_shipped_model_is_picked_by_shape():
-    image = torch.zeros(1, 1, 28, 28, dtype=torch.uint8)
+@pytest.mark.parametrize(("name", "shape"), [("fashion-mnist", (1, 28, 28)), ("cifar10", (3, 32, 32))])
+def test_shipped_model_is_picked_by_shape(name, shape):
+    assert name in SHIPPED
+    if not shipped_path(name).is_file():
+        pytest.skip("the package was built without its model")
+    image = torch.zeros(1, *shape, dtype=torch.uint8)
     picked = pxfast.bits_per_dim(image)
-    assert torch.equal(picked, pxfast.bits_per_dim(image, model="fashion-mnist"))
-    assert torch.equal(picked, pxfast.bits_per_dim(image, model=pxfast.load("fashion-mnist")))
-    assert list(SHIPPED) == ["fashion-mnist"]
+    assert torch.equal(picked, pxfast.bits_per_dim(image, model=name))
+    assert torch.equal(picked, pxfast.bits_per_dim(image, model=pxfast.load(name)))
 
 
 def test_import_is_light():
