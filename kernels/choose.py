@@ -228,15 +228,17 @@ def _choose_channel(
         scores, total, highest = _mixture_masses(parameters, start, z, red, green, CHANNEL, CHANNELS, K, HEAD, BINS)
         mass = tl.sum(tl.where(inside & (z == given[:, None]), scores, 0.0), axis=1)
     if SAMPLE:
-        return _draw(scores, z, image, tl.load(generator), position + CHANNEL, tl.load(settings + 1))
-    value, best = _smallest_best(tl.where(inside, scores, float("-inf")), z, low)
-    if HEAD != SOFTMAX:
-        far_out = best <= TOO_SMALL
-        if tl.max(far_out.to(tl.int32), axis=0) > 0:
-            logs = _log_masses_far_out(parameters, start, z, red, green, highest, CHANNEL, CHANNELS, K, HEAD, BINS)
-            again, _ = _smallest_best(tl.where(inside, logs, float("-inf")), z, low)
-            value = tl.where(far_out, again, value)
-    return tl.where(mass >= tl.load(settings) * total, given, value)
+        value = _draw(scores, z, image, tl.load(generator), position + CHANNEL, tl.load(settings + 1))
+    else:
+        value, best = _smallest_best(tl.where(inside, scores, float("-inf")), z, low)
+        if HEAD != SOFTMAX:
+            far_out = best <= TOO_SMALL
+            if tl.max(far_out.to(tl.int32), axis=0) > 0:
+                logs = _log_masses_far_out(parameters, start, z, red, green, highest, CHANNEL, CHANNELS, K, HEAD, BINS)
+                again, _ = _smallest_best(tl.where(inside, logs, float("-inf")), z, low)
+                value = tl.where(far_out, again, value)
+        value = tl.where(mass >= tl.load(settings) * total, given, value)
+    return value
 
 
 @triton.jit(do_not_specialize=["column", "images"])

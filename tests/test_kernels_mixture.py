@@ -50,7 +50,7 @@ shapes = {
 
 
 @pytest.mark.parametrize("name", list(HEADS))
-@few_examples(8)
+@few_examples(5)
 @given(**shapes)
 def test_forward_is_the_heads(name, seed, N, C, H, W, K, channels_last):
     from pxfast.kernels.mixture import mixture_log_prob, mixture_log_prob_twin
@@ -63,7 +63,7 @@ def test_forward_is_the_heads(name, seed, N, C, H, W, K, channels_last):
 
 
 @pytest.mark.parametrize("name", list(HEADS))
-@few_examples(6)
+@few_examples(5)
 @given(**shapes)
 def test_gradients_are_those_of_autograd_in_double_precision(name, seed, N, C, H, W, K, channels_last):
     from pxfast.kernels.mixture import mixture_log_prob, mixture_log_prob_twin

@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
-from triton_device import DEVICE, on_device
+from triton_device import DEVICE, few_examples, on_device
 
 pytestmark = on_device
 
@@ -52,7 +52,7 @@ def both(case, tile):
 
 
 @pytest.mark.parametrize("epilogue", list(EPILOGUES))
-@settings(max_examples=8, deadline=None, derandomize=True)
+@few_examples(5)
 @given(
     seed=st.integers(0, 1000),
     channels=st.integers(1, 21).map(lambda n: 2 * n),

@@ -150,7 +150,7 @@ class Runner:
                 if len(queued) > ROWS_AHEAD:
                     queued.pop(0).synchronize()
             progress((row + 1) / H)
-        return space.result[: len(images)].cpu()
+        return space.result[: len(images)].to("cpu", copy=True)  # the next images will be written over it
 
 
 def decoder_for(schedule: Schedule, precision: str) -> Decoder:

@@ -1,0 +1,180 @@
+"""The Triton kernels without a GPU: their other test modules in the interpreter, and every kernel compiled for GPUs.
+
+Triton decides at its import whether kernels are interpreted or compiled. So the modules that run kernels get processes
+of their own, with TRITON_INTERPRET=1; the ahead-of-time compilation is done in this one.
+"""
+
+import functools
+import importlib.util
+import os
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import pytest
+import torch
+from helpers import TESTS, environment
+from triton_device import INTERPRETED
+
+from pxfast.engines import triton as engine
+from pxfast.heads import HEADS
+from pxfast.pixelcnn import PixelCNN, PixelCNNConfig
+from pxfast.schedule import PRECISIONS, Schedule
+
+needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
+compiles = pytest.mark.skipif(INTERPRETED, reason="TRITON_INTERPRET=1: this process interprets kernels")
+MODULES = sorted(path.name for path in TESTS.glob("test_kernels_*.py"))
+
+
+@needs_triton
+@pytest.mark.timeout(1200)  # less than a minute each on an idle core
+@pytest.mark.skipif(INTERPRETED, reason="TRITON_INTERPRET=1: this process runs the modules itself")
+@pytest.mark.parametrize("module", MODULES)
+def test_in_the_interpreter(module):
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "-o",
+        "timeout=1100",
+        str(TESTS / module),
+    ]
+    done = subprocess.run(
+        command, env=environment(TRITON_INTERPRET="1"), cwd=TESTS.parent, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-1000:]
+    assert "passed" in done.stdout
+    assert "skipped" not in done.stdout, done.stdout
+
+
+# --- ahead of time ---
+
+TARGETS = {  # backend, architecture, threads of a warp
+    "sm_80": ("cuda", 80, 32),
+    "sm_90": ("cuda", 90, 32),
+    "sm_100": ("cuda", 100, 32),
+    "gfx942": ("hip", "gfx942", 64),
+}
+
+
+def machine_code(launch, name: str) -> bytes:
+    from triton.backends.compiler import GPUTarget
+
+    compiled = launch.compile(GPUTarget(*TARGETS[name]))
+    return compiled.asm["hsaco" if name.startswith("gfx") else "cubin"]
+
+
+@functools.cache
+def paper_schedule(head: str) -> Schedule:
+    """Of the CIFAR-10 network; a layer per level has the shapes of five."""
+    with torch.random.fork_rng(devices=[]):
+        return Schedule(PixelCNN(PixelCNNConfig((32, 32), 3, 160, 1, head=head)))
+
+
+def everything(name: str) -> list:
+    """A launch of every shape class of the CIFAR-10 network's decode, with each head, and of the likelihood."""
+    from pxfast.engines.triton_shapes import decoding, likelihood
+
+    launches = []
+    for head in HEADS:
+        schedule = paper_schedule(head)
+        for precision in PRECISIONS:
+            launches += decoding(schedule, precision, name)
+    for dtype in (torch.float32, torch.bfloat16):
+        launches += likelihood(3, 10, dtype) + likelihood(1, 10, dtype)
+    return list({launch.shape_class: launch for launch in launches}.values())
+
+
+@needs_triton
+@compiles
+@pytest.mark.parametrize("name", list(TARGETS))
+def test_every_kernel_compiles_for_a_gpu_that_is_not_here(name):
+    launches = everything(name)
+    steps = [launch.constants for launch in launches if launch.kernel.__name__ == "step_kernel"]
+    assert {step["EPILOGUE"] for step in steps} == {0, 1, 2, 3}
+    assert {step["CHANNELS"] for step in steps} == {320, 160, 4}
+    assert {launch.kernel.__name__ for launch in launches} == {"step_kernel", "choose_kernel", "mixture_kernel"}
+    if not os.environ.get("PXFAST_TEST_ALL_TARGETS"):  # three minutes on one core
+        launches = launches[list(TARGETS).index(name) :: len(TARGETS)]  # each for one of the targets
+    for launch in launches:
+        assert machine_code(launch, name)[:4] == b"\x7fELF", launch.shape_class
+
+
+@needs_triton
+@compiles
+def test_matrix_cores_are_used_with_pipelined_copies():
+    from triton.backends.compiler import GPUTarget
+
+    from pxfast.engines.triton_shapes import decoding
+
+    instructions = {"sm_80": "mma.sync", "sm_90": "wgmma.mma_async", "sm_100": "tcgen05.mma"}
+    for name, instruction in instructions.items():
+        for launch in decoding(paper_schedule("logistic"), "bf16", name):
+            if launch.constants.get("CHANNELS") == 320:
+                code = launch.compile(GPUTarget(*TARGETS[name])).asm["ptx"]
+                assert instruction in code, (name, launch.constants)
+                assert "cp.async.cg.shared.global" in code, "16 bytes a thread, straight to shared memory"
+
+
+@needs_triton
+@compiles
+def test_no_multiplication_and_addition_are_contracted(monkeypatch):
+    # whatever the variable says, since every launch says it itself
+    from triton.backends.compiler import GPUTarget
+
+    from pxfast.engines.triton_shapes import decoding
+
+    monkeypatch.setenv("TRITON_DEFAULT_FP_FUSION", "1")
+    launch = next(each for each in decoding(paper_schedule("logistic"), "bf16", "sm_90") if "HEAD" in each.constants)
+    compiled = launch.compile(GPUTarget(*TARGETS["sm_90"]))
+    assert compiled.metadata.enable_fp_fusion is False
+
+
+# --- where there is no GPU ---
+
+
+def test_the_engine_says_why_it_cannot_run(monkeypatch):
+    monkeypatch.setattr(engine.torch.cuda, "is_available", lambda: False)
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    monkeypatch.setattr(engine.importlib.util, "find_spec", lambda name: object())
+    assert engine.unavailable() == "torch finds no GPU"
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    assert "interpreted" in str(engine.unavailable())
+    monkeypatch.setattr(engine.importlib.util, "find_spec", lambda name: None)
+    assert engine.unavailable() == "triton is not installed"
+
+
+def test_an_old_gpu_is_refused(monkeypatch):
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    monkeypatch.setattr(engine.importlib.util, "find_spec", lambda name: object())
+    fake = SimpleNamespace(
+        is_available=lambda: True, get_device_capability=lambda: (7, 5), get_device_name=lambda: "an old one"
+    )
+    monkeypatch.setattr(engine.torch, "cuda", fake)
+    monkeypatch.setattr(engine.torch.version, "hip", None)
+    assert engine.unavailable() == "it needs compute capability 8.0, and an old one is older"
+
+
+@needs_triton
+def test_a_file_of_tiles_is_read_back_and_a_wrong_one_is_refused(tmp_path, monkeypatch):
+    from pxfast.kernels import tiles
+    from pxfast.kernels.launch import Tile
+
+    path = tmp_path / "tiles.json"
+    monkeypatch.setenv("PXFAST_TILES", str(path))
+    assert tiles.user_file() == path
+    assert tiles.read_tiles(path) == {}
+    mine = {"sm_90": {"bf16 row": Tile(128, 32, 64, 4, 4)}}
+    path.write_text(tiles.dump(mine))
+    assert tiles.read_tiles(path) == mine
+    tiles.tiles_for.cache_clear()
+    assert tiles.tiles_for("sm_90") == {**tiles.TILES["default"], **mine["sm_90"]}
+    assert tiles.tiles_for("sm_80") == tiles.TILES["default"]
+    tiles.tiles_for.cache_clear()
+    for wrong in ("{", "{}", '{"format": "pxfast-tiles", "tiles": {"sm_90": {"bf16 diagonal": {}}}}'):
+        path.write_text(wrong)
+        with pytest.raises(ValueError, match=r"expected .*tiles.json to be a file that `pxfast tune` wrote"):
+            tiles.read_tiles(path)
