@@ -114,10 +114,10 @@ def ninja_file(target):
         isa_flags = {name: flags for name, flags in ISA_FLAGS.items() if name != "isa_avx512bf16.cpp"}
     sources = [path for path in sources if path.name not in ISA_FLAGS.keys() - isa_flags.keys()]
     nvcc = find_nvcc(cuda_sources)
-    if nvcc:
-        common.append("-DPXFAST_WITH_CUDA")
-
     python_flags = ["-isystem", sysconfig.get_path("include"), "-isystem", pybind11.get_include()]
+    if nvcc:
+        python_flags.append("-DPXFAST_WITH_CUDA")
+        sources += sorted((ROOT / "csrc" / "cuda").glob("*.cpp"))
     link = ["-shared", "-pthread", *([f"-fsanitize={sanitize}"] if sanitize else [])]
     link += ["-undefined", "dynamic_lookup"] if sys.platform == "darwin" else []
     linker = compiler

@@ -101,7 +101,7 @@ def purify(
     check_adaptive(adaptive, threshold)
     check_precision(precision)
     chosen = engines.select(engine)
-    grid, form = to_grid(images)
+    grid, form = to_grid(images, keep_device=chosen.gpu)
     model = model_for(model, grid.shape[1:])
     if precision == "auto":
         precision = chosen.best_precision()
@@ -134,13 +134,14 @@ def _decode_suspicious(
         report(spared)
     if len(suspicious):
         chooser = dataclasses.replace(chooser, eps=eps[suspicious])
-        result[suspicious] = engine.decode(
+        decoded = engine.decode(
             schedule_for(model),
             grid[suspicious],
             chooser,
             precision=precision,
             report=lambda finished: report(spared + finished),
         )
+        result[suspicious] = decoded.to(result.device)
     return result
 
 

@@ -87,7 +87,7 @@ def tiny_colour_model() -> PixelCNN:
     return random_model(channels=3)
 
 
-@pytest.fixture(params=list(ENGINES))
+@pytest.fixture(params=[pytest.param(name, marks=[pytest.mark.gpu] * entry.gpu) for name, entry in ENGINES.items()])
 def engine(request: pytest.FixtureRequest) -> str:
     """The name of every engine in turn; one that can't run here is a skip with its reason."""
     reason = ENGINES[request.param].unavailable()

@@ -13,16 +13,16 @@ from typing import Protocol
 from torch import Tensor
 
 from ..schedule import Schedule
-from . import cpu, reference
+from . import cpu, cuda, reference, triton
 from .choosers import Chooser, Greedy, Sample
 
 
 class Decode(Protocol):
     """What an engine does.
 
-    images: (N, C, H, W) uint8, contiguous, on the CPU, N >= 1; a Sample chooser takes the shape alone. precision:
-    'fp32' or 'bf16'. report: called now and then with the number of images finished so far. Returns a new uint8 tensor
-    of the same shape.
+    images: (N, C, H, W) uint8, contiguous, N >= 1, on the CPU or, for an engine of a GPU, there; a Sample chooser takes
+    the shape alone. precision: 'fp32' or 'bf16'. report: called now and then with the number of images finished so far.
+    Returns a new uint8 tensor of the same shape.
     """
 
     def __call__(
@@ -38,18 +38,24 @@ class Decode(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Engine:
-    """An entry of the registry. ``unavailable()`` says why the engine can't run here, or None when it can."""
+    """An entry of the registry. ``unavailable()`` says why the engine can't run here, or None when it can.
+
+    gpu: whether it runs on a GPU.
+    """
 
     name: str
     summary: str
     decode: Decode
     unavailable: Callable[[], str | None]
     best_precision: Callable[[], str]
+    gpu: bool = False
 
 
 ENGINES = {
     engine.name: engine
     for engine in (
+        Engine("cuda", "C++/CUDA, cached", cuda.decode, cuda.unavailable, cuda.best_precision, gpu=True),
+        Engine("triton", "Triton, cached", triton.decode, triton.unavailable, triton.best_precision, gpu=True),
         Engine("cpu", "C++, cached, multi-threaded", cpu.decode, cpu.unavailable, cpu.best_precision),
         Engine("reference", "plain torch, uncached, slow", reference.decode, lambda: None, lambda: "fp32"),
     )

@@ -75,11 +75,13 @@ def compiled(schedule: Schedule, precision: str, isa: str) -> Any:
     key = ("cpu", precision, isa)
     with schedule.lock:
         if key not in schedule.compiled:
-            schedule.compiled[key] = _C.CpuEngine(_program(schedule), isa, precision == "bf16")
+            schedule.compiled[key] = _C.CpuEngine(program_of(schedule), isa, precision == "bf16")
         return schedule.compiled[key]
 
 
-def _program(schedule: Schedule) -> dict[str, Any]:
+def program_of(schedule: Schedule) -> dict[str, Any]:
+    """The schedule as the compiled engines take it: plain values and NumPy arrays."""
+
     def optional(cache: int | None) -> int:
         return -1 if cache is None else cache
 

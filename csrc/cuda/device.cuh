@@ -1,0 +1,173 @@
+// What the kernels ask of the machine: every PTX instruction stands here. On a host without a GPU the tests compile the
+// kernels against tests/cuda_shim/shim.h, which has a twin of each of these functions.
+#pragma once
+
+#include <cstdint>
+
+#if defined(PXFAST_CUDA_SHIM)
+#include "shim.h"
+#else
+
+#include <cuda_runtime.h>
+
+#define PXFAST_DEVICE __device__ __forceinline__
+
+namespace pxfast {
+namespace cuda {
+
+PXFAST_DEVICE int thread_index() { return threadIdx.x; }
+PXFAST_DEVICE int block_index() { return blockIdx.x; }
+PXFAST_DEVICE void sync_block() { __syncthreads(); }
+PXFAST_DEVICE void sync_warp() { __syncwarp(); }
+
+PXFAST_DEVICE unsigned char* shared_memory() {
+  extern __shared__ __align__(128) unsigned char shared[];
+  return shared;
+}
+
+template <class T>
+PXFAST_DEVICE T shuffle_xor(T value, int mask) {
+  return __shfl_xor_sync(0xffffffffu, value, mask);
+}
+
+// 16 bytes from global to shared memory, past the first-level cache; both ends 16-byte aligned.
+PXFAST_DEVICE void copy_async(void* shared, const void* global) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;\n" ::"r"((uint32_t)__cvta_generic_to_shared(shared)),
+               "l"(global)
+               : "memory");
+}
+PXFAST_DEVICE void commit_copies() { asm volatile("cp.async.commit_group;\n" ::: "memory"); }
+// Until all but the last kPending committed groups of this thread's copies have landed.
+template <int kPending>
+PXFAST_DEVICE void wait_copies() {
+  asm volatile("cp.async.wait_group %0;\n" ::"n"(kPending) : "memory");
+}
+
+// Two floats to bf16, to nearest, ties to even; `low` in the low half.
+PXFAST_DEVICE uint32_t pack_bf16(float low, float high) {
+  uint32_t packed;
+  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(packed) : "f"(high), "f"(low));
+  return packed;
+}
+
+// sum (16 x 8) += a (16 x 16) b (16 x 8). With g = lane / 4 and t = lane % 4 a lane holds, as pairs: a of row g at
+// 2t in a[0] and at 2t + 8 in a[2], of row g + 8 in a[1] and a[3]; b of column g at 2t in b[0] and at 2t + 8 in b[1];
+// sums of row g at columns 2t and 2t + 1 in sum[0] and sum[1], of row g + 8 in sum[2] and sum[3].
+PXFAST_DEVICE void multiply_add(float* sum, const uint32_t* a, const uint32_t* b) {
+  asm volatile(
+      "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+      "{%0, %1, %2, %3};\n"
+      : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+
+PXFAST_DEVICE float fused_multiply_add(float a, float b, float c) { return __fmaf_rn(a, b, c); }
+
+// exp and division as fast as bf16 results need them, and as exact as fp32 ones do
+PXFAST_DEVICE float fast_exp(float x) { return __expf(x); }
+PXFAST_DEVICE float fast_divide(float a, float b) { return __fdividef(a, b); }
+
+// Global memory that other blocks write during the launch is read and written in the second-level cache.
+struct alignas(8) Float2 {
+  float x, y;
+};
+PXFAST_DEVICE Float2 load_shared_between_blocks(const Float2* p) {
+  const float2 v = __ldcg(reinterpret_cast<const float2*>(p));
+  return {v.x, v.y};
+}
+PXFAST_DEVICE float load_shared_between_blocks(const float* p) { return __ldcg(p); }
+PXFAST_DEVICE int load_shared_between_blocks(const int* p) { return __ldcg(p); }
+PXFAST_DEVICE uint8_t load_shared_between_blocks(const uint8_t* p) { return __ldcg(p); }
+PXFAST_DEVICE void store_shared_between_blocks(Float2* p, Float2 v) {
+  __stcg(reinterpret_cast<float2*>(p), make_float2(v.x, v.y));
+}
+PXFAST_DEVICE void store_shared_between_blocks(uint32_t* p, uint32_t v) { __stcg(p, v); }
+PXFAST_DEVICE void store_shared_between_blocks(int* p, int v) { __stcg(p, v); }
+PXFAST_DEVICE void store_shared_between_blocks(uint8_t* p, uint8_t v) { __stcg(p, v); }
+PXFAST_DEVICE void atomic_min(int* p, int v) { atomicMin(p, v); }
+
+// What a launch never writes.
+template <class T>
+PXFAST_DEVICE T load_constant(const T* p) {
+  return __ldg(p);
+}
+PXFAST_DEVICE Float2 load_constant(const Float2* p) {
+  const float2 v = __ldg(reinterpret_cast<const float2*>(p));
+  return {v.x, v.y};
+}
+
+// Adds one to a count of arrivals; everything this thread has seen written is visible to whoever sees the count.
+PXFAST_DEVICE void arrive(unsigned int* count) {
+  __threadfence();
+  atomicAdd(count, 1u);
+}
+PXFAST_DEVICE void wait_for_arrivals(const unsigned int* count, unsigned int wanted) {
+  unsigned int found;
+  do {
+    asm volatile("ld.acquire.gpu.global.u32 %0, [%1];\n" : "=r"(found) : "l"(count) : "memory");
+  } while (found < wanted);
+  __threadfence();
+}
+
+// ---- clusters: blocks that receive the same weights by one copy; compute capability 9.0 ----
+
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ == 900
+#define PXFAST_CLUSTER_ASM(...) asm volatile(__VA_ARGS__)
+#else
+#define PXFAST_CLUSTER_ASM(...) __trap()
+#endif
+
+// A barrier in shared memory, counting arrivals and bytes.
+using CopyBarrier = uint64_t;
+
+PXFAST_DEVICE uint32_t shared_address(const void* p) { return (uint32_t)__cvta_generic_to_shared(p); }
+
+// Meeting of all threads of a cluster.
+PXFAST_DEVICE void sync_cluster() {
+  PXFAST_CLUSTER_ASM("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;\n" ::: "memory");
+}
+PXFAST_DEVICE void start_barrier(CopyBarrier* barrier, int arrivals) {
+  PXFAST_CLUSTER_ASM("mbarrier.init.shared::cta.b64 [%0], %1;\nfence.mbarrier_init.release.cluster;\n" ::"r"(
+                         shared_address(barrier)),
+                     "r"(arrivals)
+                     : "memory");
+}
+// Arrives at this block's barrier, which then also waits for so many bytes of copies.
+PXFAST_DEVICE void expect_bytes(CopyBarrier* barrier, uint32_t bytes) {
+  PXFAST_CLUSTER_ASM("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;\n" ::"r"(shared_address(barrier)), "r"(bytes)
+                     : "memory");
+}
+// Arrives at the barrier that stands there in another block of the cluster, or in this one.
+PXFAST_DEVICE void arrive_in_cluster(CopyBarrier* barrier, int rank) {
+  PXFAST_CLUSTER_ASM(
+      "{\n.reg .b32 there;\nmapa.shared::cluster.u32 there, %0, %1;\n"
+      "mbarrier.arrive.release.cluster.shared::cluster.b64 _, [there];\n}\n" ::"r"(shared_address(barrier)),
+      "r"(rank)
+      : "memory");
+}
+// Until the phase of this parity, 0 at first, is complete.
+PXFAST_DEVICE void wait_for_barrier(CopyBarrier* barrier, int parity) {
+  PXFAST_CLUSTER_ASM(
+      "{\n.reg .pred done;\nagain:\n"
+      "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 done, [%0], %1;\n@!done bra again;\n}\n" ::"r"(
+          shared_address(barrier)),
+      "r"(parity)
+      : "memory");
+}
+// Bytes from global memory to the same place in the shared memory of every block of the mask; each one's own barrier
+// counts them. A multiple of 16 bytes, both ends 16-byte aligned.
+PXFAST_DEVICE void copy_to_cluster(void* shared, const void* global, uint32_t bytes, CopyBarrier* barrier,
+                                   uint16_t blocks) {
+  PXFAST_CLUSTER_ASM(
+      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster [%0], [%1], %2, [%3], %4;\n" ::
+          "r"(shared_address(shared)),
+      "l"(global), "r"(bytes), "r"(shared_address(barrier)), "h"(blocks)
+      : "memory");
+}
+// What this thread wrote to shared memory comes before the copies that others may start once they hear of it.
+PXFAST_DEVICE void fence_copies() { PXFAST_CLUSTER_ASM("fence.proxy.async;\n" ::: "memory"); }
+
+}  // namespace cuda
+}  // namespace pxfast
+
+#endif

@@ -1,0 +1,186 @@
+"""The CUDA engine: the decode loop of csrc/cuda on one NVIDIA GPU, a launch for every row of a batch.
+
+All device memory comes from torch's allocator; the compiled part is given addresses and torch's current stream.
+Environment, read at every call: ``PXFAST_ORDER`` (sequential or speculative; default: by the batch size),
+``PXFAST_CUDA_TEAM`` (blocks that decode images together; default: by the batch size), ``PXFAST_CUDA_CLUSTERS`` (1:
+blocks decode alone and share the weights of pixel steps in clusters, on GPUs that have them; default: 0). None of them
+changes a bit of the result.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import os
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..schedule import Schedule
+from . import cpu
+from .choosers import Chooser, Sample
+
+MEMORY_SHARE = 0.9  # of the free device memory that a decode may take
+IMAGES_PER_MULTIPROCESSOR = 64  # in flight at most: more of them read the weights no seldomer
+
+
+def unavailable() -> str | None:
+    """Why the engine can't run on torch's current CUDA device, or None when it can."""
+    if cpu.unavailable() is not None:
+        return cpu.unavailable()
+    if not cpu._C.cuda:
+        return "this installation has no CUDA part; build it where nvcc is installed, with `pip install .`"
+    if not torch.cuda.is_available():
+        return "torch finds no GPU"
+    if torch.version.cuda is None:
+        return "torch was not built for CUDA"
+    return _problem(torch.cuda.current_device())
+
+
+@functools.cache
+def _problem(device: int) -> str | None:
+    problem: str | None = cpu._C.cuda_problem(device)
+    return problem
+
+
+@functools.cache
+def _gpu(device: int) -> Any:
+    """What planning must know of a device, a ``pxfast._C.CudaDevice``. Asking the driver takes a millisecond."""
+    return cpu._C.cuda_device(device)
+
+
+def best_precision() -> str:
+    """The faster precision: 'bf16'."""
+    return "bf16"
+
+
+def current_team() -> int:
+    """Blocks of a team, 0 for the engine's choice. ValueError when PXFAST_CUDA_TEAM is no positive integer."""
+    wish = os.environ.get("PXFAST_CUDA_TEAM")
+    if not wish:
+        return 0
+    if not wish.isdecimal() or int(wish) < 1:
+        raise ValueError(f"PXFAST_CUDA_TEAM must be a positive integer, got {wish!r}")
+    return int(wish)
+
+
+def current_clusters() -> bool:
+    """Whether blocks share weights in clusters. ValueError when PXFAST_CUDA_CLUSTERS is neither 0 nor 1."""
+    wish = os.environ.get("PXFAST_CUDA_CLUSTERS", "")
+    if wish not in ("", "0", "1"):
+        raise ValueError(f"PXFAST_CUDA_CLUSTERS must be 0 or 1, got {wish!r}")
+    return wish == "1"
+
+
+@dataclasses.dataclass(frozen=True)
+class Resident:
+    """A schedule's program on a device: ``engine`` is a ``pxfast._C.CudaEngine``, ``block`` its weights there."""
+
+    engine: Any
+    block: Tensor
+
+
+def compiled(schedule: Schedule, precision: str, device: torch.device) -> Resident:
+    """The schedule's program with packed weights on ``device``; made once per precision and device."""
+    key = ("cuda", precision, str(device))
+    with schedule.lock:
+        if key not in schedule.compiled:
+            engine = cpu._C.CudaEngine(cpu.program_of(schedule), precision == "bf16")
+            packed = torch.from_numpy(engine.block())
+            schedule.compiled[key] = Resident(engine, _allocate(len(packed), device, "the weights").copy_(packed))
+        resident = schedule.compiled[key]
+    assert isinstance(resident, Resident)
+    return resident
+
+
+def _allocate(count: int, device: torch.device, purpose: str) -> Tensor:
+    """Bytes on a device. torch.OutOfMemoryError says how many were asked for, and what for."""
+    try:
+        return torch.empty(count, dtype=torch.uint8, device=device)
+    except torch.OutOfMemoryError as error:
+        raise torch.OutOfMemoryError(
+            f"the CUDA engine asked {device} for {count / 1e6:.1f} MB for {purpose}: {error}"
+        ) from error
+
+
+def chunks(images: int, bytes_per_image: int, free_bytes: int, multiprocessors: int) -> list[int]:
+    """How many images are decoded at a time: as few parts as memory and the GPU's size allow, of nearly one size."""
+    fits = int(MEMORY_SHARE * free_bytes) // bytes_per_image
+    most = max(1, min(fits, IMAGES_PER_MULTIPROCESSOR * multiprocessors))
+    parts = -(-images // most)
+    return [images * (part + 1) // parts - images * part // parts for part in range(parts)]
+
+
+def _free_bytes(device: torch.device) -> int:
+    """Device memory that an allocation may get, torch's own reserve included."""
+    free, _ = torch.cuda.mem_get_info(device)
+    return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+
+
+@torch.no_grad()
+def decode(
+    schedule: Schedule,
+    images: Tensor,
+    chooser: Chooser,
+    *,
+    precision: str,
+    report: Callable[[int], None] | None = None,
+) -> Tensor:
+    """See :class:`pxfast.engines.Decode`; images may lie on a GPU as well, and the result lies where they do.
+
+    The work is ordered in torch's current stream and finished on return. The GIL is released; Ctrl-C is honoured
+    between rows. torch.OutOfMemoryError when the device has no room for one image.
+    """
+    device = images.device if images.is_cuda else torch.device("cuda", torch.cuda.current_device())
+    with torch.cuda.device(device):
+        resident = compiled(schedule, precision, device)
+        given = images.to(device).contiguous()
+        result = torch.empty_like(given)
+        eps = None
+        if not isinstance(chooser, Sample):
+            eps = chooser.eps_of(len(images)).to(device)
+            chooser = dataclasses.replace(chooser, eps=eps.cpu())
+        plain = cpu.plain_chooser(chooser, len(images))
+        gpu = _gpu(device.index)
+        bytes_per_image = resident.engine.bytes_per_image(speculative=True)
+        sizes = chunks(len(images), bytes_per_image, _free_bytes(device), gpu.multiprocessors)
+        done = 0
+        for count in sizes:
+            if isinstance(chooser, Sample):
+                plain["first"] = chooser.first + done
+            part = slice(done, done + count)
+            some = None if eps is None else eps[part]
+            _decode_part(resident, gpu, given[part], result[part], some, plain, report, done)
+            done += count
+    return result.to(images.device)
+
+
+def _decode_part(
+    resident: Resident,
+    gpu: Any,
+    given: Tensor,
+    result: Tensor,
+    eps: Tensor | None,
+    plain: dict[str, Any],
+    report: Callable[[int], None] | None,
+    before: int,
+) -> None:
+    """Decode images that are in flight together. gpu: a CudaDevice; before: images of the batch finished already."""
+    engine, device = resident.engine, given.device
+    plan = engine.plan(len(given), gpu, cpu.current_order(), current_team(), current_clusters())
+    workspace = _allocate(engine.workspace_bytes(plan), device, f"{len(given)} images in flight")
+    engine.decode(
+        plan,
+        device.index,
+        torch.cuda.current_stream(device).cuda_stream,
+        resident.block.data_ptr(),
+        workspace.data_ptr(),
+        given.data_ptr(),
+        result.data_ptr(),
+        len(given),
+        0 if eps is None else eps.data_ptr(),
+        plain,
+        None if report is None else lambda finished: report(before + finished),
+    )
