@@ -1,0 +1,44 @@
+// A grid of CUDA threads as fibers of one host thread: barriers are real ones, and whoever waits lets others run.
+//
+// Fibers instead of threads, because a small decode passes some hundred thousand barriers of 256 threads each. The
+// sanitizers are told of every switch: the thread sanitizer takes each fiber for a thread of its own, and sees only the
+// order that barriers and atomic counts establish, so it finds races as if all threads ran at once. fibers.cpp itself is
+// compiled without it (PXFAST_THREAD_SANITIZER tells it that the rest is not).
+#pragma once
+
+namespace fibers {
+
+struct Fiber;
+
+// Runs body(context) in blocks x threads fibers. seed 0: in order; else whoever is ready runs in a random order.
+// Ends the process with a message when all of them wait for each other.
+void run(int blocks, int threads, unsigned seed, void (*body)(void*), void* context);
+
+// Of the fiber that runs.
+int block();
+int thread();
+
+void yield();  // for a thread that spins
+
+// A barrier for a fixed number of fibers.
+class Barrier {
+ public:
+  void reset(int size) { size_ = size, arrived_ = 0, first_ = nullptr; }
+  void wait();
+
+ private:
+  int size_ = 0, arrived_ = 0;
+  Fiber* first_ = nullptr;  // of those that wait
+};
+
+// A barrier in shared memory that counts arrivals and bytes; plain data, as the device's are.
+struct CopyBarrier {
+  int arrivals, pending, phase;
+  long bytes;
+};
+void start(CopyBarrier* barrier, int arrivals);
+void arrive(CopyBarrier* barrier, long expected_bytes);
+void complete(CopyBarrier* barrier, long bytes);
+void wait(CopyBarrier* barrier, int parity);
+
+}  // namespace fibers

@@ -1,0 +1,216 @@
+// Host twins of the functions in csrc/cuda/device.cuh, so that the kernels' own source runs on the CPU.
+//
+// Asynchronous copies happen at the latest moment that the waits allow, or at once, as the test asks: a copy that
+// nobody waited for, or into memory still in use, shows either way.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <vector>
+
+#include "fibers.h"
+
+#define PXFAST_DEVICE inline
+
+namespace pxfast {
+namespace cuda {
+namespace shim {
+
+constexpr int kThreads = 256;
+
+struct PendingCopy {
+  void* to;
+  const void* from;
+};
+struct Thread {
+  PendingCopy copy[512];
+  int copies = 0;  // waiting
+  int group[64];   // copies in each committed group
+  int groups = 0;
+  int uncommitted = 0;
+};
+struct Warp {
+  fibers::Barrier barrier;
+  unsigned char exchange[2][32][64];  // of the lanes; the halves are used in turn, so that one barrier is enough
+};
+struct Block {
+  fibers::Barrier barrier;
+  Warp warp[kThreads / 32];
+  Thread thread[kThreads];
+  int turn[kThreads];
+  std::vector<unsigned char> shared;
+};
+
+struct Grid {
+  std::vector<Block> block;
+  std::vector<fibers::Barrier> cluster;
+  int cluster_blocks = 1;
+  bool eager_copies = false;
+};
+inline Grid& grid() {
+  static Grid instance;
+  return instance;
+}
+inline Block& block() { return grid().block[fibers::block()]; }
+inline Warp& warp() { return block().warp[fibers::thread() / 32]; }
+
+// Every lane shows `mine` and gets all lanes' values.
+inline const unsigned char (*exchange(const void* mine, size_t bytes))[64] {
+  Warp& w = warp();
+  int& turn = block().turn[fibers::thread()];
+  turn ^= 1;
+  std::memcpy(w.exchange[turn][fibers::thread() % 32], mine, bytes);
+  w.barrier.wait();
+  return w.exchange[turn];
+}
+
+// The same place in the shared memory of another block of the cluster.
+template <class T>
+T* in_block_of_cluster(T* here, int rank) {
+  const auto offset = reinterpret_cast<unsigned char*>(here) - block().shared.data();
+  Block& there = grid().block[fibers::block() / grid().cluster_blocks * grid().cluster_blocks + rank];
+  return reinterpret_cast<T*>(there.shared.data() + offset);
+}
+
+inline float from_bf16(uint32_t bits) {
+  bits <<= 16;
+  float value;
+  std::memcpy(&value, &bits, 4);
+  return value;
+}
+inline uint32_t to_bf16(float value) {
+  uint32_t bits;
+  std::memcpy(&bits, &value, 4);
+  return (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+}
+
+}  // namespace shim
+
+inline int thread_index() { return fibers::thread(); }
+inline int block_index() { return fibers::block(); }
+inline void sync_block() { shim::block().barrier.wait(); }
+inline void sync_warp() { shim::warp().barrier.wait(); }
+inline unsigned char* shared_memory() { return shim::block().shared.data(); }
+
+template <class T>
+T shuffle_xor(T value, int mask) {
+  const auto lanes = shim::exchange(&value, sizeof value);
+  T other;
+  std::memcpy(&other, lanes[(fibers::thread() % 32) ^ mask], sizeof other);
+  return other;
+}
+
+inline void copy_async(void* to, const void* from) {
+  if (reinterpret_cast<uintptr_t>(to) % 16 != 0 || reinterpret_cast<uintptr_t>(from) % 16 != 0) __builtin_trap();
+  if (shim::grid().eager_copies) {
+    std::memcpy(to, from, 16);
+    return;
+  }
+  shim::Thread& t = shim::block().thread[fibers::thread()];
+  if (t.copies == 512) __builtin_trap();
+  t.copy[t.copies++] = {to, from};
+  ++t.uncommitted;
+}
+inline void commit_copies() {
+  shim::Thread& t = shim::block().thread[fibers::thread()];
+  if (t.groups == 64) __builtin_trap();
+  t.group[t.groups++] = t.uncommitted;
+  t.uncommitted = 0;
+}
+template <int kPending>
+void wait_copies() {
+  shim::Thread& t = shim::block().thread[fibers::thread()];
+  const int finished = t.groups > kPending ? t.groups - kPending : 0;
+  int copies = 0;
+  for (int g = 0; g < finished; ++g) copies += t.group[g];
+  for (int i = 0; i < copies; ++i) std::memcpy(t.copy[i].to, t.copy[i].from, 16);
+  std::memmove(t.copy, t.copy + copies, (t.copies - copies) * sizeof t.copy[0]);
+  std::memmove(t.group, t.group + finished, (t.groups - finished) * sizeof t.group[0]);
+  t.copies -= copies;
+  t.groups -= finished;
+}
+
+inline uint32_t pack_bf16(float low, float high) { return shim::to_bf16(low) | shim::to_bf16(high) << 16; }
+
+// The matrix product of a warp, from the documented places of its operands' elements.
+inline void multiply_add(float* sum, const uint32_t* a, const uint32_t* b) {
+  struct Operands {
+    uint32_t a[4], b[2];
+  } mine{{a[0], a[1], a[2], a[3]}, {b[0], b[1]}};
+  const auto lanes = shim::exchange(&mine, sizeof mine);
+  const auto of = [&](int lane) {
+    Operands o;
+    std::memcpy(&o, lanes[lane], sizeof o);
+    return o;
+  };
+  const auto half = [](uint32_t pair, int k) { return shim::from_bf16(k & 1 ? pair >> 16 : pair & 0xffff); };
+  const int lane = fibers::thread() % 32, g = lane / 4, t = lane % 4;
+  for (int i = 0; i < 4; ++i) {
+    const int row = i / 2 ? g + 8 : g, column = 2 * t + i % 2;
+    float total = sum[i];
+    for (int k = 0; k < 16; ++k) {
+      const int owner = k % 8 / 2;
+      const float x = half(of(row % 8 * 4 + owner).a[(row >= 8) + 2 * (k >= 8)], k);
+      const float y = half(of(column * 4 + owner).b[k >= 8], k);
+      total += x * y;
+    }
+    sum[i] = total;
+  }
+}
+
+inline float fused_multiply_add(float a, float b, float c) { return std::fma(a, b, c); }
+inline float fast_exp(float x) { return std::exp(x); }
+inline float fast_divide(float a, float b) { return a / b; }
+
+struct alignas(8) Float2 {
+  float x, y;
+};
+template <class T>
+T load_shared_between_blocks(const T* p) {
+  return *p;
+}
+template <class T>
+void store_shared_between_blocks(T* p, T v) {
+  *p = v;
+}
+// counts that several threads change
+inline int load_shared_between_blocks(const int* p) { return __atomic_load_n(p, __ATOMIC_RELAXED); }
+inline void store_shared_between_blocks(int* p, int v) { __atomic_store_n(p, v, __ATOMIC_RELAXED); }
+inline void atomic_min(int* p, int v) {
+  int found = __atomic_load_n(p, __ATOMIC_RELAXED);
+  while (v < found && !__atomic_compare_exchange_n(p, &found, v, false, __ATOMIC_RELAXED, __ATOMIC_RELAXED)) {
+  }
+}
+template <class T>
+T load_constant(const T* p) {
+  return *p;
+}
+
+using CopyBarrier = fibers::CopyBarrier;
+
+inline void sync_cluster() { shim::grid().cluster[fibers::block() / shim::grid().cluster_blocks].wait(); }
+inline void start_barrier(CopyBarrier* barrier, int arrivals) { fibers::start(barrier, arrivals); }
+inline void expect_bytes(CopyBarrier* barrier, uint32_t bytes) { fibers::arrive(barrier, bytes); }
+inline void arrive_in_cluster(CopyBarrier* barrier, int rank) {
+  fibers::arrive(shim::in_block_of_cluster(barrier, rank), 0);
+}
+inline void wait_for_barrier(CopyBarrier* barrier, int parity) { fibers::wait(barrier, parity); }
+inline void copy_to_cluster(void* shared, const void* global, uint32_t bytes, CopyBarrier* barrier, uint16_t blocks) {
+  if (bytes % 16 != 0 || reinterpret_cast<uintptr_t>(shared) % 16 != 0 || reinterpret_cast<uintptr_t>(global) % 16 != 0)
+    __builtin_trap();
+  for (int rank = 0; rank < 16; ++rank) {
+    if (!(blocks >> rank & 1)) continue;
+    std::memcpy(shim::in_block_of_cluster(static_cast<unsigned char*>(shared), rank), global, bytes);
+    fibers::complete(shim::in_block_of_cluster(barrier, rank), bytes);
+  }
+}
+inline void fence_copies() {}
+
+inline void arrive(unsigned int* count) { __atomic_fetch_add(count, 1u, __ATOMIC_ACQ_REL); }
+inline void wait_for_arrivals(const unsigned int* count, unsigned int wanted) {
+  while (__atomic_load_n(count, __ATOMIC_ACQUIRE) < wanted) fibers::yield();
+}
+
+}  // namespace cuda
+}  // namespace pxfast

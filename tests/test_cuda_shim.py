@@ -1,0 +1,208 @@
+"""The CUDA engine's own sources, run on the host: no GPU has a part in this.
+
+tests/cuda_shim turns a grid of threads into fibers with real barriers, shared memory into a buffer, and each function
+that holds a PTX instruction into a twin; the kernels, the packing of the weights and the planning are the ones that
+nvcc compiles. What is judged is what test_engines.py asks of every engine: exact, batch-invariant, bounded.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import cuda_shim
+import numpy as np
+import pytest
+import torch
+from cuda_shim import Settings
+from helpers import noisy, real_images, trained_model
+from torch import Tensor
+
+from pxfast.engines import ENGINES, Greedy, Sample, cpu
+from pxfast.engines.choosers import Chooser
+from pxfast.pixelcnn import PixelCNN
+from pxfast.schedule import PRECISIONS, schedule_for
+from pxfast.verify import verify
+
+SEQUENTIAL, SPECULATIVE = 1, 2
+SMALLEST = ((4, 4), 1, 8, 1, "logistic")  # for the sanitizers: too small to be trained
+SMALL_SHARED = 99 * 1024  # of Ada's multiprocessors; Hopper's have 227 KB
+
+# (image size, channels, filters, resnets, head)
+COLOUR = ((8, 12), 3, 10, 1, "logistic")
+CASES = {
+    "logistic": ((8, 8), 1, 8, 1, "logistic"),
+    "logistic-colour": COLOUR,
+    "softmax": ((8, 8), 1, 17, 1, "softmax"),
+    "softmax-colour": ((8, 8), 3, 9, 1, "softmax"),
+    "pixelcnn++": ((8, 8), 3, 8, 1, "pixelcnn++"),
+    "one-filter": ((4, 8), 1, 1, 1, "logistic"),
+}
+
+
+@functools.cache
+def compiler() -> str | None:
+    return shutil.which("g++")
+
+
+@pytest.fixture(scope="session")
+def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The engine compiled for the host, without sanitizers."""
+    if compiler() is None:
+        pytest.skip("there is no g++ to build the shim with")
+    return cuda_shim.build(tmp_path_factory.mktemp("shim"), "g++")
+
+
+@pytest.fixture(autouse=True)
+def cpu_engine() -> None:
+    reason = ENGINES["cpu"].unavailable()
+    if reason is not None:
+        pytest.skip(f"engine 'cpu', the measure of the shim, can't run here: {reason}")
+
+
+def model_of(name: str) -> PixelCNN:
+    if name == "smallest":
+        return trained_model(*SMALLEST, steps=0)
+    return trained_model(*CASES[name], steps=12)
+
+
+def images_of(name: str, count: int) -> Tensor:
+    size, channels, *_ = SMALLEST if name == "smallest" else CASES[name]
+    return noisy(real_images(channels, size, count))
+
+
+def decode(program: Path, name: str, images: Tensor, settings: Settings, **environment: str) -> tuple[Tensor, str]:
+    described = cpu.program_of(schedule_for(model_of(name)))
+    result, said = cuda_shim.decode(program, described, images.numpy(), settings, **environment)
+    return torch.from_numpy(result.copy()), said
+
+
+def by_cpu_engine(name: str, images: Tensor, chooser: Chooser, precision: str) -> Tensor:
+    return cpu.decode(schedule_for(model_of(name)), images, chooser, precision=precision)
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("name", CASES)
+def test_exact_and_as_the_cpu_engine(program, name, precision):
+    images = images_of(name, 3)
+    eps = (16, 255, 3)
+    result, _ = decode(program, name, images, Settings(bf16=precision == "bf16", eps=eps, multiprocessors=3))
+    for n, amount in enumerate(eps):
+        verdict = verify(images[n : n + 1], result[n : n + 1], amount, model=model_of(name), precision=precision)
+        assert verdict.passed, f"eps {amount}: {verdict}"
+    expected = by_cpu_engine(name, images, Greedy(torch.tensor(eps, dtype=torch.uint8)), precision)
+    differing = int((result != expected).flatten(1).any(dim=1).sum())
+    assert differing <= (0 if precision == "fp32" else 1), f"{differing} of 3 images differ; near-ties are rarer"
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_order_teams_memory_and_batch_change_no_bit(program, precision):
+    bf16, images = precision == "bf16", images_of("logistic-colour", 5)
+    alone = Settings(bf16=bf16, order=SEQUENTIAL, members=1, multiprocessors=1)
+    expected, said = decode(program, "logistic-colour", images, alone)
+    assert "teams 1 members 1 capacity 5 cluster 1 speculative 0 stages 4 pieces 16" in said, "the path was taken"
+    for settings, path in (
+        (Settings(bf16, SPECULATIVE, 3, 11, False, 3), "teams 1 members 3 capacity 5 cluster 1 speculative 1"),
+        (Settings(bf16, SPECULATIVE, 1, 5, True, 5), "teams 5 members 1 capacity 1 cluster 1 speculative 1"),
+        (Settings(bf16, SEQUENTIAL, 2, 7, True, 4), "teams 2 members 2 capacity 3 cluster 1 speculative 0"),
+        (Settings(bf16, SEQUENTIAL, 1, 3, False, 2, SMALL_SHARED), "stages 2 pieces 8"),
+        (Settings(bf16, SEQUENTIAL, 1, 9, clusters=True), "teams 4 members 1 capacity 2 cluster 4"),
+    ):
+        result, said = decode(program, "logistic-colour", images, settings)
+        assert path in said, "the path was taken"
+        assert torch.equal(result, expected), said
+    last, _ = decode(program, "logistic-colour", images[4:].contiguous(), Settings(bf16, seed=1))
+    assert torch.equal(last, expected[4:]), "an image's result depends on its batch"
+
+
+@pytest.mark.parametrize("name", ["logistic-colour", "softmax-colour", "pixelcnn++"])
+def test_the_other_choosers_as_the_cpu_engine(program, name):
+    images = images_of(name, 3)
+    result, _ = decode(program, name, images, Settings(samples=True, chooser_seed=2**40 + 3, first=7))
+    assert torch.equal(result, by_cpu_engine(name, images, Sample(2**40 + 3, first=7), "fp32"))
+    cold = Settings(samples=True, chooser_seed=5, inverse_temperature=2.0)
+    result, _ = decode(program, name, images, cold)
+    assert torch.equal(result, by_cpu_engine(name, images, Sample(5, temperature=0.5), "fp32"))
+    result, _ = decode(program, name, images, Settings(eps=16, keep_probability=2.0**-7))
+    kept = by_cpu_engine(name, images, Greedy(16, keep_bits=7.0), "fp32")
+    assert torch.equal(result, kept)
+    assert not torch.equal(kept, by_cpu_engine(name, images, Greedy(16), "fp32")), "some sub-pixel is likely enough"
+
+
+def test_bounds_and_the_identity(program):
+    images = torch.cat((images_of("logistic", 1), torch.zeros(1, 1, 8, 8), torch.full((1, 1, 8, 8), 255))).byte()
+    result, _ = decode(program, "logistic", images, Settings(eps=0))
+    assert torch.equal(result, images)
+    result, _ = decode(program, "logistic", images, Settings(eps=40))
+    assert int((result.int() - images.int()).abs().max()) <= 40
+
+
+@pytest.mark.parametrize("sanitizer", ["address,undefined", "thread"])
+def test_sanitizers_find_nothing(sanitizer, program, tmp_path):
+    checking = cuda_shim.build(tmp_path, "g++", sanitizer)
+    environment = {**os.environ, "TSAN_OPTIONS": "halt_on_error=1", "ASAN_OPTIONS": "detect_stack_use_after_return=0"}
+    environment["UBSAN_OPTIONS"] = "halt_on_error=1"
+    for settings, count in (
+        (Settings(bf16=True, order=SPECULATIVE, members=2, multiprocessors=2), 2),
+        (Settings(order=SEQUENTIAL, members=2, multiprocessors=2, shared_bytes=SMALL_SHARED), 2),
+        (Settings(bf16=True, order=SEQUENTIAL, clusters=True), 4),
+    ):
+        images = images_of("smallest", count)
+        result, _ = decode(checking, "smallest", images, settings, **environment)
+        expected, _ = decode(program, "smallest", images, settings)
+        assert torch.equal(result, expected)
+
+
+# what the shim must notice; each ends the process
+FAULTS = {
+    "a thread that misses a barrier": ("if (thread_index() != 5) sync_block();", "", "deadlock"),
+    "a wait for a block that never comes": (
+        "static unsigned int count; wait_for_arrivals(&count, 1);",
+        "",
+        "livelock",
+    ),
+    "a read without a barrier": (
+        "auto* shared = shared_memory(); shared[thread_index()] = 1; total += shared[thread_index() ^ 1];",
+        "thread",
+        "data race",
+    ),
+    "a read past the shared memory": (
+        "total += shared_memory()[1024 + thread_index()];",
+        "address",
+        "buffer-overflow",
+    ),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_the_shim_notices(fault, tmp_path):
+    if compiler() is None:
+        pytest.skip("there is no g++ to build the shim with")
+    code, sanitizer, message = FAULTS[fault]
+    source = tmp_path / "fault.cpp"
+    source.write_text(
+        '#include "shim.h"\n#include <cstdio>\nusing namespace pxfast::cuda;\nint total;\n'
+        f"void kernel(void*) {{ {code} }}\n"
+        "int main() {\n  auto& grid = shim::grid();\n  grid.block.resize(1);\n  auto& block = grid.block[0];\n"
+        "  block.barrier.reset(256);\n  for (auto& warp : block.warp) warp.barrier.reset(32);\n"
+        '  block.shared.resize(1024);\n  fibers::run(1, 256, 0, kernel, nullptr);\n  std::puts("unnoticed");\n}\n'
+    )
+    program = cuda_shim.compile_program(tmp_path, "g++", sanitizer, [source])
+    environment = {**os.environ, "TSAN_OPTIONS": "halt_on_error=1"}
+    done = subprocess.run([str(program)], capture_output=True, text=True, env=environment)
+    assert done.returncode != 0
+    assert message in done.stderr
+    assert "unnoticed" not in done.stdout
+
+
+def test_the_plan_refuses_what_it_cannot_hold(program):
+    images = images_of("logistic", 1)
+    described = cpu.program_of(schedule_for(model_of("logistic")))
+    with pytest.raises(AssertionError, match="too little shared memory: 49152 bytes"):
+        cuda_shim.decode(program, described, images.numpy(), Settings(shared_bytes=48 * 1024))
+    described["channels"] = 2
+    with pytest.raises(AssertionError, match="bad program: channels"):
+        cuda_shim.decode(program, described, np.repeat(images.numpy(), 2, axis=1), Settings())
