@@ -178,3 +178,13 @@ def test_a_file_of_tiles_is_read_back_and_a_wrong_one_is_refused(tmp_path, monke
         path.write_text(wrong)
         with pytest.raises(ValueError, match=r"expected .*tiles.json to be a file that `pxfast tune` wrote"):
             tiles.read_tiles(path)
+
+
+def test_tuning_says_that_it_needs_a_gpu(monkeypatch, tmp_path):
+    from pxfast.tuning import tune
+
+    monkeypatch.setenv("PXFAST_TILES", str(tmp_path / "tiles.json"))
+    monkeypatch.setattr(engine, "unavailable", lambda: "torch finds no GPU")
+    with pytest.raises(RuntimeError, match="pxfast tune measures on a GPU, and none can be used here: torch finds no"):
+        tune(paper_schedule("logistic"))
+    assert not list(tmp_path.iterdir())
