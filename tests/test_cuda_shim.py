@@ -169,6 +169,12 @@ FAULTS = {
         "thread",
         "data race",
     ),
+    "a read that only the next barrier comes after": (
+        "sync_block(); if (thread_index() == 255) shared_memory()[0] = 1;"
+        " if (thread_index() == 0) total += shared_memory()[0]; sync_block();",
+        "thread",
+        "data race",
+    ),
     "a read past the shared memory": (
         "total += shared_memory()[1024 + thread_index()];",
         "address",

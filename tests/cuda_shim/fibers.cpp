@@ -280,7 +280,7 @@ int block() { return scheduler().current().block; }
 int thread() { return scheduler().current().thread; }
 void yield() { scheduler().yield(); }
 
-void start(CopyBarrier* barrier, int arrivals) { *barrier = {arrivals, arrivals, 0, 0}; }
+void start(CopyBarrier* barrier, int arrivals) { *barrier = {arrivals, arrivals, 0, {}, 0}; }
 
 static void settle(CopyBarrier* barrier) {
   if (barrier->pending > 0 || barrier->bytes != 0) return;
@@ -290,36 +290,38 @@ static void settle(CopyBarrier* barrier) {
 
 void arrive(CopyBarrier* barrier, long expected_bytes) {
   if (barrier->pending < 1) Scheduler::die("an arrival too many at a barrier for copies");
-  order_before(barrier);
+  order_before(&barrier->order[barrier->phase]);
   --barrier->pending;
   barrier->bytes += expected_bytes;
   settle(barrier);
 }
 
 void complete(CopyBarrier* barrier, long bytes) {
-  order_before(barrier);
+  order_before(&barrier->order[barrier->phase]);
   barrier->bytes -= bytes;
   settle(barrier);
 }
 
 void wait(CopyBarrier* barrier, int parity) {
   while (barrier->phase == parity) scheduler().yield();
-  order_after(barrier);
+  order_after(&barrier->order[parity]);
 }
 
 void Barrier::wait() {
   Scheduler& s = scheduler();
-  order_before(this);
+  char* order = &order_[phase_];
+  order_before(order);
   if (++arrived_ == size_) {
     for (Fiber* fiber = first_; fiber != nullptr; fiber = fiber->next) s.make_ready(fiber);
     arrived_ = 0;
+    phase_ ^= 1;
     first_ = nullptr;
   } else {
     s.current().next = first_;
     first_ = &s.current();
     s.block();
   }
-  order_after(this);
+  order_after(order);
 }
 
 }  // namespace fibers

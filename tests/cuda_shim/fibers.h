@@ -23,17 +23,19 @@ void yield();  // for a thread that spins
 // A barrier for a fixed number of fibers.
 class Barrier {
  public:
-  void reset(int size) { size_ = size, arrived_ = 0, first_ = nullptr; }
+  void reset(int size) { size_ = size, arrived_ = 0, phase_ = 0, first_ = nullptr; }
   void wait();
 
  private:
-  int size_ = 0, arrived_ = 0;
+  int size_ = 0, arrived_ = 0, phase_ = 0;
+  char order_[2];  // of the phases in turn: who leaves one comes after its arrivals, not after those of the next
   Fiber* first_ = nullptr;  // of those that wait
 };
 
 // A barrier in shared memory that counts arrivals and bytes; plain data, as the device's are.
 struct CopyBarrier {
   int arrivals, pending, phase;
+  char order[2];
   long bytes;
 };
 void start(CopyBarrier* barrier, int arrivals);

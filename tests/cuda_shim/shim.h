@@ -19,6 +19,12 @@ namespace shim {
 
 constexpr int kThreads = 256;
 
+// Word by word: a compiler may expand memcpy of a few bytes in place, where the thread sanitizer does not see it.
+typedef uint32_t __attribute__((may_alias)) Word;
+inline void copy_words(void* to, const void* from, size_t bytes) {
+  for (size_t i = 0; i < bytes / 4; ++i) static_cast<Word*>(to)[i] = static_cast<const Word*>(from)[i];
+}
+
 struct PendingCopy {
   void* to;
   const void* from;
@@ -60,7 +66,7 @@ inline const unsigned char (*exchange(const void* mine, size_t bytes))[64] {
   Warp& w = warp();
   int& turn = block().turn[fibers::thread()];
   turn ^= 1;
-  std::memcpy(w.exchange[turn][fibers::thread() % 32], mine, bytes);
+  copy_words(w.exchange[turn][fibers::thread() % 32], mine, bytes);
   w.barrier.wait();
   return w.exchange[turn];
 }
@@ -97,14 +103,14 @@ template <class T>
 T shuffle_xor(T value, int mask) {
   const auto lanes = shim::exchange(&value, sizeof value);
   T other;
-  std::memcpy(&other, lanes[(fibers::thread() % 32) ^ mask], sizeof other);
+  shim::copy_words(&other, lanes[(fibers::thread() % 32) ^ mask], sizeof other);
   return other;
 }
 
 inline void copy_async(void* to, const void* from) {
   if (reinterpret_cast<uintptr_t>(to) % 16 != 0 || reinterpret_cast<uintptr_t>(from) % 16 != 0) __builtin_trap();
   if (shim::grid().eager_copies) {
-    std::memcpy(to, from, 16);
+    shim::copy_words(to, from, 16);
     return;
   }
   shim::Thread& t = shim::block().thread[fibers::thread()];
@@ -124,7 +130,7 @@ void wait_copies() {
   const int finished = t.groups > kPending ? t.groups - kPending : 0;
   int copies = 0;
   for (int g = 0; g < finished; ++g) copies += t.group[g];
-  for (int i = 0; i < copies; ++i) std::memcpy(t.copy[i].to, t.copy[i].from, 16);
+  for (int i = 0; i < copies; ++i) shim::copy_words(t.copy[i].to, t.copy[i].from, 16);
   std::memmove(t.copy, t.copy + copies, (t.copies - copies) * sizeof t.copy[0]);
   std::memmove(t.group, t.group + finished, (t.groups - finished) * sizeof t.group[0]);
   t.copies -= copies;
@@ -141,7 +147,7 @@ inline void multiply_add(float* sum, const uint32_t* a, const uint32_t* b) {
   const auto lanes = shim::exchange(&mine, sizeof mine);
   const auto of = [&](int lane) {
     Operands o;
-    std::memcpy(&o, lanes[lane], sizeof o);
+    shim::copy_words(&o, lanes[lane], sizeof o);
     return o;
   };
   const auto half = [](uint32_t pair, int k) { return shim::from_bf16(k & 1 ? pair >> 16 : pair & 0xffff); };
@@ -201,7 +207,7 @@ inline void copy_to_cluster(void* shared, const void* global, uint32_t bytes, Co
     __builtin_trap();
   for (int rank = 0; rank < 16; ++rank) {
     if (!(blocks >> rank & 1)) continue;
-    std::memcpy(shim::in_block_of_cluster(static_cast<unsigned char*>(shared), rank), global, bytes);
+    shim::copy_words(shim::in_block_of_cluster(static_cast<unsigned char*>(shared), rank), global, bytes);
     fibers::complete(shim::in_block_of_cluster(barrier, rank), bytes);
   }
 }
