@@ -14,7 +14,7 @@ namespace {
 constexpr double kBlockRate = 100e9;    // bytes/s that one multiprocessor takes from the second-level cache
 constexpr double kCacheRate = 5.5e12;   // and all of them together
 constexpr double kStepSeconds = 1.5e-6;  // of a step beside its bytes: latency of loads, the slices' sum, the epilogue
-constexpr double kMeetingSeconds = 1e-6;  // of a team's meeting
+constexpr double kMeetingSeconds = 1e-6, kArrivalSeconds = 2e-8;  // of a team's meeting, and more for every block
 constexpr double kSweeps = 6.0;           // of a row, for one image of a trained model
 constexpr int kMaxMembers = 40;
 constexpr int kMaxSpeculativeTeam = 4;  // images that share a frontier: the slowest one holds up the rest
@@ -83,7 +83,7 @@ Plan Engine::plan(int64_t images, const Device& device, Order order, int members
       const double tiles = std::ceil(row_tiles * std::ceil(units / tile_units) / size);
       bytes += 0.5 * tiles * (weights * tile_units / units + cells * std::min<double>(rows, kPixelTile));
     }
-    const double meeting = size > 1 ? kMeetingSeconds : 0.0;
+    const double meeting = size > 1 ? kMeetingSeconds + size * kArrivalSeconds : 0.0;
     plan.predicted_seconds = std::max(bytes / kBlockRate, bytes * plan.teams * size / kCacheRate) +
                              (passes + row_.steps) * (kStepSeconds + meeting);
     if (best.teams == 0 || plan.predicted_seconds < best.predicted_seconds) best = plan;
