@@ -86,7 +86,7 @@ def write_png(image: Images, path: Path) -> None:
 def check_output(out: Path, suffix: str, *, force: bool) -> None:
     """Refuse an output with another suffix ('' is a folder), in a folder that isn't there, or that exists already."""
     if suffix and out.suffix.lower() != suffix:
-        lossy = ", never of a lossy format" if suffix == ".png" else ""
+        lossy = ", never a lossy format" if suffix == ".png" else ""
         raise ValueError(f"{out}: this output must have the suffix {suffix}{lossy}")
     if not suffix and out.suffix.lower() in KINDS:
         raise ValueError(f"{out}: the output of a folder is a folder, not a {out.suffix} file")

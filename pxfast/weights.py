@@ -22,7 +22,7 @@ from .files import whole_file
 from .pixelcnn import PixelCNN, PixelCNNConfig
 
 FORMAT = "pxfast-pixelcnn"
-SHIPPED = {"fashion-mnist": "fashion-mnist.safetensors"}
+SHIPPED = {"cifar10": "cifar10.safetensors", "fashion-mnist": "fashion-mnist.safetensors"}
 
 
 def model_tensors(model: PixelCNN, dtype: torch.dtype) -> dict[str, Tensor]:

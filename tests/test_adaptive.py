@@ -62,9 +62,11 @@ def test_verify_knows_the_rule(images, adaptive, precision):
 
 
 def test_sparing_sub_pixels_changes_fewer_of_them(images):
-    moved = (pxfast.purify(images, 16) != images).sum()
-    spared = (pxfast.purify(images, 16, adaptive="sub-pixel") != images).sum()
-    assert 0 < spared < 0.8 * moved
+    moved = [
+        int((pxfast.purify(images, 16, adaptive="sub-pixel", threshold=bits) != images).sum()) for bits in (0, 3, 6, 9)
+    ]
+    assert moved == sorted(set(moved), reverse=True)
+    assert 0 < moved[3] < 0.5 * moved[0]
 
 
 def test_an_image_does_not_depend_on_its_batch(images):

@@ -23,7 +23,7 @@ from .classifier import Classifier
 
 FORMAT = "pxfast-classifier"
 RESNET_FORMAT = "pxfast-resnet"  # of version 0.1's first files, which are all of the kind 'resnet'
-SHIPPED = {"fashion-mnist": "fashion-mnist-resnet62.safetensors"}
+SHIPPED = {"cifar10": "cifar10-resnet62.safetensors", "fashion-mnist": "fashion-mnist-resnet62.safetensors"}
 
 
 def stored_tensors(model: Classifier) -> dict[str, Tensor]:
