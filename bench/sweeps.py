@@ -37,7 +37,13 @@ def main() -> None:
     for name, images in (("clean", clean), ("noise of 8", noisy)):
         for eps in (16, 32):
             counts = [
-                engine.profile(images.numpy(), cpu.plain_chooser(Greedy(eps), len(images)), cpu.ORDERS["speculative"], keep_guess=keep)["sweeps"] / rows
+                engine.profile(
+                    images.numpy(),
+                    cpu.plain_chooser(Greedy(eps), len(images)),
+                    cpu.ORDERS["speculative"],
+                    keep_guess=keep,
+                )["sweeps"]
+                / rows
                 for keep in (False, True)
             ]
             print(f"| {name} | {eps} | {counts[0]:.2f} | {counts[1]:.2f} | {clean.shape[3]} |", flush=True)
