@@ -1,6 +1,6 @@
-"""What purification does to FGSM-attacked Fashion-MNIST test images: bits/dim, accuracy and images/s.
+"""What purification does to attacked test images: bits/dim, accuracy and images/s.
 
-    python bench/purify_fgsm.py --root DIR --images 256 --json results.json
+    python bench/purify_attacked.py cifar10 --root DIR --images 256 --attack fgsm bim --json results.json
 
 Takes the first images of the test set, the shipped density model and the shipped classifier; prints Markdown tables.
 """
@@ -16,29 +16,38 @@ from typing import Any
 from torch import Tensor
 
 import pxfast
-from pxfast.attacks import fgsm
+from pxfast.attacks import PAPER, find_attack
 from pxfast.classifiers import accuracy, load_classifier
-from pxfast.data import load_dataset
+from pxfast.data import DATASETS, load_dataset
 from pxfast.files import refuse_existing, whole_file
 from pxfast.info import collect
 
-MODEL = "fashion-mnist"
+PURIFY_EPS = {"cifar10": 16, "fashion-mnist": 32}  # the paper's
 
 
 def measure(
-    root: Path, count: int, attack_eps: list[int], purify_eps: list[int], model_path: str, **settings: str
+    dataset: str,
+    root: Path,
+    count: int,
+    attacks: list[str],
+    attack_eps: list[int],
+    purify_eps: list[int],
+    model_path: str,
+    **settings: str,
 ) -> dict[str, Any]:
     """Everything the tables show, JSON-able; accuracies in [0, 1]."""
-    images, labels = load_dataset("fashion-mnist", root, train=False)
+    images, labels = load_dataset(dataset, root, train=False)
     images, labels = images[:count], labels[:count]
-    model, classifier = pxfast.load(model_path), load_classifier(MODEL)
+    model, classifier = pxfast.load(model_path), load_classifier(dataset)
 
     def judge(x: Tensor) -> dict[str, float]:
         bits = pxfast.bits_per_dim(x, model=model)
         return {"bits_per_dim": float(bits.mean()), "accuracy": accuracy(classifier, x, labels)}
 
     inputs = {"clean": images}
-    inputs |= {f"FGSM, eps {eps}": fgsm(classifier, images, None, eps) for eps in attack_eps}
+    for name in attacks:
+        for eps in attack_eps:
+            inputs[f"{name}, eps {eps}"] = find_attack(name)(classifier, images, labels, eps)
     pxfast.purify(images[:1], purify_eps[0], model=model, **settings)  # packs the weights, once per process
     rows = []
     for name, x in inputs.items():
@@ -52,6 +61,7 @@ def measure(
             row["purified"][str(eps)] = judge(purified) | {"images_per_second": len(x) / seconds}
         rows.append(row)
     return {
+        "dataset": dataset,
         "images": len(images),
         "settings": {"model": model_path, **settings},
         "installation": collect(),
@@ -82,11 +92,15 @@ def tables(results: dict[str, Any]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--root", type=Path, required=True, help="torchvision's root folder with Fashion-MNIST")
+    parser.add_argument("dataset", choices=sorted(DATASETS))
+    parser.add_argument("--root", type=Path, required=True, help="torchvision's root folder")
     parser.add_argument("--images", type=int, default=256, help="how many test images (default 256)")
-    parser.add_argument("--attack-eps", type=int, nargs="+", default=[8, 25])
-    parser.add_argument("--purify-eps", type=int, nargs="+", default=[16, 32])
-    parser.add_argument("--model", default=MODEL, help="density model: a shipped one's name or a file")
+    parser.add_argument("--attack", nargs="+", default=["fgsm"], choices=[attack.name for attack in PAPER])
+    parser.add_argument("--attack-eps", type=int, nargs="+", default=[8])
+    parser.add_argument(
+        "--purify-eps", type=int, nargs="+", help="by default the paper's: 16, and 32 for fashion-mnist"
+    )
+    parser.add_argument("--model", help="density model: a shipped one's name or a file; by default the data set's")
     parser.add_argument("--engine", default="auto")
     parser.add_argument("--precision", default="auto")
     parser.add_argument("--json", type=Path, help="also write the results to this file")
@@ -97,11 +111,13 @@ def main() -> None:
     if arguments.json:
         refuse_existing(arguments.json, force=arguments.force)
     results = measure(
+        arguments.dataset,
         arguments.root,
         arguments.images,
+        arguments.attack,
         arguments.attack_eps,
-        arguments.purify_eps,
-        arguments.model,
+        arguments.purify_eps or [PURIFY_EPS[arguments.dataset]],
+        arguments.model or arguments.dataset,
         engine=arguments.engine,
         precision=arguments.precision,
     )
