@@ -80,7 +80,7 @@ def test_refusals(model, attacked, make_model, monkeypatch):
         lbfgs_purify(attacked, 8, model=model)
 
 
-def test_greedy_decoding_beats_it_on_real_images():
+def test_greedy_decoding_beats_it_on_fashion_mnist():
     """Noisy Fashion-MNIST images, the shipped model: L-BFGS-B improves on them, greedy decoding by much more."""
     attacked = noisy(bundled_images(1)[:2], 8)
     found = lbfgs_purify(attacked, 16, max_iterations=50)
