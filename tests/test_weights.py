@@ -125,7 +125,7 @@ def test_bad_configurations_are_refused(tiny_model, tmp_path, changes):
 
 
 def test_names_and_paths(tmp_path):
-    with pytest.raises(ValueError, match=r"unknown model 'imagenet'; shipped models: fashion-mnist"):
+    with pytest.raises(ValueError, match=r"unknown model 'imagenet'; shipped models: cifar10, fashion-mnist"):
         pxfast.load("imagenet")
     with pytest.raises(FileNotFoundError, match=r"no such file: .*missing\.safetensors"):
         pxfast.load(tmp_path / "missing.safetensors")
