@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import numbers
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor, nn
@@ -23,13 +24,19 @@ IMAGE_THRESHOLD = {1: 1.8, 3: 3.2}
 SUB_PIXEL_THRESHOLD = 3.0
 
 
+def check_integer(name: str, value: int, limit: int) -> int:
+    """``value`` as a Python int. TypeError unless an integer (bool is not one), ValueError outside 0..limit - 1."""
+    message = f"{name} must be an integer in 0..{limit - 1}, got {value!r}"
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+        raise TypeError(message)
+    if not 0 <= value < limit:
+        raise ValueError(message)
+    return int(value)
+
+
 def check_eps(eps: int) -> int:
-    """``eps`` as a Python int. TypeError unless an integer (bool is not one), ValueError outside 0..255."""
-    if isinstance(eps, bool) or not isinstance(eps, numbers.Integral):
-        raise TypeError(f"eps must be an integer in 0..255, in steps of the 0..255 grid, got {eps!r}")
-    if not 0 <= eps <= 255:
-        raise ValueError(f"eps must be an integer in 0..255, got {eps}")
-    return int(eps)
+    """``eps``, in steps of the 0..255 grid, as a Python int; raises what :func:`check_integer` does."""
+    return check_integer("eps", eps, 256)
 
 
 def check_precision(precision: str) -> str:
@@ -105,16 +112,21 @@ def purify(
     model = model_for(model, grid.shape[1:])
     if precision == "auto":
         precision = chosen.best_precision()
-    with tqdm(total=len(grid), unit="image", disable=progress is not True) as bar:
+    chooser = greedy(grid, model, eps, adaptive, threshold)
+    with reporting(len(grid), progress) as report:
+        result = _decode_suspicious(chosen, model, grid, chooser, precision, report)
+    return form.images(result)
+
+
+@contextlib.contextmanager
+def reporting(total: int, progress: bool | Callable[[int], None]) -> Iterator[Callable[[int], None]]:
+    """What to call with the number of images finished: ``progress`` itself, or a bar's update, shown if it is True."""
+    with tqdm(total=total, unit="image", disable=progress is not True) as bar:
 
         def advance(finished: int) -> None:
             bar.update(finished - bar.n)
 
-        report = progress if callable(progress) else advance
-        result = _decode_suspicious(
-            chosen, model, grid, greedy(grid, model, eps, adaptive, threshold), precision, report
-        )
-    return form.images(result)
+        yield progress if callable(progress) else advance
 
 
 def _decode_suspicious(

@@ -7,21 +7,11 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from . import engines
 from .models import Model, resolve_model
-from .purify import check_precision
+from .purify import check_integer, check_precision, reporting
 from .schedule import schedule_for
-
-
-def check_integer(name: str, value: int, limit: int) -> int:
-    """``value`` as a Python int. TypeError unless an integer (bool is not one), ValueError outside 0..limit - 1."""
-    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
-        raise TypeError(f"{name} must be an integer, got {value!r}")
-    if not 0 <= value < limit:
-        raise ValueError(f"{name} must be an integer in 0..{limit - 1}, got {value}")
-    return int(value)
 
 
 def sample(
@@ -64,10 +54,5 @@ def sample(
     if n == 0:
         return blank
     chooser = engines.Sample(seed, float(temperature), first)
-    with tqdm(total=n, unit="image", disable=progress is not True) as bar:
-
-        def advance(finished: int) -> None:
-            bar.update(finished - bar.n)
-
-        report = progress if callable(progress) else advance
+    with reporting(n, progress) as report:
         return chosen.decode(schedule_for(network), blank, chooser, precision=precision, report=report)

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-LEVELS = 256
+from ..heads import LEVELS
 
 
 @dataclasses.dataclass(frozen=True)
