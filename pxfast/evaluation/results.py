@@ -1,0 +1,214 @@
+"""What an evaluation leaves behind: tables and figures as files that `pxfast report` reads, and their intervals.
+
+An output folder has tables/NAME.json, a file per table, and figures/NAME.json, each beside the picture it speaks of.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+from pathlib import Path
+from statistics import NormalDist
+from typing import Any
+
+from ..files import whole_file
+
+TABLE_FORMAT = "pxfast-table"
+FIGURE_FORMAT = "pxfast-figure"
+VERSION = 1
+CONFIDENCE = 0.95
+
+
+def wilson_interval(correct: int, images: int, confidence: float = CONFIDENCE) -> tuple[float, float]:
+    """The two-sided Wilson score interval, in [0, 1], of a proportion of which ``correct`` of ``images`` were seen.
+
+    Wilson 1927, without continuity correction. Raises ValueError unless 0 <= correct <= images, images > 0 and
+    0 < confidence < 1.
+    """
+    if not (images > 0 and 0 <= correct <= images):
+        raise ValueError(f"expected 0 <= correct <= images and images > 0, got {correct} of {images}")
+    if not 0.0 < confidence < 1.0:
+        raise ValueError(f"confidence must be between 0 and 1, got {confidence}")
+    z = NormalDist().inv_cdf(0.5 + confidence / 2.0)
+    proportion = correct / images
+    centre = (proportion + z * z / (2 * images)) / (1 + z * z / images)
+    half = z / (1 + z * z / images) * math.sqrt(proportion * (1 - proportion) / images + (z / (2 * images)) ** 2)
+    # at the ends the bound is the end itself, which rounding may miss
+    return (0.0 if correct == 0 else centre - half), (1.0 if correct == images else centre + half)
+
+
+@dataclasses.dataclass(frozen=True)
+class Column:
+    """A column: an attack, or the strongest one of each cell. note: how the attack differs from the published one."""
+
+    name: str
+    label: str
+    note: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """A classifier and what stands in front of it. missing: why the row has no cells, if it was left out."""
+
+    name: str
+    network: str
+    technique: str
+    missing: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """One accuracy. row, column: names. eps: of the attack, in steps of the grid; None where the column has none.
+
+    correct, images: counts. accuracy: their ratio in [0, 1], interval: its 95 % Wilson interval. seconds: what
+    computing took, without what earlier cells or runs had left in the store. published: in %, as printed.
+    """
+
+    row: str
+    column: str
+    eps: int | None
+    correct: int
+    images: int
+    accuracy: float
+    interval: tuple[float, float]
+    seconds: float | None = None
+    published: float | None = None
+    published_note: str | None = None
+    notes: str | None = None
+
+    @classmethod
+    def counted(cls, row: str, column: str, eps: int | None, correct: int, images: int, **rest: Any) -> Cell:
+        """A cell with the accuracy and the interval that belong to the counts. ValueError for impossible counts."""
+        return cls(row, column, eps, correct, images, correct / images, wilson_interval(correct, images), **rest)
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """A table of accuracies. images: how many each cell is of. source: title and where, of the published numbers.
+
+    models: role, name, sha256 and notes of every weights file. settings: what the cells depend on. machine: what they
+    were computed on. rates: what, images_per_second and images, of what was computed rather than read from the store.
+    finished: whether every cell is there that could be.
+    """
+
+    name: str
+    title: str
+    caption: str
+    dataset: str
+    images: int
+    source: dict[str, str]
+    columns: list[Column]
+    rows: list[Row]
+    cells: list[Cell]
+    models: list[dict[str, Any]]
+    settings: dict[str, Any]
+    machine: dict[str, Any]
+    rates: list[dict[str, Any]]
+    finished: bool
+
+    def cell(self, row: str, column: str, eps: int | None) -> Cell | None:
+        """The cell at this place, or None when it has not been computed."""
+        return next((c for c in self.cells if (c.row, c.column, c.eps) == (row, column, eps)), None)
+
+
+@dataclasses.dataclass(frozen=True)
+class Figure:
+    """A picture and what it says. file: the picture's name in the same folder. alt: the picture in words.
+
+    source: title and where, of the published figure. settings: what it depends on. numbers: what was measured.
+    """
+
+    name: str
+    title: str
+    caption: str
+    dataset: str
+    source: dict[str, str]
+    file: str
+    alt: str
+    settings: dict[str, Any]
+    numbers: dict[str, Any]
+
+
+def tables_folder(out: str | os.PathLike[str]) -> Path:
+    """Where an output folder has its tables."""
+    return Path(out) / "tables"
+
+
+def figures_folder(out: str | os.PathLike[str]) -> Path:
+    """Where an output folder has its figures."""
+    return Path(out) / "figures"
+
+
+def table_path(out: str | os.PathLike[str], name: str) -> Path:
+    """The file of the table of this name in an output folder."""
+    return tables_folder(out) / f"{name}.json"
+
+
+def figure_path(out: str | os.PathLike[str], name: str) -> Path:
+    """The file that describes the figure of this name in an output folder."""
+    return figures_folder(out) / f"{name}.json"
+
+
+def write_table(out: str | os.PathLike[str], table: Table) -> Path:
+    """Write a table into an output folder, whole or not at all, over an earlier one. Returns its path."""
+    return _write(table_path(out, table.name), TABLE_FORMAT, table)
+
+
+def write_figure(out: str | os.PathLike[str], figure: Figure) -> Path:
+    """Write a figure's description into an output folder, beside its picture. Returns its path."""
+    return _write(figure_path(out, figure.name), FIGURE_FORMAT, figure)
+
+
+def read_table(path: str | os.PathLike[str]) -> Table:
+    """A table from its file. ValueError, naming the file, when it is none; FileNotFoundError."""
+    fields = _read(path, TABLE_FORMAT, Table)
+    try:
+        fields["columns"] = [Column(**column) for column in fields["columns"]]
+        fields["rows"] = [Row(**row) for row in fields["rows"]]
+        fields["cells"] = [Cell(**{**cell, "interval": tuple(cell["interval"])}) for cell in fields["cells"]]
+        return Table(**fields)
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{os.fspath(path)} is no table of this version of pxfast: {error}") from None
+
+
+def read_figure(path: str | os.PathLike[str]) -> Figure:
+    """A figure's description from its file. ValueError, naming the file, when it is none; FileNotFoundError."""
+    fields = _read(path, FIGURE_FORMAT, Figure)
+    try:
+        return Figure(**fields)
+    except TypeError as error:
+        raise ValueError(f"{os.fspath(path)} is no figure of this version of pxfast: {error}") from None
+
+
+def read_tables(out: str | os.PathLike[str]) -> list[Table]:
+    """All tables of an output folder, by name."""
+    return [read_table(path) for path in sorted(tables_folder(out).glob("*.json"))]
+
+
+def read_figures(out: str | os.PathLike[str]) -> list[Figure]:
+    """The descriptions of all figures of an output folder, by name."""
+    return [read_figure(path) for path in sorted(figures_folder(out).glob("*.json"))]
+
+
+def _write(path: Path, form: str, record: Table | Figure) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # NaN is no JSON, and none of this may be one
+    text = json.dumps({"format": form, "version": VERSION, **dataclasses.asdict(record)}, indent=1, allow_nan=False)
+    with whole_file(path) as temporary:
+        temporary.write_text(text + "\n", encoding="utf-8")
+    return path
+
+
+def _read(path: str | os.PathLike[str], form: str, kind: type[Table] | type[Figure]) -> dict[str, Any]:
+    try:
+        values = json.loads(Path(path).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{os.fspath(path)} is not JSON: {error}") from None
+    if not isinstance(values, dict) or values.get("format") != form or values.get("version") != VERSION:
+        raise ValueError(f"{os.fspath(path)} is no file of format {form!r}, version {VERSION}")
+    names = {field.name for field in dataclasses.fields(kind)}
+    if missing := names - set(values):
+        raise ValueError(f"{os.fspath(path)} lacks {', '.join(sorted(missing))}")
+    return {name: values[name] for name in names}

@@ -1,0 +1,105 @@
+"""The files of an evaluation, and Wilson's interval."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import pytest
+
+from pxfast.evaluation.results import (
+    Cell,
+    Column,
+    Figure,
+    Row,
+    Table,
+    figure_path,
+    read_figures,
+    read_table,
+    read_tables,
+    table_path,
+    wilson_interval,
+    write_figure,
+    write_table,
+)
+
+
+def a_table(**changes) -> Table:
+    table = Table(
+        name="table2",
+        title="CIFAR-10",
+        caption="accuracy",
+        dataset="cifar10",
+        images=500,
+        source={"title": "a paper", "where": "Table 2"},
+        columns=[Column("fgsm", "FGSM"), Column("cw", "CW", "of the code")],
+        rows=[Row("resnet-normal", "ResNet", "Normal"), Row("resnet-bim", "ResNet", "BIM", "no classifier")],
+        cells=[Cell.counted("resnet-normal", "fgsm", 8, 71, 500, seconds=12.5, published=15.0)],
+        models=[],
+        settings={"purification eps": 16},
+        machine={"cores": 2},
+        rates=[],
+        finished=False,
+    )
+    return dataclasses.replace(table, **changes)
+
+
+@pytest.mark.parametrize("images", [1, 7, 200, 10_000])
+@pytest.mark.parametrize("confidence", [0.95, 0.5, 0.999])
+def test_the_interval_is_wilsons(images, confidence):
+    stats = pytest.importorskip("scipy.stats", reason="scipy is not installed (pip install 'pxfast[evaluate]')")
+    for correct in sorted({0, 1, images // 3, images - 1, images}):
+        expected = stats.binomtest(correct, images).proportion_ci(confidence, method="wilson")
+        assert wilson_interval(correct, images, confidence) == pytest.approx((expected.low, expected.high), abs=1e-12)
+
+
+@pytest.mark.parametrize(("correct", "images", "confidence"), [(1, 0, 0.95), (-1, 5, 0.95), (6, 5, 0.95), (1, 5, 1.0)])
+def test_an_impossible_count_is_refused(correct, images, confidence):
+    with pytest.raises(ValueError, match=r"expected|confidence"):
+        wilson_interval(correct, images, confidence)
+
+
+def test_a_table_comes_back_as_it_went(tmp_path):
+    table = a_table()
+    path = write_table(tmp_path, table)
+    assert path == table_path(tmp_path, "table2")
+    assert read_table(path) == table
+    assert read_tables(tmp_path) == [table]
+    assert read_table(path).cell("resnet-normal", "fgsm", 8).accuracy == 71 / 500
+    assert read_table(path).cell("resnet-normal", "fgsm", 2) is None
+    raw = json.loads(path.read_text())
+    assert (raw["format"], raw["version"], raw["rows"][1]["missing"]) == ("pxfast-table", 1, "no classifier")
+    finished = dataclasses.replace(table, finished=True)
+    write_table(tmp_path, finished)
+    assert read_tables(tmp_path) == [finished]
+    assert [file.name for file in path.parent.iterdir()] == ["table2.json"]
+
+
+def test_a_figure_comes_back_as_it_went(tmp_path):
+    figure = Figure("roc", "ROC", "caption", "cifar10", {"where": "Figure 3"}, "roc.png", "curves", {}, {"AUC": 0.9})
+    assert write_figure(tmp_path, figure) == figure_path(tmp_path, "roc")
+    assert read_figures(tmp_path) == [figure]
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"format": "pxfast-figure", "version": 1}', '{"format": "pxfast-table"}'])
+def test_a_file_of_another_kind_is_named(tmp_path, text):
+    path = tmp_path / "table2.json"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=r"table2\.json"):
+        read_table(path)
+
+
+@pytest.mark.parametrize("field", ["cells", "models"])
+def test_a_table_without_a_field_is_refused(tmp_path, field):
+    path = write_table(tmp_path, a_table())
+    raw = json.loads(path.read_text())
+    del raw[field]
+    path.write_text(json.dumps(raw))
+    with pytest.raises(ValueError, match=field):
+        read_table(path)
+
+
+def test_numbers_that_are_none_are_never_written(tmp_path):
+    with pytest.raises(ValueError, match="JSON"):
+        write_table(tmp_path, a_table(settings={"rate": float("nan")}))
+    assert not list(tmp_path.rglob("*.json"))
