@@ -29,6 +29,10 @@ def train_classifier(
     weight_decay: float = 2e-4,
     flips: Annotated[bool, typer.Option("--flips/--no-flips", help="Flip every second image left to right.")] = True,
     max_shift: Annotated[int, typer.Option(help="Random crops: pixels to move images by, at most.")] = 1,
+    start: Annotated[
+        str | None,
+        typer.Option(help="A shipped classifier or a file whose weights to begin with, not with random ones."),
+    ] = None,
     seed: int = 0,
     precision: Annotated[str, typer.Option(help="bf16 or fp32.")] = "bf16",
     compiled: Annotated[bool, typer.Option("--compile/--no-compile", help="Use torch.compile.")] = False,
@@ -57,6 +61,7 @@ def train_classifier(
         defense=defense,
         delta=delta,
         smoothing=smoothing,
+        start=start,
         precision=precision,
         compile=compiled,
         seed=seed,

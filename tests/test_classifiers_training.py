@@ -284,6 +284,18 @@ def test_training_refuses_bad_input(small_data, tmp_path) -> None:
         other.restore(checkpoint)
 
 
+def test_a_run_may_start_from_a_classifier(small_data, tmp_path) -> None:
+    first = train(tmp_path / "a.safetensors")
+    start = str(tmp_path / "a.safetensors")
+    settings = dataclasses.replace(SETTINGS, start=start, learning_rate=1e-6, epochs=0.25, defense="fgsm")
+    second = train(tmp_path / "b.safetensors", settings=settings)
+    for (name, before), after in zip(first.named_parameters(), second.parameters(), strict=True):
+        torch.testing.assert_close(after, before, rtol=1e-2, atol=1e-4, msg=name)
+    assert read_notes(tmp_path / "b.safetensors")["training"]["start"] == start
+    with pytest.raises(ValueError, match=r"expected to start from a classifier of .*got"):
+        train(tmp_path / "c.safetensors", settings=dataclasses.replace(SETTINGS, start="fashion-mnist"))
+
+
 def test_names_are_checked(tmp_path) -> None:
     with pytest.raises(ValueError, match=r"'mnist'.*cifar10, fashion-mnist"):
         train_classifier("mnist", "resnet62", "", tmp_path / "a.safetensors")

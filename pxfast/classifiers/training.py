@@ -20,7 +20,7 @@ from .adversarial import ADVERSARIAL_WEIGHT, attacked, bim_examples, draw_eps, f
 from .architectures import architecture_for, build
 from .classifier import Classifier, ClassifierConfig, standardise
 from .prediction import accuracy
-from .weights import fill, save_classifier, stored_tensors
+from .weights import fill, load_classifier, save_classifier, stored_tensors
 
 CHECKPOINT_FORMAT = "pxfast-classifier-training"
 DEFENSES = ("none", "fgsm", "bim", "label-smoothing")
@@ -35,7 +35,8 @@ class ClassifierSettings(RunSettings):
     pixels each way, zeros moving in. ``defense``: 'none'; 'fgsm' or 'bim', adversarial training, where the second
     half of each batch is attacked with an eps from |N(0, delta)| truncated to [0, 2 delta] and counts
     ADVERSARIAL_WEIGHT as much as the clean half; or 'label-smoothing', where the right class's target is
-    1 - smoothing and the wrong classes share the rest.
+    1 - smoothing and the wrong classes share the rest. ``start``: a shipped classifier's name or a file, whose weights
+    to begin with in place of random ones: a defence is then fine-tuned.
     """
 
     batch_size: int = 128
@@ -48,6 +49,7 @@ class ClassifierSettings(RunSettings):
     defense: str = "none"
     delta: float = 8.0
     smoothing: float = 0.1
+    start: str | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -121,6 +123,12 @@ class ClassifierTrainer(TrainingRun):
             nesterov=settings.momentum > 0,
         )
         self._logits = torch.compile(self.model.logits) if settings.compile else self.model.logits
+
+    def start_from(self, classifier: Classifier) -> None:
+        """Begin with the weights of ``classifier``. ValueError when it is of another architecture."""
+        if classifier.config != self.model.config:
+            raise ValueError(f"expected to start from a classifier of {self.model.config}, got {classifier.config}")
+        self.model.load_state_dict(classifier.state_dict())
 
     def batch(self) -> tuple[Tensor, Tensor]:
         """Clean uint8 images and labels of the present step, on the CPU."""
@@ -228,6 +236,8 @@ def train_classifier(
     trainer = ClassifierTrainer(config, settings, images, labels, processes)
     if resume:
         trainer.restore(checkpoint)
+    elif settings.start is not None:
+        trainer.start_from(load_classifier(settings.start))
     recent: tuple[float, ...] | None = None
 
     def describe(now: tuple[float, float]) -> str:
