@@ -1,4 +1,4 @@
-"""How likely images are under a PixelCNN: teacher-forced, in fp32."""
+"""How likely images are under a PixelCNN: teacher-forced, in fp32, where the images are."""
 
 from __future__ import annotations
 
@@ -16,14 +16,19 @@ from .schedule import schedule_for
 
 @torch.no_grad()
 def _log_prob(grid: Tensor, model: PixelCNN, batch_size: int, progress: bool) -> Tensor:
-    """log p in nats of uint8 images (N, C, H, W): (N,) float64."""
+    """log p in nats of uint8 images (N, C, H, W) on the CPU or on a GPU: (N,) float64 on the CPU."""
     if batch_size < 1:
         raise ValueError(f"batch_size must be positive, got {batch_size}")
-    network = schedule_for(model).oracle("fp32")
+    device = grid.device if grid.device.type == "cuda" else torch.device("cpu")
+    network = schedule_for(model).oracle("fp32", device)
     sums = [torch.zeros(0, dtype=torch.float64)]
-    with tqdm(total=len(grid), unit="image", disable=not progress) as bar:
+    # cuDNN's convolutions would round to TF32, which costs a thousandth of a bit
+    with (
+        tqdm(total=len(grid), unit="image", disable=not progress) as bar,
+        torch.backends.cudnn.flags(enabled=True, allow_tf32=False),
+    ):
         for batch in grid.split(batch_size) if len(grid) else ():
-            sums.append(network.log_prob(batch).double().sum(dim=(1, 2, 3)))
+            sums.append(network.log_prob(batch.to(device)).double().sum(dim=(1, 2, 3)).cpu())
             bar.update(len(batch))
     return torch.cat(sums)
 
@@ -32,9 +37,10 @@ def log_prob(images: Images, *, model: Model | None = None, batch_size: int = 64
     """log p(X) in nats of each image: (N,) float64, or 0-d for a single (C, H, W) image.
 
     images and model: as :func:`pxfast.purify` takes them; the result is of the same library and on the same device.
+    Images on a GPU are judged there.
     batch_size: images per pass of the network. Raises TypeError or ValueError for bad input.
     """
-    grid, form = to_grid(images)
+    grid, form = to_grid(images, keep_device=True)
     return form.per_image(_log_prob(grid, model_for(model, grid.shape[1:]), batch_size, progress))
 
 
@@ -44,6 +50,6 @@ def bits_per_dim(images: Images, *, model: Model | None = None, batch_size: int 
     An image drawn uniformly from the grid has 8 or more on average; the lower, the likelier. The arguments and errors
     are those of :func:`log_prob`.
     """
-    grid, form = to_grid(images)
+    grid, form = to_grid(images, keep_device=True)
     nats = _log_prob(grid, model_for(model, grid.shape[1:]), batch_size, progress)
     return form.per_image((-nats / (math.log(2.0) * grid[:1].numel())).float() if len(grid) else nats.float())

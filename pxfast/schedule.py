@@ -14,6 +14,7 @@ import dataclasses
 import enum
 import threading
 import weakref
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -119,19 +120,26 @@ class Schedule:
         self.caches.append(Cache(level, channels + channels % 2))
         return len(self.caches) - 1
 
-    def oracle(self, precision: str) -> PixelCNN:
+    def oracle(self, precision: str, device: torch.device | str = "cpu") -> PixelCNN:
         """The teacher-forced fp32 network an engine of this precision is judged by.
 
-        For 'bf16' its convolution weights are rounded to bf16, as the engine's are; all arithmetic stays fp32.
+        For 'bf16' its convolution weights are rounded to bf16, as the engine's are; all arithmetic stays fp32. A
+        device's copy of the fp32 network is kept.
         """
         if precision not in PRECISIONS:
             raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
+        device = torch.device(device)
         if precision == "fp32":
-            return self.model
+            if device.type == "cpu":
+                return self.model
+            with self.lock:
+                if ("oracle", device) not in self.compiled:
+                    self.compiled["oracle", device] = copy.deepcopy(self.model).to(device)
+                return cast(PixelCNN, self.compiled["oracle", device])
         model = copy.deepcopy(self.model)
         for _, convolution in model.convolutions():
             convolution.set_weight(convolution.weight().bfloat16().float())
-        return model
+        return model.to(device)
 
 
 class _Flattener:

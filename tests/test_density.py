@@ -9,6 +9,7 @@ import torch
 
 import pxfast
 from pxfast.heads import HEADS
+from pxfast.schedule import schedule_for
 
 
 @pytest.fixture(scope="module")
@@ -56,3 +57,16 @@ def test_progress_and_refusals(tiny_colour_model, images, capsys):
         pxfast.bits_per_dim(images, model=tiny_colour_model, batch_size=0)
     with pytest.raises(ValueError, match=r"got \(1, 8, 8\)"):
         pxfast.log_prob(images[:, :1], model=tiny_colour_model)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
+@pytest.mark.parametrize("head", HEADS)
+def test_images_on_a_gpu_are_judged_there(make_model, images, head):
+    model = make_model(channels=3, head=head)
+    expected = pxfast.log_prob(images, model=model)
+    found = pxfast.log_prob(images.cuda(), model=model)
+    assert found.device.type == "cuda"
+    torch.testing.assert_close(found.cpu(), expected, rtol=1e-5, atol=0)
+    device = torch.device("cuda", torch.cuda.current_device())
+    assert next(schedule_for(model).oracle("fp32", device).parameters()).device == device
