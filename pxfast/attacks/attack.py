@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -143,7 +143,9 @@ class Attack:
     whether the classifier must be differentiable. source: where it was published. on_grid: its results are grid
     values but for rounding errors. random: ``perturb`` also takes ``generators``, one for each image. batch: how many
     images the classifier sees at once. joint: its random numbers are drawn for a batch as a whole, so that a result
-    may depend on which images are attacked together.
+    may depend on which images are attacked together. clipped: it looks for its images without a bound, and eps only
+    clips what it finds: ``perturb`` need not know of eps, and :meth:`unclipped` with :meth:`clip` gives the results
+    for several eps at the price of one.
     """
 
     name: str
@@ -155,6 +157,7 @@ class Attack:
     random: bool = False
     batch: int = BATCH
     joint: bool = False
+    clipped: bool = False
 
     def __call__(
         self,
@@ -195,6 +198,60 @@ class Attack:
         """
         return self._run(classifier, images, labels, eps, seed, progress, options, judge=True)
 
+    def unclipped(
+        self,
+        classifier: nn.Module,
+        images: Tensor,
+        labels: Tensor | None,
+        *,
+        seed: int = 0,
+        progress: bool | Callable[[int], None] = False,
+        **options: Any,
+    ) -> Tensor:
+        """What a ``clipped`` attack finds before eps clips it: fp32 (N, C, H, W) in [0, 1], for :meth:`clip`.
+
+        The arguments and errors are those of :meth:`run`; ValueError for an attack that is not ``clipped``.
+        """
+        check_input(classifier, images, labels)
+        self._check_clipped()
+        fixed = FixedBatch(classifier, self.batch)
+
+        def find(block: Tensor, given: Tensor | None) -> Tensor:
+            x = _to_float(block)
+            given = predicted(fixed, x) if given is None else given
+            return self._perturbed(fixed, block, x, given, None, seed, options).float()
+
+        return torch.cat(
+            [torch.zeros(0, *images.shape[1:]).to(images.device), *_by_block(find, images, labels, progress)]
+        )
+
+    def clip(
+        self, classifier: nn.Module, images: Tensor, labels: Tensor | None, found: Tensor, eps: int
+    ) -> AttackResult:
+        """What :meth:`run` gives with this eps, from what :meth:`unclipped` found for the same images and labels.
+
+        found: fp32 of the images' shape. Raises what :meth:`run` raises, and ValueError for another shape.
+        """
+        check_input(classifier, images, labels)
+        self._check_clipped()
+        eps = self.check_eps(eps)
+        if found.shape != images.shape or not found.is_floating_point():
+            raise ValueError(f"expected floating images {tuple(images.shape)}, got {found.dtype} {tuple(found.shape)}")
+        fixed = FixedBatch(classifier, self.batch)
+        parts = iter(found.split(BLOCK))
+
+        def settle(block: Tensor, given: Tensor | None) -> AttackResult:
+            x = _to_float(block)
+            prediction = predicted(fixed, x)
+            given = prediction if given is None else given
+            return self._settled(fixed, block, x, next(parts), given, prediction != given, eps)
+
+        return join([_nothing(images), *_by_block(settle, images, labels, False)])
+
+    def _check_clipped(self) -> None:
+        if not self.clipped:
+            raise ValueError(f"{self.name} is not an attack whose result is clipped: it has to be run for each eps")
+
     def _run(
         self,
         classifier: nn.Module,
@@ -210,14 +267,18 @@ class Attack:
         check_input(classifier, images, labels)
         eps = self.check_eps(eps)
         fixed = FixedBatch(classifier, self.batch)
-        results = [_nothing(images)]
-        with torch.no_grad(), tqdm(total=len(images), unit="image", disable=progress is not True) as bar:
-            for block, given in zip(images.split(BLOCK), _split(labels, images), strict=True):
-                results.append(self._block(fixed, block, given, eps, seed, options, judge=judge))
-                bar.update(len(block))
-                if callable(progress):
-                    progress(sum(len(result.images) for result in results))
-        return join(results)
+
+        def attack(block: Tensor, given: Tensor | None) -> AttackResult:
+            x = _to_float(block)
+            clean = None
+            if given is None or judge:
+                prediction = predicted(fixed, x)
+                given = prediction if given is None else given
+                clean = prediction != given if judge else None
+            moved = self._perturbed(fixed, block, x, given, eps, seed, options)
+            return self._settled(fixed, block, x, moved, given, clean, eps)
+
+        return join([_nothing(images), *_by_block(attack, images, labels, progress)])
 
     def check_eps(self, eps: int | None) -> int | None:
         """``eps`` as this attack takes it. TypeError or ValueError when it is none."""
@@ -229,36 +290,43 @@ class Attack:
             raise ValueError(f"{self.name} is not bounded: it takes no eps, got {eps!r}")
         return None
 
-    def _block(
+    def _perturbed(
         self,
         classifier: FixedBatch,
         images: Tensor,
-        labels: Tensor | None,
+        x: Tensor,
+        labels: Tensor,
         eps: int | None,
         seed: int,
         options: dict[str, Any],
-        *,
-        judge: bool,
-    ) -> AttackResult:
-        if not len(images):
-            return _nothing(images)
-        x = images.contiguous().float() / 255.0
-        unknown = torch.zeros(len(images), dtype=torch.bool, device=images.device)
-        clean = unknown
-        if labels is None or judge:
-            prediction = predicted(classifier, x)
-            labels = prediction if labels is None else labels
-            clean = prediction != labels
+    ) -> Tensor:
+        """What ``perturb`` makes of uint8 images, which as floats are x; without a bound if eps is to clip it."""
         if self.random:
             options = {**options, "generators": image_generators(images, seed)}
         elif self.joint:
             options = {**options, "seed": seed}
-        moved = self.perturb(classifier, x, labels.long(), None if eps is None else eps / 255.0, **options).detach()
+        bound = None if eps is None or self.clipped else eps / 255.0
+        return self.perturb(classifier, x, labels.long(), bound, **options).detach()
+
+    def _settled(
+        self,
+        classifier: FixedBatch,
+        images: Tensor,
+        x: Tensor,
+        moved: Tensor,
+        labels: Tensor,
+        clean: Tensor | None,
+        eps: int | None,
+    ) -> AttackResult:
+        """Floating results on the grid. clean: which images are misclassified; None: nobody asks, nothing is judged."""
+        if self.clipped and eps is not None:
+            moved = x + (moved - x).clamp(-eps / 255.0, eps / 255.0)
         grid = to_grid(images, moved, eps)
-        if not judge:
+        if clean is None:
+            unknown = torch.zeros(len(images), dtype=torch.bool, device=images.device)
             return AttackResult(grid, unknown, unknown, unknown, unknown)
         unrounded = predicted(classifier, moved) != labels
-        nearest = predicted(classifier, grid.float() / 255.0) != labels
+        nearest = predicted(classifier, _to_float(grid)) != labels
         grid, rounded = rearm(classifier, images, moved, grid, labels, eps, unrounded, nearest)
         return AttackResult(grid, clean, unrounded, nearest, rounded)
 
@@ -330,6 +398,29 @@ def _nothing(images: Tensor) -> AttackResult:
     return AttackResult(images[:0], none, none, none, none)
 
 
-def _split(labels: Tensor | None, images: Tensor) -> list[Tensor | None]:
-    blocks = -(-len(images) // BLOCK) or 1  # an empty tensor splits into one empty block
-    return [None] * blocks if labels is None else list(labels.split(BLOCK))
+def _to_float(images: Tensor) -> Tensor:
+    """uint8 images as fp32 in [0, 1]."""
+    return images.contiguous().float() / 255.0
+
+
+Part = TypeVar("Part")
+
+
+@torch.no_grad()
+def _by_block(
+    function: Callable[[Tensor, Tensor | None], Part],
+    images: Tensor,
+    labels: Tensor | None,
+    progress: bool | Callable[[int], None],
+) -> list[Part]:
+    """``function`` of BLOCK images at a time and their labels; none without images."""
+    parts, done = [], 0
+    with tqdm(total=len(images), unit="image", disable=progress is not True) as bar:
+        for start in range(0, len(images), BLOCK):
+            block = images[start : start + BLOCK]
+            parts.append(function(block, None if labels is None else labels[start : start + BLOCK]))
+            done += len(block)
+            bar.update(len(block))
+            if callable(progress):
+                progress(done)
+    return parts

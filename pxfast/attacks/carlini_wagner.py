@@ -53,11 +53,6 @@ def margin(logits: Tensor, labels: Tensor) -> Tensor:
     return own - others.amax(1)
 
 
-def clip(x: Tensor, moved: Tensor, eps: float | None) -> Tensor:
-    """``moved`` within ±eps of x."""
-    return moved if eps is None else x + (moved - x).clamp(-eps, eps)
-
-
 def _cw_l2(
     classifier: nn.Module,
     x: Tensor,
@@ -105,7 +100,7 @@ def _cw_l2(
         high = torch.where(succeeded, torch.minimum(high, const), high)
         low = torch.where(succeeded, low, torch.maximum(low, const))
         const = torch.where(high.isinf(), 10.0 * const, (low + high) / 2.0)
-    return clip(x, best, eps)
+    return best
 
 
 def _cw_linf(
@@ -145,7 +140,7 @@ def _cw_linf(
         taken[active] += 1
         taken[found] = 0
         active = active[(tau[active] > smallest) & (taken[active] < steps)]
-    return clip(x, best, eps)
+    return best
 
 
 cw_l2 = Attack(
@@ -154,6 +149,7 @@ cw_l2 = Attack(
     bounded=True,
     needs_gradient=True,
     source="Carlini and Wagner 2017, L2, untargeted, binary search over 9 constants, then clipped to ±eps",
+    clipped=True,
 )
 
 cw_linf = Attack(
@@ -163,4 +159,5 @@ cw_linf = Attack(
     needs_gradient=True,
     source="Carlini and Wagner 2017, L-infinity, untargeted, with the settings of PixelDefend's authors, whose tables "
     "it made: constant 1e-5, 100 steps of Adam 5e-3 per tau, tau falling by 0.9 to 1/256; then clipped to ±eps",
+    clipped=True,
 )

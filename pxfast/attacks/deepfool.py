@@ -56,7 +56,7 @@ def _deepfool(
             break
         total[active] += step
         moved[active] = (x[active] + (1.0 + overshoot) * total[active]).clamp(0.0, 1.0)
-    return moved if eps is None else x + (moved - x).clamp(-eps, eps)
+    return moved
 
 
 deepfool = Attack(
@@ -66,4 +66,5 @@ deepfool = Attack(
     needs_gradient=True,
     source="Moosavi-Dezfooli et al. 2016 in the L-infinity form, overshoot 0.02, at most 50 steps, then clipped to "
     "±eps, as PixelDefend's authors have it; values outside 0..255 are clipped at every step",
+    clipped=True,
 )
