@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from ..images import TORCH_DTYPES
+from ..purifiers import derived_seeds, image_seeds, is_stochastic
 
 
 class Defended(nn.Module):
@@ -21,27 +22,51 @@ class Defended(nn.Module):
     Gradients are what the defences make of them, by default straight-through: a gradient-based attack on this module
     is then BPDA (Athalye et al. 2018). The module starts in the classifier's mode, training or eval. Values outside
     [0, 1] are an error of the purifier, not clipped.
-    Raises TypeError when one of the parts is no module.
+
+    Where a defence is stochastic (see pxfast/purifiers.py), the logits are the mean over as many draws as it asks for.
+    Their random numbers depend on the image's own values and on ``seed``, so that the logits of an image do not depend
+    on its batch.
+    Raises TypeError when one of the parts is no module, or a stochastic one lacks what such need.
     """
 
-    def __init__(self, classifier: nn.Module, defences: Iterable[nn.Module] = ()) -> None:
+    def __init__(self, classifier: nn.Module, defences: Iterable[nn.Module] = (), *, seed: int = 0) -> None:
         super().__init__()
         defences = tuple(defences)
         for part in (classifier, *defences):
             if not isinstance(part, nn.Module):
                 raise TypeError(f"expected a classifier and a list of defences, all nn.Module, got {part!r}")
+        self.runs = max((defence.runs for defence in defences if is_stochastic(defence)), default=0)
         self.defences = nn.Sequential(*defences)
         self.classifier = classifier
+        self.seed = seed
         self.train(classifier.training)
 
-    def defend(self, images: Tensor) -> Tensor:
-        """What the classifier gets to see: floating images (N, C, H, W) in [0, 1]."""
+    def defend(self, images: Tensor, seeds: Sequence[int] | None = None) -> Tensor:
+        """What the classifier gets to see: floating images (N, C, H, W) in [0, 1].
+
+        seeds: of the stochastic defences' random numbers, an integer in 0..2^63 - 1 for each image; None: the first
+        of the draws over which the logits are averaged.
+        """
         if not isinstance(images, Tensor) or images.dtype not in TORCH_DTYPES:
             kind = images.dtype if isinstance(images, Tensor) else type(images).__name__
             raise TypeError(f"expected a tensor of uint8 images, or of floating ones in [0, 1], got {kind}")
         if images.dim() != 4:
             raise ValueError(f"expected images (N, C, H, W), got {tuple(images.shape)}")
-        return self.defences(images.float() / 255 if images.dtype == torch.uint8 else images)
+        x = images.float() / 255 if images.dtype == torch.uint8 else images
+        if not self.runs:
+            return self.defences(x)
+        if seeds is None:
+            seeds = derived_seeds(image_seeds(x, self.seed), 0)
+        for place, defence in enumerate(self.defences):
+            x = defence.draw(x, derived_seeds(seeds, place)) if is_stochastic(defence) else defence(x)
+        return x
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.classifier(self.defend(images))
+        if not self.runs or not isinstance(images, Tensor) or images.dim() != 4:  # the last two: defend's errors
+            return self.classifier(self.defend(images))
+        seeds = image_seeds(images / 255 if images.dtype == torch.uint8 else images, self.seed)
+        draws = (self.classifier(self.defend(images, derived_seeds(seeds, run))) for run in range(self.runs))
+        return torch.stack(list(draws)).mean(dim=0)
+
+    def extra_repr(self) -> str:
+        return f"seed={self.seed}" if self.runs else ""
