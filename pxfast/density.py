@@ -8,9 +8,11 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from .heads import LogisticHead
 from .images import Images, to_grid
 from .models import Model, model_for
 from .pixelcnn import PixelCNN
+from .purifiers import in_fixed_batches
 from .schedule import schedule_for
 
 
@@ -53,3 +55,35 @@ def bits_per_dim(images: Images, *, model: Model | None = None, batch_size: int 
     grid, form = to_grid(images, keep_device=True)
     nats = _log_prob(grid, model_for(model, grid.shape[1:]), batch_size, progress)
     return form.per_image((-nats / (math.log(2.0) * grid[:1].numel())).float() if len(grid) else nats.float())
+
+
+def relaxable(model: PixelCNN) -> PixelCNN:
+    """The model itself. ValueError unless its likelihood has a gradient in the image's values: a mixture's has."""
+    if not isinstance(model.head, LogisticHead):
+        raise ValueError(f"expected a head whose likelihood has a gradient in the values, got {model.config.head!r}")
+    return model
+
+
+def score(images: Tensor, *, model: Model | None = None) -> Tensor:
+    """The gradient of log p(X) with respect to the image: the direction in which it becomes likelier.
+
+    images: floating (N, C, H, W) in [0, 1], not rounded to the grid; :func:`pxfast.lbfgs.lbfgs_purify` says what log p
+    is between the integers. model: as :func:`pxfast.purify` takes it, with a mixture of logistics as its head.
+    Returns nats per unit of [0, 1], of the images' shape, type and device; each image's independent of its batch.
+    Raises TypeError or ValueError for bad input.
+    """
+    grid, _ = to_grid(images)  # its checks
+    if not isinstance(images, Tensor) or not images.is_floating_point() or images.dim() != 4:
+        raise TypeError("expected a tensor of floating images (N, C, H, W) in [0, 1]")
+    network = schedule_for(relaxable(model_for(model, grid.shape[1:]))).oracle("fp32", images.device)
+
+    def gradient(batch: Tensor) -> Tensor:
+        with torch.enable_grad():
+            x = batch.detach().requires_grad_()
+            (found,) = torch.autograd.grad(network.log_prob(255.0 * x).sum(), x)
+        return found
+
+    if not len(images):
+        return torch.zeros_like(images)
+    with torch.backends.cudnn.flags(allow_tf32=False):
+        return in_fixed_batches(gradient, images.detach().float()).to(images.dtype)

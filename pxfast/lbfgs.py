@@ -15,9 +15,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from .density import bits_per_dim
+from .density import bits_per_dim, relaxable
 from .extras import require
-from .heads import LogisticHead
 from .images import Images, to_grid
 from .models import Model, model_for
 from .pixelcnn import PixelCNN
@@ -70,9 +69,7 @@ def lbfgs_purify(
         if value < 1:
             raise ValueError(f"{name} must be positive, got {value}")
     grid, form = to_grid(images)
-    model = model_for(model, grid.shape[1:])
-    if not isinstance(model.head, LogisticHead):
-        raise ValueError(f"expected a head whose likelihood has a gradient in the values, got {model.config.head!r}")
+    model = relaxable(model_for(model, grid.shape[1:]))
     network = schedule_for(model).oracle("fp32")
     relaxed = torch.empty(len(grid), starts)
     results = torch.empty((starts, *grid.shape), dtype=torch.uint8)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from . import engines
-from .density import bits_per_dim
+from .density import bits_per_dim, score
 from .images import Images, to_grid
 from .models import Model, model_for, resolve_model
 from .pixelcnn import PixelCNN
@@ -206,6 +206,10 @@ class Purifier(nn.Module):
         if isinstance(images, Tensor) and images.is_floating_point():
             return with_backward(images, purified, self.backward)
         return purified
+
+    def score(self, images: Tensor) -> Tensor:
+        """The gradient of the model's log p(X) with respect to the image, as :func:`pxfast.density.score` has it."""
+        return score(images, model=self.model)
 
     def extra_repr(self) -> str:
         model = "by image shape" if self.model is None else self.model.config
