@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
+import time
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -13,9 +13,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from ..defences.defended import Defended
+from ..purifiers import FIXED_BATCH, image_key, image_seeds, in_fixed_batches
 from ..purify import check_eps
+from .meter import Meter
 
-BATCH = 32  # images that the classifier always sees at once
+BATCH = FIXED_BATCH
 BLOCK = 4 * BATCH  # images attacked at once: those that are done make room for others in the classifier's batches
 
 # A perturbation that rounding disarmed is stretched step by step, to at most 9.4 times its length.
@@ -23,11 +26,7 @@ STRETCHES = tuple(1.15**k for k in range(1, 17))
 
 
 class FixedBatch(nn.Module):
-    """A classifier that always sees batches of one size, the last one filled up with copies of its first image.
-
-    Libraries choose their convolution by the batch's size, and its rounding can turn a tiny gradient: without this an
-    image's attack would depend on how many others are attacked beside it.
-    """
+    """A classifier that always sees batches of one size: see :func:`pxfast.purifiers.in_fixed_batches`."""
 
     def __init__(self, classifier: nn.Module, size: int = BATCH) -> None:
         super().__init__()
@@ -37,12 +36,14 @@ class FixedBatch(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits (N, classes) of floating images (N, C, H, W), N > 0."""
-        logits = []
-        for part in images.split(self.size):
-            missing = self.size - len(part)
-            filled = torch.cat((part, part[:1].expand(missing, -1, -1, -1))) if missing else part
-            logits.append(self.classifier(filled)[: len(part)])
-        return torch.cat(logits)
+        return in_fixed_batches(self.classifier, images, self.size)
+
+
+def fix_batches(classifier: nn.Module, size: int) -> FixedBatch | Defended:
+    """The classifier in batches of one size. Its purifiers depend on no batch, and get all images at once."""
+    if isinstance(classifier, Defended):
+        return Defended(FixedBatch(classifier.classifier, size), classifier.defences, seed=classifier.seed)
+    return FixedBatch(classifier, size)
 
 
 NO_GRADIENT = (
@@ -95,11 +96,7 @@ def image_generators(images: Tensor, seed: int) -> list[np.random.Generator]:
 
     So an image's random numbers are the same in every batch, in every order, and on every device.
     """
-    generators = []
-    for image in images.cpu().contiguous():
-        key = hashlib.blake2b(image.numpy().tobytes(), digest_size=16, key=str(seed).encode()).digest()
-        generators.append(np.random.Generator(np.random.Philox(key=int.from_bytes(key, "little"))))
-    return generators
+    return [np.random.Generator(np.random.Philox(key=image_key(image, seed))) for image in images]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,6 +107,9 @@ class AttackResult:
     clean: of the images as they came; unrounded: of the attack's floating-point result; nearest: of that result
     rounded to the nearest grid values; rounded: of ``images``, where perturbations that rounding had disarmed were
     stretched until they worked again.
+
+    queries, gradients: int64 (N,), what each image cost, as :class:`Meter` has it; None where the attack counts none.
+    seconds: spent on the attack itself, without the judging.
     """
 
     images: Tensor
@@ -117,6 +117,9 @@ class AttackResult:
     unrounded: Tensor
     nearest: Tensor
     rounded: Tensor
+    queries: Tensor | None = None
+    gradients: Tensor | None = None
+    seconds: float = 0.0
 
     def rates(self) -> dict[str, float]:
         """The fractions in [0, 1] of images that are misclassified, by stage; NaN without images."""
@@ -130,7 +133,8 @@ class AttackResult:
         )
 
 
-STAGES = tuple(field.name for field in dataclasses.fields(AttackResult))[1:]
+STAGES = ("clean", "unrounded", "nearest", "rounded")
+COSTS = ("queries", "gradients")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -145,7 +149,8 @@ class Attack:
     images the classifier sees at once. joint: its random numbers are drawn for a batch as a whole, so that a result
     may depend on which images are attacked together. clipped: it looks for its images without a bound, and eps only
     clips what it finds: ``perturb`` need not know of eps, and :meth:`unclipped` with :meth:`clip` gives the results
-    for several eps at the price of one.
+    for several eps at the price of one. metered: ``perturb`` also takes ``meter``, a :class:`Meter`. block: how many
+    images are attacked at once.
     """
 
     name: str
@@ -158,6 +163,8 @@ class Attack:
     batch: int = BATCH
     joint: bool = False
     clipped: bool = False
+    metered: bool = False
+    block: int = BLOCK
 
     def __call__(
         self,
@@ -214,7 +221,7 @@ class Attack:
         """
         check_input(classifier, images, labels)
         self._check_clipped()
-        fixed = FixedBatch(classifier, self.batch)
+        fixed = fix_batches(classifier, self.batch)
 
         def find(block: Tensor, given: Tensor | None) -> Tensor:
             x = _to_float(block)
@@ -222,7 +229,10 @@ class Attack:
             return self._perturbed(fixed, block, x, given, None, seed, options).float()
 
         return torch.cat(
-            [torch.zeros(0, *images.shape[1:]).to(images.device), *_by_block(find, images, labels, progress)]
+            [
+                torch.zeros(0, *images.shape[1:]).to(images.device),
+                *_by_block(find, images, labels, self.block, progress),
+            ]
         )
 
     def clip(
@@ -237,8 +247,8 @@ class Attack:
         eps = self.check_eps(eps)
         if found.shape != images.shape or not found.is_floating_point():
             raise ValueError(f"expected floating images {tuple(images.shape)}, got {found.dtype} {tuple(found.shape)}")
-        fixed = FixedBatch(classifier, self.batch)
-        parts = iter(found.split(BLOCK))
+        fixed = fix_batches(classifier, self.batch)
+        parts = iter(found.split(self.block))
 
         def settle(block: Tensor, given: Tensor | None) -> AttackResult:
             x = _to_float(block)
@@ -246,7 +256,7 @@ class Attack:
             given = prediction if given is None else given
             return self._settled(fixed, block, x, next(parts), given, prediction != given, eps)
 
-        return join([_nothing(images), *_by_block(settle, images, labels, False)])
+        return join([_nothing(images), *_by_block(settle, images, labels, self.block, False)])
 
     def _check_clipped(self) -> None:
         if not self.clipped:
@@ -266,7 +276,7 @@ class Attack:
     ) -> AttackResult:
         check_input(classifier, images, labels)
         eps = self.check_eps(eps)
-        fixed = FixedBatch(classifier, self.batch)
+        fixed = fix_batches(classifier, self.batch)
 
         def attack(block: Tensor, given: Tensor | None) -> AttackResult:
             x = _to_float(block)
@@ -275,10 +285,17 @@ class Attack:
                 prediction = predicted(fixed, x)
                 given = prediction if given is None else given
                 clean = prediction != given if judge else None
-            moved = self._perturbed(fixed, block, x, given, eps, seed, options)
-            return self._settled(fixed, block, x, moved, given, clean, eps)
+            chosen, costs = options, {}
+            if self.metered:
+                meter = Meter(image_seeds(x, seed), progress=progress is True)
+                chosen, costs = {**options, "meter": meter}, {name: getattr(meter, name) for name in COSTS}
+            started = time.perf_counter()
+            moved = self._perturbed(fixed, block, x, given, eps, seed, chosen)
+            seconds = time.perf_counter() - started
+            result = self._settled(fixed, block, x, moved, given, clean, eps)
+            return dataclasses.replace(result, **costs, seconds=seconds)
 
-        return join([_nothing(images), *_by_block(attack, images, labels, progress)])
+        return join([_nothing(images), *_by_block(attack, images, labels, self.block, progress)])
 
     def check_eps(self, eps: int | None) -> int | None:
         """``eps`` as this attack takes it. TypeError or ValueError when it is none."""
@@ -292,7 +309,7 @@ class Attack:
 
     def _perturbed(
         self,
-        classifier: FixedBatch,
+        classifier: FixedBatch | Defended,
         images: Tensor,
         x: Tensor,
         labels: Tensor,
@@ -310,7 +327,7 @@ class Attack:
 
     def _settled(
         self,
-        classifier: FixedBatch,
+        classifier: FixedBatch | Defended,
         images: Tensor,
         x: Tensor,
         moved: Tensor,
@@ -326,7 +343,8 @@ class Attack:
             unknown = torch.zeros(len(images), dtype=torch.bool, device=images.device)
             return AttackResult(grid, unknown, unknown, unknown, unknown)
         unrounded = predicted(classifier, moved) != labels
-        nearest = predicted(classifier, _to_float(grid)) != labels
+        exact = torch.equal(moved, _to_float(grid))
+        nearest = unrounded if exact else predicted(classifier, _to_float(grid)) != labels
         grid, rounded = rearm(classifier, images, moved, grid, labels, eps, unrounded, nearest)
         return AttackResult(grid, clean, unrounded, nearest, rounded)
 
@@ -389,8 +407,12 @@ def rearm(
 
 def join(results: list[AttackResult]) -> AttackResult:
     """The results of consecutive images as one. At least one result."""
-    fields = [field.name for field in dataclasses.fields(AttackResult)]
-    return AttackResult(*(torch.cat([getattr(result, name) for result in results]) for name in fields))
+    costs = {}
+    for name in COSTS:
+        counted = [getattr(result, name) for result in results if len(result.images)]
+        costs[name] = torch.cat(counted) if counted and all(c is not None for c in counted) else None
+    joined = {name: torch.cat([getattr(result, name) for result in results]) for name in ("images", *STAGES)}
+    return AttackResult(**joined, **costs, seconds=sum(result.seconds for result in results))
 
 
 def _nothing(images: Tensor) -> AttackResult:
@@ -411,14 +433,15 @@ def _by_block(
     function: Callable[[Tensor, Tensor | None], Part],
     images: Tensor,
     labels: Tensor | None,
+    size: int,
     progress: bool | Callable[[int], None],
 ) -> list[Part]:
-    """``function`` of BLOCK images at a time and their labels; none without images."""
+    """``function`` of ``size`` images at a time and their labels; none without images."""
     parts, done = [], 0
     with tqdm(total=len(images), unit="image", disable=progress is not True) as bar:
-        for start in range(0, len(images), BLOCK):
-            block = images[start : start + BLOCK]
-            parts.append(function(block, None if labels is None else labels[start : start + BLOCK]))
+        for start in range(0, len(images), size):
+            block = images[start : start + size]
+            parts.append(function(block, None if labels is None else labels[start : start + size]))
             done += len(block)
             bar.update(len(block))
             if callable(progress):

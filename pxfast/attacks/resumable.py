@@ -18,8 +18,10 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ..files import refuse_existing, whole_file
+from ..models import model_for
+from ..purify import Purifier
 from ..weights import read_safetensors
-from .attack import BLOCK, STAGES, Attack, AttackResult, join
+from .attack import COSTS, STAGES, Attack, AttackResult, join
 
 PART_FORMAT = "pxfast-attack-part"
 LIBRARIES = ("pxfast", "torch", "numpy", "scipy", "foolbox", "pyautoattack")
@@ -50,7 +52,7 @@ def attack_to_file(
 ) -> AttackResult:
     """Attack images, write them to ``out`` (.npy, uint8 (N, C, H, W)) and their labels beside it, and return both.
 
-    Arguments are those of :meth:`Attack.run`. While this runs, every 128 finished images are kept in the folder
+    Arguments are those of :meth:`Attack.run`. While this runs, every finished block of images is kept in the folder
     OUT.npy.parts, with everything that they depend on; a killed run that is started again takes them from there. They
     are removed once both files are written.
     Raises FileExistsError when ``out`` or its labels exist, ValueError for another suffix or when the parts are of
@@ -70,10 +72,10 @@ def attack_to_file(
     parts = open_parts(parts_path(out), settings, force=force)
     results = []
     with tqdm(total=len(images), unit="image", disable=not progress) as bar:
-        for start in range(0, len(images), BLOCK):
+        for start in range(0, len(images), attack.block):
             part = parts / f"{start:08d}.safetensors"
             if not part.exists():
-                chosen = slice(start, start + BLOCK)
+                chosen = slice(start, start + attack.block)
                 given = None if labels is None else labels[chosen]
                 write_part(attack.run(classifier, images[chosen], given, eps, seed=seed, **options), part)
             results.append(read_part(part))
@@ -99,8 +101,10 @@ def describe(
 ) -> dict[str, Any]:
     """Everything that attacked images depend on, JSON-able."""
     weights = hashlib.sha256(repr(classifier).encode())
-    for name, value in classifier.state_dict().items():
-        weights.update(name.encode() + value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    for network in (classifier, *hidden_networks(classifier, tuple(images.shape[1:]))):
+        for name, value in network.state_dict().items():
+            values = value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy()
+            weights.update(name.encode() + values.tobytes())
     data = hashlib.sha256(images.cpu().contiguous().numpy().tobytes())
     data.update(b"none" if labels is None else labels.cpu().long().contiguous().numpy().tobytes())
     return {
@@ -111,8 +115,22 @@ def describe(
         "classifier": weights.hexdigest(),
         "images": [*images.shape, data.hexdigest()],
         "device": images.device.type,
-        "libraries": {name: _version(name) for name in LIBRARIES},
+        "libraries": library_versions(),
     }
+
+
+def hidden_networks(classifier: nn.Module, image_shape: tuple[int, ...]) -> list[nn.Module]:
+    """Networks that the classifier's defences hold without their being submodules, such as a purifier's model.
+
+    image_shape: (C, H, W), for purifiers that pick the shipped model of that shape.
+    """
+    found = []
+    for module in classifier.modules():
+        if isinstance(module, Purifier):
+            found.append(model_for(module.model, image_shape))
+        else:
+            found += [value for value in vars(module).values() if isinstance(value, nn.Module)]
+    return found
 
 
 def open_parts(folder: Path, settings: dict[str, Any], *, force: bool) -> Path:
@@ -137,19 +155,22 @@ def open_parts(folder: Path, settings: dict[str, Any], *, force: bool) -> Path:
 
 
 def write_part(result: AttackResult, path: Path) -> None:
-    tensors = {name: getattr(result, name).cpu().contiguous() for name in ("images", *STAGES)}
+    tensors = {name: getattr(result, name) for name in ("images", *STAGES, *COSTS)}
+    tensors = {name: tensor.cpu().contiguous() for name, tensor in tensors.items() if tensor is not None}
     with whole_file(path) as temporary:
-        save_file(tensors, temporary, metadata={"format": PART_FORMAT})
+        save_file(tensors, temporary, metadata={"format": PART_FORMAT, "seconds": repr(result.seconds)})
 
 
 def read_part(path: Path) -> AttackResult:
     """A finished part, on the CPU."""
-    tensors, _ = read_safetensors(path, PART_FORMAT)
-    return AttackResult(**tensors)
+    tensors, notes = read_safetensors(path, PART_FORMAT)
+    return AttackResult(**tensors, seconds=float(notes["seconds"]))
 
 
-def _version(library: str) -> str | None:
-    try:
-        return metadata.version(library)
-    except metadata.PackageNotFoundError:
-        return None
+def library_versions() -> dict[str, str | None]:
+    """The versions of the libraries that attacks call, by name; None of one that is not installed."""
+    versions: dict[str, str | None] = dict.fromkeys(LIBRARIES)
+    for name in LIBRARIES:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            versions[name] = metadata.version(name)
+    return versions
