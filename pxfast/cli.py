@@ -17,6 +17,7 @@ from .cli_convert import app as convert_app
 from .cli_detect import detect
 from .cli_figures import app as figures_app
 from .cli_options import EngineOption, ForceOption, JsonOption, ModelOption
+from .cli_report import report
 from .cli_sample import sample
 from .cli_train import train
 from .cli_train_classifier import train_classifier
@@ -123,6 +124,7 @@ def info(as_json: JsonOption = False) -> None:
 app.command()(train)
 app.command()(train_classifier)
 app.command()(attack)
+app.command()(report)
 app.command()(sample)
 app.command()(detect)
 app.command()(tune)

@@ -1,0 +1,222 @@
+"""Tables as the report shows them: a panel for each eps, ours beside the published number in every cell."""
+
+from __future__ import annotations
+
+import dataclasses
+import string
+
+from ..results import Cell, Row, Table
+
+WIDEST = 8  # columns; a table of more is turned, its columns becoming rows
+SMALL, LARGE = 5.0, 15.0  # points of difference between the shades of a cell
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """A computed cell, in %. interval: 95 %. difference: ours minus the published value, in points, or None.
+
+    within: whether the published value lies in our interval.
+    """
+
+    cell: Cell
+    marks: str = ""
+
+    @property
+    def ours(self) -> float:
+        return 100.0 * self.cell.accuracy
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        low, high = self.cell.interval
+        return 100.0 * low, 100.0 * high
+
+    @property
+    def published(self) -> float | None:
+        return self.cell.published
+
+    @property
+    def difference(self) -> float | None:
+        return None if self.published is None else self.ours - self.published
+
+    @property
+    def within(self) -> bool:
+        low, high = self.interval
+        return self.published is not None and low <= self.published <= high
+
+    @property
+    def verdict(self) -> str:
+        """'none' without a published value, 'same' within the interval, or else 'higher' or 'lower'."""
+        if self.difference is None:
+            return "none"
+        if self.within:
+            return "same"
+        return "higher" if self.difference > 0 else "lower"
+
+    @property
+    def shade(self) -> str:
+        """The name of the cell's colour: its verdict, and from 1 to 3 how far the values are apart."""
+        if self.difference is None or self.within:
+            return self.verdict
+        distance = abs(self.difference)
+        return f"{self.verdict}-{1 if distance < SMALL else 2 if distance < LARGE else 3}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Heading:
+    """A row's or column's title. over: what stands small above it. marks: its footnotes'. missing: why it is empty."""
+
+    label: str
+    over: str = ""
+    marks: str = ""
+    strong: bool = False
+    begins: bool = False
+    missing: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Panel:
+    """What a table shows for one eps (None: the attacks have none): ``cells[row][column]``, None if not computed."""
+
+    eps: int | None
+    rows: list[Heading]
+    columns: list[Heading]
+    cells: list[list[Comparison | None]]
+
+
+class Notes:
+    """The footnotes of a table: each text once, marked a, b, c, ..."""
+
+    def __init__(self) -> None:
+        self.texts: list[str] = []
+
+    def mark(self, *texts: str | None) -> str:
+        """The marks of these texts, those that are None or empty apart."""
+        marks = []
+        for text in filter(None, texts):
+            if text not in self.texts:
+                self.texts.append(text)
+            marks.append(letter(self.texts.index(text)))
+        return ",".join(marks)
+
+    def marked(self) -> list[tuple[str, str]]:
+        return [(letter(i), text) for i, text in enumerate(self.texts)]
+
+
+def letter(index: int) -> str:
+    """a to z, then aa, ab, ..."""
+    letters = string.ascii_lowercase
+    return (letter(index // 26 - 1) if index >= 26 else "") + letters[index % 26]
+
+
+@dataclasses.dataclass(frozen=True)
+class TableView:
+    """A table ready to be laid out. computed, planned: how many cells there are, and will be."""
+
+    table: Table
+    panels: list[Panel]
+    notes: list[tuple[str, str]]
+    left_out: list[Row]
+    turned: bool
+    has_published: bool
+    computed: int
+    planned: int
+
+    @property
+    def seconds(self) -> float:
+        return sum(cell.seconds or 0.0 for cell in self.table.cells)
+
+
+def is_defended(row: Row) -> bool:
+    """Whether PixelDefend, in any form, stands in front of the row's classifier."""
+    return "pixeldefend" in row.technique.casefold()
+
+
+def title_of(row: Row) -> str:
+    return f"{row.network}, {row.technique}"
+
+
+def eps_values(table: Table) -> list[int | None]:
+    """The eps of a table's panels, in order: those of its cells, or [None] where no cell has one."""
+    return sorted({cell.eps for cell in table.cells if cell.eps is not None}) or [None]
+
+
+def find_cell(table: Table, row: str, column: str, eps: int | None) -> Cell | None:
+    """The cell for this eps, or the one of a column that has no eps, which stands in every panel."""
+    return table.cell(row, column, eps) or table.cell(row, column, None)
+
+
+def view_table(table: Table) -> TableView:
+    """Lay a table out. ValueError for a cell of a row or column that the table does not have."""
+    check_cells(table)
+    notes = Notes()
+    turned = len(table.columns) > WIDEST and len(table.rows) < len(table.columns)
+    columns = [
+        Heading(column.label, marks=notes.mark(column.note), strong=column.name == "strongest")
+        for column in table.columns
+    ]
+    shown = [row for row in table.rows if not (turned and row.missing)]
+    first_defended = next((i for i, row in enumerate(shown) if is_defended(row)), 0)
+    rows = [
+        Heading(row.technique, over=row.network, missing=row.missing, begins=0 < first_defended == i)
+        for i, row in enumerate(shown)
+    ]
+    panels = []
+    for eps in eps_values(table):
+        cells = [[find_cell(table, row.name, column.name, eps) for column in table.columns] for row in shown]
+        compared = [
+            [cell and Comparison(cell, notes.mark(cell.published_note, cell.notes)) for cell in line] for line in cells
+        ]
+        if turned:
+            across = [list(line) for line in zip(*compared, strict=True)]
+            panels.append(Panel(eps, columns, rows, across))
+        else:
+            panels.append(Panel(eps, rows, columns, compared))
+    without_eps = {cell.column for cell in table.cells if cell.eps is None}
+    planned = sum(1 if column.name in without_eps else len(panels) for column in table.columns)
+    return TableView(
+        table,
+        panels,
+        notes.marked(),
+        [row for row in table.rows if row.missing],
+        turned,
+        any(cell.published is not None for cell in table.cells),
+        len(table.cells),
+        planned * sum(1 for row in table.rows if not row.missing),
+    )
+
+
+def check_cells(table: Table) -> None:
+    rows, columns = {row.name for row in table.rows}, {column.name for column in table.columns}
+    for cell in table.cells:
+        if cell.row not in rows or cell.column not in columns:
+            raise ValueError(
+                f"table {table.name!r} has a cell at ({cell.row!r}, {cell.column!r}), but no such row or column"
+            )
+        if not (0.0 <= cell.interval[0] <= cell.accuracy <= cell.interval[1] <= 1.0):
+            raise ValueError(
+                f"table {table.name!r}: expected an accuracy inside its interval, both in 0..1, got {cell.accuracy} "
+                f"and {list(cell.interval)} for {cell.row!r}, {cell.column!r}"
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class Shortfall:
+    """A cell in which ours is below the published number."""
+
+    table: Table
+    row: str
+    column: str
+    compared: Comparison
+
+
+def shortfalls(tables: list[Table]) -> list[Shortfall]:
+    """Every cell that is below its published number, the farthest below first."""
+    found = []
+    for table in tables:
+        rows = {row.name: title_of(row) for row in table.rows}
+        columns = {column.name: column.label for column in table.columns}
+        for cell in table.cells:
+            compared = Comparison(cell)
+            if compared.difference is not None and compared.difference < 0:
+                found.append(Shortfall(table, rows[cell.row], columns[cell.column], compared))
+    return sorted(found, key=lambda each: each.compared.difference or 0.0)

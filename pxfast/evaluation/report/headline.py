@@ -1,0 +1,67 @@
+"""The report's first lines: classifiers under the strongest attack, without PixelDefend and with it."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from ..results import Row, Table
+from .comparison import Comparison, eps_values, find_cell, is_defended
+
+STRONGEST = "strongest"  # the column of the minimum over a cell's attacks
+USUAL_EPS = 8  # the one that both data sets' tables have
+DEFENCE = "PixelDefend"
+
+
+@dataclasses.dataclass(frozen=True)
+class Contrast:
+    """A classifier under the strongest attack, without the defence and with it."""
+
+    network: str
+    technique: str
+    defence: str
+    without: Comparison
+    defended: Comparison
+
+
+@dataclasses.dataclass(frozen=True)
+class Headline:
+    """The contrasts of one table at one eps. attacks: the labels of those that the strongest is the strongest of."""
+
+    table: Table
+    eps: int | None
+    attacks: list[str]
+    contrasts: list[Contrast]
+
+
+def headline(table: Table) -> Headline | None:
+    """A table's headline, or None where it has no strongest attack or no pair of rows that are both computed.
+
+    At eps 8 where the table has that, or else at its smallest.
+    """
+    if STRONGEST not in {column.name for column in table.columns}:
+        return None
+    eps = USUAL_EPS if USUAL_EPS in eps_values(table) else eps_values(table)[0]
+
+    def strongest(row: Row) -> Comparison | None:
+        cell = find_cell(table, row.name, STRONGEST, eps)
+        return cell and Comparison(cell)
+
+    contrasts = []
+    for row in table.rows:
+        if is_defended(row):
+            continue
+        for other in table.rows:
+            defence = defence_of(row, other)
+            before, after = strongest(row), strongest(other)
+            if defence and before and after:
+                contrasts.append(Contrast(row.network, row.technique, defence, before, after))
+    attacks = [column.label for column in table.columns if column.name not in (STRONGEST, "clean")]
+    return Headline(table, eps, attacks, contrasts) if contrasts else None
+
+
+def defence_of(row: Row, other: Row) -> str | None:
+    """What ``other`` adds to ``row``, 'PixelDefend' or 'Adaptive PixelDefend', or None if it is another classifier."""
+    if row.network != other.network or not is_defended(other):
+        return None
+    base, _, added = (part.strip() for part in other.technique.rpartition("+"))
+    return added if base.casefold() == row.technique.strip().casefold() else None
