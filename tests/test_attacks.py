@@ -8,6 +8,7 @@ from attack_network import attack_fixture
 from torch import Tensor, nn
 
 from pxfast.attacks import (
+    ADAPTIVE,
     ATTACKS,
     PAPER,
     REPRODUCTION,
@@ -42,7 +43,7 @@ CHEAP = {
 EPS = 20
 
 
-@pytest.fixture(params=[name for name in ATTACKS if name != "autoattack"])
+@pytest.fixture(params=[name for name in ATTACKS if name != "autoattack" and ATTACKS[name] not in ADAPTIVE])
 def attack(request: pytest.FixtureRequest) -> Attack:
     for module in NEEDS.get(request.param, ()):
         pytest.importorskip(module, reason=f"{request.param} needs {module}")
@@ -55,10 +56,10 @@ def run(attack: Attack, images: Tensor, labels: Tensor | None, **options):
 
 
 def test_names_and_groups() -> None:
-    assert len(ATTACKS) == len(PAPER) + len(REPRODUCTION) + len(YARDSTICKS) == 18
+    assert len(ATTACKS) == len(PAPER) + len(REPRODUCTION) + len(YARDSTICKS) + len(ADAPTIVE) == 26
     assert len(REPRODUCTION) == 10
     assert [attack.name for attack in PAPER] == ["rand", "fgsm", "bim", "deepfool", "cw-l2", "cw-linf"]
-    assert all(attack.bounded for attack in (*PAPER, *YARDSTICKS))
+    assert all(attack.bounded for attack in (*PAPER, *YARDSTICKS, *ADAPTIVE))
     assert not any(attack.bounded for attack in REPRODUCTION)
     assert find_attack("bim") is bim
     with pytest.raises(ValueError, match=r"'zoo'.*rand, fgsm, bim.*autoattack"):

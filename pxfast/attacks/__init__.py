@@ -3,6 +3,7 @@
 ``attack.run`` takes the same and also says which images are misclassified before and after rounding to the grid.
 """
 
+from .adaptive_gradients import blind_pgd, bpda, bpda_eot, full_gradient, joint_full, joint_score, unrolled_bim
 from .attack import Attack, AttackResult, NoGradient
 from .autoattack import autoattack
 from .carlini_wagner import cw_l2, cw_linf
@@ -20,6 +21,7 @@ from .foolbox_attacks import (
 from .lbfgs import lbfgs
 from .saliency_map import saliency_map
 from .sign_steps import bim, bim_steps, fgsm, pgd, rand
+from .spsa import spsa
 
 PAPER = (rand, fgsm, bim, deepfool, cw_l2, cw_linf)  # of Song et al. 2018
 REPRODUCTION = (  # the ten of its first reproduction, in the order of its table
@@ -35,8 +37,9 @@ REPRODUCTION = (  # the ten of its first reproduction, in the order of its table
     iterative_gradient_sign,
 )
 YARDSTICKS = (pgd, autoattack)  # today's
+ADAPTIVE = (blind_pgd, bpda, bpda_eot, joint_score, joint_full, spsa, full_gradient, unrolled_bim)  # on defended models
 
-ATTACKS = {attack.name: attack for attack in (*PAPER, *REPRODUCTION, *YARDSTICKS)}
+ATTACKS = {attack.name: attack for attack in (*PAPER, *REPRODUCTION, *YARDSTICKS, *ADAPTIVE)}
 
 
 def find_attack(name: str) -> Attack:
@@ -47,6 +50,7 @@ def find_attack(name: str) -> Attack:
 
 
 __all__ = [
+    "ADAPTIVE",
     "ATTACKS",
     "PAPER",
     "REPRODUCTION",
@@ -57,6 +61,9 @@ __all__ = [
     "autoattack",
     "bim",
     "bim_steps",
+    "blind_pgd",
+    "bpda",
+    "bpda_eot",
     "contrast_reduction",
     "cw_l2",
     "cw_linf",
@@ -64,14 +71,19 @@ __all__ = [
     "deepfool_l2",
     "fgsm",
     "find_attack",
+    "full_gradient",
     "gaussian_blur",
     "gradient",
     "gradient_sign",
     "iterative_gradient_sign",
+    "joint_full",
+    "joint_score",
     "lbfgs",
     "pgd",
     "rand",
     "saliency_map",
     "salt_and_pepper",
+    "spsa",
     "uniform_noise",
+    "unrolled_bim",
 ]

@@ -16,7 +16,7 @@ from tqdm import tqdm
 from ..defences.defended import Defended
 from ..purifiers import FIXED_BATCH, image_key, image_seeds, in_fixed_batches
 from ..purify import check_eps
-from .meter import Meter
+from .meter import LIMITS, Meter
 
 BATCH = FIXED_BATCH
 BLOCK = 4 * BATCH  # images attacked at once: those that are done make room for others in the classifier's batches
@@ -149,8 +149,8 @@ class Attack:
     images the classifier sees at once. joint: its random numbers are drawn for a batch as a whole, so that a result
     may depend on which images are attacked together. clipped: it looks for its images without a bound, and eps only
     clips what it finds: ``perturb`` need not know of eps, and :meth:`unclipped` with :meth:`clip` gives the results
-    for several eps at the price of one. metered: ``perturb`` also takes ``meter``, a :class:`Meter`. block: how many
-    images are attacked at once.
+    for several eps at the price of one. metered: ``perturb`` also takes ``meter``, a :class:`Meter`, and the attack
+    the options ``max_queries`` and ``max_gradients``, which it sets. block: how many images are attacked at once.
     """
 
     name: str
@@ -287,8 +287,10 @@ class Attack:
                 clean = prediction != given if judge else None
             chosen, costs = options, {}
             if self.metered:
-                meter = Meter(image_seeds(x, seed), progress=progress is True)
-                chosen, costs = {**options, "meter": meter}, {name: getattr(meter, name) for name in COSTS}
+                limits = {name: options[name] for name in LIMITS if name in options}
+                meter = Meter(image_seeds(x, seed), **limits, progress=progress is True)
+                chosen = {**{name: value for name, value in options.items() if name not in limits}, "meter": meter}
+                costs = {name: getattr(meter, name) for name in COSTS}
             started = time.perf_counter()
             moved = self._perturbed(fixed, block, x, given, eps, seed, chosen)
             seconds = time.perf_counter() - started

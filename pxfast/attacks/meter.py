@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+LIMITS = ("max_queries", "max_gradients")  # options of every attack that has a meter
+
 
 class Meter:
     """The queries and gradients of a block of N images, and the seeds of their random numbers.
@@ -13,14 +15,32 @@ class Meter:
     the whole pipeline or the density model.
 
     queries, gradients: int64 (N,), spent so far. seeds: an integer in 0..2^63 - 1 for each image. progress: whether
-    the attack shows a bar of its steps.
+    the attack shows a bar of its steps. max_queries, max_gradients: what an image may cost; None: no limit; ValueError
+    unless integers of at least 0.
     """
 
-    def __init__(self, seeds: list[int], *, progress: bool = False) -> None:
+    def __init__(
+        self,
+        seeds: list[int],
+        *,
+        max_queries: int | None = None,
+        max_gradients: int | None = None,
+        progress: bool = False,
+    ) -> None:
+        for name, value in ((LIMITS[0], max_queries), (LIMITS[1], max_gradients)):
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 0):
+                raise ValueError(f"{name} must be None or an integer of at least 0, got {value!r}")
         self.seeds = seeds
+        self.max_queries, self.max_gradients = max_queries, max_gradients
         self.queries = torch.zeros(len(seeds), dtype=torch.int64)
         self.gradients = torch.zeros(len(seeds), dtype=torch.int64)
         self.progress = progress
+
+    def affords(self, chosen: Tensor, queries: int, gradients: int) -> bool:
+        """Whether each of the chosen images, int64 indices, could spend so much more."""
+        after = (self.queries[chosen.cpu()].max() + queries, self.gradients[chosen.cpu()].max() + gradients)
+        limits = (self.max_queries, self.max_gradients)
+        return all(limit is None or total <= limit for total, limit in zip(after, limits, strict=True))
 
     def spend(self, chosen: Tensor, queries: int, gradients: int) -> None:
         """Count so much for each of the chosen images, int64 indices."""
