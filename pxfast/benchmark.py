@@ -253,14 +253,18 @@ def plain_torch_rate(name: str) -> float:
     return len(images) / (min(times) * height * width)
 
 
+def processor_name() -> str:
+    """What the operating system calls the processor."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if os.path.exists("/proc/cpuinfo") else []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, "unknown processor")
+
+
 def machine() -> dict[str, str | int]:
     """What the rows were measured on."""
-    name = next(
-        (
-            line.partition(":")[2].strip()
-            for line in (Path("/proc/cpuinfo").read_text().splitlines() if os.path.exists("/proc/cpuinfo") else [])
-            if line.startswith("model name")
-        ),
-        "unknown processor",
-    )
-    return {"processor": name, "threads": cpu.current_threads(), "isa": cpu.current_isa(), "torch": torch.__version__}
+    return {
+        "processor": processor_name(),
+        "threads": cpu.current_threads(),
+        "isa": cpu.current_isa(),
+        "torch": torch.__version__,
+    }

@@ -15,6 +15,7 @@ from . import __version__
 from .cli_attack import attack
 from .cli_convert import app as convert_app
 from .cli_detect import detect
+from .cli_evaluate import app as evaluate_app
 from .cli_figures import app as figures_app
 from .cli_options import EngineOption, ForceOption, JsonOption, ModelOption
 from .cli_report import report
@@ -130,6 +131,7 @@ app.command()(detect)
 app.command()(tune)
 app.add_typer(convert_app, name="convert")
 app.add_typer(figures_app, name="figures")
+app.add_typer(evaluate_app, name="evaluate")
 
 
 @app.command()

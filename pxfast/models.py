@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+from pathlib import Path
 
 from .pixelcnn import PixelCNN
 from .weights import SHIPPED, load, read_metadata, shipped_path
@@ -33,6 +34,24 @@ def resolve_model(model: Model | None) -> PixelCNN | None:
     raise TypeError(f"model must be a PixelCNN, a shipped model's name, a path or None, got {type(model).__name__}")
 
 
+def shipped_for(image_shape: tuple[int, ...]) -> str:
+    """The name of the shipped model for images of shape (C, H, W). ValueError where there is none."""
+    by_shape = _shipped_by_shape()
+    if image_shape not in by_shape:
+        known = ", ".join(f"{shape} ({name})" for shape, name in by_shape.items()) or "none"
+        raise ValueError(
+            f"no shipped model takes images of shape {image_shape}; shipped: {known}; "
+            "pass model=, a PixelCNN or the path of a model file"
+        )
+    return by_shape[image_shape]
+
+
+def model_path(model: str | os.PathLike[str] | None, image_shape: tuple[int, ...]) -> Path:
+    """The file of the model that :func:`model_for` would load."""
+    name = shipped_for(image_shape) if model is None else model
+    return shipped_path(name) if isinstance(name, str) and name in SHIPPED else Path(name)
+
+
 def model_for(model: Model | None, image_shape: tuple[int, ...]) -> PixelCNN:
     """The model for images of shape (C, H, W): the given one, or with None the shipped one of that shape.
 
@@ -41,14 +60,7 @@ def model_for(model: Model | None, image_shape: tuple[int, ...]) -> PixelCNN:
     resolved = resolve_model(model)
     image_shape = tuple(image_shape)
     if resolved is None:
-        by_shape = _shipped_by_shape()
-        if image_shape not in by_shape:
-            known = ", ".join(f"{shape} ({name})" for shape, name in by_shape.items()) or "none"
-            raise ValueError(
-                f"no shipped model takes images of shape {image_shape}; shipped: {known}; "
-                "pass model=, a PixelCNN or the path of a model file"
-            )
-        return _load_shipped(by_shape[image_shape])
+        return _load_shipped(shipped_for(image_shape))
     expected = (resolved.config.channels, *resolved.config.image_size)
     if image_shape != expected:
         raise ValueError(f"the model takes images of shape (C, H, W) = {expected}, got {image_shape}")

@@ -48,11 +48,16 @@ def current_isa() -> str:
     return wish
 
 
+def usable_processors() -> int:
+    """How many processors this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def current_threads() -> int:
     """The number of threads that a decode would use now. ValueError when PXFAST_THREADS is no positive integer."""
     wish = os.environ.get("PXFAST_THREADS")
     if not wish:
-        return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        return usable_processors()
     if not wish.isdecimal() or int(wish) < 1:
         raise ValueError(f"PXFAST_THREADS must be a positive integer, got {wish!r}")
     return int(wish)

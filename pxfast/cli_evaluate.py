@@ -1,0 +1,115 @@
+"""``pxfast evaluate``: the paper's tables, computed anew."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .cli_options import EngineOption, JsonOption, ModelOption, RootOption, parse_budget
+
+app = typer.Typer(no_args_is_help=True, help="Compute the paper's tables and figures.")
+
+OutOption = Annotated[
+    Path, typer.Option(help="The output folder, made when it isn't there; a run that was killed goes on in it.")
+]
+
+
+@app.callback()
+def root() -> None:
+    """Compute the paper's tables and figures, beside the published numbers.
+
+    Results go to OUT/tables and OUT/figures; whatever took time to compute is kept in OUT/store and never computed
+    twice, so that a killed run goes on where it was, and a run over more images takes up those that are there.
+    """
+
+
+def names(text: str | None) -> list[str] | None:
+    """'a,b' as a list; None as None."""
+    return None if text is None else [name.strip() for name in text.split(",") if name.strip()]
+
+
+def run_table(
+    table: str | Path,
+    root: Path | None,
+    out: Path,
+    settings: dict[str, object],
+    rows: str | None,
+    columns: str | None,
+    train_budget: str,
+    as_json: bool,
+) -> None:
+    """Compute a table and print it."""
+    from .evaluation.run import Settings, evaluate_table
+    from .evaluation.specification import load_table
+    from .evaluation.text import table_text
+
+    result = evaluate_table(
+        load_table(table),
+        root,
+        out,
+        Settings(**settings, train_budget=parse_budget(train_budget)),
+        rows=names(rows),
+        columns=names(columns),
+        progress=sys.stderr.isatty(),
+    )
+    print(json.dumps(dataclasses.asdict(result), indent=1) if as_json else table_text(result))
+
+
+def table_command(name: str) -> Callable[..., None]:
+    """The command of a table of the package."""
+
+    def command(
+        out: OutOption,
+        root: RootOption = None,
+        images: Annotated[
+            int | None, typer.Option(min=1, help="Only the first so many test images; 500 unless given.")
+        ] = None,
+        classifiers: Annotated[
+            Path | None, typer.Option(help="The folder of trained classifiers; by default OUT/classifiers.")
+        ] = None,
+        train: Annotated[
+            bool, typer.Option("--train/--no-train", help="Train missing classifiers first, or leave their rows out.")
+        ] = True,
+        train_budget: Annotated[
+            str, typer.Option(help="Training time of each missing classifier, such as 45m or 2h.")
+        ] = "30m",
+        model: ModelOption = None,
+        rows: Annotated[str | None, typer.Option(help="Only these rows, by name: a,b.")] = None,
+        columns: Annotated[str | None, typer.Option(help="Only these columns, by name: a,b.")] = None,
+        device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+        engine: EngineOption = "auto",
+        precision: Annotated[str, typer.Option(help="Of purification: auto, fp32 or bf16.")] = "auto",
+        runner: Annotated[str, typer.Option(help="Where the work is done: local, or ray: on a cluster.")] = "local",
+        shard: Annotated[
+            int, typer.Option(min=1, help="Images computed and kept at a time; more for a GPU or many cores.")
+        ] = 64,
+        as_json: JsonOption = False,
+    ) -> None:
+        settings = {
+            "images": images,
+            "model": model,
+            "classifiers": classifiers,
+            "train": train,
+            "device": device,
+            "engine": engine,
+            "precision": precision,
+            "runner": runner,
+            "shard": shard,
+        }
+        run_table(name, root, out, settings, rows, columns, train_budget, as_json)
+
+    return command
+
+
+app.command("table1", help="The paper's Table 1: Fashion-MNIST, eps 8 and 25, purification with eps 32.")(
+    table_command("table1")
+)
+app.command("table2", help="The paper's Table 2: CIFAR-10, eps 2, 8 and 16, purification with eps 16.")(
+    table_command("table2")
+)

@@ -1,0 +1,119 @@
+"""The steps of an evaluation, each over a shard of images: plain values in, tensors out, in any process.
+
+A :class:`Task` names the step and everything that its result depends on; a :class:`Worker` holds the networks.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from ..attacks import find_attack
+from ..attacks.attack import FixedBatch
+from ..defences import Defended
+from ..density import log_prob
+from . import defences
+from .models import ModelFiles, Models
+from .store import Recipe
+
+Tensors = dict[str, Tensor]
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """One step for one shard. number: by which the result is told from others. recipe: has ``stage``, the step's name,
+    and its settings. inputs: tensors by name, on the CPU. Picklable.
+    """
+
+    number: int
+    recipe: Recipe
+    inputs: Tensors
+
+
+@dataclasses.dataclass(frozen=True)
+class TaskResult:
+    """What a task gave: tensors by name, on the CPU, and the seconds it took."""
+
+    number: int
+    outputs: Tensors
+    seconds: float
+
+
+class Worker:
+    """Does tasks, and holds the networks for them. files: where these lie. device: 'cpu', 'cuda' or 'cuda:N'."""
+
+    def __init__(self, files: ModelFiles, device: str = "cpu") -> None:
+        self.models = Models(files, device)
+
+    def __call__(self, task: Task) -> TaskResult:
+        started = time.perf_counter()
+        inputs = {name: tensor.to(self.models.device) for name, tensor in task.inputs.items()}
+        outputs = STAGES[task.recipe["stage"]](self.models, task.recipe, inputs)
+        outputs = {name: tensor.detach().cpu() for name, tensor in outputs.items()}
+        return TaskResult(task.number, outputs, time.perf_counter() - started)
+
+
+def target(models: Models, recipe: Recipe) -> nn.Module:
+    """What is attacked: the classifier alone or, by an attacker who knows of them, behind its defences, ``through``."""
+    classifier = models.classifier(recipe["classifier"])
+    through = [defences.build(description, models) for description in recipe["through"]]
+    return Defended(classifier, through).eval() if through else classifier
+
+
+def attack(models: Models, recipe: Recipe, inputs: Tensors) -> Tensors:
+    """uint8 images and labels to attacked ones on the grid."""
+    images = find_attack(recipe["attack"])(
+        target(models, recipe),
+        inputs["images"],
+        inputs["labels"],
+        recipe["eps"],
+        seed=recipe["seed"],
+        **recipe["options"],
+    )
+    return {"images": images}
+
+
+def search(models: Models, recipe: Recipe, inputs: Tensors) -> Tensors:
+    """What an attack finds that eps only clips: fp32 images."""
+    found = find_attack(recipe["attack"]).unclipped(
+        target(models, recipe), inputs["images"], inputs["labels"], seed=recipe["seed"], **recipe["options"]
+    )
+    return {"found": found}
+
+
+def clip(models: Models, recipe: Recipe, inputs: Tensors) -> Tensors:
+    """What ``search`` found, within eps and on the grid."""
+    result = find_attack(recipe["attack"]).clip(
+        target(models, recipe), inputs["images"], inputs["labels"], inputs["found"], recipe["eps"]
+    )
+    return {"images": result.images}
+
+
+@torch.no_grad()
+def defend(models: Models, recipe: Recipe, inputs: Tensors) -> Tensors:
+    """Images through one defence: of the type that it gives."""
+    return {"images": defences.build(recipe["defence"], models)(inputs["images"])}
+
+
+@torch.no_grad()
+def predict(models: Models, recipe: Recipe, inputs: Tensors) -> Tensors:
+    """Images through the remaining defences and the classifier to labels (N,) int64, in batches of one size."""
+    classifier = models.classifier(recipe["classifier"])
+    defended = Defended(classifier, [defences.build(description, models) for description in recipe["defences"]]).eval()
+    images = inputs["images"]
+    logits = FixedBatch(defended)(images.float() / 255 if images.dtype == torch.uint8 else images)
+    return {"labels": logits.argmax(1)}
+
+
+def likelihood(models: Models, recipe: Recipe, inputs: Tensors) -> Tensors:
+    """uint8 images to log p(X) in nats, (N,) float64."""
+    return {"log_prob": log_prob(inputs["images"].cpu(), model=models.density(recipe["model"])).double()}
+
+
+STAGES: dict[str, Callable[[Models, Recipe, Tensors], Tensors]] = {
+    stage.__name__: stage for stage in (attack, search, clip, defend, predict, likelihood)
+}

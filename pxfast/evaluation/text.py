@@ -1,0 +1,72 @@
+"""A table as text: ours above, the published numbers below, in 120 columns."""
+
+from __future__ import annotations
+
+from .results import Cell, Column, Row, Table
+
+LABEL_WIDTH = 41
+
+
+def table_text(table: Table) -> str:
+    """The table, its strongest attacks with intervals, and the rows that were left out."""
+    eps = sorted({cell.eps for cell in table.cells if cell.eps is not None})
+    head = f"{table.title}; {table.images} images"
+    bounds = f" Several numbers: eps {'/'.join(map(str, eps))}." if len(eps) > 1 else ""
+    lines = [head, f"Accuracy in %; below it the published one.{bounds}", ""]
+    grid = {
+        (row.name, column.name): [cell for cell in table.cells if (cell.row, cell.column) == (row.name, column.name)]
+        for row in table.rows
+        for column in table.columns
+    }
+    widths = [_width(column, [grid[row.name, column.name] for row in table.rows]) for column in table.columns]
+    lines.append(_line("", "", [column.label for column in table.columns], widths))
+    for row in table.rows:
+        cells = [grid[row.name, column.name] for column in table.columns]
+        if not any(cells):
+            continue
+        lines.append(_line(row.technique, "ours", [_ours(found) for found in cells], widths))
+        lines.append(_line(f"  {row.network}", "paper", [_published(found) for found in cells], widths))
+    lines += _intervals(table)
+    lines += [f"left out: {row.network}, {row.technique}: {row.missing}" for row in table.rows if row.missing]
+    if not table.finished:
+        lines.append("The table is not finished: not every cell is there.")
+    return "\n".join(lines)
+
+
+def _width(column: Column, cells: list[list[Cell]]) -> int:
+    texts = [text for found in cells for text in (_ours(found), _published(found))]
+    return max(5, min(len(column.label), 9), *map(len, texts))
+
+
+def _line(label: str, what: str, texts: list[str], widths: list[int]) -> str:
+    shown = "  ".join(f"{text[: max(width, 9)]:<{width}}" for text, width in zip(texts, widths, strict=True))
+    return f"{label:<{LABEL_WIDTH}}{what:<6}{shown}".rstrip()
+
+
+def _ours(cells: list[Cell]) -> str:
+    return "/".join(f"{100 * cell.accuracy:.0f}" for cell in cells)
+
+
+def _published(cells: list[Cell]) -> str:
+    numbers = ["-" if cell.published is None else f"{cell.published:.0f}" for cell in cells]
+    return "/".join(numbers) if set(numbers) != {"-"} else ""
+
+
+def _intervals(table: Table) -> list[str]:
+    """A line for each row with a strongest attack: which one, and how far its accuracy is known."""
+    strongest = {column.name for column in table.columns} & {"strongest"}
+    rows: list[tuple[Row, list[Cell]]] = [
+        (row, [cell for cell in table.cells if cell.row == row.name and cell.column in strongest]) for row in table.rows
+    ]
+    rows = [(row, cells) for row, cells in rows if cells]
+    if not rows:
+        return []
+    lines = ["", "Strongest attack, accuracy in % (95 % interval):"]
+    for row, cells in rows:
+        texts = []
+        for cell in cells:
+            low, high = (100 * bound for bound in cell.interval)
+            bound = "" if cell.eps is None else f"eps {cell.eps}: "
+            texts.append(f"{bound}{100 * cell.accuracy:.1f} ({low:.1f}-{high:.1f}) {(cell.notes or '').split(';')[0]}")
+        lines.append(f"  {row.network + ', ' + row.technique:<48} {'; '.join(texts)}")
+    return lines
