@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import numbers
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -163,6 +164,9 @@ class Purifier(nn.Module):
     The density model is no submodule: ``to``, ``half``, ``train`` and ``parameters`` of a network that contains the
     purifier leave it alone. ``model=None`` picks the shipped model of the images' shape at every call.
 
+    In pipelines whose batches are mappings, such as Ray Data's, ``column`` names the images in them, and everything
+    else is passed on.
+
     Purification has no gradient. backward: 'straight-through' puts the identity's in its place, so that gradient
     attacks on a network behind the purifier are BPDA (Athalye et al. 2018); with 'error', asking for the gradient
     raises RuntimeError. Raises what :func:`purify` raises for these settings, and ValueError for another ``backward``.
@@ -178,6 +182,7 @@ class Purifier(nn.Module):
         engine: str = "auto",
         precision: str = "auto",
         backward: str = "straight-through",
+        column: str | None = None,
         progress: bool | Callable[[int], None] = False,
     ) -> None:
         super().__init__()
@@ -189,10 +194,20 @@ class Purifier(nn.Module):
         self.engine = engine
         self.precision = check_precision(precision)
         self.backward = check_backward(backward)
+        self.column = column
         self.progress = progress
 
-    def forward(self, images: Images) -> Images:
-        """Purify images, (N, C, H, W) or (C, H, W): same type, shape, dtype and device."""
+    def forward(self, images: Images | Mapping[str, Any]) -> Images | dict[str, Any]:
+        """Purify images, (N, C, H, W) or (C, H, W): same type, shape, dtype and device; or those of a mapping.
+
+        ValueError for a mapping that has no ``column``.
+        """
+        if isinstance(images, Mapping):
+            if self.column not in images:
+                raise ValueError(
+                    f"a mapping needs column= of its images, got {self.column!r} for one of {list(images)}"
+                )
+            return {**images, self.column: self(images[self.column])}
         purified = purify(
             images,
             self.eps,
@@ -215,5 +230,6 @@ class Purifier(nn.Module):
         model = "by image shape" if self.model is None else self.model.config
         adaptive = "" if self.adaptive is None else f"adaptive={self.adaptive!r}, threshold={self.threshold}, "
         backward = "" if self.backward == "straight-through" else f"backward={self.backward!r}, "
-        settings = f"{adaptive}{backward}engine={self.engine!r}, precision={self.precision!r}"
+        column = "" if self.column is None else f"column={self.column!r}, "
+        settings = f"{adaptive}{backward}{column}engine={self.engine!r}, precision={self.precision!r}"
         return f"eps={self.eps}, {settings}, model={model}"
