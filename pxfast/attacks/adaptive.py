@@ -12,7 +12,7 @@ and a stochastic purifier's, come from the image and the seed alone, so that an 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +25,11 @@ from .meter import Meter
 
 BLOCK = 256  # images attacked at once: enough for a purifier's own batches even when most of them are done
 STEP = 2  # levels: 2/255, as in Table 1
+
+
+def names(modules: Iterable[nn.Module]) -> str:
+    """Their classes, for an error."""
+    return ", ".join(type(module).__name__ for module in modules)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,14 +54,14 @@ class Target:
         """The score of the only defence, at x. ValueError unless there is one such."""
         defences = list(self.defended.defences)
         if len(defences) != 1 or not isinstance(defences[0], ScoredPurifier):
-            raise ValueError(f"{self.name} needs a single purifier with a score, got {self.defended.defences}")
+            raise ValueError(f"{self.name} needs a single purifier with a score, got {names(defences)}")
         return defences[0].score(x).detach()
 
     def differentiate(self, x: Tensor, seeds: Sequence[int]) -> Tensor:
         """f(x) with its own gradient. ValueError where a defence has none."""
         for place, defence in enumerate(self.defended.defences):
             if not isinstance(defence, DifferentiablePurifier):
-                raise ValueError(f"{self.name} needs purifiers that can be differentiated, got {defence}")
+                raise ValueError(f"{self.name} needs purifiers that can be differentiated, got {names([defence])}")
             x = defence.differentiate(x, derived_seeds(seeds, place) if is_stochastic(defence) else seeds)
         return x
 
@@ -68,7 +73,7 @@ def target_of(name: str, classifier: nn.Module) -> Target:
         given = given.classifier if isinstance(given, FixedBatch) else given
         raise ValueError(
             f"{name} attacks a purifier and the classifier behind it: expected a pxfast.defences.Defended with at "
-            f"least one defence, got a {type(given).__name__} without any"
+            f"least one defence, got a {names([given])} without any"
         )
     return Target(name, classifier, classifier.classifier)
 

@@ -19,7 +19,7 @@ from ..defences.defended import Defended
 from ..purifiers import derived_seeds
 from ..purify import Purifier
 from ..relaxed import RelaxedPurifier
-from .adaptive import BLOCK, STEP, Target, ascend, target_of
+from .adaptive import BLOCK, STEP, Target, ascend, names, target_of
 from .attack import Attack, input_gradient, loss_gradient
 from .meter import Meter
 from .sign_steps import bim_steps
@@ -228,7 +228,7 @@ def _unrolled_bim(
     target = target_of("unrolled-bim", classifier)
     defences = list(target.defended.defences)
     if len(defences) != 1 or not isinstance(defences[0], Purifier):
-        raise ValueError(f"unrolled-bim needs a pxfast.Purifier as the only defence, got {target.defended.defences}")
+        raise ValueError(f"unrolled-bim needs a pxfast.Purifier as the only defence, got {names(defences)}")
     relaxed = RelaxedPurifier.of(defences[0], tuple(x.shape[1:]), temperature=temperature)
 
     def direction(x: Tensor, labels: Tensor, seeds: Sequence[int]) -> tuple[Tensor, None]:
