@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from .files import whole_file
 from .pixelcnn import PixelCNN, PixelCNNConfig
@@ -106,6 +106,25 @@ def copy_tensors(targets: dict[str, Tensor], tensors: dict[str, Tensor], path: s
         if not torch.isfinite(tensors[name]).all():
             raise ValueError(f"{path}: {name} has values that are not finite")
         target.copy_(tensors[name])
+
+
+def stored_tensors(module: nn.Module) -> dict[str, Tensor]:
+    """The state of a module as files other than a PixelCNN's hold it: in bf16, but fp32 where there is one dimension.
+
+    What is not floating point, such as BatchNorm's counters of batches seen, stays out.
+    """
+    tensors = {}
+    for name, value in module.state_dict().items():
+        if value.is_floating_point():
+            dtype = torch.bfloat16 if value.dim() > 1 else torch.float32
+            tensors[name] = value.detach().to("cpu", dtype).contiguous()
+    return tensors
+
+
+def fill(module: nn.Module, tensors: dict[str, Tensor], origin: str | os.PathLike[str]) -> None:
+    """Copy ``stored_tensors`` into a module. ValueError, naming ``origin``, when they do not fit."""
+    targets = {name: value for name, value in module.state_dict().items() if value.is_floating_point()}
+    copy_tensors(targets, tensors, origin)
 
 
 @torch.no_grad()

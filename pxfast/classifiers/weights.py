@@ -12,34 +12,16 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors.torch import save_file
-from torch import Tensor
 
 from ..files import whole_file
-from ..weights import copy_tensors, read_safetensors
+from ..weights import fill, read_safetensors, stored_tensors
 from .architectures import KINDS, build, kind_of
 from .classifier import Classifier
 
 FORMAT = "pxfast-classifier"
 RESNET_FORMAT = "pxfast-resnet"  # of version 0.1's first files, which are all of the kind 'resnet'
 SHIPPED = {"cifar10": "cifar10-resnet62.safetensors", "fashion-mnist": "fashion-mnist-resnet62.safetensors"}
-
-
-def stored_tensors(model: Classifier) -> dict[str, Tensor]:
-    """The tensors of a classifier file, in the types they are stored in."""
-    tensors = {}
-    for name, value in model.state_dict().items():
-        if value.is_floating_point():  # leaves out BatchNorm's counters of batches seen
-            dtype = torch.bfloat16 if value.dim() > 1 else torch.float32
-            tensors[name] = value.detach().to("cpu", dtype).contiguous()
-    return tensors
-
-
-def fill(model: Classifier, tensors: dict[str, Tensor], origin: str) -> None:
-    """Copy ``stored_tensors`` into a model. ValueError, naming ``origin``, when they do not fit."""
-    targets = {name: value for name, value in model.state_dict().items() if value.is_floating_point()}
-    copy_tensors(targets, tensors, origin)
 
 
 def save_classifier(model: Classifier, path: str | os.PathLike[str], *, notes: dict[str, Any] | None = None) -> None:

@@ -9,7 +9,6 @@ import math
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,9 +16,8 @@ from tqdm import tqdm
 
 from ..pixelcnn import PixelCNN, PixelCNNConfig
 from ..processes import Processes
-from ..training_run import TrainingRun, laid_out_like
 from ..weights import parse_config, read_safetensors
-from .checkpoints import read_checkpoint, write_checkpoint
+from .averaged_run import AveragedRun
 from .muon import Muon, split_parameters
 from .settings import TrainingSettings
 
@@ -48,7 +46,7 @@ class _LogProb(nn.Module):
         return self.model.log_prob(images)
 
 
-class Trainer(TrainingRun):
+class Trainer(AveragedRun):
     """A training run: model, averaged model, optimisers and position in the data; saved and restored as one.
 
     images: uint8 (N, C, H, W), on the CPU. processes: with several, each computes its share of every batch, and all
@@ -56,13 +54,15 @@ class Trainer(TrainingRun):
     """
 
     settings: TrainingSettings
+    model: PixelCNN
+    averaged: PixelCNN
+    checkpoint_format = CHECKPOINT_FORMAT
 
     def __init__(
         self, config: PixelCNNConfig, settings: TrainingSettings, images: Tensor, processes: Processes | None = None
     ) -> None:
         check_images(config, images, "training")
         super().__init__(settings, images, processes)
-        self.history: list[dict[str, Any]] = []
         torch.manual_seed(settings.seed)
         self.model = PixelCNN(config).to(self.processes.device, memory_format=torch.channels_last)
         self.averaged = copy.deepcopy(self.model)
@@ -144,9 +144,7 @@ class Trainer(TrainingRun):
         for optimiser in self.optimisers:
             optimiser.step()
             optimiser.zero_grad()
-        decay = min(self.settings.ema_decay, (1 + self.step) / (10 + self.step))
-        with torch.no_grad():
-            torch._foreach_lerp_(list(self.averaged.parameters()), list(self.model.parameters()), 1.0 - decay)
+        self.average()
         self.step += 1
         self.seconds += time.perf_counter() - started
         return bits_per_dim
@@ -156,37 +154,6 @@ class Trainer(TrainingRun):
         self.averaged.eval()
         with self.autocast():
             return mean_bits_per_dim(self.averaged, images)
-
-    def save(self, path: Path) -> None:
-        tensors = {f"model.{name}": value for name, value in self.model.state_dict().items()}
-        tensors |= {f"averaged.{name}": value for name, value in self.averaged.state_dict().items()}
-        # keyed by the parameter's place: one that never had a gradient has no state and must not shift the others
-        for i, parameter in enumerate(self.model.parameters()):
-            for optimiser in self.optimisers:
-                state = optimiser.state.get(parameter, {})
-                tensors |= {f"optimiser.{i}.{name}": value for name, value in state.items()}
-        metadata = self.metadata(CHECKPOINT_FORMAT, self.model.config) | {"history": json.dumps(self.history)}
-        write_checkpoint(path, tensors, metadata)
-
-    def restore(self, path: Path) -> None:
-        """Continue where ``save`` left off. ValueError when the checkpoint is of another model or other settings."""
-        tensors, metadata = read_checkpoint(path, CHECKPOINT_FORMAT)
-        self.resume_at(path, metadata, self.model.config)
-        parts: dict[str, dict[str, Tensor]] = {"model": {}, "averaged": {}, "optimiser": {}}
-        for name, value in tensors.items():
-            part, _, key = name.partition(".")
-            parts[part][key] = value
-        self.model.load_state_dict(parts["model"])
-        self.averaged.load_state_dict(parts["averaged"])
-        parameters = list(self.model.parameters())
-        owners = {p: optimiser for optimiser in self.optimisers for g in optimiser.param_groups for p in g["params"]}
-        for key, value in parts["optimiser"].items():
-            i, _, name = key.partition(".")
-            parameter = parameters[int(i)]
-            alike = value.shape == parameter.shape
-            value = laid_out_like(parameter, value) if alike else value.to(parameter.device)
-            owners[parameter].state[parameter][name] = value
-        self.history = json.loads(metadata["history"])
 
 
 def read_settings(checkpoint: Path) -> tuple[PixelCNNConfig, TrainingSettings]:

@@ -1,0 +1,68 @@
+"""A training run whose weights are averaged as it goes, with all of its state in a checkpoint."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..processes import Processes
+from ..training_run import RunSettings, TrainingRun, laid_out_like
+from .checkpoints import read_checkpoint, write_checkpoint
+
+
+class AveragedRun(TrainingRun):
+    """What a trainer of a network with averaged weights is made of: the two networks, the optimisers, and a history.
+
+    Derived classes set ``model``, with its ``config``, ``averaged``, a copy of it, and ``optimisers``; their settings
+    have an ``ema_decay``. checkpoint_format: what their checkpoints are called. history: JSON-able, kept with the rest.
+    """
+
+    checkpoint_format: str
+    model: nn.Module
+    averaged: nn.Module
+    optimisers: list[torch.optim.Optimizer]
+
+    def __init__(self, settings: RunSettings, images: Tensor, processes: Processes | None = None) -> None:
+        super().__init__(settings, images, processes)
+        self.history: list[dict[str, Any]] = []
+
+    @torch.no_grad()
+    def average(self) -> None:
+        """Bring the averaged weights nearer to the model's; faster at first, when there is little to remember."""
+        decay = min(self.settings.ema_decay, (1 + self.step) / (10 + self.step))
+        torch._foreach_lerp_(list(self.averaged.parameters()), list(self.model.parameters()), 1.0 - decay)
+
+    def save(self, path: Path) -> None:
+        tensors = {f"model.{name}": value for name, value in self.model.state_dict().items()}
+        tensors |= {f"averaged.{name}": value for name, value in self.averaged.state_dict().items()}
+        # keyed by the parameter's place: one that never had a gradient has no state and must not shift the others
+        for i, parameter in enumerate(self.model.parameters()):
+            for optimiser in self.optimisers:
+                state = optimiser.state.get(parameter, {})
+                tensors |= {f"optimiser.{i}.{name}": value for name, value in state.items()}
+        metadata = self.metadata(self.checkpoint_format, self.model.config) | {"history": json.dumps(self.history)}
+        write_checkpoint(path, tensors, metadata)
+
+    def restore(self, path: Path) -> None:
+        """Continue where ``save`` left off. ValueError when the checkpoint is of another model or other settings."""
+        tensors, metadata = read_checkpoint(path, self.checkpoint_format)
+        self.resume_at(path, metadata, self.model.config)
+        parts: dict[str, dict[str, Tensor]] = {"model": {}, "averaged": {}, "optimiser": {}}
+        for name, value in tensors.items():
+            part, _, key = name.partition(".")
+            parts[part][key] = value
+        self.model.load_state_dict(parts["model"])
+        self.averaged.load_state_dict(parts["averaged"])
+        parameters = list(self.model.parameters())
+        owners = {p: optimiser for optimiser in self.optimisers for g in optimiser.param_groups for p in g["params"]}
+        for key, value in parts["optimiser"].items():
+            i, _, name = key.partition(".")
+            parameter = parameters[int(i)]
+            alike = value.shape == parameter.shape
+            value = laid_out_like(parameter, value) if alike else value.to(parameter.device)
+            owners[parameter].state[parameter][name] = value
+        self.history = json.loads(metadata["history"])
