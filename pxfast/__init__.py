@@ -1,5 +1,6 @@
 """Fast PixelDefend: purify images with a PixelCNN++ and compiled, cached decoding."""
 
+from .adp import ADPPurifier
 from .density import bits_per_dim, log_prob
 from .detection import Detector
 from .pixelcnn import PixelCNN, PixelCNNConfig
@@ -11,6 +12,7 @@ from .weights import load
 __version__ = "0.1.0"
 
 __all__ = [
+    "ADPPurifier",
     "Detector",
     "PixelCNN",
     "PixelCNNConfig",

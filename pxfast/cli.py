@@ -21,6 +21,7 @@ from .cli_options import EngineOption, ForceOption, JsonOption, ModelOption
 from .cli_report import report
 from .cli_sample import sample
 from .cli_train import train
+from .cli_train_adp import train_adp
 from .cli_train_classifier import train_classifier
 from .cli_tune import tune
 
@@ -51,7 +52,10 @@ def root(
 def purify(
     source: Annotated[Path, typer.Argument(metavar="IN", help="A folder of images, a .npy, a .pt or an image file.")],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="Written whole, as the same kind; images as PNG.")],
-    eps: Annotated[int, typer.Option(help="Largest change of a value, in steps of 0..255.")] = 16,
+    eps: Annotated[int | None, typer.Option(help="Largest change of a value, in steps of 0..255. Default: 16.")] = None,
+    method: Annotated[str, typer.Option(help="pixeldefend; or adp: noise, then steps along a score network.")] = (
+        "pixeldefend"
+    ),
     adaptive: Annotated[
         str | None,
         typer.Option(help="'image' or 'sub-pixel': spare the images, or the sub-pixels, that are likely already."),
@@ -63,14 +67,30 @@ def purify(
     model: ModelOption = None,
     engine: EngineOption = "auto",
     precision: Annotated[str, typer.Option(help="auto, fp32 or bf16.")] = "auto",
+    sigma: Annotated[
+        float | None, typer.Option(help="adp: the noise's deviation, on images in [0, 1]. Default: 0.25.")
+    ] = None,
+    steps: Annotated[int | None, typer.Option(help="adp: at most so many. Default: 10.")] = None,
+    seed: Annotated[int | None, typer.Option(help="adp: of the noise. Default: 0.")] = None,
     force: ForceOption = False,
 ) -> None:
     """Move images to the likeliest ones within ±eps."""
     from .image_files import open_collection
-    from .purify import Purifier
+    from .purify import purifier_for
 
     collection = open_collection(source)
-    purifier = Purifier(eps, adaptive=adaptive, threshold=threshold, model=model, engine=engine, precision=precision)
+    purifier = purifier_for(
+        method,
+        eps=eps,
+        adaptive=adaptive,
+        threshold=threshold,
+        model=model,
+        engine=engine,
+        precision=precision,
+        sigma=sigma,
+        steps=steps,
+        seed=seed,
+    )
     with (
         collection.writer(out, force=force) as write,
         tqdm(total=len(collection.names), unit="image") as bar,
@@ -124,6 +144,7 @@ def info(as_json: JsonOption = False) -> None:
 
 app.command()(train)
 app.command()(train_classifier)
+app.command()(train_adp)
 app.command()(attack)
 app.command()(report)
 app.command()(sample)

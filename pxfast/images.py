@@ -85,9 +85,14 @@ def _round(tensor: Tensor) -> Tensor:
     if tensor.numel() == 0:
         return tensor.to(torch.uint8)
     tensor = tensor.to(torch.promote_types(tensor.dtype, torch.float32))
-    lowest, highest = (float(value) for value in tensor.aminmax())
+    check_range(tensor)
+    return (tensor * 255).round_().to(torch.uint8)
+
+
+def check_range(tensor: Tensor) -> None:
+    """ValueError unless all values of a floating-point tensor that has some are in [0, 1]."""
+    lowest, highest = (float(value) for value in tensor.detach().aminmax())
     if lowest != lowest or highest != highest:
         raise ValueError("floating-point images must be in [0, 1], got NaN")
     if lowest < 0.0 or highest > 1.0:
         raise ValueError(f"floating-point images must be in [0, 1], got values from {lowest:g} to {highest:g}")
-    return (tensor * 255).round_().to(torch.uint8)

@@ -18,11 +18,14 @@ from .images import Images, to_grid
 from .models import Model, model_for, resolve_model
 from .pixelcnn import PixelCNN
 from .schedule import PRECISIONS, schedule_for
+from .score_weights import Scorer
 from .straight_through import check_backward, with_backward
 
 # Adaptive purification: bits/dim by channels (the paper, section 4.2: Fashion-MNIST, CIFAR-10), bits of a sub-pixel
 IMAGE_THRESHOLD = {1: 1.8, 3: 3.2}
 SUB_PIXEL_THRESHOLD = 3.0
+DEFAULT_EPS = 16
+METHODS = ("pixeldefend", "adp")
 
 
 def check_integer(name: str, value: int, limit: int) -> int:
@@ -73,20 +76,27 @@ def greedy(grid: Tensor, model: PixelCNN, eps: int, adaptive: str | None, thresh
 
 def purify(
     images: Images,
-    eps: int = 16,
+    eps: int | None = None,
     *,
+    method: str = "pixeldefend",
     adaptive: str | None = None,
     threshold: float | None = None,
-    model: Model | None = None,
+    model: Model | Scorer | None = None,
     engine: str = "auto",
     precision: str = "auto",
+    sigma: float | None = None,
+    steps: int | None = None,
+    seed: int | None = None,
     progress: bool | Callable[[int], None] = False,
 ) -> Images:
     """Move every sub-pixel, in raster and channel order, to its likeliest value within ±eps of what was given.
 
+    Or, with method='adp', add noise and follow a score network back (Yoon et al., ICML 2021): one run of
+    :class:`pxfast.ADPPurifier`.
+
     images: torch tensor (any device) or NumPy array, (N, C, H, W) or (C, H, W), uint8, or floating point in [0, 1],
-    which is rounded to the nearest multiple of 1/255 first. eps: in steps of the 0..255 grid; 0 changes nothing,
-    255 leaves the values unconstrained.
+    which is rounded to the nearest multiple of 1/255 first. eps: in steps of the 0..255 grid, by default 16; 0 changes
+    nothing, 255 leaves the values unconstrained.
 
     adaptive: None, or PixelDefend's adaptive purification (section 4.2), which spares what is likely already. 'image':
     images of fewer bits/dim than ``threshold`` stay as they are (default 1.8 for one channel, 3.2 for three: the
@@ -99,13 +109,32 @@ def purify(
     'fp32', 'bf16' or 'auto', the engine's fastest. progress: True shows a bar; a function is called now and then with
     the number of images finished so far.
 
+    sigma, steps, seed: of method='adp' alone, as :class:`pxfast.ADPPurifier` takes them, and ``model`` is then a score
+    network; eps, adaptive, threshold, engine and precision are PixelDefend's alone.
+
     Returns a new tensor or array of the same type, shape, dtype and device; floats are multiples of 1/255. Each
     image's result is independent of its batch. There is no gradient: inputs that require one are detached.
 
     Raises TypeError or ValueError for bad input (see :func:`pxfast.images.to_grid`), an eps that is not an integer in
-    0..255, an unknown engine, model or adaptive rule; RuntimeError for an engine that can't run here.
+    0..255, an unknown method, engine, model or adaptive rule, or an option of another method; RuntimeError for an
+    engine that can't run here.
     """
-    eps = check_eps(eps)
+    adp_options = {"sigma": sigma, "steps": steps, "seed": seed}
+    if method != "pixeldefend" or set(adp_options.values()) != {None}:
+        purifier = purifier_for(
+            method,
+            eps=eps,
+            adaptive=adaptive,
+            threshold=threshold,
+            model=model,
+            engine=engine,
+            precision=precision,
+            progress=progress,
+            **adp_options,
+        )
+        grid, form = to_grid(images, keep_device=True)
+        return form.images(purifier(grid))
+    eps = check_eps(DEFAULT_EPS if eps is None else eps)
     check_adaptive(adaptive, threshold)
     check_precision(precision)
     chosen = engines.select(engine)
@@ -174,7 +203,7 @@ class Purifier(nn.Module):
 
     def __init__(
         self,
-        eps: int = 16,
+        eps: int = DEFAULT_EPS,
         *,
         adaptive: str | None = None,
         threshold: float | None = None,
@@ -233,3 +262,24 @@ class Purifier(nn.Module):
         column = "" if self.column is None else f"column={self.column!r}, "
         settings = f"{adaptive}{backward}{column}engine={self.engine!r}, precision={self.precision!r}"
         return f"eps={self.eps}, {settings}, model={model}"
+
+
+def purifier_for(method: str, *, model: Model | Scorer | None, progress: Any = False, **options: Any) -> nn.Module:
+    """The module that purifies by a method, 'pixeldefend' or 'adp'; ``options`` of None, or 'auto', are its defaults.
+
+    options: those of :func:`purify`. ValueError for another method, and for an option that the method has no use for;
+    and what :class:`Purifier` or :class:`pxfast.ADPPurifier` raise.
+    """
+    from .adp import ADPPurifier
+
+    if method not in METHODS:
+        raise ValueError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
+    known = (
+        ("eps", "adaptive", "threshold", "engine", "precision")
+        if method == "pixeldefend"
+        else ("sigma", "steps", "seed")
+    )
+    given = {name: value for name, value in options.items() if value not in (None, "auto")}
+    for name in given.keys() - set(known):
+        raise ValueError(f"method={method!r} has no use for {name}={given[name]!r}; it takes {', '.join(known)}, model")
+    return (Purifier if method == "pixeldefend" else ADPPurifier)(**given, model=model, progress=progress)

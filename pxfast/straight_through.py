@@ -10,10 +10,11 @@ from torch import Tensor
 BACKWARDS = ("straight-through", "error")
 
 
-def check_backward(backward: str) -> str:
-    """``backward`` itself. ValueError unless 'straight-through' or 'error'."""
-    if backward not in BACKWARDS:
-        raise ValueError(f"backward must be one of {', '.join(BACKWARDS)}, got {backward!r}")
+def check_backward(backward: str, *more: str) -> str:
+    """``backward`` itself. ValueError unless 'straight-through', 'error' or one of ``more``."""
+    known = (*BACKWARDS, *more)
+    if backward not in known:
+        raise ValueError(f"backward must be one of {', '.join(known)}, got {backward!r}")
     return backward
 
 
