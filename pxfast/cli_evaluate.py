@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import json
 import sys
 from collections.abc import Callable
@@ -61,14 +62,15 @@ def run_table(
     print(json.dumps(dataclasses.asdict(result), indent=1) if as_json else table_text(result))
 
 
-def table_command(name: str) -> Callable[..., None]:
-    """The command of a table of the package."""
+def table_command(name: str | None) -> Callable[..., None]:
+    """The command of a table of the package, or, with None, of one whose file is an argument."""
 
     def command(
+        table: Annotated[Path, typer.Argument(metavar="FILE", help="A table's file, TOML.")],
         out: OutOption,
         root: RootOption = None,
         images: Annotated[
-            int | None, typer.Option(min=1, help="Only the first so many test images; 500 unless given.")
+            int | None, typer.Option(min=1, help="Only the first so many test images; by default what the table says.")
         ] = None,
         classifiers: Annotated[
             Path | None, typer.Option(help="The folder of trained classifiers; by default OUT/classifiers.")
@@ -85,7 +87,7 @@ def table_command(name: str) -> Callable[..., None]:
         device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
         engine: EngineOption = "auto",
         precision: Annotated[str, typer.Option(help="Of purification: auto, fp32 or bf16.")] = "auto",
-        runner: Annotated[str, typer.Option(help="Where the work is done: local, or ray: on a cluster.")] = "local",
+        runner: Annotated[str, typer.Option(help="Where the work is done: local, or ray.")] = "local",
         shard: Annotated[
             int, typer.Option(min=1, help="Images computed and kept at a time; more for a GPU or many cores.")
         ] = 64,
@@ -102,9 +104,17 @@ def table_command(name: str) -> Callable[..., None]:
             "runner": runner,
             "shard": shard,
         }
-        run_table(name, root, out, settings, rows, columns, train_budget, as_json)
+        run_table(table, root, out, settings, rows, columns, train_budget, as_json)
 
-    return command
+    if name is None:
+        return command
+
+    def named(*arguments: object, **options: object) -> None:
+        command(name, *arguments, **options)
+
+    signature = inspect.signature(command, eval_str=True)
+    named.__signature__ = signature.replace(parameters=list(signature.parameters.values())[1:])
+    return named
 
 
 app.command("table1", help="The paper's Table 1: Fashion-MNIST, eps 8 and 25, purification with eps 32.")(
@@ -112,4 +122,7 @@ app.command("table1", help="The paper's Table 1: Fashion-MNIST, eps 8 and 25, pu
 )
 app.command("table2", help="The paper's Table 2: CIFAR-10, eps 2, 8 and 16, purification with eps 16.")(
     table_command("table2")
+)
+app.command("table", help="A table of one's own; its form is described in pxfast/evaluation/specification.py.")(
+    table_command(None)
 )

@@ -173,6 +173,7 @@ class TableRun:
             for row in specification.rows
         }
         self.cells: dict[tuple[str, str, int | None], Cell] = {}
+        self.missing = dict(prepared.missing)
         self.models = [_density_entry(prepared), *_classifier_entries(prepared)]
         self.settings = self._settings()
         self.earlier_rates: list[dict[str, Any]] = []
@@ -180,13 +181,13 @@ class TableRun:
     def places(self, chosen: TableSpecification) -> Iterator[tuple[RowSpecification, ColumnSpecification, int | None]]:
         """The cells that can be computed, row by row, each row's strongest attacks last."""
         for row in chosen.rows:
-            if row.name not in self.prepared.missing:
+            if row.name not in self.missing:
                 for column in sorted(chosen.columns, key=lambda column: column.strongest):
                     for eps in column.eps(chosen.attack_eps):
                         yield row, column, eps
 
     def adopt(self, earlier: Table | None, chosen: TableSpecification) -> None:
-        """Take over the cells of an earlier run of the same settings that this one is not to compute."""
+        """Take over what an earlier run of the same settings says of cells that this one is not to compute."""
         if earlier is None or earlier.settings != self.settings or earlier.images != len(self.prepared.images):
             return
         classifiers = {row: model["sha256"] for model in earlier.models for row in model.get("rows", ())}
@@ -196,6 +197,7 @@ class TableRun:
             same = cell.row not in rows or (cell.column not in columns and now.get(cell.row) == classifiers[cell.row])
             if same:
                 self.cells[cell.row, cell.column, cell.eps] = cell
+        self.missing |= {row.name: row.missing for row in earlier.rows if row.missing and row.name not in rows}
         for model in earlier.models:
             kept = [row for row in model.get("rows", ()) if row not in rows]
             if kept:
@@ -269,10 +271,7 @@ class TableRun:
             images=len(self.prepared.images),
             source=specification.source,
             columns=[Column(column.name, column.label, column.note) for column in specification.columns],
-            rows=[
-                Row(row.name, row.network, row.technique, self.prepared.missing.get(row.name))
-                for row in specification.rows
-            ],
+            rows=[Row(row.name, row.network, row.technique, self.missing.get(row.name)) for row in specification.rows],
             cells=cells,
             models=self.models,
             settings=self.settings,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from .results import Cell, Column, Row, Table
 
 LABEL_WIDTH = 41
+INTERVAL_LABEL_WIDTH = 48
 
 
 def table_text(table: Table) -> str:
@@ -61,12 +62,23 @@ def _intervals(table: Table) -> list[str]:
     rows = [(row, cells) for row, cells in rows if cells]
     if not rows:
         return []
-    lines = ["", "Strongest attack, accuracy in % (95 % interval):"]
+    eps = sorted({cell.eps for _, cells in rows for cell in cells if cell.eps is not None})
+    title = "Strongest attack, % (95 % interval)"
+    lines = ["", f"{title:<{INTERVAL_LABEL_WIDTH}}{_spread([f'eps {bound}' for bound in eps])}"]
     for row, cells in rows:
-        texts = []
-        for cell in cells:
-            low, high = (100 * bound for bound in cell.interval)
-            bound = "" if cell.eps is None else f"eps {cell.eps}: "
-            texts.append(f"{bound}{100 * cell.accuracy:.1f} ({low:.1f}-{high:.1f}) {(cell.notes or '').split(';')[0]}")
-        lines.append(f"  {row.network + ', ' + row.technique:<48} {'; '.join(texts)}")
-    return lines
+        found = {cell.eps: cell for cell in cells}
+        texts = [_with_interval(found.get(bound)) for bound in eps or (None,)]
+        lines.append(f"{row.network + ', ' + row.technique:<{INTERVAL_LABEL_WIDTH}}{_spread(texts)}")
+    return [line.rstrip() for line in lines]
+
+
+def _spread(texts: list[str]) -> str:
+    return " ".join(f"{text:<23}" for text in texts)
+
+
+def _with_interval(cell: Cell | None) -> str:
+    """Accuracy, interval and the attack's name."""
+    if cell is None:
+        return ""
+    low, high = (100 * bound for bound in cell.interval)
+    return f"{100 * cell.accuracy:.1f} ({low:.0f}-{high:.0f}) {(cell.notes or '').split(';')[0]}"
