@@ -1,5 +1,6 @@
 """``pxfast attack``: its files, its counts, and a run that is killed and started again."""
 
+import dataclasses
 import json
 import signal
 import subprocess
@@ -13,13 +14,17 @@ import torch
 from attack_network import attack_fixture
 from helpers import bundled_images, environment
 from PIL import Image
+from small_defences import Noisy
 
-from pxfast.attacks import bim, rand, resumable
+import pxfast
+from pxfast.attacks import bim, bpda, rand, resumable
 from pxfast.attacks.attack import BLOCK
 from pxfast.attacks.resumable import attack_to_file, labels_path, parts_path
 from pxfast.classifiers import load_classifier, predict
 from pxfast.cli import main
 from pxfast.cli_attack import default_classifier, parse_options
+from pxfast.defences import Defended, FeatureSqueezing
+from pxfast.defences.named import parse_defence, parse_value
 from pxfast.image_files import open_collection
 
 FIXTURE = attack_fixture()
@@ -83,6 +88,13 @@ def test_wrong_requests_are_refused_and_write_nothing(monkeypatch, capfd, folder
         (["--option", "speed=3", "--out", out], "steps, label_rule"),
         (["--out", tmp_path / "nowhere" / "attacked.npy"], "no such folder"),
         (["--eps", 256, "--out", out], "256"),
+        (["--defence", "lock", "--out", out], "unknown defence 'lock'; known: purifier, adp, feature-squeezing"),
+        (["--defence", "purifier:sigma=1", "--out", out], "eps, adaptive, threshold"),
+        (["--attack", "bpda", "--out", out], "bpda attacks a purifier"),
+        (
+            ["--attack", "bpda", "--defence", "purifier", "--option", "name=x", "--out", out],
+            "steps, step, draws, max_q",
+        ),
     ]:
         _, err = call(monkeypatch, capfd, folder, *arguments, code=2)
         assert said in err
@@ -91,12 +103,58 @@ def test_wrong_requests_are_refused_and_write_nothing(monkeypatch, capfd, folder
     assert {path.name for path in tmp_path.iterdir()} == {"data"}
 
 
+def test_a_defended_classifier_is_attacked_through_its_defence(
+    monkeypatch, capfd, folder: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "attacked.npy"
+    defence = ["--defence", "feature-squeezing:colours=16", "--defence", "purifier:eps=32"]
+    printed, _ = call(monkeypatch, capfd, folder, "--attack", "bpda", *defence, "--steps", 2, "--out", out, "--json")
+    facts = json.loads(printed)
+    classifier = load_classifier("fashion-mnist")
+    defended = Defended(classifier, [FeatureSqueezing(16), pxfast.Purifier(32)])
+    order = [int(file.name[0]) for file in sorted(folder.rglob("*.png"))]
+    images = bundled_images(1)[order]
+    labels = torch.from_numpy(np.load(labels_path(out)))
+    result = bpda.run(defended, images, labels, 8, steps=2)
+    attacked = torch.from_numpy(np.load(out))
+    assert torch.equal(attacked, result.images)
+    rights = {
+        (kind, what): float((predict(model, x) == labels).double().mean())
+        for kind, model in (("undefended", classifier), ("defended", defended))
+        for what, x in (("clean", images), ("attacked", attacked))
+    }
+    assert facts["accuracy"] == {
+        kind: {what: pytest.approx(rights[kind, what]) for what in ("clean", "attacked")}
+        for kind in ("undefended", "defended")
+    }
+    assert facts["queries"] == facts["gradients"] == float(result.queries.double().mean())
+    assert facts["images_per_second"] > 0
+    settings = ["--option", "max_queries=1", "--images", 1, "--force"]
+    printed, _ = call(monkeypatch, capfd, folder, "--attack", "bpda", *defence, *settings, "--out", out)
+    assert "through the defence: 100.0 % of the clean images" in printed
+    assert "without the defence: 100.0 % of the clean images" in printed
+    assert "images/s, 1.0 queries an image, 1.0 gradients an image" in printed
+
+
+def test_defences_by_name() -> None:
+    purifier = parse_defence("purifier:eps=4,adaptive=image,threshold=2.5,backward=error")
+    assert (purifier.eps, purifier.adaptive, purifier.threshold) == (4, "image", 2.5)
+    assert repr(parse_defence("purifier")) == repr(pxfast.Purifier())
+    assert parse_defence("adp:sigma=0.1,runs=2").sigma == 0.1
+    assert [parse_value(text) for text in ("3", "0.5", "true", "false", "x")] == [3, 0.5, True, False, "x"]
+    with pytest.raises(ValueError, match="eps must be an integer"):
+        parse_defence("purifier:eps=300")
+
+
 def test_options_and_default_classifiers() -> None:
-    assert parse_options(bim.perturb, ["steps=3", "label_rule=predicted"]) == {"steps": 3, "label_rule": "predicted"}
+    assert parse_options(bim, ["steps=3", "label_rule=predicted"]) == {"steps": 3, "label_rule": "predicted"}
     with pytest.raises(ValueError, match=r"steps, label_rule.*'steps'"):
-        parse_options(bim.perturb, ["steps"])
+        parse_options(bim, ["steps"])
     with pytest.raises(ValueError, match=r"\(none\)"):
-        parse_options(rand.perturb, ["generators=1"])
+        parse_options(rand, ["generators=1"])
+    assert parse_options(bpda, ["max_gradients=5", "draws=2"]) == {"max_gradients": 5, "draws": 2}
+    with pytest.raises(ValueError, match="meter"):
+        parse_options(bpda, ["meter=1"])
     assert default_classifier("fashion-mnist", (1, 28, 28)) == "fashion-mnist"
     assert default_classifier("some/folder", (1, 28, 28)) == "fashion-mnist"
     with pytest.raises(ValueError, match="--classifier"):
@@ -203,3 +261,47 @@ def test_killed_and_started_again(tmp_path: Path) -> None:
     assert modified == [before]  # one part was left to do, and the finished one was not touched
     assert torch.equal(result.images, rand(FIXTURE.network, images, None, 5))
     assert np.array_equal(np.load(out), result.images.numpy())
+
+
+SLOW_BPDA = SLOW_RUN.replace("from pxfast.attacks import rand", "from test_cli_attack import DEFENDED, QUICK").replace(
+    "resumable.attack_to_file(rand, attack_fixture().network, images_of(BLOCK + 5), None, sys.argv[1], eps=5)",
+    "resumable.attack_to_file(QUICK, DEFENDED, images_of(12), None, sys.argv[1], eps=5, options={'steps': 2})",
+)
+DEFENDED = Defended(FIXTURE.network, [Noisy()])
+QUICK = dataclasses.replace(bpda, block=8)
+
+
+def test_an_attack_through_a_random_defence_is_killed_and_goes_on(tmp_path: Path) -> None:
+    out = tmp_path / "attacked.npy"
+    process = subprocess.Popen(
+        [sys.executable, "-c", SLOW_BPDA, str(out)], env=environment(), stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert process.stdout.readline() == "written\n"
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    assert [path.stem for path in parts_path(out).glob("*.safetensors")] == [f"{0:08d}"]
+    settings = {"eps": 5, "options": {"steps": 2}}
+    other = Defended(FIXTURE.network, [Noisy(0.2)])
+    with pytest.raises(ValueError, match=r"other settings \(classifier\)"):
+        attack_to_file(QUICK, other, images_of(12), None, out, **settings)
+    asked = len(DEFENDED.defences[0].calls)
+    result = attack_to_file(QUICK, DEFENDED, images_of(12), None, out, **settings)
+    assert {len(x) for x, _, _ in DEFENDED.defences[0].calls[asked:]} == {4}  # the rest
+    whole = bpda.run(DEFENDED, images_of(12), None, 5, steps=2)
+    for name in ("images", "rounded", "queries", "gradients"):
+        assert torch.equal(getattr(result, name), getattr(whole, name)), name
+    assert result.seconds > 0
+
+
+def test_parts_know_the_weights_of_a_purifiers_model(make_model) -> None:
+    """They are no part of the module's own state."""
+    images = images_of(2)[..., :8, :8].contiguous()
+    classifier = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 3)).eval()
+    settings = [
+        resumable.describe(bpda, Defended(classifier, [pxfast.Purifier(4, model=model)]), images, None, 5, 0, {})
+        for model in (make_model(), make_model(), make_model(seed=1))
+    ]
+    assert settings[0] == settings[1]
+    assert {name for name in settings[0] if settings[0][name] != settings[2][name]} == {"classifier"}

@@ -17,9 +17,11 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from ..adp import ADPPurifier
 from ..files import refuse_existing, whole_file
 from ..models import model_for
 from ..purify import Purifier
+from ..score_weights import score_network_for
 from ..weights import read_safetensors
 from .attack import COSTS, STAGES, Attack, AttackResult, join
 
@@ -71,15 +73,20 @@ def attack_to_file(
     settings = describe(attack, classifier, images, labels, eps, seed, options)
     parts = open_parts(parts_path(out), settings, force=force)
     results = []
-    with tqdm(total=len(images), unit="image", disable=not progress) as bar:
-        for start in range(0, len(images), attack.block):
-            part = parts / f"{start:08d}.safetensors"
-            if not part.exists():
-                chosen = slice(start, start + attack.block)
-                given = None if labels is None else labels[chosen]
-                write_part(attack.run(classifier, images[chosen], given, eps, seed=seed, **options), part)
-            results.append(read_part(part))
-            bar.update(len(results[-1].images))
+    try:
+        with tqdm(total=len(images), unit="image", disable=not progress) as bar:
+            for start in range(0, len(images), attack.block):
+                part = parts / f"{start:08d}.safetensors"
+                if not part.exists():
+                    chosen = slice(start, start + attack.block)
+                    given = None if labels is None else labels[chosen]
+                    write_part(attack.run(classifier, images[chosen], given, eps, seed=seed, **options), part)
+                results.append(read_part(part))
+                bar.update(len(results[-1].images))
+    except BaseException:
+        if not any(parts.glob("*.safetensors")):  # a wrong request leaves nothing behind
+            shutil.rmtree(parts)
+        raise
     joined = join(results)
     with whole_file(labels_path(out)) as temporary, open(temporary, "wb") as file:
         known = torch.full((len(images),), -1) if labels is None else labels
@@ -128,6 +135,8 @@ def hidden_networks(classifier: nn.Module, image_shape: tuple[int, ...]) -> list
     for module in classifier.modules():
         if isinstance(module, Purifier):
             found.append(model_for(module.model, image_shape))
+        elif isinstance(module, ADPPurifier):
+            found.append(score_network_for(module.model, image_shape))
         else:
             found += [value for value in vars(module).values() if isinstance(value, nn.Module)]
     return found

@@ -1,0 +1,49 @@
+"""Defences by name, as the command line takes them: 'purifier:eps=16,adaptive=image'."""
+
+from __future__ import annotations
+
+import inspect
+
+from torch import nn
+
+from ..adp import ADPPurifier
+from ..purify import Purifier
+from .feature_squeezing import FeatureSqueezing
+
+DEFENCES: dict[str, type[nn.Module]] = {
+    "purifier": Purifier,
+    "adp": ADPPurifier,
+    "feature-squeezing": FeatureSqueezing,
+}
+
+
+def parse_value(text: str) -> bool | int | float | str:
+    """True or false or a number where the text is one, or else the text itself."""
+    if text in ("true", "false"):
+        return text == "true"
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
+
+
+def parse_setting(text: str, known: list[str]) -> tuple[str, bool | int | float | str]:
+    """'NAME=VALUE' as both. ValueError for text without '=' and for a name that is not known."""
+    name, equals, value = text.partition("=")
+    if not equals or name not in known:
+        raise ValueError(f"expected NAME=VALUE with one of the names {', '.join(known) or '(none)'}, got {text!r}")
+    return name, parse_value(value)
+
+
+def parse_defence(text: str) -> nn.Module:
+    """'NAME' or 'NAME:SETTING=VALUE,...' as a defence: one of ``DEFENCES``, with settings of its own.
+
+    Raises ValueError for another name or setting, and what the defence raises.
+    """
+    name, _, settings = text.partition(":")
+    if name not in DEFENCES:
+        raise ValueError(f"unknown defence {name!r}; known: {', '.join(DEFENCES)}")
+    known = [setting for setting in inspect.signature(DEFENCES[name]).parameters if setting != "progress"]
+    return DEFENCES[name](**dict(parse_setting(part, known) for part in settings.split(",") if part))
