@@ -72,7 +72,11 @@ def random_table(
             if eps:
                 worst = min(found, key=lambda cell: cell.correct)
                 low = min((cell.published for cell in found if cell.published is not None), default=None)
-                cells.append(dataclasses.replace(worst, column="strongest", published=low, seconds=0.0))
+                labels = dict(attacks)
+                strongest = dataclasses.replace(
+                    worst, column="strongest", published=low, seconds=None, notes=labels[worst.column]
+                )
+                cells.append(strongest)
     if eps:
         columns.append(Column("strongest", "Strongest attack"))
     models = [
@@ -93,6 +97,7 @@ def random_table(
             {
                 "role": "classifier",
                 "name": kind,
+                "rows": [row.name for row in listed if row.name == f"row-{number}" or row.name == f"row-{number + 7}"],
                 "sha256": f"{source.getrandbits(256):064x}",
                 "notes": {
                     "test_accuracy": 0.875,
@@ -102,7 +107,7 @@ def random_table(
                     "training": {"optimiser": "muon", "learning_rate": 0.1, "horizontal_flips": True},
                 },
             }
-            for kind in ("ResNet normal", "VGG normal", "ResNet FGSM")
+            for number, kind in enumerate(("ResNet normal", "VGG normal", "ResNet FGSM"))
         ),
     ]
     return Table(
@@ -116,7 +121,7 @@ def random_table(
         listed,
         cells,
         models,
-        {"purify_eps": 16, "seed": 0, "precision": "bf16", "attacks": {"cw_linf": {"steps": 9}, "bim": {}}},
+        {"attack eps": list(eps), "seed": 0, "attacks": {"cw_linf": {"steps": 9}, "bim": {}}},
         {"cpu": "a processor of the tests", "cores": 2, "gpu": None, "python": "3", "torch": "2", "pxfast": "0"},
         [{"what": "purify, eps 16", "images_per_second": 123.4, "images": 3 * images},
          {"what": "attack, cw_linf", "images_per_second": 0.567, "images": images}],

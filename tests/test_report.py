@@ -131,14 +131,14 @@ def test_tables_are_said_to_be_what_they_are(page):
     assert len(page.all("caption")) == len(tables)
     assert all(any("scroll" in parent.classes for parent in table.parents) for table in tables)
     scopes = {header.attributes["scope"] for header in page.all("th")}
-    assert scopes == {"row", "col", "colgroup"}
+    assert scopes == {"row", "col", "colgroup", "rowgroup"}
     for table in tables:
         rows = [element for element in page.all("tr") if table in element.parents and element.inside("tbody")]
         assert rows
         widths = set()
         for row in rows:
             cells = [element for element in page.all("th", "td") if element.parents[-1] is row]
-            assert cells[0].attributes.get("scope") == "row"
+            assert cells[0].attributes.get("scope") in ("row", "rowgroup")
             widths.add(sum(int(cell.attributes.get("colspan", 1)) for cell in cells))
         assert len(widths) == 1
 
@@ -228,6 +228,10 @@ def test_what_is_worse_is_listed_the_worst_first(folder, page):
     assert len(listed) == len(below)
     points = [float(words(e.text).split()[-1].replace("−", "-")) for e in listed]  # noqa: RUF001
     assert points == sorted(points)
+    causes = words(section.text)
+    assert "CIFAR-10, density model cifar10: 3.250 bits/dim, where the paper has 3; trained for 7 min." in causes
+    clean = next(table for table in tables if table.name == "table1").cell("row-1", "clean", None)
+    assert f"Fashion-MNIST, classifier VGG normal: 87.50 %, where the paper has {clean.published:g} %" in causes
 
 
 def test_the_headline_is_the_strongest_attack_without_and_with_the_defence():
@@ -333,7 +337,7 @@ def test_tables_alone_figures_alone_and_a_table_that_has_just_begun(copy):
     table = read_table(table_path(copy, "table1"))
     write_table(copy, dataclasses.replace(table, cells=[], finished=False))
     page = Page(render_report(copy))
-    assert "0 of 77 cells" in words(page.all("main")[0].text)
+    assert "0 of 143 cells" in words(page.all("main")[0].text)
     shutil.rmtree(copy / "figures")
     assert "figures" not in {section.attributes["id"] for section in Page(render_report(copy)).all("section")}
     make_folder(copy / "again")
@@ -394,7 +398,8 @@ def test_folders_without_results_are_refused(refused, tmp_path):
 def test_numbers_in_words():
     assert [formats.percent(value) for value in (0, 7.25, 99.96, 100)] == ["0.0", "7.2", "100.0", "100"]
     assert [formats.points(value) for value in (-12.44, 0.04, -0.04, 3.06)] == ["−12.4", "0.0", "0.0", "+3.1"]  # noqa: RUF001
-    assert [formats.number(value) for value in (0, 0.0123, 4.561, 271.4, 12345.6)] == [
+    assert [formats.number(value) for value in (8, 0.0, 0.0123, 4.561, 271.4, 12345.6)] == [
+        "8",
         "0",
         "0.0123",
         "4.56",
@@ -410,3 +415,15 @@ def test_numbers_in_words():
     ]
     assert formats.plain({"a_b": [1, 0.5, None], "c": True}) == "a b 1, 0.5, none; c yes"
     assert [formats.listed(names) for names in (["a"], ["a", "b"], ["a", "b", "c"])] == ["a", "a and b", "a, b and c"]
+
+
+def test_the_strongest_attack_is_named_in_its_cell(folder):
+    table = read_table(table_path(folder, "table1"))
+    place = {(cell.row, cell.eps): cell for cell in table.cells if cell.column == "strongest"}
+    late = dataclasses.replace(place["row-0", 8], notes="BIM; without CW, not computed yet")
+    cells = [late if cell is place["row-0", 8] else cell for cell in table.cells]
+    view = view_table(dataclasses.replace(table, cells=cells))
+    assert view.notes == [("a", "without CW, not computed yet")]
+    shown = [panel.cells[row][-1] for panel in view.panels for row in range(len(table.rows))]
+    assert (shown[0].attack, shown[0].marks) == ("BIM", "a")
+    assert all((each.attack, each.marks) == (each.cell.notes, "") for each in shown[1:])

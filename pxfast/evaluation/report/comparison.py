@@ -7,19 +7,22 @@ import string
 
 from ..results import Cell, Row, Table
 
+CLEAN, STRONGEST = "clean", "strongest"  # columns: without an attack; the minimum over a row's attacks
 WIDEST = 8  # columns; a table of more is turned, its columns becoming rows
 SMALL, LARGE = 5.0, 15.0  # points of difference between the shades of a cell
 
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-    """A computed cell, in %. interval: 95 %. difference: ours minus the published value, in points, or None.
+    """A computed cell, in %. marks: its footnotes'. attack: which one the strongest attack is, in its column.
 
-    within: whether the published value lies in our interval.
+    interval: 95 %. difference: ours minus the published value, in points, or None. within: whether the published value
+    lies in our interval.
     """
 
     cell: Cell
     marks: str = ""
+    attack: str = ""
 
     @property
     def ours(self) -> float:
@@ -131,13 +134,19 @@ def is_defended(row: Row) -> bool:
     return "pixeldefend" in row.technique.casefold()
 
 
+def is_bare(row: Row) -> bool:
+    """Whether nothing stands in front of the row's classifier."""
+    return not is_defended(row) and "squeezing" not in row.technique.casefold()
+
+
 def title_of(row: Row) -> str:
     return f"{row.network}, {row.technique}"
 
 
 def eps_values(table: Table) -> list[int | None]:
-    """The eps of a table's panels, in order: those of its cells, or [None] where no cell has one."""
-    return sorted({cell.eps for cell in table.cells if cell.eps is not None}) or [None]
+    """The eps of a table's panels, in order: those of its settings and cells, or [None] where there are none."""
+    planned = table.settings.get("attack eps", [])
+    return sorted({*planned, *(cell.eps for cell in table.cells if cell.eps is not None)}) or [None]
 
 
 def find_cell(table: Table, row: str, column: str, eps: int | None) -> Cell | None:
@@ -151,7 +160,7 @@ def view_table(table: Table) -> TableView:
     notes = Notes()
     turned = len(table.columns) > WIDEST and len(table.rows) < len(table.columns)
     columns = [
-        Heading(column.label, marks=notes.mark(column.note), strong=column.name == "strongest")
+        Heading(column.label, marks=notes.mark(column.note), strong=column.name == STRONGEST)
         for column in table.columns
     ]
     shown = [row for row in table.rows if not (turned and row.missing)]
@@ -163,15 +172,13 @@ def view_table(table: Table) -> TableView:
     panels = []
     for eps in eps_values(table):
         cells = [[find_cell(table, row.name, column.name, eps) for column in table.columns] for row in shown]
-        compared = [
-            [cell and Comparison(cell, notes.mark(cell.published_note, cell.notes)) for cell in line] for line in cells
-        ]
+        compared = [[cell and compare(cell, notes) for cell in line] for line in cells]
         if turned:
             across = [list(line) for line in zip(*compared, strict=True)]
             panels.append(Panel(eps, columns, rows, across))
         else:
             panels.append(Panel(eps, rows, columns, compared))
-    without_eps = {cell.column for cell in table.cells if cell.eps is None}
+    without_eps = {CLEAN, *(cell.column for cell in table.cells if cell.eps is None)}
     planned = sum(1 if column.name in without_eps else len(panels) for column in table.columns)
     return TableView(
         table,
@@ -183,6 +190,14 @@ def view_table(table: Table) -> TableView:
         len(table.cells),
         planned * sum(1 for row in table.rows if not row.missing),
     )
+
+
+def compare(cell: Cell, notes: Notes) -> Comparison:
+    """The cell with its footnotes, whose texts go to ``notes``; the strongest attack's name is none of them."""
+    attack, text = "", cell.notes
+    if cell.column == STRONGEST and text:
+        attack, _, text = text.partition("; ")
+    return Comparison(cell, notes.mark(cell.published_note, text), attack)
 
 
 def check_cells(table: Table) -> None:

@@ -21,7 +21,9 @@ def points(difference: float) -> str:
 
 
 def number(value: float) -> str:
-    """Three significant digits at least, thousands apart: 0.0123, 4.56, 271, 12,345."""
+    """Three significant digits at least, thousands apart: 0.0123, 4.56, 271, 12,345; an integer as it is."""
+    if isinstance(value, int):
+        return f"{value:,}"
     if value == 0 or not math.isfinite(value):
         return f"{value:g}"
     digits = max(0, 2 - math.floor(math.log10(abs(value))))
@@ -59,6 +61,12 @@ def plain(value: Any) -> str:
     if isinstance(value, dict):
         return "; ".join(f"{words(str(key))} {plain(each)}" for key, each in value.items()) if value else "none"
     return str(value)
+
+
+def deep(mapping: dict[str, Any]) -> bool:
+    """Whether a mapping has others inside."""
+    inner = [each for value in mapping.values() for each in (value if isinstance(value, list) else [value])]
+    return any(isinstance(each, dict) for each in inner)
 
 
 def listed(names: Sequence[str]) -> str:

@@ -5,11 +5,9 @@ from __future__ import annotations
 import dataclasses
 
 from ..results import Row, Table
-from .comparison import Comparison, eps_values, find_cell, is_defended
+from .comparison import CLEAN, STRONGEST, Comparison, eps_values, find_cell, is_defended
 
-STRONGEST = "strongest"  # the column of the minimum over a cell's attacks
 USUAL_EPS = 8  # the one that both data sets' tables have
-DEFENCE = "PixelDefend"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,7 +53,7 @@ def headline(table: Table) -> Headline | None:
             before, after = strongest(row), strongest(other)
             if defence and before and after:
                 contrasts.append(Contrast(row.network, row.technique, defence, before, after))
-    attacks = [column.label for column in table.columns if column.name not in (STRONGEST, "clean")]
+    attacks = [column.label for column in table.columns if column.name not in (STRONGEST, CLEAN)]
     return Headline(table, eps, attacks, contrasts) if contrasts else None
 
 

@@ -6,6 +6,7 @@ import dataclasses
 from typing import Any
 
 from ..results import Table
+from .comparison import CLEAN, find_cell, is_bare
 
 # bits/dim of the paper's own density models, Song et al. 2018, section 3.1
 PUBLISHED_BITS_PER_DIM = {"fashion-mnist": 2.7, "cifar10": 3.0}
@@ -71,9 +72,16 @@ def model_facts(tables: list[Table]) -> list[ModelFacts]:
                 "bits/dim" if density else "accuracy",
                 value if density or value is None else 100.0 * value,
                 notes.get("test_images"),
-                PUBLISHED_BITS_PER_DIM.get(table.dataset) if density else None,
+                PUBLISHED_BITS_PER_DIM.get(table.dataset) if density else published_accuracy(table, model),
             )
     return sorted(found.values(), key=lambda each: "density" not in each.role)
+
+
+def published_accuracy(table: Table, classifier: dict[str, Any]) -> float | None:
+    """The published accuracy of a classifier on clean images, in %: that of the row with nothing in front of it."""
+    alone = [row.name for row in table.rows if row.name in classifier.get("rows", ()) and is_bare(row)]
+    cells = (find_cell(table, name, CLEAN, None) for name in alone)
+    return next((cell.published for cell in cells if cell is not None), None)
 
 
 def _parts(notes: dict[str, Any]) -> list[dict[str, Any]]:

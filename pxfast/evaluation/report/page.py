@@ -120,6 +120,7 @@ def _environment() -> jinja2.Environment:
         plain=formats.plain,
         listed=formats.listed,
     )
+    environment.globals["deep"] = formats.deep
     return environment
 
 
