@@ -24,6 +24,9 @@ def train_adp(
     levels: Annotated[int | None, typer.Option(help="Noise levels, in geometric steps.")] = None,
     sigma_max: Annotated[float | None, typer.Option(help="The largest noise's deviation, on images in [0, 1].")] = None,
     sigma_min: Annotated[float | None, typer.Option(help="The smallest noise's deviation.")] = None,
+    clamped: Annotated[
+        float | None, typer.Option(help="The fraction of noisy images clamped to [0, 1], as in purification.")
+    ] = None,
     epochs: Annotated[float | None, typer.Option(help="Passes over the data, unless --budget is given.")] = None,
     budget: Annotated[str | None, typer.Option(help="Training time instead of epochs, such as 45m or 2h.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Images a step.")] = None,
@@ -38,6 +41,9 @@ def train_adp(
     precision: Annotated[str | None, typer.Option(help="bf16 or fp32.")] = None,
     compiled: Annotated[bool | None, typer.Option("--compile/--no-compile", help="Use torch.compile.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    start: Annotated[
+        str | None, typer.Option(help="A network whose weights to begin with: a shipped one's name, or a file.")
+    ] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on from the checkpoint, by its own settings unless others are given.")
     ] = False,
@@ -53,6 +59,7 @@ def train_adp(
     from .data import load_dataset
     from .processes import join
     from .score_training import read_score_settings, record_quality, score_preset, train_score_network
+    from .score_weights import load_score_network
     from .training_run import checkpoint_path
 
     config, settings = score_preset(preset or "full", dataset)
@@ -64,6 +71,7 @@ def train_adp(
         levels=levels,
         sigma_max=sigma_max,
         sigma_min=sigma_min,
+        clamped=clamped,
         epochs=epochs,
         budget=None if budget is None else parse_budget(budget),
         batch_size=batch_size,
@@ -78,10 +86,13 @@ def train_adp(
     )
     if threads is not None:
         torch.set_num_threads(threads)
+    first = None if start is None else load_score_network(start)
     images, _ = load_dataset(dataset, root, train=True)
     held_out, _ = load_dataset(dataset, root, train=False)
     with join(device) as processes:
-        train_score_network(config, images, out, settings=settings, resume=resume, force=force, processes=processes)
+        train_score_network(
+            config, images, out, settings=settings, start=first, resume=resume, force=force, processes=processes
+        )
     measured = held_out[:MEASURED]
     for sigma, quality in record_quality(out, measured, device=processes.device).items():
         print(

@@ -31,8 +31,10 @@ class ScoreSettings(RunSettings):
 
     ``levels``: how many noise levels, in geometric steps from ``sigma_max`` down to ``sigma_min``, deviations of the
     noise on images in [0, 1]. Which ones the ADP authors used can't be told from their code, whose configurations have
-    232 from 50 to 0.01 and 10 from 1 to 0.01. ``warmup``: steps in which Adam's learning rate rises. ``ema_decay``: of
-    the averaged weights, which are the ones saved. ``gradient_clip``: largest norm of the gradient; 0 clips nothing.
+    232 from 50 to 0.01 and 10 from 1 to 0.01. ``clamped``: the fraction of noisy images that are clamped to [0, 1], as
+    purification clamps them; the authors' are not. ``warmup``: steps in which Adam's learning rate rises.
+    ``ema_decay``: of the averaged weights, which are the ones saved. ``gradient_clip``: largest norm of the gradient;
+    0 clips nothing.
     """
 
     batch_size: int = 128
@@ -44,6 +46,7 @@ class ScoreSettings(RunSettings):
     warmup: int = 100
     ema_decay: float = 0.999
     gradient_clip: float = 1.0
+    clamped: float = 0.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -54,6 +57,8 @@ class ScoreSettings(RunSettings):
         if not self.gradient_clip >= 0.0:
             raise ValueError(f"gradient_clip must be positive, or 0 for none, got {self.gradient_clip}")
         self._fraction("ema_decay")
+        if not 0.0 <= self.clamped <= 1.0:
+            raise ValueError(f"clamped must be in [0, 1], got {self.clamped}")
 
     def sigmas(self) -> Tensor:
         """The noise levels (levels,), fp32, the largest first."""
@@ -64,8 +69,9 @@ class ScoreSettings(RunSettings):
 PRESETS = {
     # the authors' network, learning rate, batch, averaging and length of training, with the smaller set of levels
     "full": (128, ScoreSettings()),
-    # for a CPU: levels about those that ADP's noise, 0.1 or 0.25, passes on its way down
-    "small": (16, ScoreSettings(batch_size=16, epochs=2.0, learning_rate=2e-3, sigma_max=0.5)),
+    # for a CPU: levels about those that ADP's noise, 0.1 or 0.25, passes on its way down. Noise that is clamped looks
+    # unlike noise that is not where images are black or white, and a small network has to have seen it
+    "small": (16, ScoreSettings(batch_size=16, epochs=2.0, learning_rate=2e-3, sigma_max=0.5, clamped=0.5)),
 }
 
 
@@ -83,14 +89,22 @@ def score_preset(name: str, dataset: str | os.PathLike[str]) -> tuple[ScoreNetwo
     )
 
 
-def denoising_losses(network: torch.nn.Module, images: Tensor, sigmas: Tensor, noise: Tensor) -> Tensor:
+def denoising_losses(
+    network: torch.nn.Module, images: Tensor, sigmas: Tensor, noise: Tensor, clamped: Tensor | None = None
+) -> Tensor:
     """The denoising score matching losses (N,), weighted by sigma^2: means over the values of (f(x + sigma z) + z)^2.
 
     network: f, sigma times a score. images: floating (N, C, H, W) in [0, 1]. sigmas: (N,). noise: z, from N(0, 1), of
-    the images' shape. They are 1 where the network gives 0, and 0 where it finds the noise exactly.
+    the images' shape. They are about 1 where the network gives 0, and 0 where it finds the noise exactly. clamped: bool
+    (N,), which noisy images are clamped to [0, 1] first; z is then what is left of the noise.
     """
-    found = network(images + sigmas[:, None, None, None] * noise)
-    return (found.to(noise.dtype) + noise).square().mean((1, 2, 3))
+    sigmas = sigmas[:, None, None, None]
+    noisy = images + sigmas * noise
+    if clamped is not None:
+        inside = noisy.clamp(0.0, 1.0)
+        clamped = clamped[:, None, None, None]
+        noisy, noise = torch.where(clamped, inside, noisy), torch.where(clamped, (inside - images) / sigmas, noise)
+    return (network(noisy).to(noise.dtype) + noise).square().mean((1, 2, 3))
 
 
 class ScoreTrainer(AveragedRun):
@@ -126,12 +140,21 @@ class ScoreTrainer(AveragedRun):
         self._sigmas = settings.sigmas()
         self._network = torch.compile(self.model) if settings.compile else self.model
 
-    def batch(self, step: int) -> tuple[Tensor, Tensor, Tensor]:
-        """fp32 images in [0, 1], noise levels and noise of a step, on the CPU; they depend on seed and step alone."""
+    def start_from(self, network: ScoreNetwork) -> None:
+        """Begin with the weights of ``network``. ValueError when it is of another size."""
+        if network.config != self.model.config:
+            raise ValueError(f"expected to start from a score network of {self.model.config}, got {network.config}")
+        self.model.load_state_dict(network.state_dict())
+        self.averaged.load_state_dict(network.state_dict())
+
+    def batch(self, step: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """What :func:`denoising_losses` takes, for a step, on the CPU; it depends on seed and step alone."""
         generator = torch.Generator().manual_seed(self.step_seed(step))
         images = self.flipped(self.images[self.chosen(step)], generator).float() / 255.0
         levels = torch.randint(self.settings.levels, (len(images),), generator=generator)
-        return images, self._sigmas[levels], torch.randn(images.shape, generator=generator)
+        noise = torch.randn(images.shape, generator=generator)
+        clamped = torch.rand(len(images), generator=generator) < self.settings.clamped
+        return images, self._sigmas[levels], noise, clamped
 
     def learning_rate(self) -> float:
         return min(1.0, (self.step + 1) / max(1, self.settings.warmup)) * self.cosine()
@@ -195,6 +218,7 @@ def train_score_network(
     out: str | os.PathLike[str],
     *,
     settings: ScoreSettings | None = None,
+    start: ScoreNetwork | None = None,
     resume: bool = False,
     force: bool = False,
     checkpoint_interval: float = 120.0,
@@ -206,8 +230,8 @@ def train_score_network(
     Every ``checkpoint_interval`` seconds the whole state goes to ``out`` with the suffix .checkpoint.safetensors, in
     shards if it is large, and the averaged network so far to ``out``; with ``resume`` a killed run goes on from there
     with the same images and noise. Ctrl-C ends the run after the step at hand, with everything kept, and raises
-    KeyboardInterrupt. processes: names the device; a score network is trained by one process. Returns the averaged
-    network, on its device.
+    KeyboardInterrupt. start: a network whose weights to begin with, in place of random ones. processes: names the
+    device; a score network is trained by one process. Returns the averaged network, on its device.
     Raises FileExistsError when ``out`` or its checkpoint exists and neither ``resume`` nor ``force`` is set,
     FileNotFoundError when ``resume`` finds no checkpoint or the folder of ``out`` does not exist, FloatingPointError
     when the loss stops being finite.
@@ -217,6 +241,8 @@ def train_score_network(
     trainer = ScoreTrainer(config, settings, images, processes)
     if resume:
         trainer.restore(checkpoint)
+    elif start is not None:
+        trainer.start_from(start)
     recent: float | None = trainer.history[-1]["train_loss"] if trainer.history else None
 
     def keep() -> None:

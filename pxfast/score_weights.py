@@ -10,6 +10,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors.torch import save_file
 
 from .files import whole_file
@@ -76,7 +77,7 @@ def load_score_network(name_or_path: str | os.PathLike[str]) -> ScoreNetwork:
     tensors, metadata = read_safetensors(path, FORMAT)
     network = ScoreNetwork(parse_score_config(metadata, path))
     fill(network, tensors, path)
-    return network.eval()
+    return network.eval().to(memory_format=torch.channels_last)  # on a CPU nearly twice as fast
 
 
 _load_shipped = functools.cache(load_score_network)

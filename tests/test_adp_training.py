@@ -42,7 +42,9 @@ from pxfast.score_weights import (
 from pxfast.training_run import checkpoint_path
 
 CONFIG = ScoreNetworkConfig((8, 8), 1, ngf=4)
-SETTINGS = ScoreSettings(batch_size=16, epochs=5, learning_rate=3e-3, warmup=5, precision="fp32", horizontal_flips=True)
+SETTINGS = ScoreSettings(
+    batch_size=16, epochs=5, learning_rate=3e-3, warmup=5, clamped=0.5, precision="fp32", horizontal_flips=True
+)
 
 # A training run in a process of its own: OUT, seconds between checkpoints, 'new' or 'resume'.
 RUN = """
@@ -149,6 +151,38 @@ def test_the_losses_of_no_answer_and_of_the_right_one() -> None:
         return (images - noisy) / sigmas[:, None, None, None]
 
     assert float(denoising_losses(right, images, sigmas, noise).max()) < 1e-12
+    seen: list[Tensor] = []
+
+    def watched(noisy: Tensor) -> Tensor:
+        seen.append(noisy)
+        return right(noisy)
+
+    clamped = torch.tensor([True, False, True, False])
+    assert float(denoising_losses(watched, images, sigmas, noise, clamped).max()) < 1e-12
+    outside = ((seen[0] < 0) | (seen[0] > 1)).flatten(1).any(1)
+    assert outside.tolist() == [False, True, False, True]
+
+
+def test_some_noisy_images_are_clamped() -> None:
+    images = bundled_images(1)
+    config, settings = ScoreNetworkConfig((28, 28), 1, ngf=2), dataclasses.replace(SETTINGS, batch_size=64)
+    for fraction, least, most in ((0.0, 0, 0), (0.5, 20, 44), (1.0, 64, 64)):
+        trainer = ScoreTrainer(config, dataclasses.replace(settings, clamped=fraction), images)
+        batch = trainer.batch(3)
+        assert least <= int(batch[3].sum()) <= most
+        assert all(torch.equal(a, b) for a, b in zip(batch, trainer.batch(3), strict=True))
+
+
+def test_a_run_may_start_from_a_network(tmp_path) -> None:
+    start, images = build(seed=4), real_images(1, (8, 8), 64)
+    settings = dataclasses.replace(SETTINGS, epochs=0.25, learning_rate=1e-6)
+    network = train_score_network(CONFIG, images, tmp_path / "a.safetensors", settings=settings, start=start,
+                                  progress=False)  # fmt: skip
+    for (name, before), after in zip(start.named_parameters(), network.parameters(), strict=True):
+        torch.testing.assert_close(after, before, rtol=1e-3, atol=1e-5, msg=name)
+    with pytest.raises(ValueError, match=r"expected to start from a score network of .*got"):
+        train_score_network(CONFIG, images, tmp_path / "b.safetensors", settings=SETTINGS,
+                            start=build(dataclasses.replace(CONFIG, ngf=2)))  # fmt: skip
 
 
 def test_the_loss_is_least_at_the_score_of_a_gaussian() -> None:
@@ -188,8 +222,8 @@ def test_quality_of_a_perfect_and_of_an_idle_network() -> None:
 
 
 def test_training_learns_and_its_file_says_how(tmp_path) -> None:
-    images, out = bundled_images(1), tmp_path / "score.safetensors"
-    config = ScoreNetworkConfig((28, 28), 1, ngf=4)
+    images, out = real_images(1, (12, 12), 64), tmp_path / "score.safetensors"
+    config = ScoreNetworkConfig((12, 12), 1, ngf=4)
     settings = dataclasses.replace(SETTINGS, epochs=10, sigma_min=0.1, precision="bf16", ema_decay=0.9)
     network = train_score_network(config, images, out, settings=settings, progress=False)
     found = record_quality(out, images[:16], (0.25,))
@@ -269,6 +303,7 @@ def test_refusals(tmp_path) -> None:
         (lambda: ScoreSettings(sigma_max=0.001), "0 < sigma_min <= sigma_max"),
         (lambda: ScoreSettings(gradient_clip=-1.0), "gradient_clip"),
         (lambda: ScoreSettings(ema_decay=1.0), "ema_decay"),
+        (lambda: ScoreSettings(clamped=1.5), "clamped"),
         (lambda: ScoreNetworkConfig((8, 3), 1), "image_size"),
         (lambda: ScoreNetworkConfig((8, 8), 2), "channels"),
         (lambda: ScoreNetworkConfig((8, 8), 1, ngf=1), "ngf"),
