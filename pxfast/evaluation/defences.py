@@ -15,13 +15,18 @@ import torch
 from torch import nn
 
 from .. import engines
+from ..adp import RUNS, STEPS, ADPPurifier
 from ..defences import FeatureSqueezing
 from ..engines import cpu
 from ..purify import IMAGE_THRESHOLD, SUB_PIXEL_THRESHOLD, Purifier, check_adaptive, check_eps, check_precision
+from ..score_weights import score_network_path
 from .code import code_hash, compiled_hash
 from .models import Models
+from .store import file_digest
 
 Description = dict[str, Any]
+
+SHIPPED_SCORES = {1: "fashion-mnist", 3: "cifar10"}  # by channels
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,9 +100,42 @@ def build_squeezing(description: Description, models: Models) -> FeatureSqueezin
     return FeatureSqueezing(**{name: value for name, value in description.items() if name not in ("kind", "code")})
 
 
+def adp_description(options: dict[str, Any], context: Context) -> Description:
+    """Options: sigma, steps and runs, as :class:`pxfast.adp.ADPPurifier` takes them, and model, a score network's file;
+    without it the shipped one of so many channels. FileNotFoundError where there is none.
+    """
+    unknown = set(options) - {"sigma", "steps", "runs", "model"}
+    if unknown or "sigma" not in options:
+        raise ValueError(f"adp takes sigma, steps, runs and model, got {', '.join(sorted(options)) or 'nothing'}")
+    path = score_network_path(options.get("model", SHIPPED_SCORES[context.channels]))
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no score network {path.name}")
+    settings = {
+        "sigma": float(options["sigma"]),
+        "steps": options.get("steps", STEPS),
+        "runs": options.get("runs", RUNS),
+    }
+    ADPPurifier(**settings)  # its checks
+    return {
+        **settings,
+        "model": str(path),
+        "weights": file_digest(path),
+        "processor": processor(context.device),
+        "code": code_hash("pxfast.adp", "pxfast.purifiers"),
+    }
+
+
+def build_adp(description: Description, models: Models) -> ADPPurifier:
+    if file_digest(description["model"]) != description["weights"]:
+        raise ValueError(f"{description['model']} has changed since the evaluation began; run it again")
+    settings = {name: description[name] for name in ("sigma", "steps", "runs", "model")}
+    return ADPPurifier(**settings)
+
+
 DEFENCES: dict[str, DefenceKind] = {
     "purifier": DefenceKind(purifier_description, build_purifier, kept=True),
     "feature-squeezing": DefenceKind(squeezing_description, build_squeezing, kept=False),
+    "adp": DefenceKind(adp_description, build_adp, kept=False),  # random: it is the logits that are averaged
 }
 
 

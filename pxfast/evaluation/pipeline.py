@@ -147,7 +147,7 @@ class Pipeline:
             "through": list(through),
             "attack": attack,
             "options": options,
-            "seed": seed if chosen.random or chosen.joint else None,
+            "seed": seed if chosen.random or chosen.joint or chosen.metered else None,
             "code": attack_code(attack),
             "classifier code": code_hash(classifier.module),
             "defence code": code_hash("pxfast.defences.defended") if through else None,

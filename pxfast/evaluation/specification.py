@@ -53,7 +53,7 @@ else:
     import tomli as tomllib
 
 TRAININGS = ("normal", "fgsm", "bim", "label-smoothing")
-TABLES = ("table1", "table2", "reproduction")  # of the package
+TABLES = ("table1", "table2", "reproduction", "adaptive", "adaptive-fashion-mnist")  # of the package
 
 
 @dataclasses.dataclass(frozen=True)
