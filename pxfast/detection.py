@@ -161,8 +161,7 @@ class Detector:
             self._check_fingerprint(model_fingerprint(model))
             known = self.log_likelihoods
         found = _log_likelihoods(grid, model, batch_size, progress)
-        at_most = torch.searchsorted(known.sort().values, found, right=True)
-        return form.per_image((1 + at_most).double() / (len(known) + 1)), len(known)
+        return form.per_image(permutation_p_values(known, found)), len(known)
 
     def _check_fingerprint(self, fingerprint: str) -> None:
         if fingerprint != self._fingerprint:
@@ -170,6 +169,12 @@ class Detector:
                 "the model's weights have changed since the log-likelihoods of the training images were computed: "
                 "call fit(train_images) again"
             )
+
+
+def permutation_p_values(train: Tensor, found: Tensor) -> Tensor:
+    """(1 + #{i : train[i] <= found}) / (N + 1) of log-likelihoods ``train`` (N,) and ``found`` (M,): (M,) float64."""
+    at_most = torch.searchsorted(train.sort().values, found.to(train.dtype), right=True)
+    return (1 + at_most).double() / (len(train) + 1)
 
 
 def _log_likelihoods(grid: Tensor, model: PixelCNN, batch_size: int, progress: bool) -> Tensor:

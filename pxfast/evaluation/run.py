@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import platform
@@ -135,8 +136,21 @@ def evaluate_table(
     run = TableRun(specification, prepared)
     run.adopt(earlier_table(specification, out), chosen)
     places = list(run.places(chosen))
+    with progress_bars(prepared.pipeline, len(places), progress) as cells:
+        write_table(out, run.table())
+        for row, column, eps in places:
+            cells.set_description_str(f"{row.name}, {column.name}" + ("" if eps is None else f", eps {eps}"))
+            run.compute(row, column, eps)
+            write_table(out, run.table())
+            cells.update()
+    return run.table()
+
+
+@contextlib.contextmanager
+def progress_bars(pipeline: Pipeline, cells: int, progress: bool) -> Iterator[tqdm]:
+    """Show a bar of so many cells, which is given, and below it one of the images of the step at hand."""
     with (
-        tqdm(total=len(places), unit="cell", disable=not progress) as cells,
+        tqdm(total=cells, unit="cell", disable=not progress) as outer,
         tqdm(unit="image", leave=False, disable=not progress) as inner,
     ):
 
@@ -145,14 +159,8 @@ def evaluate_table(
             inner.total, inner.n = total, done
             inner.refresh()
 
-        prepared.pipeline.report = report
-        write_table(out, run.table())
-        for row, column, eps in places:
-            cells.set_description_str(f"{row.name}, {column.name}" + ("" if eps is None else f", eps {eps}"))
-            run.compute(row, column, eps)
-            write_table(out, run.table())
-            cells.update()
-    return run.table()
+        pipeline.report = report
+        yield outer
 
 
 def earlier_table(specification: TableSpecification, out: str | os.PathLike[str]) -> Table | None:
@@ -168,12 +176,14 @@ class TableRun:
 
     def __init__(self, specification: TableSpecification, prepared: Prepared) -> None:
         self.specification, self.prepared = specification, prepared
-        self.defences: dict[str, list[Description]] = {
-            row.name: [describe(defence, prepared.pipeline.context) for defence in row.defences]
-            for row in specification.rows
-        }
         self.cells: dict[tuple[str, str, int | None], Cell] = {}
         self.missing = dict(prepared.missing)
+        self.defences: dict[str, list[Description]] = {}
+        for row in specification.rows:
+            try:
+                self.defences[row.name] = [describe(each, prepared.pipeline.context) for each in row.defences]
+            except FileNotFoundError as error:  # of a network that a defence needs
+                self.missing[row.name] = str(error)
         self.models = [_density_entry(prepared), *_classifier_entries(prepared)]
         self.settings = self._settings()
         self.earlier_rates: list[dict[str, Any]] = []

@@ -27,8 +27,15 @@ NAMES = {  # as the paper writes them
     "fgsm": "FGSM",
     "bim": "BIM",
     "deepfool": "DeepFool",
-    "cw_l2": "CW (L2)",
-    "cw_linf": "CW",
+    "cw-l2": "CW (L2)",
+    "cw-linf": "CW",
+    "gradient-sign": "gradient sign (FGSM)",
+    "gradient": "gradient (FGM)",
+    "deepfool-l2": "DeepFool (L2)",
+    "gaussian-blur": "Gaussian blur",
+    "uniform-noise": "uniform noise (RAND)",
+    "lbfgs": "L-BFGS",
+    "iterative-gradient-sign": "iterative FGSM (BIM)",
 }
 STYLE = {
     "font.size": 9,
@@ -49,7 +56,7 @@ GREYS = ["0.0", "0.0", "0.35", "0.35", "0.55", "0.0", "0.35", "0.55"]
 
 
 def title_of(name: str) -> str:
-    return NAMES.get(name, name.replace("_", " "))
+    return NAMES.get(name, name.replace("-", " "))
 
 
 def legend_above(figure: Figure, axes: Axes, columns: int) -> None:
@@ -224,8 +231,13 @@ def draw_all(measured: DensityMeasurements, folder: Path, prefix: str) -> list[P
                 continue
             for suffix in SUFFIXES:
                 path = folder / f"{prefix}-{name}{suffix}"
-                metadata = {"Date": None} if suffix == ".svg" else {"Software": None}
-                with whole_file(path) as temporary:
-                    figure.savefig(temporary, format=suffix[1:], metadata=metadata, bbox_inches="tight", pad_inches=0.1)
+                save_picture(figure, path)
                 written.append(path)
     return written
+
+
+def save_picture(figure: Figure, path: Path) -> None:
+    """Write a figure as .png or .svg, whole or not at all; the same file for the same figure."""
+    metadata = {"Date": None} if path.suffix == ".svg" else {"Software": None}
+    with rc_context(STYLE), whole_file(path) as temporary:
+        figure.savefig(temporary, format=path.suffix[1:], metadata=metadata, bbox_inches="tight", pad_inches=0.1)
