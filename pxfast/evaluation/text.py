@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from .results import Cell, Column, Row, Table
 
+WIDTH = 120
 LABEL_WIDTH = 41
 INTERVAL_LABEL_WIDTH = 48
+LABEL_MOST = 9  # of a column's label that is shown, or as much as its numbers are wide
 
 
 def table_text(table: Table) -> str:
@@ -20,13 +22,15 @@ def table_text(table: Table) -> str:
         for column in table.columns
     }
     widths = [_width(column, [grid[row.name, column.name] for row in table.rows]) for column in table.columns]
-    lines.append(_line("", "", [column.label for column in table.columns], widths))
-    for row in table.rows:
-        cells = [grid[row.name, column.name] for column in table.columns]
-        if not any(cells):
-            continue
-        lines.append(_line(row.technique, "ours", [_ours(found) for found in cells], widths))
-        lines.append(_line(f"  {row.network}", "paper", [_published(found) for found in cells], widths))
+    for block in _blocks(widths):
+        columns = [table.columns[i] for i in block]
+        sizes = [widths[i] for i in block]
+        lines.append(_line("", "", [column.label for column in columns], sizes))
+        for row in table.rows:
+            cells = [grid[row.name, column.name] for column in columns]
+            if any(cells):
+                lines.append(_line(row.technique, "ours", [_ours(found) for found in cells], sizes))
+                lines.append(_line(f"  {row.network}", "paper", [_published(found) for found in cells], sizes))
     lines += _intervals(table)
     lines += [f"left out: {row.network}, {row.technique}: {row.missing}" for row in table.rows if row.missing]
     if not table.finished:
@@ -34,13 +38,26 @@ def table_text(table: Table) -> str:
     return "\n".join(lines)
 
 
+def _blocks(widths: list[int]) -> list[list[int]]:
+    """The columns' numbers, in groups that fit beside the labels."""
+    blocks: list[list[int]] = [[]]
+    used = LABEL_WIDTH + 6
+    for i, width in enumerate(widths):
+        if blocks[-1] and used + width > WIDTH:
+            blocks.append([])
+            used = LABEL_WIDTH + 6
+        blocks[-1].append(i)
+        used += width + 2
+    return blocks
+
+
 def _width(column: Column, cells: list[list[Cell]]) -> int:
     texts = [text for found in cells for text in (_ours(found), _published(found))]
-    return max(5, min(len(column.label), 9), *map(len, texts))
+    return max(5, min(len(column.label), LABEL_MOST), *map(len, texts))
 
 
 def _line(label: str, what: str, texts: list[str], widths: list[int]) -> str:
-    shown = "  ".join(f"{text[: max(width, 9)]:<{width}}" for text, width in zip(texts, widths, strict=True))
+    shown = "  ".join(f"{text[: max(width, LABEL_MOST)]:<{width}}" for text, width in zip(texts, widths, strict=True))
     return f"{label:<{LABEL_WIDTH}}{what:<6}{shown}".rstrip()
 
 
