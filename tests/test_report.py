@@ -263,7 +263,9 @@ def test_the_headline_stands_at_the_top(folder, page):
     assert "500 test images" in text
     assert "not secure against an attacker who does" in text
     assert "9 % accuracy on CIFAR-10 at eps 8" in text
-    assert "Attackers who know the purifier measures such attackers here" in text
+    left = Comparison(read_table(table_path(folder, "adaptive")).cell("row-0", "strongest", 8))
+    assert "Measured here: Attackers who know the purifier. The strongest at eps 8 leaves Normal + PixelDefend" in text
+    assert f"PixelDefend {left.ours:.1f} % ({left.interval[0]:.1f}–{left.interval[1]:.1f}) of 100 images." in text  # noqa: RUF001
 
 
 def test_without_adaptive_attacks_the_warning_says_so(copy):

@@ -6,6 +6,7 @@ another one; what is finished stays. Ray starts the actors anew for each step, w
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -66,10 +67,12 @@ class RayRunner:
             num_gpus=1 if self.gpu else 0,
         )
         try:
-            for batch in dataset.iter_batches(batch_size=1, prefetch_batches=0):
-                if error := batch["error"][0]:
-                    raise RuntimeError(f"a task failed on a Ray worker: {error}")
-                yield from_batch(batch)
+            # closed, so that the workers are free again when this ends early
+            with contextlib.closing(iter(dataset.iter_batches(batch_size=1, prefetch_batches=0))) as batches:
+                for batch in batches:
+                    if error := batch["error"][0]:
+                        raise RuntimeError(f"a task failed on a Ray worker: {error}")
+                    yield from_batch(batch)
         except ray.exceptions.RayError as error:
             raise RuntimeError(f"Ray failed: {error}") from error
 

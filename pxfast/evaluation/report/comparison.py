@@ -5,9 +5,9 @@ from __future__ import annotations
 import dataclasses
 import string
 
-from ..results import Cell, Row, Table
+from ..results import Cell, Column, Row, Table
 
-CLEAN, STRONGEST = "clean", "strongest"  # columns: without an attack; the minimum over a row's attacks
+STRONGEST = "strongest"  # the column of the minimum over a row's attacks
 WIDEST = 8  # columns; a table of more is turned, its columns becoming rows
 SMALL, LARGE = 5.0, 15.0  # points of difference between the shades of a cell
 
@@ -134,9 +134,9 @@ def is_defended(row: Row) -> bool:
     return "pixeldefend" in row.technique.casefold()
 
 
-def is_bare(row: Row) -> bool:
-    """Whether nothing stands in front of the row's classifier."""
-    return not is_defended(row) and "squeezing" not in row.technique.casefold()
+def attack_columns(table: Table) -> list[Column]:
+    """The columns of attacks; the others are clean images and the strongest attack."""
+    return [column for column in table.columns if column.name in table.settings.get("attacks", {})]
 
 
 def title_of(row: Row) -> str:
@@ -178,8 +178,10 @@ def view_table(table: Table) -> TableView:
             panels.append(Panel(eps, columns, rows, across))
         else:
             panels.append(Panel(eps, rows, columns, compared))
-    without_eps = {CLEAN, *(cell.column for cell in table.cells if cell.eps is None)}
-    planned = sum(1 if column.name in without_eps else len(panels) for column in table.columns)
+    attacks = {column.name for column in attack_columns(table)} - {
+        cell.column for cell in table.cells if cell.eps is None
+    }
+    planned = sum(len(panels) if column.name in {*attacks, STRONGEST} else 1 for column in table.columns)
     return TableView(
         table,
         panels,

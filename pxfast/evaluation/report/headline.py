@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from ..results import Row, Table
-from .comparison import CLEAN, STRONGEST, Comparison, eps_values, find_cell, is_defended
+from .comparison import STRONGEST, Comparison, attack_columns, eps_values, find_cell, is_defended
 
 USUAL_EPS = 8  # the one that both data sets' tables have
 
@@ -53,8 +53,14 @@ def headline(table: Table) -> Headline | None:
             before, after = strongest(row), strongest(other)
             if defence and before and after:
                 contrasts.append(Contrast(row.network, row.technique, defence, before, after))
-    attacks = [column.label for column in table.columns if column.name not in (STRONGEST, CLEAN)]
+    attacks = [column.label for column in attack_columns(table)]
     return Headline(table, eps, attacks, contrasts) if contrasts else None
+
+
+def survivors(table: Table) -> list[tuple[str, Comparison]]:
+    """What the strongest attack leaves of each row with PixelDefend that has been computed, by technique."""
+    rows = {row.name: row.technique for row in table.rows if is_defended(row)}
+    return [(rows[cell.row], Comparison(cell)) for cell in table.cells if cell.column == STRONGEST and cell.row in rows]
 
 
 def defence_of(row: Row, other: Row) -> str | None:

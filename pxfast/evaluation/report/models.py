@@ -6,7 +6,7 @@ import dataclasses
 from typing import Any
 
 from ..results import Table
-from .comparison import CLEAN, find_cell, is_bare
+from .comparison import STRONGEST, attack_columns
 
 # bits/dim of the paper's own density models, Song et al. 2018, section 3.1
 PUBLISHED_BITS_PER_DIM = {"fashion-mnist": 2.7, "cifar10": 3.0}
@@ -79,9 +79,9 @@ def model_facts(tables: list[Table]) -> list[ModelFacts]:
 
 def published_accuracy(table: Table, classifier: dict[str, Any]) -> float | None:
     """The published accuracy of a classifier on clean images, in %: that of the row with nothing in front of it."""
-    alone = [row.name for row in table.rows if row.name in classifier.get("rows", ()) and is_bare(row)]
-    cells = (find_cell(table, name, CLEAN, None) for name in alone)
-    return next((cell.published for cell in cells if cell is not None), None)
+    alone = set(classifier.get("rows", ())) - set(table.settings.get("defences", {}))
+    clean = {column.name for column in table.columns} - {column.name for column in attack_columns(table)} - {STRONGEST}
+    return next((cell.published for cell in table.cells if cell.row in alone and cell.column in clean), None)
 
 
 def _parts(notes: dict[str, Any]) -> list[dict[str, Any]]:

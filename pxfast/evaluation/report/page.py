@@ -18,12 +18,12 @@ from ...files import refuse_existing, whole_file
 from ..results import Figure, Table, figures_folder, read_figures, read_tables, tables_folder
 from . import formats
 from .comparison import LARGE, SMALL, shortfalls, view_table
-from .headline import headline
+from .headline import headline, survivors
 from .models import model_facts
 
 MIME_TYPES = {".png": "image/png", ".svg": "image/svg+xml", ".jpg": "image/jpeg"}
-ORDER = ("table2", "table1", "reproduction", "adaptive")  # others follow, by name
-ADAPTIVE = "adaptive"  # the table of attacks that know the purifier
+ORDER = ("table2", "table1", "reproduction", "adaptive", "adaptive-fashion-mnist")  # others follow, by name
+ADAPTIVE = "adaptive"  # what the names of tables of attacks that know the purifier begin with
 DATASETS = {"cifar10": "CIFAR-10", "fashion-mnist": "Fashion-MNIST"}
 SHORTFALLS_SHOWN = 12  # the rest are folded away on a screen
 
@@ -85,7 +85,7 @@ def _render(folder: Path, tables: list[Table], figures: list[Figure]) -> str:
         version=__version__,
         date=_date(folder),
         views=views,
-        adaptive=next((view for view in views if view.table.name == ADAPTIVE), None),
+        adaptive=[(table, survivors(table)) for table in tables if table.name.startswith(ADAPTIVE)],
         headlines=[found for found in map(headline, tables) if found],
         pictures=[_picture(folder, figure) for figure in figures],
         below=[each for each in below if not each.compared.within],
