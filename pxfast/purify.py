@@ -236,7 +236,8 @@ class Purifier(nn.Module):
                 raise ValueError(
                     f"a mapping needs column= of its images, got {self.column!r} for one of {list(images)}"
                 )
-            return {**images, self.column: self(images[self.column])}
+            # not by self(...): Ray Data makes a call wait for its only thread, which is this one
+            return {**images, self.column: self.forward(images[self.column])}
         purified = purify(
             images,
             self.eps,
