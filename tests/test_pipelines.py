@@ -96,3 +96,19 @@ def test_it_can_be_sent_to_other_processes(tiny_model):
     assert repr(again) == repr(purifier)
     assert "column='data'" in repr(purifier)
     assert torch.equal(again(images), purifier(images))
+
+
+def test_a_mapping_is_purified_within_one_call(tiny_model):
+    class OneCall(pxfast.Purifier):
+        """As Ray Data wraps a class: a call inside another would never return."""
+
+        busy = False
+
+        def __call__(self, batch):
+            assert not self.busy
+            self.busy = True
+            return super().__call__(batch)
+
+    images = real_images(1, (8, 8), 2).numpy()
+    found = OneCall(16, model=tiny_model, column="data")({"data": images})["data"]
+    np.testing.assert_array_equal(found, pxfast.purify(images, 16, model=tiny_model))
