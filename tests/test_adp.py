@@ -260,7 +260,7 @@ def test_shipped_networks_bring_noisy_images_back(shipped: str) -> None:
     noisy, purified = ADPPurifier(0.1, steps=0).draw(x, seeds), purifier.draw(x, seeds)
     assert torch.equal(purified[3:4], purifier.draw(x[3:4], seeds[3:4])), "the same in another batch"
     errors = [float((images - x).square().mean()) for images in (noisy, purified)]
-    assert errors[1] < 0.5 * errors[0]
+    assert errors[1] < 0.6 * errors[0]
     classifier = load_classifier(shipped)
     with torch.no_grad():
         before, after = classifier(x).argmax(1), classifier(purified).argmax(1)
