@@ -18,13 +18,13 @@ from torch import Tensor
 import pxfast
 from pxfast.data import DATASETS, load_dataset
 from pxfast.detection import roc_auc_score
+from pxfast.evaluation.report.models import PUBLISHED_BITS_PER_DIM
 from pxfast.files import whole_file
 from pxfast.models import SHIPPED
 from pxfast.weights import read_metadata, shipped_path
 
 BEGIN, END = "<!-- models: bench/model_table.py -->", "<!-- end of models -->"
 NOISE = 8
-PAPER = {"fashion-mnist": 2.7, "cifar10": 3.0}  # bits/dim of the paper's own models, Song et al. 2018, section 3.1
 
 
 def noise_auc(name: str, images: Tensor) -> float:
@@ -38,7 +38,8 @@ def noise_auc(name: str, images: Tensor) -> float:
 def row(name: str, images: Tensor) -> str:
     config, notes = read_metadata(shipped_path(name))
     network = f"filters {config.filters}, resnets {config.resnets}, {config.mixtures} logistics"
-    bits = f"{notes['test_bits_per_dim']:.3f} on {notes['test_images']:,} images (the paper's: {PAPER[name]})"
+    paper = PUBLISHED_BITS_PER_DIM[name]
+    bits = f"{notes['test_bits_per_dim']:.3f} on {notes['test_images']:,} images (the paper's: {paper})"
     parts = notes.get("parts", [notes])
     training = "; ".join(
         f"{part['steps']:,} steps, {part['images_seen']:,} images, {part['seconds'] / 60:.0f} minutes on "
