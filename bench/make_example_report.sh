@@ -5,8 +5,9 @@
 #
 # DATA: torchvision's root folder. OUT: the output folder; when this is killed, the same command goes on from there.
 # CLASSIFIERS: the folder of trained classifiers; rows whose classifier is not in it are left out, and named. IMAGES: of
-# each data set, by default 500; the attacks that know the purifier take as many as their tables say. Hours on a few
-# processors, most of them for the attack of Carlini and Wagner and those that know the purifier.
+# each data set, by default 512; the figures take 256, and the attacks that know the purifier 32. Hours on a few
+# processors, most of them for the attack of Carlini and Wagner. `pxfast evaluate reproduction` and `adaptive` add their
+# tables to the same folder.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 if [ $# -lt 3 ] || [ $# -gt 4 ]; then
@@ -14,14 +15,12 @@ if [ $# -lt 3 ] || [ $# -gt 4 ]; then
   exit 2
 fi
 common=(--root "$1" --out "$2" --classifiers "$3")
-images=${4:-500}
+images=${4:-512}
 
-for table in table2 table1 reproduction; do
+for table in table2 table1; do
   pxfast evaluate "$table" "${common[@]}" --no-train --images "$images"
 done
-for table in adaptive adaptive-fashion-mnist; do
-  pxfast evaluate "$table" "${common[@]}" --no-train
-done
-pxfast evaluate figures "${common[@]}" --images "$images"
+pxfast evaluate table bench/adaptive_pixeldefend.toml "${common[@]}" --no-train
+pxfast evaluate figures "${common[@]}" --images 256 --lbfgs-images 4 --lbfgs-starts 1
 pxfast report "$2" --out docs/example-report.html --force
 python bench/report_picture.py docs/example-report.html docs/example-report.png
