@@ -236,16 +236,21 @@ resumable.attack_to_file(rand, attack_fixture().network, images_of(BLOCK + 5), N
 """
 
 
-def test_killed_and_started_again(tmp_path: Path) -> None:
-    out = tmp_path / "attacked.npy"
+def run_and_kill(code: str, out: Path) -> None:
+    """Run Python code with the argument ``out`` until it says 'written', and end it with kill -9."""
     process = subprocess.Popen(
-        [sys.executable, "-c", SLOW_RUN, str(out)], env=environment(), stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", code, str(out)], env=environment(), stdout=subprocess.PIPE, text=True
     )
     try:
         assert process.stdout.readline() == "written\n"
     finally:
         process.send_signal(signal.SIGKILL)
         process.wait()
+
+
+def test_killed_and_started_again(tmp_path: Path) -> None:
+    out = tmp_path / "attacked.npy"
+    run_and_kill(SLOW_RUN, out)
     assert not out.exists()
     first = parts_path(out) / f"{0:08d}.safetensors"
     assert [path.name for path in parts_path(out).glob("*.safetensors")] == [first.name]
@@ -273,14 +278,7 @@ QUICK = dataclasses.replace(bpda, block=8)
 
 def test_an_attack_through_a_random_defence_is_killed_and_goes_on(tmp_path: Path) -> None:
     out = tmp_path / "attacked.npy"
-    process = subprocess.Popen(
-        [sys.executable, "-c", SLOW_BPDA, str(out)], env=environment(), stdout=subprocess.PIPE, text=True
-    )
-    try:
-        assert process.stdout.readline() == "written\n"
-    finally:
-        process.send_signal(signal.SIGKILL)
-        process.wait()
+    run_and_kill(SLOW_BPDA, out)
     assert [path.stem for path in parts_path(out).glob("*.safetensors")] == [f"{0:08d}"]
     settings = {"eps": 5, "options": {"steps": 2}}
     other = Defended(FIXTURE.network, [Noisy(0.2)])

@@ -10,11 +10,11 @@ from matplotlib import rc_context
 
 from ..detection import permutation_p_values
 from ..figures import DensityMeasurements, Series, pictures
-from ..figures.density import measure_baseline
+from ..figures.density import bits_per_dim, measure_baseline
 from ..models import model_for
 from ..sampling import sample
 from .drawing import SHOWN, draw, draw_violins
-from .measurements import bits_per_dim, measure, purified_row, train_log_likelihoods
+from .measurements import measure, purified_row, train_log_likelihoods
 from .run import Settings, prepare, progress_bars
 from .specification import TableSpecification
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import os
 from collections.abc import Sequence
 
@@ -13,6 +12,7 @@ from tqdm import tqdm
 
 from ..data import load_dataset
 from ..detection import shipped_log_likelihoods
+from ..figures.density import bits_per_dim
 from ..models import model_for
 from .defences import describe
 from .run import Prepared
@@ -37,11 +37,6 @@ class Kind:
         """Bits/dim before and after purification, (N,) float64 each."""
         before, after = (bits_per_dim(each, self.given) for each in self.log_likelihoods)
         return before, after
-
-
-def bits_per_dim(log_likelihoods: Tensor, images: Tensor) -> np.ndarray:
-    """Log-likelihoods in nats of images (N, C, H, W) as bits/dim, (N,) float64."""
-    return (-log_likelihoods.double() / (math.log(2.0) * images[0].numel())).numpy()
 
 
 def measure(

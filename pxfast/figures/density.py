@@ -161,8 +161,12 @@ def measure_density(
         "L-BFGS-B starts": lbfgs_starts,
         "seed": seed,
     }
-    train_bits = -log_likelihoods.double().numpy() / (math.log(2.0) * clean[0].numel())
-    return DensityMeasurements(test[:shown], samples, train_bits, series, baseline, settings)
+    return DensityMeasurements(test[:shown], samples, bits_per_dim(log_likelihoods, clean), series, baseline, settings)
+
+
+def bits_per_dim(log_likelihoods: Tensor, images: Tensor) -> np.ndarray:
+    """Log-likelihoods in nats of images (N, C, H, W) as bits/dim, (N,) float64."""
+    return (-log_likelihoods.double() / (math.log(2.0) * images[0].numel())).numpy()
 
 
 def measure_baseline(
