@@ -11,7 +11,7 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 if [ $# -lt 3 ] || [ $# -gt 4 ]; then
-  sed -n '4,9s/^# \{0,1\}//p' "${BASH_SOURCE[0]}" >&2
+  sed -n '4,10s/^# \{0,1\}//p' "${BASH_SOURCE[0]}" >&2
   exit 2
 fi
 common=(--root "$1" --out "$2" --classifiers "$3")
