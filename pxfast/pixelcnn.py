@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .activations import concat_elu, elu
 from .heads import LEVELS, check_head, make_head, to_unit
 
 NUM_LEVELS = 3
@@ -54,11 +55,6 @@ class PixelCNNConfig:
         check_head(self.head)
         if not 0.0 <= self.dropout < 1.0:
             raise ValueError(f"dropout must be in [0, 1), got {self.dropout!r}")
-
-
-def concat_elu(x: Tensor) -> Tensor:
-    """ELU of x and of -x, concatenated along channels: (N, F, H, W) to (N, 2F, H, W)."""
-    return F.elu(torch.cat((x, -x), dim=1))
 
 
 def down_shift(x: Tensor) -> Tensor:
@@ -242,7 +238,7 @@ class PixelCNN(nn.Module):
                 vertical = pair.vertical(vertical, skip_vertical)
                 horizontal = pair.horizontal(horizontal, torch.cat((vertical, skip_horizontal), dim=1))
         assert not skips
-        return self.output(F.elu(horizontal))
+        return self.output(elu(horizontal))
 
     def log_prob(self, images: Tensor) -> Tensor:
         """log p(x[i,j,k] | earlier) in nats of every sub-pixel of uint8 images (N, C, H, W): (N, C, H, W)."""
