@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 import pxfast
 from pxfast.attacks import bim_steps, bpda, unrolled_bim
-from pxfast.attacks.attack import loss_gradient
+from pxfast.attacks.gradients import loss_gradient
 from pxfast.data import load_dataset
 from pxfast.defences import Defended
 from pxfast.files import refuse_existing, whole_file

@@ -98,7 +98,7 @@ def summary(
     attack itself.
     ``queries`` and ``gradients``: the means per image, where the attack counts them.
     """
-    from .attacks.attack import COSTS
+    from .attacks.result import COSTS
     from .classifiers import accuracy
 
     facts: dict[str, Any] = {"images": len(images), "misclassified": result.rates()}
@@ -122,7 +122,7 @@ def summary(
 
 def describe(facts: dict[str, Any]) -> list[str]:
     """What :func:`summary` gives, in lines for people."""
-    from .attacks.attack import COSTS
+    from .attacks.result import COSTS
 
     names = {"undefended": "without the defence", "defended": "through the defence"}
     if "defended" not in facts.get("accuracy", {}):

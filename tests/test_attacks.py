@@ -26,7 +26,8 @@ from pxfast.attacks import (
     rand,
     saliency_map,
 )
-from pxfast.attacks.attack import BATCH, BLOCK, FixedBatch, image_generators, rearm, to_grid
+from pxfast.attacks.attack import BATCH, BLOCK, FixedBatch, image_generators
+from pxfast.attacks.rounding import rearm, to_grid
 from pxfast.attacks.saliency_map import salient_pair
 
 FIXTURE = attack_fixture()

@@ -7,7 +7,7 @@ import pytest
 from torch import Tensor, nn
 
 from pxfast.attacks import find_attack
-from pxfast.attacks.attack import AttackResult
+from pxfast.attacks.result import AttackResult
 from pxfast.classifiers import accuracy, load_classifier
 from pxfast.classifiers.weights import SHIPPED
 from pxfast.data import load_dataset

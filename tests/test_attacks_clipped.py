@@ -5,7 +5,8 @@ import torch
 from attack_network import attack_fixture
 
 from pxfast.attacks import ATTACKS, PAPER, Attack, bim
-from pxfast.attacks.attack import BLOCK, STAGES
+from pxfast.attacks.attack import BLOCK
+from pxfast.attacks.result import STAGES
 
 FIXTURE = attack_fixture()
 OPTIONS = {"cw-l2": {"steps": 20, "binary_search_steps": 3, "learning_rate": 0.05, "initial_const": 1.0}}

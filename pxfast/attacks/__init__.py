@@ -4,7 +4,7 @@
 """
 
 from .adaptive_gradients import blind_pgd, bpda, bpda_eot, full_gradient, joint_full, joint_score, unrolled_bim
-from .attack import Attack, AttackResult, NoGradient
+from .attack import Attack
 from .autoattack import autoattack
 from .carlini_wagner import cw_l2, cw_linf
 from .deepfool import deepfool
@@ -18,7 +18,9 @@ from .foolbox_attacks import (
     salt_and_pepper,
     uniform_noise,
 )
+from .gradients import NoGradient
 from .lbfgs import lbfgs
+from .result import AttackResult
 from .saliency_map import saliency_map
 from .sign_steps import bim, bim_steps, fgsm, pgd, rand
 from .spsa import spsa

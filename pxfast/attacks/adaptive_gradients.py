@@ -20,7 +20,8 @@ from ..purifiers import derived_seeds
 from ..purify import Purifier
 from ..relaxed import RelaxedPurifier
 from .adaptive import BLOCK, STEP, Target, ascend, names, target_of
-from .attack import Attack, input_gradient, loss_gradient
+from .attack import Attack
+from .gradients import input_gradient, loss_gradient
 from .meter import Meter
 from .sign_steps import bim_steps
 

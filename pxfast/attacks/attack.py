@@ -9,20 +9,19 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from ..defences.defended import Defended
 from ..purifiers import FIXED_BATCH, image_key, image_seeds, in_fixed_batches
 from ..purify import check_eps
+from .gradients import predicted
 from .meter import LIMITS, Meter
+from .result import COSTS, AttackResult, join
+from .rounding import rearm, to_grid
 
 BATCH = FIXED_BATCH
 BLOCK = 4 * BATCH  # images attacked at once: those that are done make room for others in the classifier's batches
-
-# A perturbation that rounding disarmed is stretched step by step, to at most 9.4 times its length.
-STRETCHES = tuple(1.15**k for k in range(1, 17))
 
 
 class FixedBatch(nn.Module):
@@ -46,95 +45,12 @@ def fix_batches(classifier: nn.Module, size: int) -> FixedBatch | Defended:
     return FixedBatch(classifier, size)
 
 
-NO_GRADIENT = (
-    "the classifier gives no gradient with respect to its images (a purifier in front of it gives one only with a "
-    "backward pass of its own); use an attack that needs none, or attack the classifier behind it"
-)
-
-
-class NoGradient(ValueError):
-    """The classifier gives no gradient with respect to its images, which the attack needs."""
-
-
-def input_gradient(objective: Tensor, x: Tensor, *, keep: bool = False) -> Tensor:
-    """The gradient of a scalar with respect to the images that it was computed from. keep: the graph is needed again.
-
-    Raises NoGradient when there is none.
-    """
-    if objective.requires_grad:
-        (gradient,) = torch.autograd.grad(objective, x, retain_graph=keep, allow_unused=True)
-        if gradient is not None:
-            return gradient
-    raise NoGradient(NO_GRADIENT)
-
-
-def differentiable(logits: Tensor) -> Tensor:
-    """The logits themselves; NoGradient where they have none, which other terms of a loss would hide."""
-    if not logits.requires_grad:
-        raise NoGradient(NO_GRADIENT)
-    return logits
-
-
-def loss_gradient(classifier: nn.Module, x: Tensor, labels: Tensor) -> Tensor:
-    """The gradient of the cross-entropy, summed over the batch so that no image's depends on the batch's size.
-
-    x: floating (N, C, H, W). labels: int64 (N,). Returns a tensor of x's shape.
-    """
-    with torch.enable_grad():
-        x = x.detach().requires_grad_()
-        return input_gradient(F.cross_entropy(classifier(x), labels, reduction="sum"), x)
-
-
-@torch.no_grad()
-def predicted(classifier: nn.Module, x: Tensor) -> Tensor:
-    """The classifier's labels (N,) int64 of floating images (N, C, H, W)."""
-    return classifier(x).argmax(1)
-
-
 def image_generators(images: Tensor, seed: int) -> list[np.random.Generator]:
     """A random generator per uint8 image (N, C, H, W), seeded by the image's own values and ``seed``.
 
     So an image's random numbers are the same in every batch, in every order, and on every device.
     """
     return [np.random.Generator(np.random.Philox(key=image_key(image, seed))) for image in images]
-
-
-@dataclasses.dataclass(frozen=True)
-class AttackResult:
-    """Attacked images, and which of them the classifier gets wrong: before the attack, and before and after rounding.
-
-    images: uint8 (N, C, H, W). The rest are bool (N,), true where the classifier's label is not the given one:
-    clean: of the images as they came; unrounded: of the attack's floating-point result; nearest: of that result
-    rounded to the nearest grid values; rounded: of ``images``, where perturbations that rounding had disarmed were
-    stretched until they worked again.
-
-    queries, gradients: int64 (N,), what each image cost, as :class:`Meter` has it; None where the attack counts none.
-    seconds: spent on the attack itself, without the judging.
-    """
-
-    images: Tensor
-    clean: Tensor
-    unrounded: Tensor
-    nearest: Tensor
-    rounded: Tensor
-    queries: Tensor | None = None
-    gradients: Tensor | None = None
-    seconds: float = 0.0
-
-    def rates(self) -> dict[str, float]:
-        """The fractions in [0, 1] of images that are misclassified, by stage; NaN without images."""
-        return {stage: float(getattr(self, stage).double().mean()) for stage in STAGES}
-
-    def __str__(self) -> str:
-        rates = {stage: f"{100 * rate:.1f} %" for stage, rate in self.rates().items()}
-        return (
-            f"misclassified of {len(self.images)} images: {rates['clean']} before the attack, {rates['unrounded']} "
-            f"after it, {rates['nearest']} rounded to the nearest grid values, {rates['rounded']} as returned"
-        )
-
-
-STAGES = ("clean", "unrounded", "nearest", "rounded")
-COSTS = ("queries", "gradients")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -364,57 +280,6 @@ def check_input(classifier: nn.Module, images: Tensor, labels: Tensor | None) ->
         raise TypeError(f"expected integer labels, got {labels.dtype}")
     if classifier.training:
         raise ValueError("the classifier must be in eval mode; in training mode each image depends on its batch")
-
-
-def to_grid(images: Tensor, moved: Tensor, eps: int | None) -> Tensor:
-    """Floating images in [0, 1] to the nearest uint8 ones within ±eps of the given ones."""
-    rounded = (moved.float() * 255.0).round().clamp(0, 255).to(torch.int16)
-    if eps is not None:
-        given = images.to(torch.int16)
-        rounded = torch.minimum(torch.maximum(rounded, given - eps), given + eps)
-    return rounded.to(torch.uint8)
-
-
-def rearm(
-    classifier: nn.Module,
-    images: Tensor,
-    moved: Tensor,
-    grid: Tensor,
-    labels: Tensor,
-    eps: int | None,
-    unrounded: Tensor,
-    nearest: Tensor,
-) -> tuple[Tensor, Tensor]:
-    """Where rounding alone made an attack fail, stretch its perturbation until the rounded image is misclassified.
-
-    moved: floating results of the attack on ``images``; grid: the same, rounded. unrounded, nearest: bool (N,), which
-    of these are misclassified. Stretched images stay within ±eps and 0..255. Last of all, every changed value is
-    rounded away from the given one. Returns the images, those that nothing helped rounded to nearest, and which ones
-    are misclassified.
-    """
-    grid, fooled = grid.clone(), nearest.clone()
-    given = images.float() / 255.0
-    change = moved - given
-    away = (change * 255.0).abs().sub(1e-3).ceil().clamp_min(0.0) * change.sign() / 255.0
-    for candidate in (*(change * stretch for stretch in STRETCHES), away):
-        disarmed = (unrounded & ~fooled).nonzero()[:, 0]
-        if not len(disarmed):
-            break
-        tried = to_grid(images[disarmed], (given + candidate)[disarmed], eps)
-        works = predicted(classifier, tried.float() / 255.0) != labels[disarmed]
-        grid[disarmed[works]] = tried[works]
-        fooled[disarmed[works]] = True
-    return grid, fooled
-
-
-def join(results: list[AttackResult]) -> AttackResult:
-    """The results of consecutive images as one. At least one result."""
-    costs = {}
-    for name in COSTS:
-        counted = [getattr(result, name) for result in results if len(result.images)]
-        costs[name] = torch.cat(counted) if counted and all(c is not None for c in counted) else None
-    joined = {name: torch.cat([getattr(result, name) for result in results]) for name in ("images", *STAGES)}
-    return AttackResult(**joined, **costs, seconds=sum(result.seconds for result in results))
 
 
 def _nothing(images: Tensor) -> AttackResult:

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from ..extras import require
-from .attack import Attack, input_gradient
+from .attack import Attack
+from .gradients import input_gradient
 
 
 def _autoattack(

@@ -9,7 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from .attack import Attack, differentiable, input_gradient
+from .attack import Attack
+from .gradients import differentiable, input_gradient
 
 INSIDE = 0.999999  # keeps black and white away from the infinite ends of tanh
 

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from ..extras import require
-from .attack import Attack, NoGradient, predicted
+from .attack import Attack
+from .gradients import NoGradient, predicted
 from .sign_steps import uniform
 
 

@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..extras import require
-from .attack import Attack, differentiable, input_gradient
+from .attack import Attack
+from .gradients import differentiable, input_gradient
 from .saliency_map import runner_up
 
 

@@ -23,7 +23,8 @@ from ..models import model_for
 from ..purify import Purifier
 from ..score_weights import score_network_for
 from ..weights import read_safetensors
-from .attack import COSTS, STAGES, Attack, AttackResult, join
+from .attack import Attack
+from .result import COSTS, STAGES, AttackResult, join
 
 PART_FORMAT = "pxfast-attack-part"
 LIBRARIES = ("pxfast", "torch", "numpy", "scipy", "foolbox", "pyautoattack")

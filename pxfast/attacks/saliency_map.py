@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from .attack import Attack, input_gradient
+from .attack import Attack
+from .gradients import input_gradient
 
 
 def jacobian(classifier: nn.Module, x: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:

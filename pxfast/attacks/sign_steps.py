@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .attack import Attack, loss_gradient, predicted
+from .attack import Attack
+from .gradients import loss_gradient, predicted
 
 LABEL_RULES = ("given", "predicted")
 LEVEL = 1.0 / 255.0  # a step of the grid

@@ -1,0 +1,56 @@
+"""What an attack gives: images, which of them are misclassified, and what they cost."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+from torch import Tensor
+
+
+@dataclasses.dataclass(frozen=True)
+class AttackResult:
+    """Attacked images, and which of them the classifier gets wrong: before the attack, and before and after rounding.
+
+    images: uint8 (N, C, H, W). The rest are bool (N,), true where the classifier's label is not the given one:
+    clean: of the images as they came; unrounded: of the attack's floating-point result; nearest: of that result
+    rounded to the nearest grid values; rounded: of ``images``, where perturbations that rounding had disarmed were
+    stretched until they worked again.
+
+    queries, gradients: int64 (N,), what each image cost, as :class:`Meter` has it; None where the attack counts none.
+    seconds: spent on the attack itself, without the judging.
+    """
+
+    images: Tensor
+    clean: Tensor
+    unrounded: Tensor
+    nearest: Tensor
+    rounded: Tensor
+    queries: Tensor | None = None
+    gradients: Tensor | None = None
+    seconds: float = 0.0
+
+    def rates(self) -> dict[str, float]:
+        """The fractions in [0, 1] of images that are misclassified, by stage; NaN without images."""
+        return {stage: float(getattr(self, stage).double().mean()) for stage in STAGES}
+
+    def __str__(self) -> str:
+        rates = {stage: f"{100 * rate:.1f} %" for stage, rate in self.rates().items()}
+        return (
+            f"misclassified of {len(self.images)} images: {rates['clean']} before the attack, {rates['unrounded']} "
+            f"after it, {rates['nearest']} rounded to the nearest grid values, {rates['rounded']} as returned"
+        )
+
+
+STAGES = ("clean", "unrounded", "nearest", "rounded")
+COSTS = ("queries", "gradients")
+
+
+def join(results: list[AttackResult]) -> AttackResult:
+    """The results of consecutive images as one. At least one result."""
+    costs = {}
+    for name in COSTS:
+        counted = [getattr(result, name) for result in results if len(result.images)]
+        costs[name] = torch.cat(counted) if counted and all(c is not None for c in counted) else None
+    joined = {name: torch.cat([getattr(result, name) for result in results]) for name in ("images", *STAGES)}
+    return AttackResult(**joined, **costs, seconds=sum(result.seconds for result in results))
