@@ -24,6 +24,7 @@ from .cli_train import train
 from .cli_train_adp import train_adp
 from .cli_train_classifier import train_classifier
 from .cli_tune import tune
+from .memory import keep_freed_memory
 
 BATCH_SIZE = 256  # images read, purified and written at a time
 
@@ -198,6 +199,7 @@ def demo(
 
 def main() -> None:
     """Run the command line. Errors are one line and exit code 2, Ctrl-C is 130."""
+    keep_freed_memory()
     try:
         code = app(standalone_mode=False)
     except (KeyboardInterrupt, typer.Abort):

@@ -1,4 +1,4 @@
-"""What a long run on the CPU asks of the C library's allocator."""
+"""What the command line, whose process is its own, asks of the C library's allocator."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ GIB = 1 << 30
 def keep_freed_memory() -> bool:
     """Let this process keep freed memory for its next allocations instead of giving it back to the kernel.
 
-    A training step allocates the same large tensors again and again; glibc maps each afresh, and the kernel clears
-    every page: some 12,000 page faults a step of the network of the preset 'small'. Returns whether the C library
-    could be asked (glibc's can); False changes nothing. Small tensors and threads of their own are as before.
+    Evaluating a network allocates the same large tensors again and again; glibc maps each afresh, and the kernel clears
+    every page of it. A program of your own may call this too; no function of the package does. Returns whether the C
+    library could be asked (glibc's can); False changes nothing.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt

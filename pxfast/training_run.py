@@ -20,7 +20,6 @@ from torch import Tensor
 from tqdm import tqdm
 
 from .files import refuse_existing
-from .memory import keep_freed_memory
 from .processes import Processes
 
 SEED_STRIDE = 1_000_003  # between the generators of two seeds
@@ -76,8 +75,6 @@ class TrainingRun:
         self.settings = settings
         self.images = images
         self.processes = processes or Processes()
-        if self.processes.device.type == "cpu":
-            keep_freed_memory()
         self.steps_per_epoch = max(1, len(images) // settings.batch_size)
         self.step = 0
         self.seconds = 0.0
