@@ -34,6 +34,7 @@ def test_chunks_hold_all_images_within_memory_and_size(images, free):
         ("PXFAST_CUDA_TEAM", "0", cuda.current_team),
         ("PXFAST_CUDA_TEAM", "two", cuda.current_team),
         ("PXFAST_CUDA_CLUSTERS", "yes", cuda.current_clusters),
+        ("PXFAST_CUDA_WGMMA", "2", cuda.current_wgmma),
     ],
 )
 def test_a_wrong_environment_variable_is_named(monkeypatch, variable, value, function):

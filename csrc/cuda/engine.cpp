@@ -20,7 +20,7 @@ constexpr int kMaxMembers = 40;
 constexpr int kMaxSpeculativeTeam = 4;  // images that share a frontier: the slowest one holds up the rest
 
 // Bytes of the ring's stages: deeper is better, and longer pixel chunks are, but every multiprocessor must have room.
-void plan_shared_memory(Plan& plan, const Program& program, const Device& device) {
+void plan_shared_memory(Plan& plan, const Program& program, Kernel kernel, const Device& device) {
   const int kind_pieces = program.element_size == 2 ? 2 : 4;
   const int unit_bytes = kInner * kUnit * program.element_size;
   const auto bytes = [&](int pieces) {
@@ -33,6 +33,7 @@ void plan_shared_memory(Plan& plan, const Program& program, const Device& device
     constexpr size_t kSums = (size_t)kRowTile * kUnitsPerTile * kUnit * sizeof(float);  // of a tile, in the ring's place
     const size_t total = shared_state_bytes() + std::max(kSums, (size_t)stages * bytes(pieces));
     if (total > device.shared_bytes) continue;
+    if (kernel == Kernel::kBf16Groups && stages != kGroupStages) continue;
     plan.pixel_pieces = pieces;
     plan.stages = stages;
     plan.stage_bytes = bytes(pieces);
@@ -58,7 +59,7 @@ Plan Engine::plan(int64_t images, const Device& device, Order order, int members
     best.cluster = kCluster;
     best.teams = (int)std::min<int64_t>(device.clusters, images / kCluster) * kCluster;
     best.capacity = (int)((images + best.teams - 1) / best.teams);
-    plan_shared_memory(best, program_, device);
+    plan_shared_memory(best, program_, kernel_, device);
     return best;
   }
   const int gate_units = program_.padded_filters / kBlock;  // other steps have half as many
@@ -94,7 +95,7 @@ Plan Engine::plan(int64_t images, const Device& device, Order order, int members
     if (order != Order::kSequential) consider(size, true);
   }
   if (best.teams == 0) throw std::runtime_error("too many images at once for one team: " + std::to_string(images));
-  plan_shared_memory(best, program_, device);
+  plan_shared_memory(best, program_, kernel_, device);
   return best;
 }
 
@@ -142,7 +143,7 @@ void Engine::decode(const Plan& plan, const void* block, void* workspace, const 
         launch.row_begin = row;
         launch.row_end = row + 1;
         clear_memory(arrivals, (size_t)plan.teams * kArrivalStride * sizeof(unsigned int), stream);
-        launch_rows(launch, bf16_, plan.shared_bytes, stream);
+        launch_rows(launch, kernel_, plan.shared_bytes, stream);
         marks[row % 2].set(stream);
         launched = row + 1;
       }
