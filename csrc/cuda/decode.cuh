@@ -29,7 +29,7 @@ class Decoder {
         thread_(thread_index()),
         team_(block_index() / launch.members),
         member_(block_index() % launch.members),
-        sharing_{launch.cluster, block_index() % launch.cluster, shared_.full, shared_.empty, {}} {
+        sharing_{kHasClusters ? launch.cluster : 1, block_index() % launch.cluster, shared_.full, shared_.empty, {}} {
     const int64_t first = first_image(launch.images, launch.teams, team_);
     images_ = (int)(first_image(launch.images, launch.teams, team_ + 1) - first);
     first_image_ = first;

@@ -117,8 +117,10 @@ PXFAST_DEVICE void wait_for_arrivals(const unsigned int* count, unsigned int wan
 // ---- clusters: blocks that receive the same weights by one copy; compute capability 9.0 ----
 
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ == 900
+constexpr bool kHasClusters = true;
 #define PXFAST_CLUSTER_ASM(...) asm volatile(__VA_ARGS__)
 #else
+constexpr bool kHasClusters = false;
 #define PXFAST_CLUSTER_ASM(...) __trap()
 #endif
 

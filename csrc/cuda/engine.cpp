@@ -20,7 +20,7 @@ constexpr int kMaxMembers = 40;
 constexpr int kMaxSpeculativeTeam = 4;  // images that share a frontier: the slowest one holds up the rest
 
 // Bytes of the ring's stages: deeper is better, and longer pixel chunks are, but every multiprocessor must have room.
-void plan_shared_memory(Plan& plan, const Program& program, Kernel kernel, const Device& device) {
+void plan_shared_memory(Plan& plan, const Program& program, const Device& device) {
   const int kind_pieces = program.element_size == 2 ? 2 : 4;
   const int unit_bytes = kInner * kUnit * program.element_size;
   const auto bytes = [&](int pieces) {
@@ -33,7 +33,6 @@ void plan_shared_memory(Plan& plan, const Program& program, Kernel kernel, const
     constexpr size_t kSums = (size_t)kRowTile * kUnitsPerTile * kUnit * sizeof(float);  // of a tile, in the ring's place
     const size_t total = shared_state_bytes() + std::max(kSums, (size_t)stages * bytes(pieces));
     if (total > device.shared_bytes) continue;
-    if (kernel == Kernel::kBf16Groups && stages != kGroupStages) continue;
     plan.pixel_pieces = pieces;
     plan.stages = stages;
     plan.stage_bytes = bytes(pieces);
@@ -59,7 +58,7 @@ Plan Engine::plan(int64_t images, const Device& device, Order order, int members
     best.cluster = kCluster;
     best.teams = (int)std::min<int64_t>(device.clusters, images / kCluster) * kCluster;
     best.capacity = (int)((images + best.teams - 1) / best.teams);
-    plan_shared_memory(best, program_, kernel_, device);
+    plan_shared_memory(best, program_, device);
     return best;
   }
   const int gate_units = program_.padded_filters / kBlock;  // other steps have half as many
@@ -77,7 +76,9 @@ Plan Engine::plan(int64_t images, const Device& device, Order order, int members
     const double rows = speculative ? 0.5 * program_.width * plan.capacity : plan.capacity;  // half of a row is open
     const double weights = pixel_.weight_bytes * passes / pixel_.steps;
     const double cells = speculative ? pixel_.cell_bytes * kSweeps / program_.width : pixel_.cell_bytes;
-    double bytes = (row_.weight_bytes + row_.cell_bytes * plan.capacity) / size;  // that one block reads
+    double bytes = row_.cell_bytes * plan.capacity / size;  // that one block reads
+    for (int level = 0; level < kLevels; ++level)  // weights, once for every tile of rows
+      bytes += row_weights_[level] * std::ceil((double)(program_.width >> level) * plan.capacity / kRowTile) / size;
     for (const int units : {gate_units / 2 + gate_units % 2, gate_units}) {  // either kind is half of the work
       const double row_tiles = std::ceil(rows / kPixelTile);
       const double tile_units = std::min<double>(kUnitsPerTile, std::ceil(units * row_tiles / size));
@@ -95,7 +96,7 @@ Plan Engine::plan(int64_t images, const Device& device, Order order, int members
     if (order != Order::kSequential) consider(size, true);
   }
   if (best.teams == 0) throw std::runtime_error("too many images at once for one team: " + std::to_string(images));
-  plan_shared_memory(best, program_, kernel_, device);
+  plan_shared_memory(best, program_, device);
   return best;
 }
 

@@ -52,7 +52,8 @@ class Engine {
   struct Costs {
     double weight_bytes, cell_bytes, steps;
   } pixel_{}, row_{};
-  double sweep_steps_ = 0.0;  // pixel steps of one sweep over every row
+  double row_weights_[kLevels] = {};  // those of row_, by level
+  double sweep_steps_ = 0.0;          // pixel steps of one sweep over every row
 };
 
 }  // namespace cuda

@@ -156,9 +156,9 @@ class Feed {
   // a stage: rows, row_pitch bytes from one inner step to the next where no warpgroups read them; then weights
   int row_pitch = 0, weights_at, unit_stride, inner_stride;
 
-  // Starts the first chunks. ahead: how many are on their way before each is multiplied.
-  PXFAST_DEVICE void begin(int ahead) {
-    for (int i = 0; i < ahead; ++i) {
+  // Starts the first chunks, all that the ring holds but one.
+  PXFAST_DEVICE void begin() {
+    for (int i = 0; i < launch_.stages - 1; ++i) {
       if (next_ < chunks) load();
       commit_copies();
     }
@@ -166,9 +166,14 @@ class Feed {
   }
 
   // Until this thread's part of the next chunk has landed; the whole of it has behind the block's next meeting.
-  template <int kPending>
   PXFAST_DEVICE void wait() {
-    wait_copies<kPending>();
+    if (launch_.stages == 4) {
+      wait_copies<2>();
+    } else if (launch_.stages == 3) {
+      wait_copies<1>();
+    } else {
+      wait_copies<0>();
+    }
     if (shared_) {
       if (next_shared_ < next_) share();
       wait_for_barrier(&sharing_.full[slot_.stage], slot_.parity);

@@ -37,41 +37,43 @@ PXFAST_DEVICE void multiply_tile_by_groups(const Launch& launch, const Step& ste
 #pragma unroll
       for (int i = 0; i < 8; ++i) half[h][u][i] = 0.0f;
 
-  feed.begin(kGroupStages - 2);
+  const auto multiply = [&](const unsigned char* stage, int k) {
+    const uint32_t rows = shared_address(stage) + thread_index() / kGroupThreads * (kGroupRows * 16);
+    const uint32_t weights = shared_address(stage) + feed.weights_at;
+    const uint64_t a = describe_matrix(rows + 2 * k * (kRowTile * 16), kRowTile * 16, kCoreBytes);
+#pragma unroll
+    for (int h = 0; h < kHalves; ++h)
+      multiply_group(half[h], a,
+                     describe_matrix(weights + k * feed.inner_stride + h * kUnitsPerWarp * feed.unit_stride, kCoreBytes,
+                                     2 * kCoreBytes));
+  };
+  // Products of one chunk run while the next ones are loaded. None is under way from one turn of the loop to the next:
+  // not every compiler keeps such sums where they are.
+  feed.begin();
   const int chunks = uniform(feed.chunks);
   for (int c = 0; c < chunks; ++c) {
-    feed.template wait<kGroupStages - 3>();
-    fence_async_proxy();  // the products below are another thread's too
-    wait_products<1>();
-    sync_block();  // chunk c has landed, and everyone is done with chunk c - 2, whose stage is filled next
-    feed.load_next();
-    const uint32_t stage = shared_address(feed.stage());
-    const uint32_t rows = stage + thread_index() / kGroupThreads * (kGroupRows * 16), weights = stage + feed.weights_at;
-    const auto multiply = [&](int k) {
-      const uint64_t a = describe_matrix(rows + 2 * k * (kRowTile * 16), kRowTile * 16, kCoreBytes);
-#pragma unroll
-      for (int h = 0; h < kHalves; ++h)
-        multiply_group(half[h], a,
-                       describe_matrix(weights + k * feed.inner_stride + h * kUnitsPerWarp * feed.unit_stride,
-                                       kCoreBytes, 2 * kCoreBytes));
-    };
+    feed.wait();
+    fence_async_proxy();  // the products below are other threads' too
+    sync_block();         // chunk c has landed, and everyone is done with the stage that is filled next
+    const unsigned char* stage = feed.stage();
     const int count = uniform(feed.count(c));
-    if (count == kGroupChunk) {  // written out, because the compiler makes a group of every turn of a loop
+    if (count == kGroupChunk) {
       begin_products();
 #pragma unroll
-      for (int k = 0; k < kGroupChunk; ++k) multiply(k);
+      for (int k = 0; k < kGroupChunk; ++k) multiply(stage, k);
       commit_products();
-    } else {  // the last one
+    } else {
 #pragma unroll 1
-      for (int k = 0; k < count; ++k) {
+      for (int k = 0; k < count; ++k) {  // every turn of a loop becomes a group
         begin_products();
-        multiply(k);
+        multiply(stage, k);
         commit_products();
       }
     }
+    feed.load_next();
     feed.advance();
+    wait_products<0>();
   }
-  wait_products<0>();
 #pragma unroll
   for (int b = 0; b < kBlocksPerWarp; ++b) {
 #pragma unroll

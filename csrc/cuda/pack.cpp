@@ -246,7 +246,9 @@ Engine::Engine(const ProgramSpec& spec, Kernel kernel) : kernel_(kernel) {
     if (!step.per_row) sweep_steps_ += rows;
     for (const TapSpec& tap : step.taps) {
       const double share = (tap.row_parity >= 0 ? 0.5 : 1.0) * (tap.column_parity >= 0 ? 0.5 : 1.0);
-      costs.weight_bytes += element * tap.matrix.size() * share * (step.per_row ? rows : positions);
+      const double weight_bytes = element * tap.matrix.size() * share * (step.per_row ? rows : positions);
+      costs.weight_bytes += weight_bytes;
+      if (step.per_row) row_weights_[step.level] += weight_bytes;
       costs.cell_bytes += element * tap.matrix.size() / step.outputs * share * positions;
     }
   }

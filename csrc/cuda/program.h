@@ -14,6 +14,12 @@
 #else
 #define PXFAST_HD inline
 #endif
+// On a loop over all values: not 256 turns at once, in as many registers.
+#if defined(__CUDA_ARCH__)
+#define PXFAST_UNROLL_SOME _Pragma("unroll 4")
+#else
+#define PXFAST_UNROLL_SOME
+#endif
 
 namespace pxfast {
 namespace cuda {
@@ -153,7 +159,6 @@ struct Launch {
 };
 
 constexpr int kMaxStages = 4;
-constexpr int kGroupStages = 4;  // with warpgroups: one is filled, one has landed, two are multiplied
 constexpr int kRowPieces = 8;
 constexpr int kRowPadding = 64;  // bytes behind the rows of one inner step in a stage, against bank conflicts
 constexpr int kArrivalStride = 32;  // a cache line for each team

@@ -129,15 +129,9 @@ PXFAST_DEVICE void multiply_tile(const Launch& launch, const Step& step, const P
 #pragma unroll
     for (int i = 0; i < 8; ++i) sums[b][i] = 0.0f;
 
-  feed.begin(launch.stages - 1);
+  feed.begin();
   for (int c = 0; c < feed.chunks; ++c) {
-    if (launch.stages == 4) {
-      feed.template wait<2>();
-    } else if (launch.stages == 3) {
-      feed.template wait<1>();
-    } else {
-      feed.template wait<0>();
-    }
+    feed.wait();
     sync_block();  // chunk c has landed, and everyone is done with the stage that is filled next
     feed.load_next();
     const unsigned char* stage = feed.stage();

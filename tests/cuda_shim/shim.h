@@ -250,6 +250,7 @@ T load_constant(const T* p) {
 }
 
 using CopyBarrier = fibers::CopyBarrier;
+constexpr bool kHasClusters = true;
 
 inline void sync_cluster() { shim::grid().cluster[fibers::block() / shim::grid().cluster_blocks].wait(); }
 inline void start_barrier(CopyBarrier* barrier, int arrivals) { fibers::start(barrier, arrivals); }
