@@ -7,7 +7,7 @@
 #   memcheck     compute-sanitizer memcheck on a small decode, both orders, both precisions
 #   racecheck    compute-sanitizer racecheck on the same
 #   throughput   images/s of every network beside plain PyTorch's and the matrix rate
-#   teams        the CIFAR-10 network by blocks in a team, and with clusters that share weights
+#   teams        the CIFAR-10 network by blocks in a team, with clusters that share weights, with and without wgmma
 #   latency      one image, either order
 #   crossover    either order by the batch
 #   memory       device memory an image

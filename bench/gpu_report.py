@@ -122,18 +122,24 @@ def plain(name: str, precision: str, batch: int, rate: float, repeats: int) -> d
 
 
 def teams(repeats: int) -> list[dict[str, Any]]:
-    """The two CIFAR-10 batches by blocks in a team, and with weights shared in clusters; the engine's choice is 0."""
+    """The two CIFAR-10 batches by blocks in a team (0: the engine's choice); on Hopper with weights shared in clusters,
+    and either way with mma.sync instead of wgmma."""
     rows = []
+    row: dict[str, Any]
+    hopper = torch.cuda.get_device_capability() == (9, 0)
     for batch in (64, 2048):
         for team in (0, 1, 2, 3, 4, 6, 10, 20):
             os.environ["PXFAST_CUDA_TEAM"] = str(team) if team else ""
             rate = batch / decode_seconds("paper-cifar10", "bf16", batch, repeats)
-            rows.append({"part": "teams", "batch": batch, "team": team, "clusters": 0, "images_per_second": rate})
-        if torch.cuda.get_device_capability() == (9, 0):
-            os.environ.update(PXFAST_CUDA_TEAM="", PXFAST_CUDA_CLUSTERS="1", PXFAST_ORDER="sequential")
+            row = {"part": "teams", "batch": batch, "team": team, "clusters": 0, "wgmma": int(hopper)}
+            rows.append({**row, "images_per_second": rate})
+        for clusters, wgmma in ((1, 1), (1, 0), (0, 0)) if hopper else ():
+            os.environ.update(PXFAST_CUDA_TEAM="", PXFAST_CUDA_CLUSTERS=str(clusters), PXFAST_CUDA_WGMMA=str(wgmma))
+            os.environ["PXFAST_ORDER"] = "sequential" if clusters else "auto"
             rate = batch / decode_seconds("paper-cifar10", "bf16", batch, repeats)
-            rows.append({"part": "teams", "batch": batch, "team": 1, "clusters": 1, "images_per_second": rate})
-        for variable in ("PXFAST_CUDA_TEAM", "PXFAST_CUDA_CLUSTERS", "PXFAST_ORDER"):
+            row = {"part": "teams", "batch": batch, "team": clusters, "clusters": clusters, "wgmma": wgmma}
+            rows.append({**row, "images_per_second": rate})
+        for variable in ("PXFAST_CUDA_TEAM", "PXFAST_CUDA_CLUSTERS", "PXFAST_CUDA_WGMMA", "PXFAST_ORDER"):
             os.environ.pop(variable, None)
     return rows
 

@@ -17,9 +17,10 @@ def main() -> None:
     images = torch.randint(0, 256, (4, 3, 8, 8), dtype=torch.uint8)
     model = PixelCNN(PixelCNNConfig((8, 8), 3, filters=16, resnets=1, mixtures=5)).eval()
     model.initialise(images)
-    for precision in ("fp32", "bf16"):
+    clusters = torch.cuda.get_device_capability() == (9, 0)
+    for precision, wgmma in (("fp32", 1), ("bf16", 1), ("bf16", 0)):
         results = []
-        clusters = torch.cuda.get_device_capability() == (9, 0)
+        os.environ["PXFAST_CUDA_WGMMA"] = str(wgmma)
         for order, team, shared in (
             ("sequential", 1, 0),
             ("sequential", 2, 0),
@@ -33,7 +34,7 @@ def main() -> None:
         assert all(torch.equal(result, results[0]) for result in results), "an order or a team changes bits"
         verdict = verify(images, results[0], 16, model=model, precision=precision)
         assert verdict.passed, f"{precision}: {verdict}"
-        print(f"{precision}: {verdict}")
+        print(f"{precision}, wgmma {wgmma}: {verdict}")
 
 
 if __name__ == "__main__":

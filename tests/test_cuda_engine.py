@@ -34,6 +34,7 @@ def test_chunks_hold_all_images_within_memory_and_size(images, free):
         ("PXFAST_CUDA_TEAM", "0", cuda.current_team),
         ("PXFAST_CUDA_TEAM", "two", cuda.current_team),
         ("PXFAST_CUDA_CLUSTERS", "yes", cuda.current_clusters),
+        ("PXFAST_CUDA_WGMMA", "2", cuda.current_wgmma),
     ],
 )
 def test_a_wrong_environment_variable_is_named(monkeypatch, variable, value, function):
@@ -83,7 +84,7 @@ def engines(compiled):
 
 
 def h200(compiled):
-    return compiled.CudaDevice("H200", 9, 0, multiprocessors=132, shared_bytes=232_448, clusters=32)
+    return compiled.CudaDevice("H200", 9, 0, multiprocessors=132, shared_bytes=232_448, clusters=32, groups=True)
 
 
 def ada(compiled):
@@ -111,6 +112,20 @@ def test_a_plan_fits_the_gpu(compiled, engines, images, device):
         assert plan.speculative == (order == SPECULATIVE) or order == cpu.ORDERS["auto"]
         most = engines["bf16"].bytes_per_image(plan.speculative) * plan.teams * plan.capacity
         assert engines["bf16"].workspace_bytes(plan) < 1.05 * most + 1e6
+
+
+@pytest.mark.parametrize("wgmma", ["", "1", "0"])
+@pytest.mark.parametrize("groups", [True, False])
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_weights_are_packed_for_the_devices_instruction(compiled, monkeypatch, precision, groups, wgmma):
+    monkeypatch.setenv("PXFAST_CUDA_WGMMA", wgmma)
+    monkeypatch.setattr(cuda, "_gpu", lambda device: types.SimpleNamespace(groups=groups))
+    schedule = schedule_for(benchmark.network("shipped-fashion-mnist"))
+    found = bytes(cuda.compiled(schedule, precision, torch.device("cpu")).block.numpy())
+    program, bf16 = cpu.program_of(schedule), precision == "bf16"
+    packed = {groups: compiled.CudaEngine(program, bf16, groups).block().tobytes() for groups in (True, False)}
+    assert (packed[True] == packed[False]) == (precision == "fp32"), "only bf16 has two orders"
+    assert found == packed[groups and wgmma != "0"]
 
 
 def test_few_images_are_guessed_and_many_are_not(compiled, engines):
@@ -147,8 +162,10 @@ def on_gpu() -> None:
 
 @pytest.mark.gpu
 @pytest.mark.usefixtures("on_gpu")
+@pytest.mark.parametrize("wgmma", ["1", "0"])
 @pytest.mark.parametrize("precision", PRECISIONS)
-def test_order_teams_and_clusters_change_no_bit(precision, monkeypatch):
+def test_order_teams_and_clusters_change_no_bit(precision, wgmma, monkeypatch):
+    monkeypatch.setenv("PXFAST_CUDA_WGMMA", wgmma)
     model = trained_model((8, 12), 3, 10, 1)
     images = noisy(real_images(3, (8, 12), 70))
     decode = select("cuda").decode
@@ -163,6 +180,24 @@ def test_order_teams_and_clusters_change_no_bit(precision, monkeypatch):
         monkeypatch.setenv("PXFAST_CUDA_CLUSTERS", clusters)
         result = decode(schedule_for(model), images, Greedy(16), precision=precision)
         assert torch.equal(result, expected), (order, team, clusters)
+
+
+@pytest.mark.gpu
+@pytest.mark.usefixtures("on_gpu")
+@pytest.mark.parametrize("wgmma", ["1", "0"])
+def test_wide_row_steps_are_exact_and_the_same_in_any_team(wgmma, monkeypatch):
+    """48 filters and 136 rows: more than half of a tile's outputs, and more than one tile of rows."""
+    model = trained_model((4, 8), 1, 48, 1)
+    images = noisy(real_images(1, (4, 8), 17))
+    monkeypatch.setenv("PXFAST_ORDER", "sequential")
+    monkeypatch.setenv("PXFAST_CUDA_WGMMA", wgmma)
+    results = []
+    for team in ("1", "2", "7"):
+        monkeypatch.setenv("PXFAST_CUDA_TEAM", team)
+        for _ in range(2):
+            results.append(select("cuda").decode(schedule_for(model), images, Greedy(16), precision="bf16"))
+    assert verify(images, results[0], 16, model=model, precision="bf16").passed
+    assert all(torch.equal(result, results[0]) for result in results)
 
 
 @pytest.mark.gpu

@@ -7,6 +7,7 @@ nvcc compiles. What is judged is what test_engines.py asks of every engine: exac
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import os
 import shutil
@@ -41,6 +42,8 @@ CASES = {
     "pixelcnn++": ((8, 8), 3, 8, 1, "pixelcnn++"),
     "one-filter": ((4, 8), 1, 1, 1, "logistic"),
 }
+WIDE = ((4, 8), 1, 48, 1, "logistic")  # takes both halves of a warpgroup's tile
+KERNELS = {"fp32": Settings(), "bf16": Settings(bf16=True), "bf16-wgmma": Settings(bf16=True, groups=True)}
 
 
 @functools.cache
@@ -66,11 +69,11 @@ def cpu_engine() -> None:
 def model_of(name: str) -> PixelCNN:
     if name == "smallest":
         return trained_model(*SMALLEST, steps=0)
-    return trained_model(*CASES[name], steps=12)
+    return trained_model(*(WIDE if name == "wide" else CASES[name]), steps=12)
 
 
 def images_of(name: str, count: int) -> Tensor:
-    size, channels, *_ = SMALLEST if name == "smallest" else CASES[name]
+    size, channels, *_ = {**CASES, "smallest": SMALLEST, "wide": WIDE}[name]
     return noisy(real_images(channels, size, count))
 
 
@@ -98,10 +101,29 @@ def test_exact_and_as_the_cpu_engine(program, name, precision):
     assert differing <= (0 if precision == "fp32" else 1), f"{differing} of 3 images differ; near-ties are rarer"
 
 
-@pytest.mark.parametrize("precision", PRECISIONS)
-def test_order_teams_memory_and_batch_change_no_bit(program, precision):
-    bf16, images = precision == "bf16", images_of("logistic-colour", 5)
-    alone = Settings(bf16=bf16, order=SEQUENTIAL, members=1, multiprocessors=1)
+@pytest.mark.parametrize("name", [*CASES, "wide"])
+def test_row_steps_by_warpgroups_as_the_cpu_engine(program, name):
+    count = 17 if name == "wide" else 3  # 136 rows: more than a tile
+    images = images_of(name, count)
+    settings = Settings(bf16=True, groups=True, order=SEQUENTIAL, members=1, multiprocessors=1)
+    result, _ = decode(program, name, images, settings)
+    verdict = verify(images, result, 16, model=model_of(name), precision="bf16")
+    assert verdict.passed, verdict
+    expected, exact = (by_cpu_engine(name, images, Greedy(16), precision) for precision in ("bf16", "fp32"))
+    differing, rounded = (int((other != expected).flatten(1).any(dim=1).sum()) for other in (result, exact))
+    assert differing <= max(1, rounded), f"{differing} of {count} images differ; bf16 itself changes {rounded}"
+    if name == "wide":
+        team = dataclasses.replace(settings, members=2, multiprocessors=2, eager_copies=True)
+        by_team, said = decode(program, name, images, team)
+        assert "teams 1 members 2" in said
+        assert torch.equal(by_team, result), "the width of a tile changes bits"
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_order_teams_memory_and_batch_change_no_bit(program, kernel):
+    chosen, images = KERNELS[kernel], images_of("logistic-colour", 5)
+    bf16, groups = chosen.bf16, chosen.groups
+    alone = dataclasses.replace(chosen, order=SEQUENTIAL, members=1, multiprocessors=1)
     expected, said = decode(program, "logistic-colour", images, alone)
     assert "teams 1 members 1 capacity 5 cluster 1 speculative 0 stages 4 pieces 16" in said, "the path was taken"
     for settings, path in (
@@ -111,10 +133,10 @@ def test_order_teams_memory_and_batch_change_no_bit(program, precision):
         (Settings(bf16, SEQUENTIAL, 1, 3, False, 2, SMALL_SHARED), "stages 2 pieces 8"),
         (Settings(bf16, SEQUENTIAL, 1, 9, clusters=True), "teams 4 members 1 capacity 2 cluster 4"),
     ):
-        result, said = decode(program, "logistic-colour", images, settings)
+        result, said = decode(program, "logistic-colour", images, dataclasses.replace(settings, groups=groups))
         assert path in said, "the path was taken"
         assert torch.equal(result, expected), said
-    last, _ = decode(program, "logistic-colour", images[4:].contiguous(), Settings(bf16, seed=1))
+    last, _ = decode(program, "logistic-colour", images[4:].contiguous(), dataclasses.replace(chosen, seed=1))
     assert torch.equal(last, expected[4:]), "an image's result depends on its batch"
 
 
@@ -148,7 +170,8 @@ def test_sanitizers_find_nothing(sanitizer, program, tmp_path):
     for settings, count in (
         (Settings(bf16=True, order=SPECULATIVE, members=2, multiprocessors=2), 2),
         (Settings(order=SEQUENTIAL, members=2, multiprocessors=2, shared_bytes=SMALL_SHARED), 2),
-        (Settings(bf16=True, order=SEQUENTIAL, clusters=True), 4),
+        (Settings(bf16=True, order=SPECULATIVE, members=2, eager_copies=True, multiprocessors=2, groups=True), 2),
+        (Settings(bf16=True, order=SEQUENTIAL, clusters=True, groups=True), 4),
     ):
         images = images_of("smallest", count)
         result, _ = decode(checking, "smallest", images, settings, **environment)
@@ -156,6 +179,12 @@ def test_sanitizers_find_nothing(sanitizer, program, tmp_path):
         assert torch.equal(result, expected)
 
 
+# 64 x 80 outputs from operands that lie in shared memory without a gap
+PRODUCT = (
+    "float sums[5][8] = {}; sync_block();"
+    " const uint64_t rows = describe_matrix(0, 128, 256), outputs = describe_matrix(2048, 128, 256);"
+    " begin_products(); multiply_group(sums, rows, outputs);"
+)
 # what the shim must notice; each ends the process
 FAULTS = {
     "a thread that misses a barrier": ("if (thread_index() != 5) sync_block();", "", "deadlock"),
@@ -176,9 +205,36 @@ FAULTS = {
         "data race",
     ),
     "a read past the shared memory": (
-        "total += shared_memory()[1024 + thread_index()];",
+        "total += shared_memory()[16384 + thread_index()];",
         "address",
         "buffer-overflow",
+    ),
+    "a stage that is filled while products read it": (
+        f"{PRODUCT} commit_products(); sync_block(); shared_memory()[2 * thread_index()] = 1; sync_block();"
+        " wait_products<0>();",
+        "",
+        "an operand has changed",
+    ),
+    "a sum that is read before it is there": (
+        f'{PRODUCT} commit_products(); if (std::isnan(sums[4][7])) shim::fail("no sum yet"); wait_products<0>();',
+        "",
+        "no sum yet",
+    ),
+    "products of copies that are not fenced": (
+        "alignas(16) static unsigned char from[16]; copy_async(shared_memory() + 16 * thread_index(), from);"
+        f" commit_copies(); wait_copies<0>(); {PRODUCT}",
+        "",
+        "no fence has published",
+    ),
+    "products before the registers are fenced": (
+        f"{PRODUCT} commit_products(); multiply_group(sums, rows, outputs);",
+        "",
+        "without begin_products",
+    ),
+    "a matrix described as larger than the memory": (
+        f"sync_block(); {PRODUCT} multiply_group(sums, describe_matrix(0, 128, 2560), outputs);",
+        "",
+        "leaves the shared memory",
     ),
 }
 
@@ -190,11 +246,10 @@ def test_the_shim_notices(fault, tmp_path):
     code, sanitizer, message = FAULTS[fault]
     source = tmp_path / "fault.cpp"
     source.write_text(
-        '#include "shim.h"\n#include <cstdio>\nusing namespace pxfast::cuda;\nint total;\n'
+        '#include "group_tile.cuh"\n#include <cstdio>\nusing namespace pxfast::cuda;\nint total;\n'
         f"void kernel(void*) {{ {code} }}\n"
-        "int main() {\n  auto& grid = shim::grid();\n  grid.block.resize(1);\n  auto& block = grid.block[0];\n"
-        "  block.barrier.reset(256);\n  for (auto& warp : block.warp) warp.barrier.reset(32);\n"
-        '  block.shared.resize(1024);\n  fibers::run(1, 256, 0, kernel, nullptr);\n  std::puts("unnoticed");\n}\n'
+        "int main() {\n  auto& grid = shim::grid();\n  grid.block.resize(1);\n  grid.block[0].start(16384);\n"
+        '  fibers::run(1, 256, 0, kernel, nullptr);\n  std::puts("unnoticed");\n}\n'
     )
     program = cuda_shim.compile_program(tmp_path, "g++", sanitizer, [source])
     environment = {**os.environ, "TSAN_OPTIONS": "halt_on_error=1"}

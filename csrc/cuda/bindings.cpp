@@ -17,7 +17,8 @@ T* pointer(uintptr_t address) {
 
 class CudaEngine {
  public:
-  CudaEngine(const py::dict& program, bool bf16) : engine_(to_program(program), bf16) {}
+  CudaEngine(const py::dict& program, bool bf16, bool groups)
+      : engine_(to_program(program), !bf16 ? Kernel::kFp32 : groups ? Kernel::kBf16Groups : Kernel::kBf16) {}
 
   ByteArray block() const { return ByteArray((py::ssize_t)engine_.block().size(), engine_.block().data()); }
   size_t weight_bytes() const { return engine_.block().size(); }
@@ -56,14 +57,15 @@ void add_to(py::module_& m) {
   m.def("cuda_device", &describe_device, py::arg("device"), "What the planning must know of a device.");
   py::class_<Device>(m, "CudaDevice")
       .def(py::init([](const std::string& name, int major, int minor, int multiprocessors, size_t shared_bytes,
-                       int clusters) {
-             return Device{name, major, minor, multiprocessors, shared_bytes, clusters};
+                       int clusters, bool groups) {
+             return Device{name, major, minor, multiprocessors, shared_bytes, clusters, groups};
            }),
            py::arg("name"), py::arg("major"), py::arg("minor"), py::arg("multiprocessors"), py::arg("shared_bytes"),
-           py::arg("clusters"))
+           py::arg("clusters"), py::arg("groups") = false)
       .def_readonly("name", &Device::name)
       .def_readonly("multiprocessors", &Device::multiprocessors)
-      .def_readonly("clusters", &Device::clusters);
+      .def_readonly("clusters", &Device::clusters)
+      .def_readonly("groups", &Device::groups);
   py::class_<Plan>(m, "CudaPlan")
       .def_readonly("teams", &Plan::teams)
       .def_readonly("members", &Plan::members)
@@ -74,7 +76,7 @@ void add_to(py::module_& m) {
       .def_readonly("shared_bytes", &Plan::shared_bytes)
       .def_readonly("predicted_seconds", &Plan::predicted_seconds);
   py::class_<CudaEngine>(m, "CudaEngine")
-      .def(py::init<const py::dict&, bool>(), py::arg("program"), py::arg("bf16"))
+      .def(py::init<const py::dict&, bool, bool>(), py::arg("program"), py::arg("bf16"), py::arg("groups") = false)
       .def("block", &CudaEngine::block)
       .def("plan", &CudaEngine::plan, py::arg("images"), py::arg("device"), py::arg("order"), py::arg("members") = 0,
            py::arg("clusters") = false)

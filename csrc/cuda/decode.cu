@@ -1,4 +1,4 @@
-// The kernels, one for each storage type of the caches, and the CUDA runtime behind runtime.h.
+// The kernels and the CUDA runtime behind runtime.h.
 #include "decode.cuh"
 
 #include <new>
@@ -12,11 +12,29 @@ namespace {
 
 template <class Element>
 __global__ void __launch_bounds__(kThreads, 1) decode_rows(const __grid_constant__ Launch launch) {
-  Decoder<Element>(launch).run();
+  Decoder<Element, false>(launch).run();
 }
 
-const void* kernel_for(bool bf16) {
-  return bf16 ? reinterpret_cast<const void*>(&decode_rows<Bf16>) : reinterpret_cast<const void*>(&decode_rows<float>);
+// Empty where the architecture has no warpgroups; `groups_compiled` says whether this device's code has them.
+__global__ void __launch_bounds__(kThreads, 1) decode_rows_by_groups(const __grid_constant__ Launch launch) {
+#if PXFAST_GROUPS
+  Decoder<Bf16, true>(launch).run();
+#else
+  (void)launch;
+  __trap();
+#endif
+}
+__device__ int groups_compiled = PXFAST_GROUPS;
+
+const void* code_of(Kernel kernel) {
+  switch (kernel) {
+    case Kernel::kFp32:
+      return reinterpret_cast<const void*>(&decode_rows<float>);
+    case Kernel::kBf16:
+      return reinterpret_cast<const void*>(&decode_rows<Bf16>);
+    default:
+      return reinterpret_cast<const void*>(&decode_rows_by_groups);
+  }
 }
 
 void check(cudaError_t status, const char* call) {
@@ -44,7 +62,7 @@ cudaLaunchConfig_t clustered(int blocks, int cluster, size_t shared_bytes, cudaS
 
 int count_clusters(const cudaDeviceProp& properties) {
   if (properties.major != 9) return 0;
-  const void* kernel = kernel_for(true);
+  const void* kernel = code_of(Kernel::kBf16);
   cudaFuncAttributes attributes;
   check(cudaFuncGetAttributes(&attributes, kernel), "cudaFuncGetAttributes");
   if (attributes.ptxVersion < 90) return 0;  // compiled at start, from code for older GPUs
@@ -56,6 +74,12 @@ int count_clusters(const cudaDeviceProp& properties) {
   int clusters = 0;
   check(cudaOccupancyMaxActiveClusters(&clusters, kernel, &config), "cudaOccupancyMaxActiveClusters");
   return clusters;
+}
+
+bool has_groups() {
+  int compiled = 0;
+  check(cudaMemcpyFromSymbol(&compiled, groups_compiled, sizeof compiled), "cudaMemcpyFromSymbol");
+  return compiled != 0;
 }
 
 }  // namespace
@@ -79,7 +103,7 @@ std::optional<std::string> device_problem(int device) {
   cudaGetDevice(&before);
   cudaFuncAttributes attributes;
   cudaSetDevice(device);
-  status = cudaFuncGetAttributes(&attributes, kernel_for(true));
+  status = cudaFuncGetAttributes(&attributes, code_of(Kernel::kBf16));
   const std::string reason = status == cudaSuccess ? "" : problem(status);
   cudaSetDevice(before);
   if (status != cudaSuccess) return "its kernels were not built for " + name + ": " + reason;
@@ -91,7 +115,7 @@ Device describe_device(int device) {
   cudaDeviceProp properties;
   check(cudaGetDeviceProperties(&properties, device), "cudaGetDeviceProperties");
   return {properties.name, properties.major, properties.minor, properties.multiProcessorCount,
-          properties.sharedMemPerBlockOptin, count_clusters(properties)};
+          properties.sharedMemPerBlockOptin, count_clusters(properties), has_groups()};
 }
 
 void select_device(int device) { check(cudaSetDevice(device), "cudaSetDevice"); }
@@ -100,8 +124,8 @@ void clear_memory(void* memory, size_t bytes, void* stream) {
   check(cudaMemsetAsync(memory, 0, bytes, static_cast<cudaStream_t>(stream)), "cudaMemsetAsync");
 }
 
-void launch_rows(const Launch& launch, bool bf16, size_t shared_bytes, void* stream) {
-  const void* kernel = kernel_for(bf16);
+void launch_rows(const Launch& launch, Kernel which, size_t shared_bytes, void* stream) {
+  const void* kernel = code_of(which);
   check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)shared_bytes),
         "cudaFuncSetAttribute");
   void* arguments[] = {const_cast<Launch*>(&launch)};

@@ -2,8 +2,10 @@
 // choice; or rows guessed and repaired. A team of blocks decodes its own images; teams never wait for each other.
 #pragma once
 
+#include "elementwise.cuh"
+#include "group_tile.cuh"
 #include "head.h"
-#include "tile.cuh"
+#include "warp.cuh"
 
 namespace pxfast {
 namespace cuda {
@@ -15,43 +17,8 @@ struct alignas(128) SharedState {
   CopyBarrier full[kMaxStages], empty[kMaxStages];
 };
 
-// A warp, for the head.
-struct WarpGroup {
-  int lane_;
-  PXFAST_DEVICE int lane() const { return lane_; }
-  PXFAST_DEVICE int lanes() const { return 32; }
-  PXFAST_DEVICE void sync() const { sync_warp(); }
-  // the largest value over all lanes, and the smallest index that has it
-  PXFAST_DEVICE void combine(float& value, int& index) const {
-#pragma unroll
-    for (int mask = 16; mask > 0; mask >>= 1) {
-      const float other = shuffle_xor(value, mask);
-      const int other_index = shuffle_xor(index, mask);
-      if (other > value || (other == value && other_index < index)) value = other, index = other_index;
-    }
-  }
-};
-
-template <class Element>
-struct Arithmetic;
-template <>
-struct Arithmetic<Bf16> {
-  static PXFAST_DEVICE float exponential(float x) { return fast_exp(x); }
-  static PXFAST_DEVICE float divide(float a, float b) { return fast_divide(a, b); }
-  static PXFAST_DEVICE void store(Bf16* to, float x, float y) {
-    store_shared_between_blocks(reinterpret_cast<uint32_t*>(to), pack_bf16(x, y));
-  }
-};
-template <>
-struct Arithmetic<float> {
-  static PXFAST_DEVICE float exponential(float x) { return expf(x); }
-  static PXFAST_DEVICE float divide(float a, float b) { return a / b; }
-  static PXFAST_DEVICE void store(float* to, float x, float y) {
-    store_shared_between_blocks(reinterpret_cast<Float2*>(to), Float2{x, y});
-  }
-};
-
-template <class Element>
+// kGroups: row steps are multiplied by warpgroups, from weights packed for them.
+template <class Element, bool kGroups>
 class Decoder {
  public:
   PXFAST_DEVICE explicit Decoder(const Launch& launch)
@@ -62,7 +29,7 @@ class Decoder {
         thread_(thread_index()),
         team_(block_index() / launch.members),
         member_(block_index() % launch.members),
-        sharing_{launch.cluster, block_index() % launch.cluster, shared_.full, shared_.empty, {}} {
+        sharing_{kHasClusters ? launch.cluster : 1, block_index() % launch.cluster, shared_.full, shared_.empty, {}} {
     const int64_t first = first_image(launch.images, launch.teams, team_);
     images_ = (int)(first_image(launch.images, launch.teams, team_ + 1) - first);
     first_image_ = first;
@@ -187,7 +154,7 @@ class Decoder {
     // enough tasks for all blocks of the team, if there are so many units; else of as many units as a tile takes
     int tile_rows = step.per_row ? kRowTile : kPixelTile;
     // blocks that share weights run through the same tiles, even if one of them has an image less than the others
-    const int rows = sharing_.blocks > 1 && !step.per_row ? launch_.capacity * columns : pass.rows;
+    const int rows = sharing_.blocks > 1 ? launch_.capacity * columns : pass.rows;
     if (!step.per_row && step.units * ((rows + 15) / 16) <= launch_.members) tile_rows = 16;
     const int row_tiles = (rows + tile_rows - 1) / tile_rows;
     int tile_units = (step.units * row_tiles + launch_.members - 1) / launch_.members;
@@ -229,26 +196,33 @@ class Decoder {
   }
 
   PXFAST_DEVICE void run_tile(const Step& step, const Pass& pass, const Tile& tile, int row, int begin) {
-    const int warp = thread_ >> 5;
-    const Place place(step, warp);
-    const int rows = tile.rows - place.row;
-    const int tiles = rows <= 0 ? 0 : rows <= 16 ? 1 : 2;
-    const int units = tiles > 0 ? tile.units - place.unit : 0;  // every second one is this warp's
+    const Place place(step, thread_ >> 5, kGroups && step.per_row);
+    const int tiles = place.tiles(tile.rows - place.row);
+    const int units = tiles > 0 ? tile.units - place.unit : 0;
     {
       float sums[kBlocksPerWarp][8];
-      multiply_tile<Element>(launch_, step, pass, tile, images_, caches_, ring_, sharing_, place, tiles, units,
-                             sums);
-      keep_sums(ring_, sums, tiles, units);
+      if constexpr (kGroups) {
+        if (uniform(step.per_row) == 0) {
+          multiply_tile<Element>(launch_, step, pass, tile, images_, caches_, ring_, sharing_, place, tiles, units,
+                                 sums);
+        } else if (uniform(tile.units) > kUnitsPerWarp) {
+          multiply_tile_by_groups<2>(launch_, step, pass, tile, images_, caches_, ring_, sharing_, sums);
+        } else {
+          multiply_tile_by_groups<1>(launch_, step, pass, tile, images_, caches_, ring_, sharing_, sums);
+        }
+      } else {
+        multiply_tile<Element>(launch_, step, pass, tile, images_, caches_, ring_, sharing_, place, tiles, units, sums);
+      }
+      keep_sums(ring_, sums, place, tiles, units);
     }
     if (!step.per_row) sync_block();
 #pragma unroll 1
     for (int b = step.per_row ? 0 : place.slice; b < kBlocksPerWarp; b += step.per_row ? 1 : kSlices) {
-      const int i = b / kUnitsPerWarp, j = b % kUnitsPerWarp;
-      if (i >= tiles || 2 * j >= units) continue;
+      const int i = place.tile_of(b), j = place.unit_of(b);
+      if (i >= tiles || j >= units) continue;
       float sums[8];
       load_sums(ring_, !step.per_row, b, sums);
-      finish(step, pass, tile.row + place.row + 16 * i, tile.row + tile.rows, tile.unit + place.unit + 2 * j, row, begin,
-             sums);
+      finish(step, pass, tile.row + place.row + 16 * i, tile.row + tile.rows, tile.unit + place.unit + j, row, begin, sums);
     }
     sync_block();  // the ring is free
   }
@@ -296,8 +270,8 @@ class Decoder {
         if (step.epilogue == Epilogue::kGate) {
           const int n = unit * kBlock + 2 * t;
           Float2 x = load_shared_between_blocks(reinterpret_cast<const Float2*>(residuals + n));
-          x.x = fused_multiply_add(v[0][0], sigmoid(v[1][0]), x.x);
-          x.y = fused_multiply_add(v[0][1], sigmoid(v[1][1]), x.y);
+          x.x = fused_multiply_add(v[0][0], sigmoid<Element>(v[1][0]), x.x);
+          x.y = fused_multiply_add(v[0][1], sigmoid<Element>(v[1][1]), x.y);
           store_shared_between_blocks(reinterpret_cast<Float2*>(residuals + n), x);
           publish(step, pass, position, n, x.x, x.y);
         } else {
@@ -313,28 +287,16 @@ class Decoder {
     }
   }
 
-  static PXFAST_DEVICE float sigmoid(float x) {  // from exp(-|x|), so that nothing overflows
-    const float t = Arithmetic<Element>::exponential(-fabsf(x));
-    return Arithmetic<Element>::divide(x >= 0.0f ? 1.0f : t, 1.0f + t);
-  }
-
   PXFAST_DEVICE Element* cell(const Target& target, const Pass& pass, const Step& step, int channels, int position) {
     return caches_ + cell_offset(target.cache, target.slots, (program_.width >> step.level) + 2, channels, images_,
                                  pass.row, pass.first) +
            (uint32_t)position * channels;
   }
 
-  // elu(x) and elu(-x): one exponential serves both
-  static PXFAST_DEVICE void elu_both(float x, float& positive, float& negative) {
-    const float saturated = Arithmetic<Element>::exponential(-fabsf(x)) - 1.0f;
-    positive = x >= 0.0f ? x : saturated;
-    negative = x >= 0.0f ? saturated : -x;
-  }
-
   PXFAST_DEVICE void store_concat_elu(const Step& step, const Pass& pass, int position, int n, float x, float y) {
     float positive[2], negative[2];
-    elu_both(x, positive[0], negative[0]);
-    elu_both(y, positive[1], negative[1]);
+    elu_both<Element>(x, positive[0], negative[0]);
+    elu_both<Element>(y, positive[1], negative[1]);
     Element* to = cell(step.concat_elu, pass, step, 2 * program_.padded_filters, position);
     Arithmetic<Element>::store(to + positive_half(n), positive[0], positive[1]);
     Arithmetic<Element>::store(to + negative_half(n), negative[0], negative[1]);
@@ -346,8 +308,8 @@ class Decoder {
     if (step.raw.slots > 0) Arithmetic<Element>::store(cell(step.raw, pass, step, channels, position) + n, x, y);
     if (step.elu.slots > 0) {
       float first, second, unused;
-      elu_both(x, first, unused);
-      elu_both(y, second, unused);
+      elu_both<Element>(x, first, unused);
+      elu_both<Element>(y, second, unused);
       Arithmetic<Element>::store(cell(step.elu, pass, step, channels, position) + n, first, second);
     }
   }

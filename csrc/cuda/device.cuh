@@ -30,9 +30,14 @@ PXFAST_DEVICE T shuffle_xor(T value, int mask) {
   return __shfl_xor_sync(0xffffffffu, value, mask);
 }
 
+PXFAST_DEVICE uint32_t shared_address(const void* p) { return (uint32_t)__cvta_generic_to_shared(p); }
+
+// A value that all lanes have, known to the compiler as such.
+PXFAST_DEVICE int uniform(int value) { return __shfl_sync(0xffffffffu, value, 0); }
+
 // 16 bytes from global to shared memory, past the first-level cache; both ends 16-byte aligned.
 PXFAST_DEVICE void copy_async(void* shared, const void* global) {
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;\n" ::"r"((uint32_t)__cvta_generic_to_shared(shared)),
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;\n" ::"r"(shared_address(shared)),
                "l"(global)
                : "memory");
 }
@@ -112,15 +117,15 @@ PXFAST_DEVICE void wait_for_arrivals(const unsigned int* count, unsigned int wan
 // ---- clusters: blocks that receive the same weights by one copy; compute capability 9.0 ----
 
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ == 900
+constexpr bool kHasClusters = true;
 #define PXFAST_CLUSTER_ASM(...) asm volatile(__VA_ARGS__)
 #else
+constexpr bool kHasClusters = false;
 #define PXFAST_CLUSTER_ASM(...) __trap()
 #endif
 
 // A barrier in shared memory, counting arrivals and bytes.
 using CopyBarrier = uint64_t;
-
-PXFAST_DEVICE uint32_t shared_address(const void* p) { return (uint32_t)__cvta_generic_to_shared(p); }
 
 // Meeting of all threads of a cluster.
 PXFAST_DEVICE void sync_cluster() {
@@ -164,8 +169,47 @@ PXFAST_DEVICE void copy_to_cluster(void* shared, const void* global, uint32_t by
       "l"(global), "r"(bytes), "r"(shared_address(barrier)), "h"(blocks)
       : "memory");
 }
-// What this thread wrote to shared memory comes before the copies that others may start once they hear of it.
-PXFAST_DEVICE void fence_copies() { PXFAST_CLUSTER_ASM("fence.proxy.async;\n" ::: "memory"); }
+// What this thread wrote to shared memory, copy_async included, comes before the copies to a cluster and the products of
+// warpgroups that others may start once they hear of it.
+PXFAST_DEVICE void fence_async_proxy() { PXFAST_CLUSTER_ASM("fence.proxy.async;\n" ::: "memory"); }
+
+// ---- warpgroups: four warps that multiply from shared memory; compute capability 9.0 with its own features ----
+
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+#define PXFAST_GROUPS 1
+#define PXFAST_GROUP_ASM(...) asm volatile(__VA_ARGS__)
+#else
+#define PXFAST_GROUPS 0
+#define PXFAST_GROUP_ASM(...) __trap()
+#endif
+
+// Comes before the first product and after anything else that has touched its sums.
+PXFAST_DEVICE void begin_products() { PXFAST_GROUP_ASM("wgmma.fence.sync.aligned;\n" ::: "memory"); }
+PXFAST_DEVICE void commit_products() { PXFAST_GROUP_ASM("wgmma.commit_group.sync.aligned;\n" ::: "memory"); }
+// Until all but the last kPending committed groups of products have read their operands and added to their sums.
+template <int kPending>
+PXFAST_DEVICE void wait_products() {
+  PXFAST_GROUP_ASM("wgmma.wait_group.sync.aligned %0;\n" ::"n"(kPending) : "memory");
+}
+// Keeps the compiler from reading a sum before what stands above.
+PXFAST_DEVICE void hold_here(float& sum) { PXFAST_GROUP_ASM("" : "+f"(sum)::"memory"); }
+
+// sums (64 x 80) += a (64 x 16) b (16 x 80), asynchronously, all in bf16 but the sums. The operands are described as
+// group_tile.cuh does. Warp w of the group holds rows 16 w to 16 w + 15, ten times what multiply_add has of 8 columns.
+PXFAST_DEVICE void multiply_group(float (&s)[5][8], uint64_t a, uint64_t b) {
+#define PXFAST_SUMS(i) \
+  "+f"(s[i][0]), "+f"(s[i][1]), "+f"(s[i][2]), "+f"(s[i][3]), "+f"(s[i][4]), "+f"(s[i][5]), "+f"(s[i][6]), "+f"(s[i][7])
+  PXFAST_GROUP_ASM(
+      "{\n.reg .pred add;\nsetp.eq.u32 add, 0, 0;\n"
+      "wgmma.mma_async.sync.aligned.m64n80k16.f32.bf16.bf16 "
+      "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, "
+      "%20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, %32, %33, %34, %35, %36, %37, %38, %39}, "
+      "%40, %41, add, 1, 1, 0, 0;\n}\n"
+      : PXFAST_SUMS(0), PXFAST_SUMS(1), PXFAST_SUMS(2), PXFAST_SUMS(3), PXFAST_SUMS(4)
+      : "l"(a), "l"(b)
+      : "memory");
+#undef PXFAST_SUMS
+}
 
 }  // namespace cuda
 }  // namespace pxfast

@@ -76,7 +76,9 @@ Plan Engine::plan(int64_t images, const Device& device, Order order, int members
     const double rows = speculative ? 0.5 * program_.width * plan.capacity : plan.capacity;  // half of a row is open
     const double weights = pixel_.weight_bytes * passes / pixel_.steps;
     const double cells = speculative ? pixel_.cell_bytes * kSweeps / program_.width : pixel_.cell_bytes;
-    double bytes = (row_.weight_bytes + row_.cell_bytes * plan.capacity) / size;  // that one block reads
+    double bytes = row_.cell_bytes * plan.capacity / size;  // that one block reads
+    for (int level = 0; level < kLevels; ++level)  // weights, once for every tile of rows
+      bytes += row_weights_[level] * std::ceil((double)(program_.width >> level) * plan.capacity / kRowTile) / size;
     for (const int units : {gate_units / 2 + gate_units % 2, gate_units}) {  // either kind is half of the work
       const double row_tiles = std::ceil(rows / kPixelTile);
       const double tile_units = std::min<double>(kUnitsPerTile, std::ceil(units * row_tiles / size));
@@ -142,7 +144,7 @@ void Engine::decode(const Plan& plan, const void* block, void* workspace, const 
         launch.row_begin = row;
         launch.row_end = row + 1;
         clear_memory(arrivals, (size_t)plan.teams * kArrivalStride * sizeof(unsigned int), stream);
-        launch_rows(launch, bf16_, plan.shared_bytes, stream);
+        launch_rows(launch, kernel_, plan.shared_bytes, stream);
         marks[row % 2].set(stream);
         launched = row + 1;
       }

@@ -17,7 +17,7 @@ namespace cuda {
 // images.
 struct Plan {
   int teams = 0, members = 0, capacity = 0;
-  int cluster = 1;  // blocks, each a team of its own, that get the weights of pixel steps by one copy
+  int cluster = 1;  // blocks, each a team of its own, that get all weights by one copy
   bool speculative = false;
   int stages = 0, stage_bytes = 0, pixel_pieces = 0;
   size_t shared_bytes = 0;
@@ -27,7 +27,7 @@ struct Plan {
 class Engine {
  public:
   // Throws std::invalid_argument for a program that is out of the engine's bounds.
-  Engine(const ProgramSpec& spec, bool bf16);
+  Engine(const ProgramSpec& spec, Kernel kernel);
 
   // Weights, biases, tables and steps, for the device to hold as they are; 256-byte aligned there.
   const std::vector<uint8_t>& block() const { return block_; }
@@ -46,14 +46,14 @@ class Engine {
 
  private:
   Program program_{};
-  bool bf16_;
+  Kernel kernel_;
   std::vector<uint8_t> block_;
   // of one image: bytes of weights that the steps stream and cells that they read, and the steps themselves
   struct Costs {
     double weight_bytes, cell_bytes, steps;
   } pixel_{}, row_{};
-  double sweep_steps_ = 0.0;  // pixel steps of one sweep over every row
-
+  double row_weights_[kLevels] = {};  // those of row_, by level
+  double sweep_steps_ = 0.0;          // pixel steps of one sweep over every row
 };
 
 }  // namespace cuda

@@ -151,12 +151,16 @@ PXFAST_HD int best_value(const Group& group, const float* mass, Range range, flo
 PXFAST_HD int sample_value(const Chooser& chooser, int64_t image, uint32_t position, float* mass) {
   if (chooser.inverse_temperature != 1.0f) {
     float highest = 0.0f;
+    PXFAST_UNROLL_SOME
     for (int z = 0; z < kValues; ++z) highest = mass[z] > highest ? mass[z] : highest;
+    PXFAST_UNROLL_SOME
     for (int z = 0; z < kValues; ++z) mass[z] = powf(mass[z] / highest, chooser.inverse_temperature);
   }
   double total = 0.0, sum = 0.0;
+  PXFAST_UNROLL_SOME
   for (int z = 0; z < kValues; ++z) total += mass[z];
   const double target = uniform_of(chooser.seed, chooser.first + (uint64_t)image, position) * total;
+  PXFAST_UNROLL_SOME
   for (int z = 0; z < kValues; ++z) {
     sum += mass[z];
     if (sum > target) return z;
@@ -253,6 +257,7 @@ PXFAST_HD void choose_softmax(const Group& group, const Program& program, const 
       for (int z = group.lane(); z < kValues; z += group.lanes()) m.mass[z] = expf(m.mass[z] - highest);
       group.sync();
       float total = 0.0f;
+      PXFAST_UNROLL_SOME
       for (int z = 0; z < kValues; ++z) total += m.mass[z];
       const int found = chooser.pick(group, m, range, total, value, c);
       if (found >= 0) picked = found;

@@ -78,8 +78,8 @@ void check(const ProgramSpec& spec) {
 
 class Packer {
  public:
-  Packer(const ProgramSpec& spec, bool bf16, Program& program, std::vector<uint8_t>& block)
-      : spec_(spec), bf16_(bf16), program_(program), block_(block) {}
+  Packer(const ProgramSpec& spec, Kernel kernel, Program& program, std::vector<uint8_t>& block)
+      : spec_(spec), kernel_(kernel), program_(program), block_(block) {}
 
   void run() {
     check(spec_);
@@ -90,7 +90,7 @@ class Packer {
     program_.head_stride = round_up(spec_.steps.back().outputs, kUnit);
     program_.head = spec_.head;
     program_.mixtures = spec_.mixtures;
-    program_.element_size = bf16_ ? 2 : 4;
+    program_.element_size = kernel_ == Kernel::kFp32 ? 4 : 2;
     lay_out_caches();
     std::vector<Step> steps;
     for (const StepSpec& from : spec_.steps) steps.push_back(pack_step(from));
@@ -103,7 +103,7 @@ class Packer {
 
  private:
   const ProgramSpec& spec_;
-  const bool bf16_;
+  const Kernel kernel_;
   Program& program_;
   std::vector<uint8_t>& block_;
   std::vector<CacheLayout> caches_;
@@ -184,7 +184,8 @@ class Packer {
     return step;
   }
 
-  // Units, then steps of the inner dimension, then what a warp reads of 16 channels x 16 outputs, lane by lane.
+  // Units, then steps of the inner dimension, then 16 channels x 16 outputs as they are read: by a warp, lane by lane, or
+  // by a warpgroup, in core matrices of 8 outputs x 8 channels.
   uint64_t pack_weights(const StepSpec& from, const Step& step) {
     const size_t element = program_.element_size;
     std::vector<uint8_t> packed((size_t)step.units * step.total_inner * kInner * kUnit * element);
@@ -199,7 +200,11 @@ class Packer {
         };
         for (int inner = 0; inner < step.tap_inner; ++inner) {
           for (int i = 0; i < kInner * kUnit; ++i, at += element) {
-            if (bf16_) {  // a lane's 8 values: 4 channels of output g, and of output 8 + g
+            if (kernel_ == Kernel::kBf16Groups && from.per_row) {
+              const int half = i / 128, channels = i / 64 % 2, output = i / 8 % 8, k = i % 8;
+              const uint16_t bits = bf16_bits(value(inner * kInner + channels * 8 + k, half * kBlock + output));
+              std::memcpy(&packed[at], &bits, 2);
+            } else if (kernel_ != Kernel::kFp32) {  // a lane's 8 values: 4 channels of output g, and of output 8 + g
               const int lane = i / 8, half = i / 4 % 2, k = i % 4;
               const uint16_t bits = bf16_bits(value(inner * kInner + lane % 4 * 4 + k, half * kBlock + lane / 4));
               std::memcpy(&packed[at], &bits, 2);
@@ -230,8 +235,8 @@ class Packer {
 
 }  // namespace
 
-Engine::Engine(const ProgramSpec& spec, bool bf16) : bf16_(bf16) {
-  Packer(spec, bf16, program_, block_).run();
+Engine::Engine(const ProgramSpec& spec, Kernel kernel) : kernel_(kernel) {
+  Packer(spec, kernel, program_, block_).run();
   const double element = program_.element_size;
   for (const StepSpec& step : spec.steps) {
     const double columns = spec.width >> step.level, rows = spec.height >> step.level;
@@ -241,7 +246,9 @@ Engine::Engine(const ProgramSpec& spec, bool bf16) : bf16_(bf16) {
     if (!step.per_row) sweep_steps_ += rows;
     for (const TapSpec& tap : step.taps) {
       const double share = (tap.row_parity >= 0 ? 0.5 : 1.0) * (tap.column_parity >= 0 ? 0.5 : 1.0);
-      costs.weight_bytes += element * tap.matrix.size() * share * (step.per_row ? rows : positions);
+      const double weight_bytes = element * tap.matrix.size() * share * (step.per_row ? rows : positions);
+      costs.weight_bytes += weight_bytes;
+      if (step.per_row) row_weights_[step.level] += weight_bytes;
       costs.cell_bytes += element * tap.matrix.size() / step.outputs * share * positions;
     }
   }

@@ -14,6 +14,12 @@
 #else
 #define PXFAST_HD inline
 #endif
+// On a loop over all values: not 256 turns at once, in as many registers.
+#if defined(__CUDA_ARCH__)
+#define PXFAST_UNROLL_SOME _Pragma("unroll 4")
+#else
+#define PXFAST_UNROLL_SOME
+#endif
 
 namespace pxfast {
 namespace cuda {
@@ -27,6 +33,10 @@ constexpr int kUnitsPerTile = 10;
 constexpr int kRowTile = 128;   // rows of a product: images x columns
 constexpr int kPixelTile = 32;
 constexpr int kSlices = 4;  // of the inner dimension in pixel steps, each summed by warps of its own
+
+// Storage of the caches and weights, and how row steps are multiplied: by warps, or by Hopper's warpgroups, which read
+// weights in another order.
+enum class Kernel : int32_t { kFp32, kBf16, kBf16Groups };
 
 struct Tap {
   uint32_t cache;         // elements per image before the cache
@@ -144,7 +154,7 @@ struct Launch {
   int32_t row_begin, row_end;
   int32_t speculative;
   int32_t stages, stage_bytes;
-  int32_t cluster;             // blocks that share the weights of the pixel steps by one copy; teams are single blocks then
+  int32_t cluster;             // blocks that share all weights by one copy; teams are single blocks then
   int32_t pixel_pieces;        // 16-byte pieces of a row that a stage holds, in pixel steps; in row steps it is 8
 };
 

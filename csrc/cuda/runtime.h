@@ -20,6 +20,7 @@ struct Device {
   int multiprocessors;
   size_t shared_bytes;    // that one block may have
   int clusters;           // of kCluster blocks with all of that memory that run at once; 0: the GPU has none
+  bool groups;            // Kernel::kBf16Groups runs there
 };
 
 // Why the kernels can't run on a device, as a sentence; nothing when they can.
@@ -29,7 +30,7 @@ void select_device(int device);
 
 // Asynchronous, in order of the stream.
 void clear_memory(void* memory, size_t bytes, void* stream);
-void launch_rows(const Launch& launch, bool bf16, size_t shared_bytes, void* stream);
+void launch_rows(const Launch& launch, Kernel kernel, size_t shared_bytes, void* stream);
 
 // A mark in a stream, and waiting until the device has reached it.
 class Mark {

@@ -3,8 +3,9 @@
 All device memory comes from torch's allocator; the compiled part is given addresses and torch's current stream.
 Environment, read at every call: ``PXFAST_ORDER`` (sequential or speculative; default: by the batch size),
 ``PXFAST_CUDA_TEAM`` (blocks that decode images together; default: by the batch size), ``PXFAST_CUDA_CLUSTERS`` (1:
-blocks decode alone and share the weights of pixel steps in clusters, on GPUs that have them; default: 0). None of them
-changes a bit of the result.
+blocks decode alone and share the weights in clusters, on GPUs that have them; default: 0). None of these changes a bit
+of the result. ``PXFAST_CUDA_WGMMA`` (0: bf16 row steps by mma.sync on Hopper too, where wgmma is the default) may,
+since the two instructions need not add alike.
 """
 
 from __future__ import annotations
@@ -74,6 +75,14 @@ def current_clusters() -> bool:
     return wish == "1"
 
 
+def current_wgmma() -> bool:
+    """Whether bf16 row steps may use wgmma. ValueError when PXFAST_CUDA_WGMMA is neither 0 nor 1."""
+    wish = os.environ.get("PXFAST_CUDA_WGMMA", "")
+    if wish not in ("", "0", "1"):
+        raise ValueError(f"PXFAST_CUDA_WGMMA must be 0 or 1, got {wish!r}")
+    return wish != "0"
+
+
 @dataclasses.dataclass(frozen=True)
 class Resident:
     """A schedule's program on a device: ``engine`` is a ``pxfast._C.CudaEngine``, ``block`` its weights there."""
@@ -83,11 +92,13 @@ class Resident:
 
 
 def compiled(schedule: Schedule, precision: str, device: torch.device) -> Resident:
-    """The schedule's program with packed weights on ``device``; made once per precision and device."""
-    key = ("cuda", precision, str(device))
+    """The schedule's program on ``device``, weights packed for its matrix instruction; made once for each of these."""
+    bf16 = precision == "bf16"
+    groups = bf16 and current_wgmma() and _gpu(device.index).groups
+    key = ("cuda", precision, groups, str(device))
     with schedule.lock:
         if key not in schedule.compiled:
-            engine = cpu._C.CudaEngine(cpu.program_of(schedule), precision == "bf16")
+            engine = cpu._C.CudaEngine(cpu.program_of(schedule), bf16, groups)
             packed = torch.from_numpy(engine.block())
             schedule.compiled[key] = Resident(engine, _allocate(len(packed), device, "the weights").copy_(packed))
         resident = schedule.compiled[key]

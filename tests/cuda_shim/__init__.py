@@ -41,7 +41,7 @@ class Settings:
     """How a decode runs: order 0 is auto, 1 sequential, 2 speculative; members 0 lets the engine choose.
 
     seed: of the order in which threads run, 0 for one after the other. eager_copies: asynchronous copies happen at
-    once, not at the last moment. eps: one for all images, or one for each.
+    once, not at the last moment. eps: one for all images, or one for each. groups: bf16, row steps by warpgroups.
     """
 
     bf16: bool = False
@@ -58,6 +58,12 @@ class Settings:
     first: int = 0
     inverse_temperature: float = 1.0
     clusters: bool = False
+    groups: bool = False
+
+    @property
+    def kernel(self) -> int:
+        """As csrc/cuda/program.h counts them."""
+        return 2 if self.groups else int(self.bf16)
 
 
 def decode(program: Path, described: dict[str, Any], images: np.ndarray, settings: Settings, **environment: str):
@@ -93,7 +99,7 @@ def decode(program: Path, described: dict[str, Any], images: np.ndarray, setting
         for values, row, column in step["biases"]:
             floats(values)
             integers(row, column)
-    integers(settings.bf16, settings.order, settings.members, settings.clusters, settings.seed, settings.eager_copies)
+    integers(settings.kernel, settings.order, settings.members, settings.clusters, settings.seed, settings.eager_copies)
     integers(settings.multiprocessors, settings.shared_bytes, settings.samples)
     reals(settings.keep_probability)
     integers(settings.chooser_seed, settings.first)

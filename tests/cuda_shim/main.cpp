@@ -82,7 +82,7 @@ struct DeviceMemory {
 
 void run() {
   const pxfast::ProgramSpec spec = read_program();
-  const bool bf16 = read_int() != 0;
+  const auto kernel = static_cast<pxfast::cuda::Kernel>(read_int());
   const auto order = static_cast<pxfast::Order>(read_int());
   const int members = (int)read_int();
   const bool clusters = read_int() != 0;
@@ -102,7 +102,7 @@ void run() {
   const auto input = read_values<uint8_t>((size_t)images * spec.channels * spec.height * spec.width);
   std::vector<uint8_t> output(input.size());
 
-  const pxfast::cuda::Engine engine(spec, bf16);
+  const pxfast::cuda::Engine engine(spec, kernel);
   const auto plan = engine.plan(images, pxfast::cuda::describe_device(0), order, members, clusters);
   DeviceMemory block(engine.block().size()), workspace(engine.workspace_bytes(plan));
   std::copy(engine.block().begin(), engine.block().end(), block.data);

@@ -12,31 +12,30 @@ size_t shim_shared_bytes = 227 * 1024;
 void shim_eager_copies(bool eager) { shim::grid().eager_copies = eager; }
 
 std::optional<std::string> device_problem(int) { return std::nullopt; }
-Device describe_device(int) { return {"shim", 9, 0, shim_multiprocessors, shim_shared_bytes, shim_multiprocessors / kCluster}; }
+Device describe_device(int) {
+  return {"shim", 9, 0, shim_multiprocessors, shim_shared_bytes, shim_multiprocessors / kCluster, true};
+}
 void select_device(int) {}
 void clear_memory(void* memory, size_t bytes, void*) { std::memset(memory, 0, bytes); }
 
-template <class Element>
+template <class Element, bool kGroups>
 static void run_rows(void* launch) {
-  Decoder<Element>(*static_cast<const Launch*>(launch)).run();
+  Decoder<Element, kGroups>(*static_cast<const Launch*>(launch)).run();
 }
 
-void launch_rows(const Launch& launch, bool bf16, size_t shared_bytes, void*) {
+void launch_rows(const Launch& launch, Kernel kernel, size_t shared_bytes, void*) {
   const int blocks = launch.teams * launch.members;
   auto& grid = shim::grid();
   grid.block.resize(blocks);
-  for (auto& block : grid.block) {
-    block.barrier.reset(kThreads);
-    for (auto& warp : block.warp) warp.barrier.reset(32);
-    for (auto& thread : block.thread) thread.copies = thread.groups = thread.uncommitted = 0;
-    std::memset(block.turn, 0, sizeof block.turn);
-    block.shared.assign(shared_bytes, 0xff);  // floats that nobody has written are NaN
-  }
+  for (auto& block : grid.block) block.start(shared_bytes);
   grid.cluster_blocks = launch.cluster;
   grid.cluster.resize(blocks / launch.cluster);
   for (auto& barrier : grid.cluster) barrier.reset(launch.cluster * kThreads);
   const Launch copy = launch;
-  fibers::run(blocks, kThreads, shim_seed, bf16 ? &run_rows<Bf16> : &run_rows<float>, const_cast<Launch*>(&copy));
+  const auto body = kernel == Kernel::kFp32   ? &run_rows<float, false>
+                    : kernel == Kernel::kBf16 ? &run_rows<Bf16, false>
+                                              : &run_rows<Bf16, true>;
+  fibers::run(blocks, kThreads, shim_seed, body, const_cast<Launch*>(&copy));
 }
 
 Mark::Mark() = default;

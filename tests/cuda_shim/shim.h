@@ -6,6 +6,8 @@
 
 #include <cmath>
 #include <cstdint>
+#include <cstdio>
+#include <cstdlib>
 #include <cstring>
 #include <vector>
 
@@ -19,6 +21,11 @@ namespace shim {
 
 constexpr int kThreads = 256;
 
+[[noreturn]] inline void fail(const char* why) {
+  std::fprintf(stderr, "shim: %s\n", why);
+  std::abort();
+}
+
 // Word by word: a compiler may expand memcpy of a few bytes in place, where the thread sanitizer does not see it.
 typedef uint32_t __attribute__((may_alias)) Word;
 inline void copy_words(void* to, const void* from, size_t bytes) {
@@ -29,12 +36,34 @@ struct PendingCopy {
   void* to;
   const void* from;
 };
+// Sums that products under way will add to; `shown` is where the kernel has them.
+struct Sums {
+  float (*shown)[8];
+  float value[5][8];
+  int pending = 0;
+};
+struct Product {
+  Sums* sums;
+  uint64_t a, b, digest;  // descriptors, and what the operands were when the product began
+};
+constexpr int kMaxProducts = 32;
 struct Thread {
   PendingCopy copy[512];
   int copies = 0;  // waiting
   int group[64];   // copies in each committed group
   int groups = 0;
   int uncommitted = 0;
+  Sums sums[2];
+  Product product[kMaxProducts];
+  int products = 0;  // under way
+  int product_group[kMaxProducts];  // products up to the end of each committed group
+  int product_groups = 0;
+  bool begun = false;
+};
+// Who copied the 16 bytes there last, and how many fences it had passed before.
+struct Landing {
+  int thread = 0;
+  unsigned fences = 0;
 };
 struct Warp {
   fibers::Barrier barrier;
@@ -46,6 +75,21 @@ struct Block {
   Thread thread[kThreads];
   int turn[kThreads];
   std::vector<unsigned char> shared;
+  std::vector<Landing> landing;  // of every 16 bytes
+  unsigned fences[kThreads];     // that a thread has passed, and one
+
+  void start(size_t shared_bytes) {
+    barrier.reset(kThreads);
+    for (auto& w : warp) w.barrier.reset(32);
+    for (auto& t : thread) {
+      t.copies = t.groups = t.uncommitted = t.products = t.product_groups = 0;
+      for (auto& s : t.sums) s.pending = 0;
+    }
+    std::memset(turn, 0, sizeof turn);
+    shared.assign(shared_bytes, 0xff);  // floats that nobody has written are NaN
+    landing.assign(shared_bytes / 16, Landing{});
+    for (unsigned& count : fences) count = 1;
+  }
 };
 
 struct Grid {
@@ -79,6 +123,14 @@ T* in_block_of_cluster(T* here, int rank) {
   return reinterpret_cast<T*>(there.shared.data() + offset);
 }
 
+// The end of a copy of 16 bytes.
+inline void land(void* to, const void* from) {
+  copy_words(to, from, 16);
+  Block& here = block();
+  const int thread = fibers::thread();
+  here.landing[(static_cast<unsigned char*>(to) - here.shared.data()) / 16] = {thread, here.fences[thread]};
+}
+
 inline float from_bf16(uint32_t bits) {
   bits <<= 16;
   float value;
@@ -98,6 +150,10 @@ inline int block_index() { return fibers::block(); }
 inline void sync_block() { shim::block().barrier.wait(); }
 inline void sync_warp() { shim::warp().barrier.wait(); }
 inline unsigned char* shared_memory() { return shim::block().shared.data(); }
+inline uint32_t shared_address(const void* p) {
+  return (uint32_t)(static_cast<const unsigned char*>(p) - shim::block().shared.data());
+}
+inline int uniform(int value) { return value; }
 
 template <class T>
 T shuffle_xor(T value, int mask) {
@@ -110,7 +166,7 @@ T shuffle_xor(T value, int mask) {
 inline void copy_async(void* to, const void* from) {
   if (reinterpret_cast<uintptr_t>(to) % 16 != 0 || reinterpret_cast<uintptr_t>(from) % 16 != 0) __builtin_trap();
   if (shim::grid().eager_copies) {
-    shim::copy_words(to, from, 16);
+    shim::land(to, from);
     return;
   }
   shim::Thread& t = shim::block().thread[fibers::thread()];
@@ -130,7 +186,7 @@ void wait_copies() {
   const int finished = t.groups > kPending ? t.groups - kPending : 0;
   int copies = 0;
   for (int g = 0; g < finished; ++g) copies += t.group[g];
-  for (int i = 0; i < copies; ++i) shim::copy_words(t.copy[i].to, t.copy[i].from, 16);
+  for (int i = 0; i < copies; ++i) shim::land(t.copy[i].to, t.copy[i].from);
   std::memmove(t.copy, t.copy + copies, (t.copies - copies) * sizeof t.copy[0]);
   std::memmove(t.group, t.group + finished, (t.groups - finished) * sizeof t.group[0]);
   t.copies -= copies;
@@ -194,6 +250,7 @@ T load_constant(const T* p) {
 }
 
 using CopyBarrier = fibers::CopyBarrier;
+constexpr bool kHasClusters = true;
 
 inline void sync_cluster() { shim::grid().cluster[fibers::block() / shim::grid().cluster_blocks].wait(); }
 inline void start_barrier(CopyBarrier* barrier, int arrivals) { fibers::start(barrier, arrivals); }
@@ -211,7 +268,10 @@ inline void copy_to_cluster(void* shared, const void* global, uint32_t bytes, Co
     fibers::complete(shim::in_block_of_cluster(barrier, rank), bytes);
   }
 }
-inline void fence_copies() {}
+inline void fence_async_proxy() {
+  unsigned* fences = &shim::block().fences[fibers::thread()];
+  __atomic_store_n(fences, *fences + 1, __ATOMIC_RELAXED);
+}
 
 inline void arrive(unsigned int* count) { __atomic_fetch_add(count, 1u, __ATOMIC_ACQ_REL); }
 inline void wait_for_arrivals(const unsigned int* count, unsigned int wanted) {
@@ -220,3 +280,5 @@ inline void wait_for_arrivals(const unsigned int* count, unsigned int wanted) {
 
 }  // namespace cuda
 }  // namespace pxfast
+
+#include "warpgroup.h"
