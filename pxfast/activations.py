@@ -1,7 +1,7 @@
 """ELU, the activation of both networks, at the speed of an exponential.
 
-torch's own takes an expm1 a value, which on a CPU costs ten times as much as exp. exp(x) - 1 has an absolute error of
-1e-7 at most, as every value of the size of 1 has it.
+torch's own takes an expm1 a value, and on a CPU eight times as long (bench/elementwise.py). exp(x) - 1 has an absolute
+error of 1e-7 at most, as every value of the size of 1 has it.
 """
 
 from __future__ import annotations

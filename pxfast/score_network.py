@@ -39,6 +39,15 @@ class ScoreNetworkConfig:
             raise ValueError(f"ngf must be an integer of at least 2, got {self.ngf!r}")
 
 
+def mean_and_variance(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Over the height and width of (N, C, H, W): (N, C) each, the variance without Bessel's correction.
+
+    torch.var_mean goes over the values once, and on a CPU takes several times as long (bench/elementwise.py).
+    """
+    means = x.mean((2, 3))
+    return means, (x - means[:, :, None, None]).square().mean((2, 3))
+
+
 class InstanceNormPlus(nn.Module):
     """InstanceNorm++: instance normalisation that keeps how the features' means compare with each other.
 
@@ -55,8 +64,7 @@ class InstanceNormPlus(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         wide = x.to(torch.promote_types(x.dtype, torch.float32))
-        means = wide.mean((2, 3))  # twice: torch.var_mean takes fifteen times as long on a CPU
-        variances = (wide - means[:, :, None, None]).square().mean((2, 3))
+        means, variances = mean_and_variance(wide)
         spread, centre = torch.var_mean(means, 1, correction=1, keepdim=True)
         relative = (means - centre) * torch.rsqrt(spread + self.epsilon)
         scale = self.gamma * torch.rsqrt(variances + self.epsilon)
