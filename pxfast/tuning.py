@@ -13,12 +13,13 @@ from .files import whole_file
 from .schedule import Schedule
 
 
-def candidates(kind: str) -> list[tuple[int, int, int, int, int]]:
-    """The tiles that are tried for a kind of step, as the fields of a ``Tile``."""
-    if kind.startswith("fp32"):  # no matrix cores: small tiles, else registers spill
-        return list(itertools.product((32, 64), (32, 64), (16, 32), (4, 8), (2, 3)))
+def candidates(kind: str, architecture: str) -> list[tuple[int, int, int, int, int]]:
+    """The tiles that are tried for a kind of step on an architecture, as the fields of a ``Tile``."""
+    amd = architecture.startswith("gfx")  # 64 KiB of shared memory, and a pipeline of at most two stages
+    if kind.startswith("fp32"):  # no matrix cores on NVIDIA: small tiles, else registers spill
+        return list(itertools.product((32, 64), (32, 64), (16, 32), (4, 8), (1, 2) if amd else (2, 3)))
     m = (64, 128) if "row" in kind else (32, 64, 128)
-    return list(itertools.product(m, (32, 64), (64, 128), (4, 8), (3, 4)))
+    return list(itertools.product(m, (32, 64), (64, 128), (4, 8), (1, 2) if amd else (3, 4)))
 
 
 def tune(
@@ -40,7 +41,7 @@ def tune(
     best = dict(tiles_for(name))
     for kind in (kind for kind in KINDS if kind.startswith(precision)):
         times = {}
-        for tile in dict.fromkeys([best[kind], *(Tile(*fields) for fields in candidates(kind))]):
+        for tile in dict.fromkeys([best[kind], *(Tile(*fields) for fields in candidates(kind, name))]):
             milliseconds = _time(schedule, {**best, kind: tile}, kind, precision, images)
             if milliseconds is not None:
                 times[tile] = milliseconds

@@ -127,7 +127,8 @@ def test_every_kernel_compiles_for_a_gpu_that_is_not_here(name):
         assert compiled.asm["hsaco" if name == "gfx942" else "cubin"][:4] == b"\x7fELF", launch.shape_class
         shared = compiled.metadata.shared
         assert shared <= 1024 * TARGETS[name].shared, f"{shared} bytes of shared memory: {launch.shape_class}"
-        assert not has_a_big_tile(launch) or shared > 16384, "its tiles lie in shared memory"
+        if has_a_big_tile(launch):  # it lies in shared memory, once at least: the figure is one
+            assert shared >= 2 * launch.constants["BLOCK_M"] * launch.constants["BLOCK_K"]
 
 
 def has_a_big_tile(launch) -> bool:

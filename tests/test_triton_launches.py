@@ -175,6 +175,17 @@ def test_tuning_keeps_the_fastest_tile_that_fits(monkeypatch, tmp_path):
     assert json.loads(path.read_text())["format"] == tiles.FORMAT
 
 
+@needs_triton
+def test_a_pipeline_on_amd_has_two_stages_at_most():
+    from pxfast.kernels.tiles import KINDS, tiles_for
+    from pxfast.tuning import candidates
+
+    for kind in KINDS:
+        assert {fields[-1] for fields in candidates(kind, "gfx942")} == {1, 2}
+        assert tiles_for("gfx942")[kind].num_stages == 2
+        assert {fields[-1] for fields in candidates(kind, "sm_90")} > {3}
+
+
 # --- which engine ---
 
 
