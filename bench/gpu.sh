@@ -3,7 +3,7 @@
 #
 # Usage: bench/gpu.sh [PART...]     no part: all of them, in this order
 #   build        the compiled module, in place, for this GPU's architecture
-#   test         pytest -m gpu
+#   test         pytest -m gpu, but for the Triton engine
 #   memcheck     compute-sanitizer memcheck on a small decode, both orders, both precisions
 #   racecheck    compute-sanitizer racecheck on the same
 #   throughput   images/s of every network beside plain PyTorch's and the matrix rate
@@ -11,7 +11,8 @@
 #   latency      one image, either order
 #   crossover    either order by the batch
 #   memory       device memory an image
-#   triton       the Triton engine's tests and rates (bench/gpu_triton.sh, where there is one)
+#   triton-test  pytest -m gpu of the Triton kernels and engine (bench/gpu_triton.sh), which compile for minutes
+#   triton       their rates
 # Each part takes under 8 minutes and can be run alone. Measured rows go to bench/results/<gpu>.json.
 # PYTHON (python3), PXFAST_CUDA_ARCHS (this GPU's), PART_SECONDS (480): the limit of a part.
 set -euo pipefail
@@ -40,16 +41,11 @@ part() {
   echo "== $1" >&2
   case $1 in
     build) build ;;
-    test) limit "$python" -m pytest -q -m gpu tests ;;
+    test) limit "$python" -m pytest -q -m gpu -k "not (triton or kernels)" tests ;;
     memcheck | racecheck) sanitizer "$1" ;;
     throughput | teams | latency | crossover | memory) limit "$python" bench/gpu_report.py "$1" ;;
-    triton)
-      if [[ -x bench/gpu_triton.sh ]]; then
-        limit bench/gpu_triton.sh
-      else
-        echo "no bench/gpu_triton.sh: nothing to do" >&2
-      fi
-      ;;
+    triton-test) limit bench/gpu_triton.sh test ;;
+    triton) limit bench/gpu_triton.sh rates ;;
     *)
       sed -n '2,/^set/s/^# \{0,1\}//p' "$0" >&2
       return 2
@@ -58,7 +54,7 @@ part() {
 }
 
 if (($# == 0)); then
-  set -- build test memcheck racecheck throughput teams latency crossover memory triton
+  set -- build test memcheck racecheck throughput teams latency crossover memory triton-test triton
 fi
 failed=()
 for name in "$@"; do

@@ -169,9 +169,9 @@ def _smallest_best(scores, z, lowest):
 @triton.jit
 def _draw(mass, z, image, seed, position, inverse_temperature):
     """Inversion of the cumulative sum at a uniform number that depends on seed, image and position alone."""
-    if inverse_temperature != 1.0:
-        highest = tl.max(mass, axis=1)[:, None]
-        mass = tl.exp(tl.log(mass / highest) * inverse_temperature)
+    # both ways, not in a branch: Triton 3.2 can't compile a maximum over values in one for AMD
+    tempered = tl.exp(tl.log(mass / tl.max(mass, axis=1)[:, None]) * inverse_temperature)
+    mass = tl.where(inverse_temperature == 1.0, mass, tempered)
     cumulative = tl.cumsum(mass.to(tl.float64), axis=1)
     zero = (image * 0).to(tl.int32)
     low = (image & 0xFFFFFFFF).to(tl.int32)

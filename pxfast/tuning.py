@@ -13,12 +13,13 @@ from .files import whole_file
 from .schedule import Schedule
 
 
-def candidates(kind: str) -> list[tuple[int, int, int, int, int]]:
-    """The tiles that are tried for a kind of step, as the fields of a ``Tile``."""
-    if kind.startswith("fp32"):  # no matrix cores: small tiles, else registers spill
-        return list(itertools.product((32, 64), (32, 64), (16, 32), (4, 8), (2, 3)))
+def candidates(kind: str, architecture: str) -> list[tuple[int, int, int, int, int]]:
+    """The tiles that are tried for a kind of step on an architecture, as the fields of a ``Tile``."""
+    amd = architecture.startswith("gfx")  # 64 KiB of shared memory, and a pipeline of at most two stages
+    if kind.startswith("fp32"):  # no matrix cores on NVIDIA: small tiles, else registers spill
+        return list(itertools.product((32, 64), (32, 64), (16, 32), (4, 8), (1, 2) if amd else (2, 3)))
     m = (64, 128) if "row" in kind else (32, 64, 128)
-    return list(itertools.product(m, (32, 64), (64, 128), (4, 8), (3, 4)))
+    return list(itertools.product(m, (32, 64), (64, 128), (4, 8), (1, 2) if amd else (3, 4)))
 
 
 def tune(
@@ -26,8 +27,8 @@ def tune(
 ) -> Path:
     """Time the candidates of every kind of step of the schedule, and keep the fastest in ``tiles.user_file()``.
 
-    The file is written whole, at the end; what it holds for other architectures and kinds stays. log: told a line per
-    kind. Returns the file. Raises RuntimeError where there is no GPU.
+    The file is written after every kind; what it holds for other architectures and kinds stays. log: told a line per
+    kind. Returns the file. Raises RuntimeError where there is no GPU, or where none of a kind's tiles fit into it.
     """
     reason = engine.unavailable()
     if reason is not None:
@@ -40,17 +41,20 @@ def tune(
     best = dict(tiles_for(name))
     for kind in (kind for kind in KINDS if kind.startswith(precision)):
         times = {}
-        for tile in dict.fromkeys([best[kind], *(Tile(*fields) for fields in candidates(kind))]):
+        for tile in dict.fromkeys([best[kind], *(Tile(*fields) for fields in candidates(kind, name))]):
             milliseconds = _time(schedule, {**best, kind: tile}, kind, precision, images)
             if milliseconds is not None:
                 times[tile] = milliseconds
+        if not times:
+            raise RuntimeError(f"none of the tiles of {kind!r} fit into {name}")
         fastest = min(times, key=lambda tile: times[tile])
-        log(f"{name}, {kind}: {fastest}, {times[fastest]:.3f} ms against {times[best[kind]]:.3f} ms of {best[kind]}")
+        before = f"{times[best[kind]]:.3f} ms" if best[kind] in times else "too much for this GPU"
+        log(f"{name}, {kind}: {fastest}, {times[fastest]:.3f} ms; before, {best[kind]}: {before}")
         best[kind] = fastest
         kept.setdefault(name, {})[kind] = fastest
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with whole_file(path) as temporary:
-        temporary.write_text(dump(kept))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with whole_file(path) as temporary:
+            temporary.write_text(dump(kept))
     tiles_for.cache_clear()
     return path
 
@@ -62,8 +66,10 @@ def _time(schedule: Schedule, tiles: dict, kind: str, precision: str, images: in
 
     from .engines.triton_program import Program, Workspace
 
-    workspace = Workspace(Program(schedule, precision, torch.device("cuda"), tiles), images)
-    workspace.show_row(0)
+    device = torch.device("cuda", torch.cuda.current_device())
+    workspace = Workspace(Program(schedule, precision, device, tiles), images)
+    workspace.show_row(4 % schedule.config.image_size[0])  # of row 0's taps those above the image read nothing
+    torch.cuda.synchronize(device)  # it is measured on another stream
     launches = workspace.launches_of(per_row=" row" in kind, gated=kind.endswith("gate"))
 
     def run() -> None:

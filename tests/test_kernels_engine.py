@@ -4,13 +4,17 @@ On a GPU tests/test_engines.py holds it to the same and more; a decode in the in
 so that here one decode serves several promises.
 """
 
+import collections
+import contextlib
 import dataclasses
 import threading
+from types import SimpleNamespace
 
 import pytest
 import torch
 from helpers import noisy, real_images, trained_model
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 from triton_device import INTERPRETED, on_device
 
 from pxfast.engines import Greedy, Sample, reference, triton
@@ -113,6 +117,92 @@ def test_two_threads_may_decode_at_once_and_an_error_in_the_report_comes_out(mak
 
     with pytest.raises(LookupError, match="from the report"):
         decode(model, images, Greedy(4), report=report)
+
+
+class NoWork(TorchDispatchMode):
+    """Refuses every operation of torch."""
+
+    def __torch_dispatch__(self, function, types, arguments=(), kwargs=None):
+        raise AssertionError(f"{function} in a capture")
+
+
+class Graphs:
+    """What the engine asks of torch.cuda, with graphs that keep launches and run them when they are replayed."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        from pxfast.kernels.launch import Launch
+
+        self.events: list[str] = []
+        self.capturing = None
+        run = Launch.run
+
+        def run_or_keep(launch) -> None:
+            if self.capturing is None:
+                self.events.append("launch")
+                run(launch)
+            else:
+                self.capturing.append(launch)
+
+        @contextlib.contextmanager
+        def capture(graph, stream, capture_error_mode):
+            assert self.events[-1] == "synchronize", "what was launched to compile it has ended"
+            self.events.append("capture")
+            self.capturing = graph.launches
+            with NoWork():
+                yield
+            self.capturing = None
+
+        graphs = self
+
+        class Graph:
+            def __init__(self) -> None:
+                self.launches: list = []
+
+            def replay(self) -> None:
+                graphs.events.append("replay")
+                for launch in self.launches:
+                    run(launch)
+
+        monkeypatch.setattr(Launch, "run", run_or_keep)
+        monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
+        monkeypatch.setattr(torch.cuda, "graph", capture)
+        monkeypatch.setattr(torch.cuda, "stream", lambda stream: contextlib.nullcontext())
+        monkeypatch.setattr(torch.cuda, "current_stream", lambda device: "the caller's")
+
+    def synchronize(self) -> None:
+        self.events.append("synchronize")
+
+    def wait_stream(self, stream: str) -> None:
+        self.events.append(f"wait for {stream}")
+
+    def record_event(self):
+        return SimpleNamespace(synchronize=lambda: self.events.append("row"))
+
+
+@pytest.mark.skipif(not INTERPRETED, reason="a GPU captures for itself")
+def test_rows_are_replayed_from_a_graph_of_their_phase(make_model, monkeypatch):
+    model = make_model((8, 4), mixtures=5)
+    images = noisy(real_images(1, (8, 4), 3))
+    expected = decode(model, images, Greedy(16))
+    decoder = triton.decoder_for(schedule_for(model), "fp32")
+    runner = decoder.take(3)
+    graphs = Graphs(monkeypatch)
+    runner.on_gpu, runner.stream = True, graphs
+    decoder.give_back(runner)
+    assert torch.equal(decode(model, images, Greedy(16)), expected)
+    counts = collections.Counter(graphs.events)
+    assert graphs.events[0] == "wait for the caller's"
+    assert graphs.events[-1] == "synchronize"
+    assert counts["capture"] == 3
+    assert counts["replay"] == 8
+    assert counts["row"] == 8 - triton.ROWS_AHEAD, "no more rows than that are ahead of the device"
+    assert counts["launch"] < 60, "a launch of every shape class of a phase, to compile it"
+    graphs.events.clear()
+    other = Greedy(torch.tensor([3, 0, 31], dtype=torch.uint8))  # data: the same graphs serve
+    result = decode(model, images, other)
+    assert not {"capture", "launch"} & set(graphs.events)
+    for image, purified, eps in zip(images.split(1), result.split(1), other.eps.tolist(), strict=True):
+        assert verify(image, purified, eps, model=model).passed
 
 
 @pytest.mark.skipif(not INTERPRETED, reason="a GPU multiplies bf16 rightly")

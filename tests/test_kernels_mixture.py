@@ -1,11 +1,15 @@
 """The fused mixture log-likelihood against its twin and the heads. Where it runs: tests/triton_device.py."""
 
+import math
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
-from triton_device import DEVICE, few_examples, on_device
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from triton_device import DEVICE, INTERPRETED, few_examples, on_device
 
 from pxfast.heads import make_head
 
@@ -57,9 +61,34 @@ def test_forward_is_the_heads(name, seed, N, C, H, W, K, channels_last):
 
     features, images = random_case(seed, N, C, H, W, K, torch.float32, channels_last)
     found = mixture_log_prob(features, images, *HEADS[name])
-    torch.testing.assert_close(found, mixture_log_prob_twin(features, images, *HEADS[name]), rtol=1e-5, atol=2e-5)
-    expected = make_head(name, C, K).log_prob(features.cpu(), images.cpu())
-    torch.testing.assert_close(found.cpu(), expected, rtol=1e-5, atol=2e-5)
+    twin = mixture_log_prob_twin(features, images, *HEADS[name])
+    for expected in (twin.cpu(), make_head(name, C, K).log_prob(features.cpu(), images.cpu())):
+        allowed = 2e-5 + 1e-5 * expected.abs()
+        if name == "pixelcnn++":  # later channels are differences of sums, which may be thousands, and their rounding
+            allowed += 1e-6 * expected.cumsum(dim=1).abs()
+        assert ((found.cpu() - expected).abs() <= allowed).all()
+
+
+def test_nothing_between_features_and_likelihood_is_in_memory():
+    from pxfast.kernels.mixture import mixture_log_prob
+
+    features, images = random_case(6, 2, 3, 3, 5, 7, torch.float32, channels_last=True)
+    features.requires_grad_()
+    shapes = set()
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, arguments=(), kwargs=None):
+            result = function(*arguments, **(kwargs or {}))
+            shapes.update(tuple(each.shape) for each in tree_leaves(result) if isinstance(each, Tensor))
+            return result
+
+    with Watch():
+        mixture_log_prob(features, images, *HEADS["logistic"]).backward(torch.ones(images.shape, device=DEVICE))
+    whole = {tuple(features.shape), tuple(images.shape)}
+    assert whole <= shapes
+    flat = {(features.numel(),)} if INTERPRETED else set()  # the interpreter's copy of what a kernel is given
+    more = {shape for shape in shapes - whole - flat if math.prod(shape) > images.numel()}
+    assert not more, "of (N, C, K, H, W), or any other that is larger than the images"
 
 
 @pytest.mark.parametrize("name", list(HEADS))
@@ -126,9 +155,8 @@ def test_extreme_parameters_stay_finite():
 
 @pytest.mark.parametrize("name", list(HEADS))
 def test_the_heads_use_it_for_images_on_a_gpu(name, monkeypatch):
-    from pxfast.kernels import mixture
-
     import pxfast.heads
+    from pxfast.kernels import mixture
 
     head = make_head(name, 3, 4)
     features, images = random_case(5, 2, 3, 4, 4, 4, torch.float32)
@@ -148,7 +176,7 @@ def test_it_is_a_proper_operator_and_torch_compile_passes_through():
 
     features, images = random_case(4, 1, 3, 2, 3, 2, torch.float64)
     leaf = features.requires_grad_()
-    checks = ("test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_static")
+    checks = ("test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_dynamic")
     torch.library.opcheck(mixture_log_prob, (leaf, images, *HEADS["pixelcnn++"]), test_utils=checks)
 
     def loss(features: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from triton_device import DEVICE, few_examples, on_device
+from triton_device import DEVICE, INTERPRETED, few_examples, on_device
 
 pytestmark = on_device
 
@@ -77,15 +77,17 @@ def test_it_does_what_its_twin_does(epilogue, seed, channels, outputs, taps, ima
 def test_columns_and_images_do_not_change_each_others_bits():
     from pxfast.kernels.launch import Tile
 
-    case = random_case(3, EPILOGUES["gate"], 18, 9, 3, 48, range(0, 5), 1, 2)
+    # NumPy's matrix product, which is the interpreter's, rounds by the place of a row; a multiple of the tile keeps it
+    images = 32 if INTERPRETED else 48
+    case = random_case(3, EPILOGUES["gate"], 18, 9, 3, images, range(0, 5), 1, 2)
     _, _, caches, result = both(case, Tile(32, 16, 16))
     alone = (*case[:7], range(3, 4), case[8])
     _, _, _, column = both(alone, Tile(32, 16, 16))
     assert torch.equal(column[3], result[3])
     spoilt = case[4].clone()
     for start in case[5][4:7].tolist():  # all images but number 17, in every cell that is read
-        cells = spoilt[16 * start : 16 * start + 5 * 48 * 18].view(5, 48, 18)
-        cells[:, torch.arange(48) != 17] += 1.0
+        cells = spoilt[16 * start : 16 * start + 5 * images * 18].view(5, images, 18)
+        cells[:, torch.arange(images) != 17] += 1.0
     _, _, _, company = both((*case[:4], spoilt, *case[5:]), Tile(32, 16, 16))
     assert torch.equal(company[:, 17], result[:, 17])
     assert not torch.equal(company[:, 16], result[:, 16])

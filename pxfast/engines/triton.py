@@ -60,7 +60,9 @@ class Decoder:
 
         most = MOST_IMAGES
         if self.program.device.type == "cuda":
-            free = torch.cuda.mem_get_info(self.program.device)[0] + torch.cuda.memory_reserved(self.program.device)
+            device = self.program.device
+            free = torch.cuda.mem_get_info(device)[0]
+            free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
             while most > GROUP and most * self.program.bytes_per_image > free // 2:
                 most //= 2
         images = GROUP
@@ -99,6 +101,11 @@ class Runner:
     def current(self) -> Any:
         """The context in which all work of this runner is enqueued."""
         return torch.cuda.stream(self.stream)
+
+    def follow_caller(self) -> None:
+        """Let this runner's work come after what is enqueued on the current stream: images, packed weights."""
+        if self.on_gpu:
+            self.stream.wait_stream(torch.cuda.current_stream(self.program.device))
 
     def row_functions(self, shape: ChooserShape) -> dict[int, Callable[[], None]]:
         """By row phase, what enqueues the launches of a row."""
@@ -180,7 +187,18 @@ def decode(
     precision: str,
     report: Callable[[int], None] | None = None,
 ) -> Tensor:
-    """See :class:`pxfast.engines.Decode`. Ctrl-C is honoured between rows."""
+    """See :class:`pxfast.engines.Decode`; the result is on the CPU. Images on a GPU are decoded there.
+
+    Ctrl-C is honoured between rows.
+    """
+    with torch.cuda.device(images.device if images.is_cuda else -1):
+        return _decode(schedule, images, chooser, precision, report)
+
+
+def _decode(
+    schedule: Schedule, images: Tensor, chooser: Chooser, precision: str, report: Callable[[int], None] | None
+) -> Tensor:
+    """``decode`` on the current GPU."""
     from ..kernels.choose import values_for
     from .triton_program import ChooserShape
 
@@ -192,6 +210,7 @@ def decode(
         shape = ChooserShape(sample=False, values=values_for(int(eps.max())))
     results: list[Tensor] = []
     runner = decoder.take(len(images))
+    runner.follow_caller()
     try:
         with runner.current():
             done = 0

@@ -163,6 +163,19 @@ class Workspace:
             self._add_steps(found, phase, False, range(column, column + 1), chooser)
         return found
 
+    def launches_of(self, *, per_row: bool, gated: bool) -> list[Launch]:
+        """A launch of every step of one of the kinds that have tiles of their own (``kernels.tiles``), in phase 0."""
+        found = []
+        for i, s in enumerate(self.program.schedule.steps):
+            if s.per_row != per_row or (s.epilogue == Epilogue.GATE) != gated:
+                continue
+            width = self.program.config.image_size[1] >> s.level
+            for parity in sorted({column for _, column in self.program.variants[i]}):
+                first, stride = (0, 1) if parity == ANY else (parity, 2)
+                columns = range(first, width, stride) if per_row else range(first, first + 1)
+                found.append(self._step(i, 0, parity, columns))
+        return found
+
     def _add_steps(self, found: list[Launch], phase: int, per_row: bool, columns: range, chooser: ChooserShape) -> None:
         program = self.program
         for i, s in enumerate(program.schedule.steps):

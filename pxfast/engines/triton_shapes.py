@@ -31,7 +31,7 @@ def likelihood(channels: int, mixtures: int, dtype: torch.dtype) -> list[Launch]
     parameters = (10 if channels == 3 else 3) * mixtures
     features = torch.empty(2, parameters, 8, 8, dtype=dtype, device="meta")
     images = torch.empty(2, channels, 8, 8, dtype=torch.uint8, device="meta")
-    output = torch.empty(images.shape, dtype=torch.float32, device="meta")
+    output = torch.empty(images.shape, dtype=torch.promote_types(dtype, torch.float32), device="meta")
     return [
         mixture(features, images, output, gradient, bins_per_unit, joint)
         for bins_per_unit, joint in ((128.0, False), (127.5, True))
