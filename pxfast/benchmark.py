@@ -9,18 +9,17 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import os
 import statistics
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from .engines import Greedy, cpu, select
 from .pixelcnn import PixelCNN, PixelCNNConfig, forward_flops
+from .provenance import processor_name
 from .schedule import schedule_for
 from .weights import SHIPPED, load
 
@@ -251,13 +250,6 @@ def plain_torch_rate(name: str) -> float:
             times.append(time.perf_counter() - before)
     height, width = model.config.image_size
     return len(images) / (min(times) * height * width)
-
-
-def processor_name() -> str:
-    """What the operating system calls the processor."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if os.path.exists("/proc/cpuinfo") else []
-    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(names, "unknown processor")
 
 
 def machine() -> dict[str, str | int]:

@@ -41,7 +41,7 @@ def train(
     compiled: Annotated[bool | None, typer.Option("--compile/--no-compile", help="Use torch.compile.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     start: Annotated[
-        Path | None, typer.Option(help="A model file whose weights to begin with, in place of random ones.")
+        str | None, typer.Option(help="A model whose weights to begin with: a shipped one's name, or a file.")
     ] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on from the checkpoint, by its own settings unless others are given.")
@@ -56,12 +56,14 @@ def train(
     import torch
 
     from .data import load_dataset
+    from .models import model_path
     from .processes import join
+    from .provenance import training_parts
     from .training import preset as preset_called
     from .training import read_settings, record_bits_per_dim
     from .training import train as train_model
     from .training_run import checkpoint_path
-    from .weights import load_model
+    from .weights import load_model, read_metadata
 
     config, settings = preset_called(preset or "full", dataset)
     if resume and preset is None:
@@ -86,6 +88,10 @@ def train(
     )
     if threads is not None:
         torch.set_num_threads(threads)
+    first, earlier = None, []
+    if start is not None:
+        path = model_path(start, (config.channels, *config.image_size))
+        first, earlier = load_model(path), training_parts(read_metadata(path)[1])
     images, _ = load_dataset(dataset, root, train=True)
     held_out, _ = load_dataset(dataset, root, train=False)
     with join(device) as processes:
@@ -95,7 +101,8 @@ def train(
             out,
             settings=settings,
             validation=held_out[:256],
-            start=None if start is None else load_model(start),
+            start=first,
+            earlier=earlier,
             resume=resume,
             force=force,
             processes=processes,

@@ -58,8 +58,9 @@ def train_adp(
 
     from .data import load_dataset
     from .processes import join
+    from .provenance import training_parts
     from .score_training import read_score_settings, record_quality, score_preset, train_score_network
-    from .score_weights import load_score_network
+    from .score_weights import load_score_network, read_score_metadata
     from .training_run import checkpoint_path
 
     config, settings = score_preset(preset or "full", dataset)
@@ -87,11 +88,20 @@ def train_adp(
     if threads is not None:
         torch.set_num_threads(threads)
     first = None if start is None else load_score_network(start)
+    earlier = () if start is None else training_parts(read_score_metadata(start)[1])
     images, _ = load_dataset(dataset, root, train=True)
     held_out, _ = load_dataset(dataset, root, train=False)
     with join(device) as processes:
         train_score_network(
-            config, images, out, settings=settings, start=first, resume=resume, force=force, processes=processes
+            config,
+            images,
+            out,
+            settings=settings,
+            start=first,
+            earlier=earlier,
+            resume=resume,
+            force=force,
+            processes=processes,
         )
     measured = held_out[:MEASURED]
     for sigma, quality in record_quality(out, measured, device=processes.device).items():

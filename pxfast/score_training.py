@@ -8,13 +8,16 @@ import json
 import math
 import os
 import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from .data import image_shape
 from .processes import Processes
+from .provenance import training_machine, training_notes, training_parts
 from .score_network import ScoreNetwork, ScoreNetworkConfig
 from .score_weights import load_score_network, parse_score_config, read_score_metadata, save_score_network
 from .training.averaged_run import AveragedRun
@@ -219,6 +222,7 @@ def train_score_network(
     *,
     settings: ScoreSettings | None = None,
     start: ScoreNetwork | None = None,
+    earlier: Sequence[dict[str, Any]] = (),
     resume: bool = False,
     force: bool = False,
     checkpoint_interval: float = 120.0,
@@ -230,8 +234,9 @@ def train_score_network(
     Every ``checkpoint_interval`` seconds the whole state goes to ``out`` with the suffix .checkpoint.safetensors, in
     shards if it is large, and the averaged network so far to ``out``; with ``resume`` a killed run goes on from there
     with the same images and noise. Ctrl-C ends the run after the step at hand, with everything kept, and raises
-    KeyboardInterrupt. start: a network whose weights to begin with, in place of random ones. processes: names the
-    device; a score network is trained by one process. Returns the averaged network, on its device.
+    KeyboardInterrupt. start: a network whose weights to begin with, in place of random ones. earlier: the runs that
+    made them, for the file's notes (:mod:`pxfast.provenance`); a resumed run has them from ``out``. processes: names
+    the device; a score network is trained by one process. Returns the averaged network, on its device.
     Raises FileExistsError when ``out`` or its checkpoint exists and neither ``resume`` nor ``force`` is set,
     FileNotFoundError when ``resume`` finds no checkpoint or the folder of ``out`` does not exist, FloatingPointError
     when the loss stops being finite.
@@ -241,6 +246,7 @@ def train_score_network(
     trainer = ScoreTrainer(config, settings, images, processes)
     if resume:
         trainer.restore(checkpoint)
+        earlier = training_parts(read_score_metadata(out)[1])[:-1] if os.path.exists(out) else earlier
     elif start is not None:
         trainer.start_from(start)
     recent: float | None = trainer.history[-1]["train_loss"] if trainer.history else None
@@ -248,14 +254,15 @@ def train_score_network(
     def keep() -> None:
         trainer.history.append({"step": trainer.step, "seconds": round(trainer.seconds, 1), "train_loss": recent})
         trainer.save(checkpoint)
-        notes = {
+        part = {
             "training": dataclasses.asdict(settings),
             "steps": trainer.step,
             "images_seen": trainer.step * settings.batch_size,
             "seconds": round(trainer.seconds),
             "torch": torch.__version__,
+            "machine": training_machine(trainer.processes.device),
         }
-        save_score_network(trainer.averaged, out, notes=notes)
+        save_score_network(trainer.averaged, out, notes=training_notes(part, earlier))
 
     def describe(loss: float) -> str:
         nonlocal recent

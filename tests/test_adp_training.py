@@ -347,6 +347,11 @@ def test_command(run_here, refused, tmp_path) -> None:
     assert "exists already" in refused(*words, *options)
     again, _ = run_here(*words, "--resume")
     assert again == printed
+    more = tmp_path / "more.safetensors"
+    run_here("train-adp", folder, "--out", more, "--device", "cpu", "--start", out, *options, "--batch-size", 12)
+    _, both = read_score_metadata(more)
+    assert [part["steps"] for part in both["parts"]] == [6, 6]
+    assert both["steps"] == 12
     assert "another settings (seed: 0 then, 1 now)" in refused(*words, "--resume", "--seed", 1)
 
 

@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save_file
 
 from pxfast.data import load_dataset
 from pxfast.pixelcnn import PixelCNNConfig
+from pxfast.provenance import training_parts
 from pxfast.training import Trainer, TrainingSettings, read_settings, record_bits_per_dim, train
 from pxfast.training import trainer as trainer_module
 from pxfast.training_run import checkpoint_path
@@ -252,6 +253,26 @@ def test_the_averaged_weights_are_the_ones_saved(tmp_path):
     notes = json.loads(safe_open(out, framework="pt").metadata()["notes"])
     assert notes["steps"] == 8
     assert notes["images_seen"] == 128
+
+
+def test_the_notes_tell_of_all_runs_that_made_the_weights(tmp_path):
+    images, settings = real_images(1, (8, 8), 64), dataclasses.replace(SETTINGS, epochs=2)
+    first, second, third = (tmp_path / f"{name}.safetensors" for name in ("first", "second", "third"))
+    train(CONFIG, images, first, settings=settings, progress=False)
+    _, alone = read_metadata(first)
+    assert "parts" not in alone
+    assert alone["machine"].startswith(f"{torch.get_num_threads()} thread")
+    more = dataclasses.replace(settings, seed=1)
+    given = {"start": load_model(first), "earlier": training_parts(alone), "progress": False}
+    train(CONFIG, images, second, settings=more, **given)
+    _, both = read_metadata(second)
+    assert [part["training"]["seed"] for part in both["parts"]] == [0, 1]
+    assert both["parts"][0] == alone
+    assert both["images_seen"] == 2 * alone["images_seen"]
+    train(CONFIG, images, second, settings=more, resume=True, progress=False)
+    assert len(read_metadata(second)[1]["parts"]) == 2, "a resumed run is still the second"
+    train(CONFIG, images, third, settings=settings, start=load_model(second), earlier=both["parts"], progress=False)
+    assert read_metadata(third)[1]["steps"] == 3 * alone["steps"]
 
 
 def test_the_budget_plans_the_rate_and_ends_the_run(tmp_path, monkeypatch):

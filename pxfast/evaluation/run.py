@@ -17,13 +17,13 @@ from tqdm import tqdm
 from .. import __version__
 from ..attacks import find_attack
 from ..attacks.resumable import library_versions
-from ..benchmark import processor_name
 from ..classifiers.weights import read_notes
 from ..data import load_dataset
 from ..engines.cpu import usable_processors
 from ..fingerprint import model_fingerprint
 from ..models import model_for, model_path
 from ..processes import parse_device
+from ..provenance import processor_name
 from ..weights import read_metadata
 from .classifiers import TRAIN_BUDGET, ClassifierNeed
 from .defences import Context, Description, describe

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..pixelcnn import PixelCNN, PixelCNNConfig
 from ..processes import Processes
+from ..provenance import training_machine, training_notes, training_parts
 from ..training_run import check_outputs, run_to_the_end
 from ..weights import load_model, read_metadata, save_model
 from .settings import TrainingSettings
@@ -24,6 +27,7 @@ def train(
     settings: TrainingSettings | None = None,
     validation: Tensor | None = None,
     start: PixelCNN | None = None,
+    earlier: Sequence[dict[str, Any]] = (),
     resume: bool = False,
     force: bool = False,
     checkpoint_interval: float = 180.0,
@@ -36,8 +40,9 @@ def train(
     shards if it is large, and the averaged model so far to ``out``; with ``resume`` a killed run goes on from there
     with the same data order. Ctrl-C ends the run after the step at hand, with everything kept, and raises
     KeyboardInterrupt.
-    start: a model whose weights to begin with, in place of random ones. validation: uint8 images whose bits/dim is
-    recorded at every checkpoint. processes: the device, and the other processes that train along
+    start: a model whose weights to begin with, in place of random ones. earlier: the runs that made them, for the
+    file's notes (:mod:`pxfast.provenance`); a resumed run has them from ``out``. validation: uint8 images whose
+    bits/dim is recorded at every checkpoint. processes: the device, and the other processes that train along
     (:func:`pxfast.processes.join`); the first one writes the files. Returns the averaged model, on its device.
     Raises FileExistsError when ``out`` or its checkpoint exists and neither ``resume`` nor ``force`` is set,
     FileNotFoundError when ``resume`` finds no checkpoint or the folder of ``out`` does not exist, FloatingPointError
@@ -53,6 +58,7 @@ def train(
     trainer = Trainer(config, settings, images, processes)
     if resume:
         trainer.restore(checkpoint)
+        earlier = training_parts(read_metadata(out)[1])[:-1] if os.path.exists(out) else earlier
     else:
         trainer.initialise(start)
     recent: float | None = trainer.history[-1]["train_bits_per_dim"] if trainer.history else None
@@ -65,14 +71,15 @@ def train(
             entry["validation_bits_per_dim"] = trainer.evaluate(validation)
         trainer.history.append(entry)
         trainer.save(checkpoint)
-        notes = {
+        part = {
             "training": dataclasses.asdict(settings),
             "steps": trainer.step,
             "images_seen": trainer.step * settings.batch_size,
             "seconds": round(trainer.seconds),
             "torch": torch.__version__,
+            "machine": training_machine(processes.device),
         }
-        save_model(trainer.averaged, out, notes=notes)
+        save_model(trainer.averaged, out, notes=training_notes(part, earlier))
 
     def describe(bits_per_dim: float) -> str:
         nonlocal recent

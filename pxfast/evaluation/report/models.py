@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+from ...provenance import training_parts
 from ..results import Table
 from .comparison import STRONGEST, attack_columns
 
@@ -46,7 +47,7 @@ class ModelFacts:
     @property
     def machines(self) -> list[str]:
         """What it was trained on, where that is noted."""
-        parts = _parts(self.notes)
+        parts = training_parts(self.notes)
         return list(dict.fromkeys(part["machine"] for part in parts if isinstance(part.get("machine"), str)))
 
 
@@ -84,13 +85,8 @@ def published_accuracy(table: Table, classifier: dict[str, Any]) -> float | None
     return next((cell.published for cell in table.cells if cell.row in alone and cell.column in clean), None)
 
 
-def _parts(notes: dict[str, Any]) -> list[dict[str, Any]]:
-    parts = notes.get("parts", [notes])
-    return [part for part in parts if isinstance(part, dict)] if isinstance(parts, list) else []
-
-
 def _sum(notes: dict[str, Any], key: str) -> float | None:
-    values = [_number(part.get(key)) for part in _parts(notes)]
+    values = [_number(part.get(key)) for part in training_parts(notes)]
     known = [value for value in values if value is not None]
     return sum(known) if known else None
 
