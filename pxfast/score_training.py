@@ -17,7 +17,7 @@ from torch import Tensor
 
 from .data import image_shape
 from .processes import Processes
-from .provenance import training_machine, training_notes, training_parts
+from .provenance import training_notes, training_parts
 from .score_network import ScoreNetwork, ScoreNetworkConfig
 from .score_weights import load_score_network, parse_score_config, read_score_metadata, save_score_network
 from .training.averaged_run import AveragedRun
@@ -254,15 +254,7 @@ def train_score_network(
     def keep() -> None:
         trainer.history.append({"step": trainer.step, "seconds": round(trainer.seconds, 1), "train_loss": recent})
         trainer.save(checkpoint)
-        part = {
-            "training": dataclasses.asdict(settings),
-            "steps": trainer.step,
-            "images_seen": trainer.step * settings.batch_size,
-            "seconds": round(trainer.seconds),
-            "torch": torch.__version__,
-            "machine": training_machine(trainer.processes.device),
-        }
-        save_score_network(trainer.averaged, out, notes=training_notes(part, earlier))
+        save_score_network(trainer.averaged, out, notes=training_notes(trainer.facts(), earlier))
 
     def describe(loss: float) -> str:
         nonlocal recent

@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from .files import refuse_existing
 from .processes import Processes
+from .provenance import training_machine
 
 SEED_STRIDE = 1_000_003  # between the generators of two seeds
 
@@ -134,6 +135,17 @@ class TrainingRun:
 
     def restore(self, path: Path) -> None:
         raise NotImplementedError
+
+    def facts(self) -> dict[str, Any]:
+        """What a weights file notes of this run (:mod:`pxfast.provenance`)."""
+        return {
+            "training": dataclasses.asdict(self.settings),
+            "steps": self.step,
+            "images_seen": self.step * self.settings.batch_size,
+            "seconds": round(self.seconds),
+            "torch": torch.__version__,
+            "machine": training_machine(self.processes.device),
+        }
 
     def metadata(self, checkpoint_format: str, config: Any) -> dict[str, str]:
         """What a checkpoint says of its run."""

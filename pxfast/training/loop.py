@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 from collections.abc import Sequence
 from typing import Any
@@ -12,7 +11,7 @@ from torch import Tensor
 
 from ..pixelcnn import PixelCNN, PixelCNNConfig
 from ..processes import Processes
-from ..provenance import training_machine, training_notes, training_parts
+from ..provenance import training_notes, training_parts
 from ..training_run import check_outputs, run_to_the_end
 from ..weights import load_model, read_metadata, save_model
 from .settings import TrainingSettings
@@ -71,15 +70,7 @@ def train(
             entry["validation_bits_per_dim"] = trainer.evaluate(validation)
         trainer.history.append(entry)
         trainer.save(checkpoint)
-        part = {
-            "training": dataclasses.asdict(settings),
-            "steps": trainer.step,
-            "images_seen": trainer.step * settings.batch_size,
-            "seconds": round(trainer.seconds),
-            "torch": torch.__version__,
-            "machine": training_machine(processes.device),
-        }
-        save_model(trainer.averaged, out, notes=training_notes(part, earlier))
+        save_model(trainer.averaged, out, notes=training_notes(trainer.facts(), earlier))
 
     def describe(bits_per_dim: float) -> str:
         nonlocal recent
