@@ -37,8 +37,8 @@ def main() -> None:
     arguments, options = parser.parse_known_args()
     rows = []
     for filters, resnets in SIZES:
-        size = ["--filters", str(filters), "--resnets", str(resnets)]
-        command = [arguments.dataset, "--preset", "small", *size, "--root", arguments.root, "--budget", arguments.budget]
+        command = [arguments.dataset, "--root", arguments.root, "--preset", "small", "--budget", arguments.budget]
+        command += ["--filters", str(filters), "--resnets", str(resnets)]
         file = arguments.folder / f"{arguments.dataset}-{filters}-{resnets}.safetensors"
         notes = trained(file, [*command, *options])
         parameters = sum(weight.numel() for weight in pxfast.load(file).parameters()) / 1e6
