@@ -21,6 +21,8 @@ from pxfast.detection import roc_auc_score
 from pxfast.evaluation.report.models import PUBLISHED_BITS_PER_DIM
 from pxfast.files import whole_file
 from pxfast.models import SHIPPED
+from pxfast.pixelcnn import PixelCNNConfig
+from pxfast.training import network_size
 from pxfast.weights import read_metadata, shipped_path
 
 BEGIN, END = "<!-- models: bench/model_table.py -->", "<!-- end of models -->"
@@ -35,6 +37,12 @@ def noise_auc(name: str, images: Tensor) -> float:
     return roc_auc_score(*scores)
 
 
+def of_another_size(part: dict, config: PixelCNNConfig) -> str:
+    """Where a training was of a smaller network than the file's: which."""
+    size = part.get("network", network_size(config))
+    return "" if size == network_size(config) else f" (filters {size['filters']}, resnets {size['resnets']})"
+
+
 def row(name: str, images: Tensor) -> str:
     config, notes = read_metadata(shipped_path(name))
     network = f"filters {config.filters}, resnets {config.resnets}, {config.mixtures} logistics"
@@ -43,7 +51,7 @@ def row(name: str, images: Tensor) -> str:
     parts = notes.get("parts", [notes])
     training = "; ".join(
         f"{part['steps']:,} steps, {part['images_seen']:,} images, {part['seconds'] / 60:.0f} minutes on "
-        f"{part.get('machine', 'a machine not recorded')}"
+        f"{part.get('machine', 'a machine not recorded')}{of_another_size(part, config)}"
         for part in parts
     )
     size = shipped_path(name).stat().st_size / 1e6

@@ -41,7 +41,8 @@ def train(
     compiled: Annotated[bool | None, typer.Option("--compile/--no-compile", help="Use torch.compile.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     start: Annotated[
-        str | None, typer.Option(help="A model whose weights to begin with: a shipped one's name, or a file.")
+        str | None,
+        typer.Option(help="A model to begin with: a shipped one's name, or a file; a smaller one is grown."),
     ] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on from the checkpoint, by its own settings unless others are given.")
@@ -59,8 +60,8 @@ def train(
     from .models import model_path
     from .processes import join
     from .provenance import training_parts
+    from .training import network_size, read_settings, record_bits_per_dim
     from .training import preset as preset_called
-    from .training import read_settings, record_bits_per_dim
     from .training import train as train_model
     from .training_run import checkpoint_path
     from .weights import load_model, read_metadata
@@ -91,7 +92,8 @@ def train(
     first, earlier = None, []
     if start is not None:
         path = model_path(start, (config.channels, *config.image_size))
-        first, earlier = load_model(path), training_parts(read_metadata(path)[1])
+        first = load_model(path)
+        earlier = [{"network": network_size(first.config), **part} for part in training_parts(read_metadata(path)[1])]
     images, _ = load_dataset(dataset, root, train=True)
     held_out, _ = load_dataset(dataset, root, train=False)
     with join(device) as processes:

@@ -124,11 +124,11 @@ class WeightNormConv(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if self.initialising:
-            self._initialise(x)
+            self.initialise_from(x)
         return self.convolve(x, self.weight(), self.b)
 
     @torch.no_grad()
-    def _initialise(self, x: Tensor) -> None:
+    def initialise_from(self, x: Tensor) -> None:
         """Data-dependent initialisation (Salimans and Kingma 2016): outputs of mean 0, deviation ``init_scale``."""
         self.g.fill_(1.0)
         y = self.convolve(x, self.weight(), None).float()

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-FACTS = ("training", "steps", "images_seen", "seconds", "torch", "machine")
+FACTS = ("network", "training", "steps", "images_seen", "seconds", "torch", "machine")
 TOTALS = ("steps", "images_seen", "seconds")
 
 

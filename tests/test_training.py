@@ -418,8 +418,8 @@ def test_a_run_may_start_from_a_model(tmp_path):
     trainer = Trainer(CONFIG, SETTINGS, images)
     trainer.initialise(first)
     assert trainer.evaluate(images) == pytest.approx(-first.log_prob(images).mean().item() / math.log(2), abs=1e-4)
-    other = Trainer(dataclasses.replace(CONFIG, filters=7), SETTINGS, images)
-    with pytest.raises(ValueError, match=r"expected to start from a model of .*filters=7.* got .*filters=6"):
+    other = Trainer(dataclasses.replace(CONFIG, filters=5), SETTINGS, images)
+    with pytest.raises(ValueError, match=r"expected to start from a model of .*filters=5.* got .*filters=6"):
         other.initialise(first)
 
 

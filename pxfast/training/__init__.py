@@ -3,13 +3,14 @@
 from .loop import record_bits_per_dim, train
 from .presets import PRESETS, Preset, preset
 from .settings import TrainingSettings
-from .trainer import Trainer, read_settings
+from .trainer import Trainer, network_size, read_settings
 
 __all__ = [
     "PRESETS",
     "Preset",
     "Trainer",
     "TrainingSettings",
+    "network_size",
     "preset",
     "read_settings",
     "record_bits_per_dim",

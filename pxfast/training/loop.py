@@ -39,9 +39,10 @@ def train(
     shards if it is large, and the averaged model so far to ``out``; with ``resume`` a killed run goes on from there
     with the same data order. Ctrl-C ends the run after the step at hand, with everything kept, and raises
     KeyboardInterrupt.
-    start: a model whose weights to begin with, in place of random ones. earlier: the runs that made them, for the
-    file's notes (:mod:`pxfast.provenance`); a resumed run has them from ``out``. validation: uint8 images whose
-    bits/dim is recorded at every checkpoint. processes: the device, and the other processes that train along
+    start: a model whose weights to begin with, in place of random ones; a narrower or shallower one is grown to the
+    same function (:mod:`pxfast.training.growth`). earlier: the runs that made it, for the file's notes
+    (:mod:`pxfast.provenance`); a resumed run has them from ``out``. validation: uint8 images whose bits/dim is recorded
+    at every checkpoint. processes: the device, and the other processes that train along
     (:func:`pxfast.processes.join`); the first one writes the files. Returns the averaged model, on its device.
     Raises FileExistsError when ``out`` or its checkpoint exists and neither ``resume`` nor ``force`` is set,
     FileNotFoundError when ``resume`` finds no checkpoint or the folder of ``out`` does not exist, FloatingPointError

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
 import json
 import math
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,7 @@ from ..pixelcnn import PixelCNN, PixelCNNConfig
 from ..processes import Processes
 from ..weights import parse_config, read_safetensors
 from .averaged_run import AveragedRun
+from .growth import grown
 from .muon import Muon, split_parameters
 from .settings import TrainingSettings
 
@@ -33,6 +34,11 @@ def check_images(config: PixelCNNConfig, images: Tensor, what: str) -> None:
         raise ValueError(
             f"expected uint8 {what} images (N, {C}, {H}, {W}), N > 0, got {images.dtype} {tuple(images.shape)}"
         )
+
+
+def network_size(config: PixelCNNConfig) -> dict[str, int]:
+    """What the notes of a run call its network by."""
+    return {"filters": config.filters, "resnets": config.resnets}
 
 
 class _LogProb(nn.Module):
@@ -85,17 +91,18 @@ class Trainer(AveragedRun):
         return optimisers
 
     def initialise(self, start: PixelCNN | None = None) -> None:
-        """The weights of ``start``, or data-dependent initialisation from the first images of the first epoch."""
+        """The weights of ``start``, grown if that is smaller, or data-dependent initialisation; by the first images."""
+        images = self.images[self._epoch_order(0)[:INITIAL_IMAGES]]
         if start is None:
-            images = self.images[self._epoch_order(0)[:INITIAL_IMAGES]]
             self.model.initialise(images.to(self.processes.device))
         else:
-            config = dataclasses.replace(start.config, dropout=self.model.config.dropout)
-            if config != self.model.config:
-                raise ValueError(f"expected to start from a model of {self.model.config}, got {start.config}")
-            self.model.load_state_dict(start.state_dict())
+            self.model.load_state_dict(grown(start, self.model.config, images).state_dict())
         self.processes.spread(self.model)
         self.averaged.load_state_dict(self.model.state_dict())
+
+    def facts(self) -> dict[str, Any]:
+        """As any run's, and the network's size: a file's parts may differ in it (:mod:`pxfast.training.growth`)."""
+        return {"network": network_size(self.model.config), **super().facts()}
 
     def batch(self, step: int) -> Tensor:
         """The images of a step, of all processes; depends on seed and step alone, so a resumed run sees the same."""
