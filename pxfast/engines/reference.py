@@ -26,7 +26,8 @@ def decode(
     _, C, H, W = images.shape
     for i in range(H):
         for j in range(W):
-            features = model(result)[:, :, i : i + 1, j : j + 1]  # depend on earlier pixels only
+            # depend on earlier pixels only; image by image, since torch rounds a batch as it likes
+            features = torch.cat([model(image)[:, :, i : i + 1, j : j + 1] for image in result.split(1)])
             for k in range(C):
                 pixel = result[:, :, i : i + 1, j : j + 1]
                 log_probs = model.head.log_probs(features, pixel)[:, k, 0, 0]
