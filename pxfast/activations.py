@@ -14,7 +14,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-class _Elu(torch.autograd.Function):
+class _KeepsInput(torch.autograd.Function):
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
+
+
+class _Elu(_KeepsInput):
     """Max(x, exp(x) - 1), whose gradient is exp(x) below zero and one elsewhere: no ties to share, as maximum's has."""
 
     @staticmethod
@@ -23,16 +29,12 @@ class _Elu(torch.autograd.Function):
         return torch.maximum(wide, torch.exp(wide.clamp(max=0.0)) - 1.0).to(x.dtype)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
-        ctx.save_for_backward(*inputs)
-
-    @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
         (x,) = ctx.saved_tensors
         return (gradient * torch.exp(_widened(x).clamp(max=0.0))).to(x.dtype)
 
 
-class _ConcatElu(torch.autograd.Function):
+class _ConcatElu(_KeepsInput):
     """Both halves by one exponential exp(-abs(x)), in the values and in the gradients."""
 
     @staticmethod
@@ -40,10 +42,6 @@ class _ConcatElu(torch.autograd.Function):
         wide = _widened(x)
         below = torch.exp(-wide.abs()) - 1.0
         return torch.cat((torch.maximum(wide, below), torch.maximum(-wide, below)), dim=1).to(x.dtype)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
-        ctx.save_for_backward(*inputs)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
