@@ -3,13 +3,14 @@
 import dataclasses
 
 import pytest
-from helpers import real_images
+from helpers import bundled_images, real_images
 from test_training import CONFIG, SETTINGS
 
 from pxfast import data, training
 from pxfast.pixelcnn import PixelCNNConfig, forward_flops
 from pxfast.training import PRESETS, Trainer, TrainingSettings, preset
 from pxfast.training_run import checkpoint_path
+from pxfast.weights import read_metadata
 
 
 @pytest.fixture
@@ -87,6 +88,20 @@ def test_resume_takes_the_checkpoints_settings(asked, tmp_path):
     assert asked("--resume") == (CONFIG, SETTINGS)
     assert asked("--resume", "--seed", 3) == (CONFIG, dataclasses.replace(SETTINGS, seed=3)), "for train() to refuse"
     assert asked("--resume", "--preset", "small") == preset("small", "cifar10")
+
+
+def test_a_grown_networks_file_says_how_large_each_run_was(run_here, monkeypatch, tmp_path):
+    images = bundled_images(3)[:16]
+    monkeypatch.setattr(data, "load_dataset", lambda name, root, train: (images, images))
+    common = ["train", "cifar10", "--root", "-", "--device", "cpu", "--preset", "small", "--no-compile"]
+    common += ["--batch-size", "8", "--epochs", "1", "--resnets", "1"]
+    first, grown = tmp_path / "first.safetensors", tmp_path / "grown.safetensors"
+    run_here(*common, "--filters", "3", "--out", first)
+    run_here(*common, "--filters", "4", "--out", grown, "--start", first)
+    config, notes = read_metadata(grown)
+    assert (config.filters, config.resnets) == (4, 1)
+    assert [part["network"] for part in notes["parts"]] == [{"filters": f, "resnets": 1} for f in (3, 4)]
+    assert notes["images_seen"] == 32
 
 
 def test_what_is_unknown_is_told(refused, tmp_path):
