@@ -11,7 +11,7 @@ from typing import Any
 from safetensors import safe_open
 
 from . import __version__, engines
-from .engines import cpu
+from .engines import cpu, trial
 from .weights import SHIPPED, read_metadata, shipped_path
 
 PACKAGES = ("torch", "torchvision", "numpy", "safetensors")
@@ -51,6 +51,7 @@ def _engine(engine: engines.Engine) -> dict[str, Any]:
         "usable": reason is None,
         "reason": reason,
         "precision": engine.best_precision() if reason is None else None,
+        "trial": trial.problem(engine) if engine.gpu and reason is None else None,
     }
 
 
@@ -86,7 +87,8 @@ def describe(facts: dict[str, Any]) -> str:
     for engine in facts["engines"]:
         if engine["usable"]:
             default = ", picked by 'auto'" if engine["name"] == facts["default_engine"] else ""
-            state = f"usable, {engine['precision']}{default}"
+            failed = f", but passed over by 'auto': {engine['trial']}" if engine["trial"] else ""
+            state = f"usable, {engine['precision']}{default}{failed}"
         else:
             state = f"not usable: {engine['reason']}"
         lines.append(f"  {engine['name']:<14} {engine['summary']}; {state}")

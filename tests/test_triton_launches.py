@@ -204,6 +204,7 @@ def test_a_gpu_without_the_compiled_cuda_part_gets_the_triton_engine(
     if cpu.unavailable() is not None:
         pytest.skip(f"engine 'cpu' can't run here: {cpu.unavailable()}")
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    monkeypatch.setenv("PXFAST_TRIAL", "0")  # on a GPU that is not there
     there = SimpleNamespace(
         is_available=lambda: True,
         get_device_capability=lambda: capability,

@@ -13,7 +13,7 @@ from typing import Protocol
 from torch import Tensor
 
 from ..schedule import Schedule
-from . import cpu, cuda, reference, triton
+from . import cpu, cuda, reference, trial, triton
 from .choosers import Chooser, Greedy, Sample
 
 
@@ -63,12 +63,13 @@ ENGINES = {
 
 
 def select(name: str = "auto") -> Engine:
-    """The engine called ``name``; 'auto' takes the first of the registry that can run here.
+    """The engine called ``name``; 'auto' takes the first of the registry that can run here and, on a GPU, passed its
+    trial (pxfast/engines/trial.py), which is held now if it never was.
 
     ValueError for an unknown name lists the known ones; RuntimeError for an engine that can't run here says why.
     """
     if name == "auto":
-        return next(engine for engine in ENGINES.values() if engine.unavailable() is None)
+        return next(engine for engine in ENGINES.values() if engine.unavailable() is None and trial.passed(engine))
     if name not in ENGINES:
         raise ValueError(f"unknown engine {name!r}; known: auto, {', '.join(ENGINES)}")
     reason = ENGINES[name].unavailable()

@@ -1,0 +1,205 @@
+"""The trial of a GPU's engine before 'auto' takes it, with engines of the CPU in its place."""
+
+import dataclasses
+import functools
+import json
+import os
+import shutil
+import sys
+import warnings
+
+import pytest
+import torch
+
+from pxfast import engines, info
+from pxfast.engines import ENGINES, cpu, trial
+
+CASES = (("fashion-mnist", "fp32"),)
+
+
+def engine_of(decode, name="fast"):
+    """An engine that is said to run on a GPU."""
+    return dataclasses.replace(ENGINES["cpu"], name=name, summary="a test's", decode=decode, gpu=True)
+
+
+def one_value_off(schedule, images, chooser, **options):
+    result = cpu.decode(schedule, images, chooser, **options)
+    result[..., 14, 14] = torch.where(result[..., 14, 14] < images[..., 14, 14], images[..., 14, 14], 0)
+    return result
+
+
+def the_batch_matters(schedule, images, chooser, **options):
+    result = cpu.decode(schedule, images, chooser, **options)
+    return result if len(images) > 1 else images.clone()
+
+
+def nothing_done(schedule, images, chooser, **options):
+    return images.clone()
+
+
+def test_an_exact_engine_passes():
+    assert trial.judge(engine_of(cpu.decode), CASES) is None
+
+
+@pytest.mark.parametrize(
+    ("decode", "expected"),
+    [
+        (one_value_off, "NOT within"),
+        (nothing_done, "FAILED"),
+        (the_batch_matters, "an image alone does not become what it becomes among 21"),
+    ],
+)
+def test_what_is_wrong_is_said(decode, expected):
+    found = trial.judge(engine_of(decode), CASES)
+    assert found.startswith("fashion-mnist, fp32: ")
+    assert expected in found
+
+
+def test_the_process_that_is_started_tries_an_engine():
+    assert trial.run([sys.executable, "-c", trial.PROGRAM, "cpu", "0"]) == (True, None)
+
+
+@pytest.mark.parametrize(
+    ("program", "expected"),
+    [
+        ("import time; time.sleep(60)", (True, "it did not end within 2 seconds")),
+        ("import os; print('half way', flush=True); os.abort()", (True, "its process ended with -6: half way")),
+        ("raise RuntimeError('illegal address')", (True, "its process ended with 1: RuntimeError: illegal address")),
+        (f"print('not exact'); raise SystemExit({trial.WRONG})", (True, "not exact")),
+        (f"print('GPU busy'); raise SystemExit({trial.UNTRIED})", (False, "it could not be tried: GPU busy")),
+    ],
+)
+def test_how_a_trial_ends(program, expected):
+    assert trial.run([sys.executable, "-c", program], seconds=2) == expected
+
+
+def test_no_process_can_be_started(tmp_path):
+    verdict, found = trial.run([str(tmp_path / "missing")])
+    assert not verdict
+    assert "did not start" in found
+
+
+@pytest.fixture
+def gpu(monkeypatch, tmp_path):
+    """A registry whose first engine is said to run on a GPU, that GPU, and a count of the trials held."""
+    trials = []
+
+    def start(program):
+        """Trials run this program; what an earlier process had in memory is forgotten."""
+        trial._problem.cache_clear()
+        trial._code.cache_clear()
+        monkeypatch.setattr(trial, "PROGRAM", program)
+
+    def run(command, seconds=2.0, held=trial.run):
+        trials.append(command)
+        return held(command, seconds)
+
+    registry = {"fast": engine_of(cpu.decode), **{name: ENGINES[name] for name in ("cpu", "reference")}}
+    monkeypatch.setattr(engines, "ENGINES", registry)
+    monkeypatch.setattr(trial, "run", run)
+    monkeypatch.setattr(trial, "_gpu", lambda device: f"a GPU of a test, number {device}")
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.delenv("PXFAST_TRIAL", raising=False)
+    start("raise SystemExit(0)")
+    yield start, trials
+    trial._problem.cache_clear()
+    trial._code.cache_clear()
+
+
+def test_a_verdict_is_kept(gpu, caplog):
+    start, trials = gpu
+    assert engines.select().name == "fast"
+    assert engines.select().name == "fast"
+    assert len(trials) == 1
+    assert "trying the fast engine on a GPU of a test, number 0" in caplog.text
+    start("raise SystemExit(1)")  # another process, which finds the verdict
+    assert engines.select().name == "fast"
+    assert len(trials) == 1
+    (key,) = json.loads(trial.record_file().read_text())["trials"]
+    assert key.startswith("fast, a GPU of a test, number 0, driver ")
+    assert torch.__version__ in key
+
+
+def test_other_code_is_tried_again(gpu, monkeypatch):
+    start, trials = gpu
+    engines.select()
+    start("raise SystemExit(0)")
+    monkeypatch.setattr(trial, "_code", functools.cache(lambda: "other"))
+    engines.select()
+    assert len(trials) == 2
+
+
+def test_auto_passes_over_an_engine_that_failed(gpu):
+    start, trials = gpu
+    start(f"print('not exact'); raise SystemExit({trial.WRONG})")
+    for _ in range(2):
+        trial._problem.cache_clear()
+        with pytest.warns(RuntimeWarning, match="passes over the fast engine, .*: not exact; engine='fast' uses it"):
+            assert engines.select().name == "cpu"
+    assert len(trials) == 1, "the verdict is kept"
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert engines.select("fast").name == "fast", "who asks for it gets it"
+
+
+def test_info_tells_of_a_failed_trial(gpu):
+    start, _ = gpu
+    start(f"print('not exact'); raise SystemExit({trial.WRONG})")
+    with pytest.warns(RuntimeWarning, match="not exact"):
+        text = info.describe(info.collect())
+    assert "usable, bf16, but passed over by 'auto': not exact" in text or (
+        "usable, fp32, but passed over by 'auto': not exact" in text
+    )
+    assert "picked by 'auto'" in text
+
+
+def test_a_trial_that_could_not_be_held_is_held_again(gpu):
+    start, trials = gpu
+    start(f"print('GPU busy'); raise SystemExit({trial.UNTRIED})")
+    with pytest.warns(RuntimeWarning, match="could not be tried: GPU busy"):
+        assert engines.select().name == "cpu"
+    with pytest.warns(RuntimeWarning, match="could not be tried: GPU busy"):
+        assert engines.select().name == "cpu"
+    assert len(trials) == 1, "once in a process"
+    start("raise SystemExit(0)")
+    assert engines.select().name == "fast"
+    assert len(trials) == 2
+
+
+def test_engines_are_trusted_on_demand(gpu, monkeypatch):
+    _, trials = gpu
+    monkeypatch.setenv("PXFAST_TRIAL", "0")
+    assert engines.select().name == "fast"
+    assert not trials
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"format": "another", "trials": {}}', '{"format": "pxfast-trials"}'])
+def test_a_spoilt_record_is_replaced(gpu, content):
+    _, trials = gpu
+    trial.record_file().parent.mkdir(parents=True)
+    trial.record_file().write_text(content)
+    assert engines.select().name == "fast"
+    assert len(trials) == 1
+    assert list(json.loads(trial.record_file().read_text())["trials"].values()) == [None]
+
+
+def test_a_folder_that_cannot_be_written_is_no_error(gpu, monkeypatch, tmp_path):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", os.fspath(tmp_path / "file"))
+    assert engines.select().name == "fast"
+
+
+@pytest.mark.parametrize("file", ["engines/cuda.py", "kernels/step.py", "schedule.py"])
+def test_a_change_of_what_decodes_is_other_code(gpu, monkeypatch, tmp_path, file):
+    before, package = trial._code(), tmp_path / "pxfast"
+    for folder in ("engines", "kernels"):
+        shutil.copytree(trial.PACKAGE / folder, package / folder)
+    shutil.copy(trial.PACKAGE / "schedule.py", package)
+    monkeypatch.setattr(trial, "PACKAGE", package)
+    trial._code.cache_clear()
+    assert trial._code() == before
+    with (package / file).open("a") as source:
+        source.write("# changed")
+    trial._code.cache_clear()
+    assert trial._code() != before
