@@ -10,6 +10,7 @@ the same images plus uniform noise of up to ±8 (a fixed seed), by log p(X).
 from __future__ import annotations
 
 import argparse
+import itertools
 from pathlib import Path
 
 import torch
@@ -37,10 +38,19 @@ def noise_auc(name: str, images: Tensor) -> float:
     return roc_auc_score(*scores)
 
 
-def of_another_size(part: dict, config: PixelCNNConfig) -> str:
-    """Where a training was of a smaller network than the file's: which."""
-    size = part.get("network", network_size(config))
-    return "" if size == network_size(config) else f" (filters {size['filters']}, resnets {size['resnets']})"
+def training(notes: dict, config: PixelCNNConfig) -> str:
+    """What a file's notes say of how it was trained: a phrase per size of network, one grown from another."""
+    parts = notes.get("parts", [notes])
+    phrases = []
+    for size, runs in itertools.groupby(parts, lambda part: part.get("network", network_size(config))):
+        runs = list(runs)
+        images, minutes = sum(run["images_seen"] for run in runs), sum(run["seconds"] for run in runs) / 60
+        phrase = f"{images:,} images, {minutes:.0f} minutes" + (f" in {len(runs)} runs" if len(runs) > 1 else "")
+        if size != network_size(config):
+            phrase += f" with filters {size['filters']}, resnets {size['resnets']}"
+        phrases.append(phrase)
+    machines = dict.fromkeys(part.get("machine", "a machine not recorded") for part in parts)
+    return f"{', then '.join(phrases)}; on {', '.join(machines)}"
 
 
 def row(name: str, images: Tensor) -> str:
@@ -48,15 +58,10 @@ def row(name: str, images: Tensor) -> str:
     network = f"filters {config.filters}, resnets {config.resnets}, {config.mixtures} logistics"
     paper = PUBLISHED_BITS_PER_DIM[name]
     bits = f"{notes['test_bits_per_dim']:.3f} on {notes['test_images']:,} images (the paper's: {paper})"
-    parts = notes.get("parts", [notes])
-    training = "; ".join(
-        f"{part['steps']:,} steps, {part['images_seen']:,} images, {part['seconds'] / 60:.0f} minutes on "
-        f"{part.get('machine', 'a machine not recorded')}{of_another_size(part, config)}"
-        for part in parts
-    )
     size = shipped_path(name).stat().st_size / 1e6
     auc = noise_auc(name, images)
-    return f"| `{name}` | {network} | {size:.1f} MB | {bits} | {auc:.4f} ({len(images):,} images) | {training} |"
+    detection = f"{auc:.4f} ({len(images):,} images)"
+    return f"| `{name}` | {network} | {size:.1f} MB | {bits} | {detection} | {training(notes, config)} |"
 
 
 def main() -> None:

@@ -36,12 +36,11 @@ def grown(model: PixelCNN, config: PixelCNNConfig, images: Tensor) -> PixelCNN:
     hooks = []
     for name, convolution in network.convolutions():
         source = sources.get(_name_in(old, name, config.resnets - old.resnets))
+        finish = None
         if source is not None:
             finish = _take_over(source, convolution, old.filters, config.filters)
         elif name.endswith("conv_out"):
             finish = _silence
-        else:
-            finish = _leave
         hooks.append(convolution.register_forward_pre_hook(_initialise_then(finish)))
     network(images.to(model.output.v.device))
     for hook in hooks:
@@ -97,13 +96,10 @@ def _silence(convolution: WeightNormConv) -> None:
     convolution.b.zero_()
 
 
-def _leave(convolution: WeightNormConv) -> None:
-    pass
-
-
-def _initialise_then(finish: Callable[[WeightNormConv], None]) -> Callable[[WeightNormConv, tuple[Any, ...]], None]:
-    def hook(convolution: WeightNormConv, inputs: tuple[Any, ...]) -> None:
+def _initialise_then(finish: Callable[[WeightNormConv], None] | None) -> Callable[[WeightNormConv, tuple[Any]], None]:
+    def hook(convolution: WeightNormConv, inputs: tuple[Any]) -> None:
         convolution.initialise_from(*inputs)
-        finish(convolution)
+        if finish is not None:
+            finish(convolution)
 
     return hook
