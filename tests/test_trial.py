@@ -59,6 +59,15 @@ def test_the_process_that_is_started_tries_an_engine():
     assert trial.run([sys.executable, "-c", trial.PROGRAM, "cpu", "0"]) == (True, None)
 
 
+@pytest.mark.gpu
+@pytest.mark.timeout(1000)  # Triton compiles
+@pytest.mark.parametrize("name", ["cuda", "triton"])
+def test_the_engines_of_this_gpu_pass(name):
+    if ENGINES[name].unavailable() is not None:
+        pytest.skip(f"engine {name!r} can't run here: {ENGINES[name].unavailable()}")
+    assert trial.run([sys.executable, "-c", trial.PROGRAM, name, "0"]) == (True, None)
+
+
 @pytest.mark.parametrize(
     ("program", "expected"),
     [
