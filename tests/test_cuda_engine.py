@@ -10,7 +10,7 @@ import torch
 from helpers import noisy, real_images, trained_model
 
 from pxfast import benchmark
-from pxfast.engines import Greedy, Sample, cpu, cuda, select
+from pxfast.engines import Greedy, Sample, cpu, cuda, select, triton
 from pxfast.schedule import PRECISIONS, schedule_for
 from pxfast.verify import verify
 
@@ -55,6 +55,23 @@ def test_why_it_cannot_run_is_said(monkeypatch):
     old = "it needs compute capability 8.0 or newer, and this is Tesla T4 (compute capability 7.5)"
     monkeypatch.setattr(cuda, "_problem", lambda device: old)
     assert cuda.unavailable() == old
+
+
+@pytest.mark.parametrize("engine", [cuda, triton])
+def test_a_forked_worker_uses_no_gpu(monkeypatch, engine):
+    """In a DataLoader's worker, if its parent has used the GPU, CUDA raises whatever it is asked."""
+
+    def refuse(*_):
+        raise RuntimeError("Cannot re-initialize CUDA in forked subprocess.")
+
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    monkeypatch.setattr(cpu, "_C", types.SimpleNamespace(cuda=True))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "_is_in_bad_fork", lambda: True)
+    for call in ("current_device", "get_device_capability", "get_device_name", "get_device_properties"):
+        monkeypatch.setattr(torch.cuda, call, refuse)
+    assert "forked from one that uses the GPU" in engine.unavailable()
+    assert select("auto").name in ("cpu", "reference")
 
 
 def test_out_of_memory_names_what_was_asked_for(monkeypatch):

@@ -210,6 +210,7 @@ def test_a_gpu_without_the_compiled_cuda_part_gets_the_triton_engine(
         get_device_capability=lambda: capability,
         get_device_name=lambda: "a GPU",
         current_device=lambda: 0,
+        _is_in_bad_fork=lambda: False,
     )
     monkeypatch.setattr(cpu, "_C", SimpleNamespace(cuda=False))
     monkeypatch.setattr(engine.importlib.util, "find_spec", lambda name: object() if triton_is_there else None)

@@ -22,6 +22,7 @@ from torch import Tensor
 from ..schedule import Schedule
 from . import cpu
 from .choosers import Chooser, Sample
+from .gpu import gpu_problem
 
 MEMORY_SHARE = 0.9  # of the free device memory that a decode may take
 IMAGES_PER_MULTIPROCESSOR = 64  # in flight at most: more of them read the weights no seldomer
@@ -33,8 +34,8 @@ def unavailable() -> str | None:
         return cpu.unavailable()
     if not cpu._C.cuda:
         return "this installation has no CUDA part; build it where nvcc is installed, with `pip install .`"
-    if not torch.cuda.is_available():
-        return "torch finds no GPU"
+    if gpu_problem() is not None:
+        return gpu_problem()
     if torch.version.cuda is None:
         return "torch was not built for CUDA"
     return _problem(torch.cuda.current_device())

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ..schedule import Schedule
 from .choosers import Chooser, Sample
+from .gpu import gpu_problem
 
 if TYPE_CHECKING:
     from .triton_program import ChooserShape, Program, Workspace
@@ -34,8 +35,8 @@ def unavailable() -> str | None:
         return "triton is not installed"
     if os.environ.get("TRITON_INTERPRET") == "1":
         return "kernels are interpreted (TRITON_INTERPRET=1), which is for tests"
-    if not torch.cuda.is_available():
-        return "torch finds no GPU"
+    if gpu_problem() is not None:
+        return gpu_problem()
     if not torch.version.hip and torch.cuda.get_device_capability() < (8, 0):
         return f"it needs compute capability 8.0, and {torch.cuda.get_device_name()} is older"
     return None
