@@ -11,20 +11,44 @@ from __future__ import annotations
 
 import importlib.util
 import math
+import warnings
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from . import trial
+
 LEVELS = 256  # values of a sub-pixel
 SMALL_WIDTH = 1e-3  # of a bin in units of the scale; under it w^2 / 24 is less than fp32's rounding of 1
 FUSED_DEVICES = ("cuda",) if importlib.util.find_spec("triton") else ()  # where pxfast.kernels.mixture runs
+_rejected: set[str] = set()  # devices whose kernel failed its trial
 MIN_LOG_SCALE = -7.0  # PixelCNN++ (Salimans et al. 2017): no mixture component is sharper than e^-7
 
 
 def to_unit(images: Tensor) -> Tensor:
     """The network's view of the grid: 0..255 to [-1, 1], (v - 127.5) / 127.5, as float32."""
     return (images.float() - 127.5) / 127.5
+
+
+def likelihood_is_fused(device: str) -> bool:
+    """Whether the kernel of ``pxfast.kernels.mixture`` runs on this type of device; on a GPU, if it passed its trial.
+
+    The trial (:mod:`pxfast.trial`) is held now if it never was; not while torch.compile traces, which takes the kernel
+    on trust unless it has failed before.
+    """
+    if device not in FUSED_DEVICES or device in _rejected:
+        return False
+    if device == "cuda" and not torch.compiler.is_compiling():
+        problem = trial.problem(trial.LIKELIHOOD)
+        if problem is not None:
+            _rejected.add(device)
+            warnings.warn(
+                f"likelihoods take plain torch, and more memory: their kernel failed its trial on this GPU: {problem}",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+    return device not in _rejected
 
 
 class LogisticHead(nn.Module):
@@ -67,7 +91,7 @@ class LogisticHead(nn.Module):
 
     def log_prob(self, features: Tensor, images: Tensor) -> Tensor:
         """Log-probability of every sub-pixel's own value: (N, C, H, W) float32."""
-        if features.device.type in FUSED_DEVICES and images.dtype == torch.uint8:
+        if images.dtype == torch.uint8 and likelihood_is_fused(features.device.type):
             from .kernels import mixture
 
             joint = isinstance(self, JointLogisticHead)

@@ -10,8 +10,8 @@ from typing import Any
 
 from safetensors import safe_open
 
-from . import __version__, engines
-from .engines import cpu, trial
+from . import __version__, engines, trial
+from .engines import cpu
 from .weights import SHIPPED, read_metadata, shipped_path
 
 PACKAGES = ("torch", "torchvision", "numpy", "safetensors")
@@ -51,7 +51,7 @@ def _engine(engine: engines.Engine) -> dict[str, Any]:
         "usable": reason is None,
         "reason": reason,
         "precision": engine.best_precision() if reason is None else None,
-        "trial": trial.problem(engine) if engine.gpu and reason is None else None,
+        "trial": trial.problem(engine.name) if engine.gpu and reason is None else None,
     }
 
 

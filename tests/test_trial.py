@@ -1,4 +1,4 @@
-"""The trial of a GPU's engine before 'auto' takes it, with engines of the CPU in its place."""
+"""The trial of a GPU's kernels before they are relied upon, with what runs on the CPU in their place."""
 
 import dataclasses
 import functools
@@ -11,8 +11,8 @@ import warnings
 import pytest
 import torch
 
-from pxfast import engines, info
-from pxfast.engines import ENGINES, cpu, trial
+from pxfast import engines, heads, info, trial
+from pxfast.engines import ENGINES, cpu
 
 CASES = (("fashion-mnist", "fp32"),)
 
@@ -38,7 +38,7 @@ def nothing_done(schedule, images, chooser, **options):
 
 
 def test_an_exact_engine_passes():
-    assert trial.judge(engine_of(cpu.decode), CASES) is None
+    assert trial.judge_engine(engine_of(cpu.decode), CASES) is None
 
 
 @pytest.mark.parametrize(
@@ -50,9 +50,38 @@ def test_an_exact_engine_passes():
     ],
 )
 def test_what_is_wrong_is_said(decode, expected):
-    found = trial.judge(engine_of(decode), CASES)
+    found = trial.judge_engine(engine_of(decode), CASES)
     assert found.startswith("fashion-mnist, fp32: ")
     assert expected in found
+
+
+def shifted(log_prob, features, images, *settings):
+    return log_prob(features, images, *settings) + 0.1
+
+
+def half_a_gradient(log_prob, features, images, *settings):
+    return log_prob(0.5 * features + 0.5 * features.detach(), images, *settings)
+
+
+def not_a_number(log_prob, features, images, *settings):
+    return log_prob(features, images, *settings) * torch.nan
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (None, None),
+        (shifted, "logistic, 1 channels: the log-likelihood is off by 0.0"),
+        (half_a_gradient, "logistic, 1 channels: the gradient of the log-likelihood is off by 0."),
+        (not_a_number, "logistic, 1 channels: the log-likelihood is off by nan"),
+    ],
+)
+def test_a_likelihood_is_judged(change, expected):
+    pytest.importorskip("triton")
+    from pxfast.kernels.mixture import mixture_log_prob_twin as twin
+
+    found = trial.judge_likelihood(twin if change is None else functools.partial(change, twin), "cpu")
+    assert found is None if expected is None else found.startswith(expected)
 
 
 def test_the_process_that_is_started_tries_an_engine():
@@ -61,10 +90,11 @@ def test_the_process_that_is_started_tries_an_engine():
 
 @pytest.mark.gpu
 @pytest.mark.timeout(1000)  # Triton compiles
-@pytest.mark.parametrize("name", ["cuda", "triton"])
-def test_the_engines_of_this_gpu_pass(name):
-    if ENGINES[name].unavailable() is not None:
-        pytest.skip(f"engine {name!r} can't run here: {ENGINES[name].unavailable()}")
+@pytest.mark.parametrize("name", ["cuda", "triton", "likelihood"])
+def test_the_kernels_of_this_gpu_pass(name):
+    reason = ENGINES["triton" if name == "likelihood" else name].unavailable()
+    if reason is not None:
+        pytest.skip(f"{name} can't run here: {reason}")
     assert trial.run([sys.executable, "-c", trial.PROGRAM, name, "0"]) == (True, None)
 
 
@@ -121,7 +151,7 @@ def test_a_verdict_is_kept(gpu, caplog):
     assert engines.select().name == "fast"
     assert engines.select().name == "fast"
     assert len(trials) == 1
-    assert "trying the fast engine on a GPU of a test, number 0" in caplog.text
+    assert "trying the kernels of fast on a GPU of a test, number 0" in caplog.text
     start("raise SystemExit(1)")  # another process, which finds the verdict
     assert engines.select().name == "fast"
     assert len(trials) == 1
@@ -163,6 +193,26 @@ def test_info_tells_of_a_failed_trial(gpu):
     assert "picked by 'auto'" in text
 
 
+def test_a_likelihood_whose_kernel_failed_takes_plain_torch(gpu, monkeypatch):
+    """Eagerly the trial decides; a trace takes the kernel on trust, unless it has failed before."""
+    start, trials = gpu
+    monkeypatch.setattr(heads, "FUSED_DEVICES", ("cuda",))
+    monkeypatch.setattr(heads, "_rejected", set())
+    assert not heads.likelihood_is_fused("cpu")
+    assert heads.likelihood_is_fused("cuda")
+    assert [command[-2] for command in trials] == ["likelihood"]
+    start(f"print('off by 1'); raise SystemExit({trial.WRONG})")
+    trial.record_file().unlink()
+    with monkeypatch.context() as tracing:
+        tracing.setattr(torch.compiler, "is_compiling", lambda: True)
+        assert heads.likelihood_is_fused("cuda")
+    with pytest.warns(RuntimeWarning, match="likelihoods take plain torch, .*: off by 1"):
+        assert not heads.likelihood_is_fused("cuda")
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    assert not heads.likelihood_is_fused("cuda")
+    assert len(trials) == 2
+
+
 def test_a_trial_that_could_not_be_held_is_held_again(gpu):
     start, trials = gpu
     start(f"print('GPU busy'); raise SystemExit({trial.UNTRIED})")
@@ -199,12 +249,13 @@ def test_a_folder_that_cannot_be_written_is_no_error(gpu, monkeypatch, tmp_path)
     assert engines.select().name == "fast"
 
 
-@pytest.mark.parametrize("file", ["engines/cuda.py", "kernels/step.py", "schedule.py"])
+@pytest.mark.parametrize("file", ["engines/cuda.py", "kernels/step.py", "schedule.py", "heads.py"])
 def test_a_change_of_what_decodes_is_other_code(gpu, monkeypatch, tmp_path, file):
     before, package = trial._code(), tmp_path / "pxfast"
     for folder in ("engines", "kernels"):
         shutil.copytree(trial.PACKAGE / folder, package / folder)
-    shutil.copy(trial.PACKAGE / "schedule.py", package)
+    for name in ("schedule.py", "heads.py"):
+        shutil.copy(trial.PACKAGE / name, package)
     monkeypatch.setattr(trial, "PACKAGE", package)
     trial._code.cache_clear()
     assert trial._code() == before

@@ -7,13 +7,15 @@ picks from the model's 256-way distribution, given everything decoded before it.
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from collections.abc import Callable
 from typing import Protocol
 
 from torch import Tensor
 
+from .. import trial
 from ..schedule import Schedule
-from . import cpu, cuda, reference, trial, triton
+from . import cpu, cuda, reference, triton
 from .choosers import Chooser, Greedy, Sample
 
 
@@ -64,18 +66,31 @@ ENGINES = {
 
 def select(name: str = "auto") -> Engine:
     """The engine called ``name``; 'auto' takes the first of the registry that can run here and, on a GPU, passed its
-    trial (pxfast/engines/trial.py), which is held now if it never was.
+    trial (:mod:`pxfast.trial`), which is held now if it never was.
 
     ValueError for an unknown name lists the known ones; RuntimeError for an engine that can't run here says why.
     """
     if name == "auto":
-        return next(engine for engine in ENGINES.values() if engine.unavailable() is None and trial.passed(engine))
+        return next(engine for engine in ENGINES.values() if engine.unavailable() is None and _passed(engine))
     if name not in ENGINES:
         raise ValueError(f"unknown engine {name!r}; known: auto, {', '.join(ENGINES)}")
     reason = ENGINES[name].unavailable()
     if reason is not None:
         raise RuntimeError(f"engine {name!r} can't run here: {reason}")
     return ENGINES[name]
+
+
+def _passed(engine: Engine) -> bool:
+    """Whether 'auto' may take an engine; a warning says why not."""
+    problem = trial.problem(engine.name) if engine.gpu else None
+    if problem is not None:
+        warnings.warn(
+            f"'auto' passes over the {engine.name} engine, which failed its trial on this GPU: {problem}; "
+            f"engine={engine.name!r} uses it all the same, and verify tells whether a result is exact",
+            RuntimeWarning,
+            stacklevel=4,
+        )
+    return problem is None
 
 
 __all__ = ["ENGINES", "Chooser", "Decode", "Engine", "Greedy", "Sample", "select"]

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from ..heads import likelihood_is_fused
 from ..pixelcnn import PixelCNN, PixelCNNConfig
 from ..processes import Processes
 from ..weights import parse_config, read_safetensors
@@ -75,6 +76,7 @@ class Trainer(AveragedRun):
         self.optimisers = self._make_optimisers()
         self._log_prob: Callable[[Tensor], Tensor] = self.processes.parallel(_LogProb(self.model))
         if settings.compile:
+            likelihood_is_fused(self.processes.device.type)  # tried now: a trace does not
             self._log_prob = torch.compile(self._log_prob)
 
     def _make_optimisers(self) -> list[torch.optim.Optimizer]:

@@ -1,10 +1,11 @@
-"""Trying a GPU's engine before 'auto' relies on it: once a machine, in a process of its own.
+"""Trying a GPU's kernels before they are relied upon: once a machine, in a process of its own.
 
 A kernel that is wrong for a GPU or a driver can hang, or spoil every later call of its process. So when engine='auto'
 first comes to an engine of a GPU, another process purifies a few images with it, and one forward pass of the network
-judges them (:mod:`pxfast.verify`). Its verdict is kept in ``record_file()`` for this GPU, these versions and this code.
+judges them (:mod:`pxfast.verify`); and when a likelihood is first asked for on a GPU, another process compares the
+fused kernel with plain torch. The verdict is kept in ``record_file()`` for this GPU, these versions and this code.
 
-Environment: ``PXFAST_TRIAL=0`` trusts the engines untried.
+Environment: ``PXFAST_TRIAL=0`` trusts the kernels untried.
 """
 
 from __future__ import annotations
@@ -18,38 +19,39 @@ import logging
 import os
 import subprocess
 import sys
-import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-
-from .choosers import Greedy
+from torch import Tensor
 
 if TYPE_CHECKING:
-    from . import Engine
+    from .engines import Engine
 
 _log = logging.getLogger(__name__)
 
 FORMAT = "pxfast-trials"
 SECONDS = 900.0  # that a trial may take; Triton compiles for minutes at first
-PACKAGE = Path(__file__).resolve().parents[1]
+LIKELIHOOD = "likelihood"  # what is tried that is no engine
+PACKAGE = Path(__file__).resolve().parent
 # shipped models and precisions that are tried (None: the engine's best); images decoded together, which fill no tile of
 # any engine evenly, and those of them that are judged
 CASES = (("fashion-mnist", None), ("fashion-mnist", "fp32"), ("cifar10", None))
 IMAGES, JUDGED = 21, 3
 EPS = 16
+TOLERANCE = 1e-3  # of log-probabilities and their gradients, absolute and relative: wrong kernels are further off
 PROGRAM = f"import sys; from {__name__} import main; sys.exit(main(sys.argv[1:]))"
-WRONG, UNTRIED = 3, 4  # exit codes of a trial: the engine is at fault; the circumstances are
+WRONG, UNTRIED = 3, 4  # exit codes of a trial: the kernels are at fault; the circumstances are
 
 
-def judge(engine: Engine, cases: Sequence[tuple[str, str | None]] = CASES) -> str | None:
+def judge_engine(engine: Engine, cases: Sequence[tuple[str, str | None]] = CASES) -> str | None:
     """What is wrong with the images that an engine purifies here; None where nothing is."""
-    from ..schedule import schedule_for
-    from ..verify import verify
-    from ..weights import load
+    from .engines import Greedy
+    from .schedule import schedule_for
+    from .verify import verify
+    from .weights import load
 
     for name, wish in cases:
         model, precision = load(name), wish or engine.best_precision()
@@ -65,6 +67,35 @@ def judge(engine: Engine, cases: Sequence[tuple[str, str | None]] = CASES) -> st
     return None
 
 
+def judge_likelihood(log_prob: Callable[..., Tensor] | None = None, device: str = "cuda") -> str | None:
+    """What is wrong with the fused likelihood of a mixture, or its gradient, here; None where nothing is.
+
+    log_prob: a function like ``pxfast.kernels.mixture.mixture_log_prob``, by default that one.
+    """
+    from .heads import HEADS, LogisticHead, make_head
+    from .kernels.mixture import mixture_log_prob, mixture_log_prob_twin
+
+    random = torch.Generator().manual_seed(0)
+    for name in HEADS:
+        for C in (1, 3):
+            head = make_head(name, C, 10)
+            if not isinstance(head, LogisticHead):
+                continue
+            settings = (head.bins_per_unit, name == "pixelcnn++")
+            features = torch.randn(3, head.features, 9, 7, generator=random, dtype=torch.float64).requires_grad_()
+            images = torch.randint(0, 256, (3, C, 9, 7), generator=random, dtype=torch.uint8)
+            expected = mixture_log_prob_twin(features, images, *settings)
+            slopes = torch.autograd.grad(expected.sum(), features)[0]
+            given = features.detach().float().to(device).requires_grad_()
+            found = (log_prob or mixture_log_prob)(given, images.to(device), *settings)
+            found_slopes = torch.autograd.grad(found.sum(), given)[0]
+            for what, ours, theirs in (("", found, expected), ("gradient of the ", found_slopes, slopes)):
+                error = (ours.detach().double().cpu() - theirs.detach()).abs() / (1 + theirs.detach().abs())
+                if not error.max() <= TOLERANCE:
+                    return f"{name}, {C} channels: the {what}log-likelihood is off by {float(error.max()):.2g}"
+    return None
+
+
 def _images(C: int, H: int, W: int) -> torch.Tensor:
     """Smooth images with some noise, the same everywhere: (IMAGES, C, H, W) uint8."""
     random = torch.Generator().manual_seed(0)
@@ -73,15 +104,15 @@ def _images(C: int, H: int, W: int) -> torch.Tensor:
     return (255 * smooth + 16 * torch.rand(smooth.shape, generator=random) - 8).clamp(0, 255).to(torch.uint8)
 
 
-def problem(engine: Engine) -> str | None:
-    """What the trial of an engine on torch's current GPU found wrong, now or earlier; None where nothing is.
+def problem(name: str) -> str | None:
+    """What the trial of an engine, or of the likelihood, on torch's current GPU found wrong, now or earlier; or None.
 
     A trial that could not be held, such as on a GPU that another process has for itself, is a problem too, but is held
     again by the next process.
     """
     if os.environ.get("PXFAST_TRIAL") == "0":
         return None
-    return _problem(engine.name, torch.cuda.current_device())
+    return _problem(name, torch.cuda.current_device())
 
 
 @functools.cache
@@ -89,7 +120,7 @@ def _problem(name: str, device: int) -> str | None:
     key = _key(name, device)
     trials = _read_record()
     if key not in trials:
-        _log.warning("trying the %s engine on %s, once; this may take minutes", name, _gpu(device))
+        _log.warning("trying the kernels of %s on %s, once; this may take minutes", name, _gpu(device))
         verdict, found = run([sys.executable, "-c", PROGRAM, name, str(device)])
         if not verdict:
             return found
@@ -139,7 +170,7 @@ def _read_record() -> dict[str, str | None]:
 
 def _write_record(trials: dict[str, str | None]) -> None:
     """Where nothing can be written, the next process holds its own trial."""
-    from ..files import whole_file
+    from .files import whole_file
 
     path = record_file()
     with contextlib.suppress(OSError):
@@ -171,9 +202,14 @@ def _driver() -> str:
 
 @functools.cache
 def _code() -> str:
-    """A hash of the engines, the kernels and the compiled module."""
+    """A hash of the engines, the kernels, what both rest on, and the compiled module."""
     compiled = importlib.util.find_spec(f"{PACKAGE.name}._C")
-    files = [*sorted(PACKAGE.glob("engines/*.py")), *sorted(PACKAGE.glob("kernels/*.py")), PACKAGE / "schedule.py"]
+    files = [
+        *sorted(PACKAGE.glob("engines/*.py")),
+        *sorted(PACKAGE.glob("kernels/*.py")),
+        PACKAGE / "schedule.py",
+        PACKAGE / "heads.py",
+    ]
     if compiled is not None and compiled.origin is not None:
         files.append(Path(compiled.origin))
     digest = hashlib.sha256()
@@ -182,35 +218,20 @@ def _code() -> str:
     return digest.hexdigest()[:16]
 
 
-def passed(engine: Engine) -> bool:
-    """Whether 'auto' may take an engine; a warning says why not."""
-    if not engine.gpu:
-        return True
-    found = problem(engine)
-    if found is not None:
-        warnings.warn(
-            f"'auto' passes over the {engine.name} engine, which failed its trial on this GPU: {found}; "
-            f"engine={engine.name!r} uses it all the same, and verify tells whether a result is exact",
-            RuntimeWarning,
-            stacklevel=3,
-        )
-    return found is None
-
-
 def main(arguments: Sequence[str]) -> int:
-    """Try the engine of a name on a device: the process that :func:`run` starts."""
-    from . import select
+    """Hold the trial of a name on a device: the process that :func:`run` starts."""
+    from .engines import select
 
     name, device = arguments
-    engine = select(name)
-    if engine.gpu:
+    engine = None if name == LIKELIHOOD else select(name)
+    if engine is None or engine.gpu:
         try:
             torch.cuda.set_device(int(device))
             torch.empty(1, device="cuda")
         except RuntimeError as error:  # such as another process that has the GPU for itself
             return _say(error, UNTRIED)
     try:
-        found = judge(engine)
+        found = judge_likelihood() if engine is None else judge_engine(engine)
     except torch.OutOfMemoryError as error:
         return _say(error, UNTRIED)
     return 0 if found is None else _say(found, WRONG)
