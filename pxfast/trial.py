@@ -42,7 +42,12 @@ CASES = (("fashion-mnist", None), ("fashion-mnist", "fp32"), ("cifar10", None))
 IMAGES, JUDGED = 21, 3
 EPS = 16
 TOLERANCE = 1e-3  # of log-probabilities and their gradients, absolute and relative: wrong kernels are further off
-PROGRAM = f"import sys; from {__name__} import main; sys.exit(main(sys.argv[1:]))"
+PROGRAM = f"""
+import json, sys
+sys.path[:] = json.loads(sys.argv[1])
+from {__name__} import main
+sys.exit(main(sys.argv[2:]))
+"""
 WRONG, UNTRIED = 3, 4  # exit codes of a trial: the kernels are at fault; the circumstances are
 
 
@@ -121,7 +126,7 @@ def _problem(name: str, device: int) -> str | None:
     trials = _read_record()
     if key not in trials:
         _log.warning("trying the kernels of %s on %s, once; this may take minutes", name, _gpu(device))
-        verdict, found = run([sys.executable, "-c", PROGRAM, name, str(device)])
+        verdict, found = run(command_of(name, device))
         if not verdict:
             return found
         trials[key] = found
@@ -129,13 +134,16 @@ def _problem(name: str, device: int) -> str | None:
     return trials[key]
 
 
+def command_of(name: str, device: int) -> list[str]:
+    """What starts a trial: Python, with modules from where this process has them."""
+    return [sys.executable, "-c", PROGRAM, json.dumps(sys.path), name, str(device)]
+
+
 def run(command: Sequence[str], seconds: float = SECONDS) -> tuple[bool, str | None]:
     """Hold a trial. Gives whether it came to a verdict, and what is wrong, None where nothing is."""
-    path = os.pathsep.join(filter(None, (str(PACKAGE.parent), os.environ.get("PYTHONPATH"))))
     try:
         done = subprocess.run(
             command,
-            env={**os.environ, "PYTHONPATH": path},
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,

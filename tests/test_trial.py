@@ -85,7 +85,7 @@ def test_a_likelihood_is_judged(change, expected):
 
 
 def test_the_process_that_is_started_tries_an_engine():
-    assert trial.run([sys.executable, "-c", trial.PROGRAM, "cpu", "0"]) == (True, None)
+    assert trial.run(trial.command_of("cpu", 0)) == (True, None)
 
 
 @pytest.mark.gpu
@@ -95,7 +95,7 @@ def test_the_kernels_of_this_gpu_pass(name):
     reason = ENGINES["triton" if name == "likelihood" else name].unavailable()
     if reason is not None:
         pytest.skip(f"{name} can't run here: {reason}")
-    assert trial.run([sys.executable, "-c", trial.PROGRAM, name, "0"]) == (True, None)
+    assert trial.run(trial.command_of(name, 0)) == (True, None)
 
 
 @pytest.mark.parametrize(
