@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-FACTS = ("network", "training", "steps", "images_seen", "seconds", "torch", "machine")
+FACTS = ("network", "training", "steps", "images_seen", "seconds", "torch", "machine", "weights")
 TOTALS = ("steps", "images_seen", "seconds")
 
 

@@ -59,13 +59,13 @@ def test_what_is_new_learns(tmp_path) -> None:
         config, TrainingSettings(batch_size=16, epochs=30, optimiser="muon", warmup=10, precision="fp32"), images
     )
     trainer.initialise(small)
-    before = trainer.evaluate(images)
+    before = trainer.evaluate(trainer.averaged, images)
     with torch.no_grad():
         assert before == pytest.approx(-small.log_prob(images).mean().item() / math.log(2), abs=1e-4)
     begun = {name: value.clone() for name, value in trainer.model.state_dict().items()}
     while trainer.step < 120:
         trainer.train_step()
-    assert trainer.evaluate(images) < before - 0.05
+    assert trainer.evaluate(trainer.averaged, images) < before - 0.05
     after = trainer.model.state_dict()
     assert after["down.0.1.vertical.conv_out.g"].abs().min() > 0, "a layer that was silent"
     assert begun["output.v"][:, 5:].abs().max() == 0, "the output did not look at the new features,"

@@ -196,10 +196,10 @@ def test_loss_falls_on_real_images():
     held_out, images = images[:64], images[64:]  # crops of the same photographs, but not the same crops
     trainer = Trainer(config, TrainingSettings(batch_size=16, epochs=6, warmup=5, learning_rate=5e-3), images)
     trainer.initialise()
-    before = trainer.evaluate(held_out)
+    before = trainer.evaluate(trainer.averaged, held_out)
     losses = [trainer.train_step() for _ in range(trainer.total_steps)]
     assert len(losses) == 48
-    after = trainer.evaluate(held_out)
+    after = trainer.evaluate(trainer.averaged, held_out)
     assert sum(losses[-8:]) < sum(losses[:8]) - 8 * 0.5
     assert after < before - 0.5
     assert 1.0 < after < 8.0  # 8 bits are a coin toss per bit; less than one would be a leak of the answer
@@ -228,7 +228,8 @@ def test_the_order_of_data_depends_on_seed_and_step_alone():
     assert torch.equal(epoch.unique(dim=0), images.flatten(1).unique(dim=0)), "every image once an epoch"
 
 
-def test_the_averaged_weights_are_the_ones_saved(tmp_path):
+@pytest.mark.parametrize("better", ["averaged", "last"])
+def test_the_better_of_the_averaged_and_the_last_weights_are_saved(tmp_path, monkeypatch, better):
     images = real_images(1, (8, 8), 64)
     settings = dataclasses.replace(SETTINGS, epochs=2, ema_decay=0.6)
     trainer = Trainer(CONFIG, settings, images)
@@ -241,6 +242,8 @@ def test_the_averaged_weights_are_the_ones_saved(tmp_path):
             mean.lerp_(parameter.detach(), 1 - decay)
     for mean, averaged in zip(average, trainer.averaged.parameters(), strict=True):
         torch.testing.assert_close(averaged.detach(), mean)
+    assert trainer.best()[0] is min((trainer.averaged, trainer.model), key=lambda each: trainer.evaluate(each, images))
+    monkeypatch.setattr(Trainer, "evaluate", lambda self, model, _: float((model is self.model) == (better != "last")))
     out = tmp_path / "model.safetensors"
     returned = train(CONFIG, images, out, settings=settings, progress=False)
     saved = load_file(out)
@@ -248,11 +251,20 @@ def test_the_averaged_weights_are_the_ones_saved(tmp_path):
         assert torch.equal(saved[f"{name}.weight"], convolution.weight().detach().bfloat16())
     raw = load_file(checkpoint_path(out))
     assert not torch.equal(raw["model.output.v"], raw["averaged.output.v"])
-    assert torch.equal(raw["averaged.output.v"], returned.output.v.detach())
+    kept = {"averaged": "averaged", "last": "model"}[better]
+    assert torch.equal(raw[f"{kept}.output.v"], returned.output.v.detach())
     assert not returned.training
     notes = json.loads(safe_open(out, framework="pt").metadata()["notes"])
     assert notes["steps"] == 8
     assert notes["images_seen"] == 128
+    assert notes["weights"] == better
+
+
+def test_before_its_end_a_run_keeps_the_averaged_weights():
+    trainer = Trainer(CONFIG, SETTINGS, real_images(1, (8, 8), 64))
+    trainer.initialise()
+    trainer.train_step()
+    assert trainer.best() == (trainer.averaged, "averaged")
 
 
 def test_the_notes_tell_of_all_runs_that_made_the_weights(tmp_path):
@@ -417,7 +429,9 @@ def test_a_run_may_start_from_a_model(tmp_path):
     first = train(CONFIG, images, tmp_path / "first.safetensors", settings=SETTINGS, progress=False)
     trainer = Trainer(CONFIG, SETTINGS, images)
     trainer.initialise(first)
-    assert trainer.evaluate(images) == pytest.approx(-first.log_prob(images).mean().item() / math.log(2), abs=1e-4)
+    assert trainer.evaluate(trainer.averaged, images) == pytest.approx(
+        -first.log_prob(images).mean().item() / math.log(2), abs=1e-4
+    )
     other = Trainer(dataclasses.replace(CONFIG, filters=5), SETTINGS, images)
     with pytest.raises(ValueError, match=r"expected to start from a model of .*filters=5.* got .*filters=6"):
         other.initialise(first)

@@ -33,17 +33,17 @@ def train(
     progress: bool = True,
     processes: Processes | None = None,
 ) -> PixelCNN:
-    """Train a PixelCNN on uint8 images (N, C, H, W) and write the averaged model to ``out`` (bf16 safetensors).
+    """Train a PixelCNN on uint8 images (N, C, H, W) and write the model to ``out`` (bf16 safetensors).
 
     Every ``checkpoint_interval`` seconds the whole state goes to ``out`` with the suffix .checkpoint.safetensors, in
-    shards if it is large, and the averaged model so far to ``out``; with ``resume`` a killed run goes on from there
-    with the same data order. Ctrl-C ends the run after the step at hand, with everything kept, and raises
-    KeyboardInterrupt.
+    shards if it is large, and the averaged model so far to ``out``, at the end the last weights if they are better
+    (:meth:`Trainer.best`); with ``resume`` a killed run goes on from there with the same data order. Ctrl-C ends the
+    run after the step at hand, with everything kept, and raises KeyboardInterrupt.
     start: a model whose weights to begin with, in place of random ones; a narrower or shallower one is grown to the
     same function (:mod:`pxfast.training.growth`). earlier: the runs that made it, for the file's notes
     (:mod:`pxfast.provenance`); a resumed run has them from ``out``. validation: uint8 images whose bits/dim is recorded
     at every checkpoint. processes: the device, and the other processes that train along
-    (:func:`pxfast.processes.join`); the first one writes the files. Returns the averaged model, on its device.
+    (:func:`pxfast.processes.join`); the first one writes the files. Returns the model that was written, on its device.
     Raises FileExistsError when ``out`` or its checkpoint exists and neither ``resume`` nor ``force`` is set,
     FileNotFoundError when ``resume`` finds no checkpoint or the folder of ``out`` does not exist, FloatingPointError
     when bits/dim stop being finite (the files then stay as the last interval left them).
@@ -61,17 +61,20 @@ def train(
         earlier = training_parts(read_metadata(out)[1])[:-1] if os.path.exists(out) else earlier
     else:
         trainer.initialise(start)
+    best: PixelCNN | None = None
     recent: float | None = trainer.history[-1]["train_bits_per_dim"] if trainer.history else None
 
     def keep() -> None:
+        nonlocal best
         if not processes.first:
             return
+        best, weights = trainer.best()
         entry = {"step": trainer.step, "seconds": round(trainer.seconds, 1), "train_bits_per_dim": recent}
         if validation is not None:
-            entry["validation_bits_per_dim"] = trainer.evaluate(validation)
+            entry["validation_bits_per_dim"] = trainer.evaluate(best, validation)
         trainer.history.append(entry)
         trainer.save(checkpoint)
-        save_model(trainer.averaged, out, notes=training_notes(trainer.facts(), earlier))
+        save_model(best, out, notes=training_notes({**trainer.facts(), "weights": weights}, earlier))
 
     def describe(bits_per_dim: float) -> str:
         nonlocal recent
@@ -80,7 +83,7 @@ def train(
 
     progress = progress and processes.first
     run_to_the_end(trainer, keep, describe, checkpoint_interval=checkpoint_interval, progress=progress)
-    return trainer.averaged.eval()
+    return (best or trainer.best()[0]).eval()
 
 
 def record_bits_per_dim(

@@ -19,7 +19,8 @@ class TrainingSettings(RunSettings):
     ``muon_learning_rate`` Muon's, in radians a step. Both rise linearly over ``warmup`` steps at first, and follow the
     ``schedule``: 'cosine' and 'linear' fall to zero at the end of the run, 'exponential' by the factor ``decay`` at
     every step.
-    ``ema_decay``: of the averaged weights, which are the ones saved. ``gradient_clip``: largest norm of the whole
+    ``ema_decay``: of the averaged weights, which are saved, at the end of a run if the last ones are not better.
+    ``gradient_clip``: largest norm of the whole
     gradient; 0 clips nothing.
     """
 

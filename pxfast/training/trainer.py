@@ -25,6 +25,7 @@ from .settings import TrainingSettings
 
 CHECKPOINT_FORMAT = "pxfast-training"
 EVALUATED_AT_ONCE = 64  # images
+COMPARED_IMAGES = 512  # that tell whether the last weights are better than the averaged ones
 INITIAL_IMAGES = 128  # of the first epoch, for the data-dependent initialisation
 LOG2 = math.log(2.0)
 
@@ -158,11 +159,24 @@ class Trainer(AveragedRun):
         self.seconds += time.perf_counter() - started
         return bits_per_dim
 
-    def evaluate(self, images: Tensor) -> float:
-        """Mean bits/dim of the averaged model over uint8 images, in the training's precision."""
-        self.averaged.eval()
+    def evaluate(self, model: PixelCNN, images: Tensor) -> float:
+        """Mean bits/dim of a network, such as the averaged one, over uint8 images, in the training's precision."""
+        model.eval()
         with self.autocast():
-            return mean_bits_per_dim(self.averaged, images)
+            return mean_bits_per_dim(model, images)
+
+    def best(self) -> tuple[PixelCNN, str]:
+        """The network to keep, and which weights it has: 'averaged', or, once the run is over, 'last' where these are
+        better on some training images.
+
+        In the middle of a run the last weights are noisy. At its end, when the rates have fallen to zero, they are not,
+        and the average trails behind them: the shorter the run, the further.
+        """
+        if self.progress >= 1.0:
+            images = self.images[self._epoch_order(0)[:COMPARED_IMAGES]]
+            if self.evaluate(self.model, images) < self.evaluate(self.averaged, images):
+                return self.model, "last"
+        return self.averaged, "averaged"
 
 
 def read_settings(checkpoint: Path) -> tuple[PixelCNNConfig, TrainingSettings]:
