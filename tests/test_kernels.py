@@ -182,7 +182,10 @@ def test_an_old_gpu_is_refused(monkeypatch):
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     monkeypatch.setattr(engine.importlib.util, "find_spec", lambda name: object())
     fake = SimpleNamespace(
-        is_available=lambda: True, get_device_capability=lambda: (7, 5), get_device_name=lambda: "an old one"
+        is_available=lambda: True,
+        _is_in_bad_fork=lambda: False,
+        get_device_capability=lambda: (7, 5),
+        get_device_name=lambda: "an old one",
     )
     monkeypatch.setattr(engine.torch, "cuda", fake)
     monkeypatch.setattr(engine.torch.version, "hip", None)
