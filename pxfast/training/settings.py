@@ -20,8 +20,7 @@ class TrainingSettings(RunSettings):
     ``schedule``: 'cosine' and 'linear' fall to zero at the end of the run, 'exponential' by the factor ``decay`` at
     every step.
     ``ema_decay``: of the averaged weights, which are saved, at the end of a run if the last ones are not better.
-    ``gradient_clip``: largest norm of the whole
-    gradient; 0 clips nothing.
+    ``gradient_clip``: largest norm of the whole gradient; 0 clips nothing.
     """
 
     batch_size: int = 32
