@@ -21,6 +21,7 @@ from pxfast.attacks import deepfool, fgsm
 from pxfast.classifiers import load_classifier, save_classifier
 from pxfast.data import load_dataset
 from pxfast.defences import Defended, FeatureSqueezing
+from pxfast.engines import select
 from pxfast.evaluation.results import Table, read_table, table_path
 from pxfast.evaluation.run import Settings, evaluate_table
 from pxfast.evaluation.specification import load_table
@@ -170,7 +171,8 @@ def test_settings_do_not_mix_in_one_folder(world: World, tmp_path) -> None:
     save_classifier(tiny_classifier(1), changed / "data-resnet62-normal.safetensors")
     weaker = tmp_path / "weaker.toml"
     weaker.write_text(world.table.read_text().replace("eps = 16", "eps = 3").replace("steps = 5", "steps = 1"))
-    kinds = [{}, {"classifiers": changed}, {"table": weaker}, {"precision": "fp32"}]
+    other = "fp32" if select("auto").best_precision() == "bf16" else "bf16"  # 'auto' is one of them
+    kinds = [{}, {"classifiers": changed}, {"table": weaker}, {"precision": other}]
     chosen = {"rows": ["normal", "purified"], "columns": ["fgsm", "deepfool"]}
     together = [evaluate(world, tmp_path / "together", **chosen, **kind) for kind in kinds]
     again = [evaluate(world, tmp_path / "together", **chosen, **kind) for kind in kinds]
