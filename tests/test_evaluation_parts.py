@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib
-import sys
 
 import pytest
 import torch
 
-from pxfast.attacks import ATTACKS
-from pxfast.evaluation.code import code_hash
 from pxfast.evaluation.defences import Context, describe
 from pxfast.evaluation.results import Cell, Column, Row, Table
 from pxfast.evaluation.runners import make_runner
@@ -59,38 +55,6 @@ def test_recipes_are_json_and_digests_tell_tensors_apart() -> None:
     others = [values.view(2, 3), values.int(), values.flip(0), torch.zeros(0)]
     assert len({digest(each) for each in (values, *others)}) == 5
     assert digest(values.view(2, 3).t()) == digest(values.view(2, 3).t().contiguous())
-
-
-def test_the_hash_of_code_is_of_what_it_does(tmp_path, monkeypatch) -> None:
-    """Comments and docstrings do not count; what a module imports from its own package does."""
-    monkeypatch.syspath_prepend(tmp_path)
-    found = []
-    for number, (module, helper) in enumerate(
-        (
-            ('"""Text."""\nfrom .helper import two\ndef one():\n    return two()  # two\n', "def two(): return 2\n"),
-            ("from .helper import two\n\n\ndef one():\n    'Text.'\n    return two()\n", "def two():\n  return 2\n"),
-            ("from .helper import two\ndef one():\n    return two() + 1\n", "def two(): return 2\n"),
-            ("from .helper import two\ndef one():\n    return two()\n", "def two(): return 3\n"),
-        )
-    ):
-        package = tmp_path / f"package{number}"
-        package.mkdir()
-        (package / "__init__.py").write_text("")
-        (package / "module.py").write_text(module)
-        (package / "helper.py").write_text(helper)
-        importlib.invalidate_caches()
-        # under one name, which counts as well
-        package.rename(tmp_path / "package")
-        found.append(code_hash("package.module"))
-        (tmp_path / "package").rename(package)
-        code_hash.__globals__["_module_code"].cache_clear()
-        for name in [name for name in sys.modules if name.startswith("package")]:
-            del sys.modules[name]
-    assert found[0] == found[1]
-    assert len(set(found)) == 3
-    assert code_hash(test_recipes_are_json_and_digests_tell_tensors_apart) != code_hash(load_table)
-    with pytest.raises(ValueError, match="no module"):
-        code_hash("pxfast.nothing")
 
 
 @pytest.mark.parametrize("name", TABLES)
@@ -236,9 +200,3 @@ def test_the_largest_table_fits_in_120_columns() -> None:
     assert "89/88/80" in text  # VGG under RAND, published
     assert "99.4 (98-100)" in text
     assert "not finished" in text
-
-
-def test_every_attack_has_a_hash_of_its_code() -> None:
-    from pxfast.evaluation.pipeline import attack_code
-
-    assert len({attack_code(name) for name in ATTACKS}) > 5

@@ -20,7 +20,7 @@ from ..defences import FeatureSqueezing
 from ..engines import cpu
 from ..purify import IMAGE_THRESHOLD, SUB_PIXEL_THRESHOLD, Purifier, check_adaptive, check_eps, check_precision
 from ..score_weights import score_network_path
-from .code import code_hash, compiled_hash
+from .code import ELSEWHERE, code_hash
 from .models import Models
 from .store import file_digest
 
@@ -74,8 +74,7 @@ def purifier_description(options: dict[str, Any], context: Context) -> Descripti
         "engine": engine.name,
         "precision": engine.best_precision() if precision == "auto" else precision,
         "instructions": cpu.current_isa() if engine.name == "cpu" else processor(context.device),
-        "code": code_hash("pxfast.purify", "pxfast.engines.choosers", engine.decode.__module__),
-        "compiled": compiled_hash(),
+        "code": code_hash(build_purifier, engine.decode.__module__, without=ELSEWHERE),
     }
 
 
@@ -93,7 +92,7 @@ def build_purifier(description: Description, models: Models) -> Purifier:
 def squeezing_description(options: dict[str, Any], context: Context) -> Description:
     """Options: colours and padding, as :class:`pxfast.defences.FeatureSqueezing` takes them."""
     FeatureSqueezing(**options)
-    return {**options, "code": code_hash("pxfast.defences.feature_squeezing")}
+    return {**options, "code": code_hash(build_squeezing, without=ELSEWHERE)}
 
 
 def build_squeezing(description: Description, models: Models) -> FeatureSqueezing:
@@ -121,7 +120,7 @@ def adp_description(options: dict[str, Any], context: Context) -> Description:
         "model": str(path),
         "weights": file_digest(path),
         "processor": processor(context.device),
-        "code": code_hash("pxfast.adp", "pxfast.purifiers"),
+        "code": code_hash(build_adp, without=ELSEWHERE),
     }
 
 
