@@ -22,9 +22,9 @@ from .store import file_digest
 # their files, and the store.
 ELSEWHERE = (
     "pxfast.attacks",
-    "pxfast.engines",
+    "pxfast.engines.registry",
     "pxfast.evaluation.defences",
-    "pxfast.evaluation.models",
+    "pxfast.evaluation.networks",
     "pxfast.evaluation.store",
 )
 

@@ -15,7 +15,7 @@ from ..attacks.resumable import library_versions
 from . import stages
 from .code import ELSEWHERE, code_hash
 from .defences import Context, Description, find_kind, processor
-from .models import ClassifierFile
+from .networks import ClassifierFile
 from .runners import Runner
 from .stages import Task, Tensors
 from .store import Entry, Recipe, Store, digest
