@@ -10,7 +10,7 @@ import torch
 from support.helpers import noisy, real_images, trained_model
 
 from pxfast.base.checks import PRECISIONS
-from pxfast.engines import benchmark, compiled, cpu, cuda, triton
+from pxfast.engines import benchmark, compiled, cuda, triton
 from pxfast.engines.choosers import Greedy, Sample
 from pxfast.engines.registry import select
 from pxfast.engines.schedule import schedule_for
@@ -46,10 +46,10 @@ def test_a_wrong_environment_variable_is_named(monkeypatch, variable, value, fun
 
 
 def test_why_it_cannot_run_is_said(monkeypatch):
-    monkeypatch.setattr(cpu, "_C", types.SimpleNamespace(cuda=False))
+    monkeypatch.setattr(compiled, "_C", types.SimpleNamespace(cuda=False))
     assert "no CUDA part; build it where nvcc is installed" in cuda.unavailable()
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(cpu, "_C", types.SimpleNamespace(cuda=True))
+    monkeypatch.setattr(compiled, "_C", types.SimpleNamespace(cuda=True))
     assert cuda.unavailable() == "torch finds no GPU"
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.version, "cuda", "13.0")
@@ -67,7 +67,7 @@ def test_a_forked_worker_uses_no_gpu(monkeypatch, engine):
         raise RuntimeError("Cannot re-initialize CUDA in forked subprocess.")
 
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
-    monkeypatch.setattr(cpu, "_C", types.SimpleNamespace(cuda=True))
+    monkeypatch.setattr(compiled, "_C", types.SimpleNamespace(cuda=True))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "_is_in_bad_fork", lambda: True)
     for call in ("current_device", "get_device_capability", "get_device_name", "get_device_properties"):
@@ -90,8 +90,6 @@ def test_out_of_memory_names_what_was_asked_for(monkeypatch):
 
 @pytest.fixture(scope="module")
 def module():
-    if cpu.unavailable() is not None or not compiled._C.cuda:
-        pytest.skip("the compiled module has no CUDA part")
     return compiled._C
 
 
@@ -110,6 +108,7 @@ def ada(module):
     return module.CudaDevice("L4", 8, 9, multiprocessors=58, shared_bytes=101_376, clusters=0)
 
 
+@pytest.mark.engine("cuda-plan")
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_the_papers_network_stays_under_8_mb_an_image(engines, precision):
     assert engines[precision].bytes_per_image() < 8e6
@@ -119,6 +118,7 @@ def test_the_papers_network_stays_under_8_mb_an_image(engines, precision):
     assert engines[precision].weight_bytes == pytest.approx(parameters * element, rel=0.02)
 
 
+@pytest.mark.engine("cuda-plan")
 @pytest.mark.parametrize("images", [1, 2, 64, 131, 133, 2048, 8000])
 @pytest.mark.parametrize("device", [h200, ada])
 def test_a_plan_fits_the_gpu(module, engines, images, device):
@@ -133,6 +133,7 @@ def test_a_plan_fits_the_gpu(module, engines, images, device):
         assert engines["bf16"].workspace_bytes(plan) < 1.05 * most + 1e6
 
 
+@pytest.mark.engine("cuda-plan")
 @pytest.mark.parametrize("wgmma", ["", "1", "0"])
 @pytest.mark.parametrize("groups", [True, False])
 @pytest.mark.parametrize("precision", PRECISIONS)
@@ -147,6 +148,7 @@ def test_weights_are_packed_for_the_devices_instruction(module, monkeypatch, pre
     assert found == packed[groups and wgmma != "0"]
 
 
+@pytest.mark.engine("cuda-plan")
 def test_few_images_are_guessed_and_many_are_not(module, engines):
     gpu = h200(module)
     single = engines["bf16"].plan(1, gpu, compiled.ORDERS["auto"])
@@ -155,6 +157,7 @@ def test_few_images_are_guessed_and_many_are_not(module, engines):
     assert not engines["bf16"].plan(2048, gpu, compiled.ORDERS["auto"]).speculative
 
 
+@pytest.mark.engine("cuda-plan")
 def test_a_plan_that_cannot_be_is_refused(module, engines):
     engine, gpu = engines["bf16"], h200(module)
     with pytest.raises(ValueError, match="one image or more"):
@@ -172,15 +175,8 @@ def test_a_plan_that_cannot_be_is_refused(module, engines):
 # --- on a GPU ---
 
 
-@pytest.fixture
-def on_gpu() -> None:
-    reason = cuda.unavailable()
-    if reason is not None:
-        pytest.skip(f"engine 'cuda' can't run here: {reason}")
-
-
 @pytest.mark.gpu
-@pytest.mark.usefixtures("on_gpu")
+@pytest.mark.engine("cuda")
 @pytest.mark.parametrize("wgmma", ["1", "0"])
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_order_teams_and_clusters_change_no_bit(precision, wgmma, monkeypatch):
@@ -202,7 +198,7 @@ def test_order_teams_and_clusters_change_no_bit(precision, wgmma, monkeypatch):
 
 
 @pytest.mark.gpu
-@pytest.mark.usefixtures("on_gpu")
+@pytest.mark.engine("cuda")
 @pytest.mark.parametrize("wgmma", ["1", "0"])
 def test_wide_row_steps_are_exact_and_the_same_in_any_team(wgmma, monkeypatch):
     """48 filters and 136 rows: more than half of a tile's outputs, and more than one tile of rows."""
@@ -220,7 +216,7 @@ def test_wide_row_steps_are_exact_and_the_same_in_any_team(wgmma, monkeypatch):
 
 
 @pytest.mark.gpu
-@pytest.mark.usefixtures("on_gpu")
+@pytest.mark.engine("cuda")
 def test_as_the_cpu_engine_for_every_chooser():
     model = trained_model((8, 12), 3, 10, 1)
     images = noisy(real_images(3, (8, 12), 24))
@@ -233,7 +229,7 @@ def test_as_the_cpu_engine_for_every_chooser():
 
 
 @pytest.mark.gpu
-@pytest.mark.usefixtures("on_gpu")
+@pytest.mark.engine("cuda")
 def test_images_on_the_gpu_stay_there_and_parts_change_no_bit(monkeypatch):
     model = trained_model((8, 8), 1, 8, 1)
     images = noisy(real_images(1, (8, 8), 50))
