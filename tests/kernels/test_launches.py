@@ -12,7 +12,7 @@ import torch
 from support.helpers import random_model, run_python
 from support.triton_targets import TARGETS, compiles, needs_triton
 
-from pxfast.engines import cpu
+from pxfast.engines import compiled, cpu
 from pxfast.engines import triton as engine
 from pxfast.engines.registry import select
 from pxfast.engines.schedule import Schedule
@@ -212,7 +212,7 @@ def test_a_gpu_without_the_compiled_cuda_part_gets_the_triton_engine(
         current_device=lambda: 0,
         _is_in_bad_fork=lambda: False,
     )
-    monkeypatch.setattr(cpu, "_C", SimpleNamespace(cuda=False))
+    monkeypatch.setattr(compiled, "_C", SimpleNamespace(cuda=False))
     monkeypatch.setattr(engine.importlib.util, "find_spec", lambda name: object() if triton_is_there else None)
     monkeypatch.setattr(torch, "cuda", there)
     monkeypatch.setattr(torch.version, "hip", hip)
