@@ -5,8 +5,8 @@ import os
 
 import pytest
 
-from pxfast.benchmark import Row, table
 from pxfast.engines import cpu
+from pxfast.engines.benchmark import Row, table
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

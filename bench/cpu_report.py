@@ -18,11 +18,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-from pxfast import benchmark
-from pxfast.engines import Greedy, cpu
-from pxfast.files import refuse_existing, whole_file
-from pxfast.pixelcnn import forward_flops
-from pxfast.schedule import schedule_for
+from pxfast.base.files import refuse_existing, whole_file
+from pxfast.engines import benchmark, cpu
+from pxfast.engines.choosers import Greedy
+from pxfast.engines.schedule import schedule_for
+from pxfast.pixelcnn.network import forward_flops
 
 BATCHES = {"paper-cifar10": 128, "paper-fashion-mnist": 128, "shipped-fashion-mnist": 128}
 
@@ -33,7 +33,7 @@ def decode_seconds(name: str, precision: str, batch: int, threads: int, order: s
     try:
         model = benchmark.network(name)
         schedule, images = schedule_for(model), benchmark.smooth_images(batch, model.config)
-        cpu.compiled(schedule, precision, cpu.current_isa())
+        cpu.packed(schedule, precision, cpu.current_isa())
         times = []
         for _ in range(rounds):
             started = time.perf_counter()
@@ -103,9 +103,9 @@ def scaling() -> list[dict[str, Any]]:
 
 FLAT = """
 import json, sys, time
-from pxfast import benchmark
-from pxfast.engines import Greedy, cpu
-from pxfast.schedule import schedule_for
+from pxfast.engines import benchmark, cpu
+from pxfast.engines.choosers import Greedy
+from pxfast.engines.schedule import schedule_for
 name, count = sys.argv[1], int(sys.argv[2])
 model = benchmark.network(name)
 schedule = schedule_for(model)

@@ -24,12 +24,13 @@ from typing import Any
 import torch
 from torch_cached import DTYPES, TorchDecoder
 
-from pxfast import benchmark
-from pxfast.engines import Greedy, cuda, select
-from pxfast.files import whole_file
-from pxfast.pixelcnn import forward_flops
-from pxfast.schedule import schedule_for
-from pxfast.verify import verify
+from pxfast.base.files import whole_file
+from pxfast.engines import benchmark, cuda
+from pxfast.engines.choosers import Greedy
+from pxfast.engines.registry import select
+from pxfast.engines.schedule import schedule_for
+from pxfast.pixelcnn.network import forward_flops
+from pxfast.pixeldefend.verify import verify
 
 EPS = benchmark.EPS
 # network, precision, batch, and the batch of plain PyTorch, whose graphs hold their own intermediates
@@ -94,7 +95,7 @@ def throughput(repeats: int) -> list[dict[str, Any]]:
         limit = matrix_gflops(precision)
         rate = batch / decode_seconds(name, precision, batch, repeats)
         limit = max(limit, matrix_gflops(precision))
-        engine = cuda.compiled(schedule, precision, torch.device("cuda", torch.cuda.current_device())).engine
+        engine = cuda.packed(schedule, precision, torch.device("cuda", torch.cuda.current_device())).engine
         row = benchmark.Row(
             network=name,
             engine="cuda",

@@ -6,10 +6,11 @@ import os
 
 import torch
 
-from pxfast.engines import Greedy, select
-from pxfast.pixelcnn import PixelCNN, PixelCNNConfig
-from pxfast.schedule import schedule_for
-from pxfast.verify import verify
+from pxfast.engines.choosers import Greedy
+from pxfast.engines.registry import select
+from pxfast.engines.schedule import schedule_for
+from pxfast.pixelcnn.network import PixelCNN, PixelCNNConfig
+from pxfast.pixeldefend.verify import verify
 
 
 def main() -> None:

@@ -19,14 +19,16 @@ from typing import Any
 import torch
 import triton
 
-import pxfast.heads
-from pxfast.benchmark import EPS, network, smooth_images
-from pxfast.engines import Greedy, select
-from pxfast.kernels.mixture import mixture_log_prob, mixture_log_prob_twin
+from pxfast.engines.benchmark import EPS, network, smooth_images
+from pxfast.engines.choosers import Greedy
+from pxfast.engines.registry import select
+from pxfast.engines.schedule import schedule_for
+from pxfast.kernels.mixture import mixture_log_prob
 from pxfast.kernels.tiles import architecture
-from pxfast.pixelcnn import forward_flops
-from pxfast.schedule import schedule_for
-from pxfast.verify import verify
+from pxfast.pixelcnn import heads
+from pxfast.pixelcnn.heads import LogisticHead
+from pxfast.pixelcnn.network import forward_flops
+from pxfast.pixeldefend.verify import verify
 
 TARGETS = {  # measurement and its figure: at least
     ("paper-cifar10 bf16", "images_per_second"): 1500.0,
@@ -82,14 +84,18 @@ def likelihood(batch: int) -> dict[str, float]:
     def forget() -> None:
         features.grad = None
 
-    def run(function: Callable[..., torch.Tensor]) -> Callable[[], None]:
+    def run(log_prob: Callable[[], torch.Tensor]) -> Callable[[], None]:
         def once() -> None:
             forget()
-            function(features, images, 128.0, False).mean().backward()
+            log_prob().mean().backward()
 
         return once
 
-    each = [run(mixture_log_prob), run(mixture_log_prob_twin)]
+    head = LogisticHead(3)
+    each = [
+        run(lambda: mixture_log_prob(features, images, head.bins_per_unit, False)),
+        run(lambda: head.plain_log_prob(features, images)),
+    ]
     return compared([seconds(one, 20) for one in each], [peak_memory(one, forget) for one in each])
 
 
@@ -106,10 +112,10 @@ def training_step(batch: int) -> dict[str, float]:
 
     times, peaks = [], []
     for devices in (("cuda",), ()):
-        pxfast.heads.FUSED_DEVICES = devices
+        heads.FUSED_DEVICES = devices
         times.append(seconds(run, 10))
         peaks.append(peak_memory(run, model.zero_grad))
-    pxfast.heads.FUSED_DEVICES = ("cuda",)
+    heads.FUSED_DEVICES = ("cuda",)
     model.zero_grad()
     model.cpu().eval()
     return compared(times, peaks)

@@ -11,10 +11,12 @@ import statistics
 import pytest
 import torch
 
-from pxfast import benchmark as measurements
-from pxfast.engines import Greedy, select
-from pxfast.schedule import PRECISIONS, schedule_for
-from pxfast.verify import verify
+from pxfast.base.checks import PRECISIONS
+from pxfast.engines import benchmark as measurements
+from pxfast.engines.choosers import Greedy
+from pxfast.engines.registry import select
+from pxfast.engines.schedule import schedule_for
+from pxfast.pixeldefend.verify import verify
 
 ROUNDS = {"paper-cifar10": 1}
 BATCH = {"paper-cifar10": 64}

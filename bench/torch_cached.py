@@ -15,8 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pxfast.heads import MIN_LOG_SCALE
-from pxfast.schedule import ANY, Epilogue, Scale, Schedule, Step
+from pxfast.engines.schedule import ANY, Epilogue, Scale, Schedule, Step
+from pxfast.pixelcnn.heads import MIN_LOG_SCALE
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 

@@ -17,12 +17,12 @@ from collections.abc import Callable
 
 import torch
 
-from pxfast.benchmark import matrix_rate, smooth_images
-from pxfast.data import DATASETS
-from pxfast.memory import keep_freed_memory
-from pxfast.pixelcnn import forward_flops
-from pxfast.processes import Processes, join
-from pxfast.training import PRESETS, Trainer, preset
+from pxfast.base.memory import keep_freed_memory
+from pxfast.data.datasets import DATASETS
+from pxfast.engines.benchmark import matrix_rate, smooth_images
+from pxfast.pixelcnn.network import forward_flops
+from pxfast.pixelcnn.training import PRESETS, Trainer, preset
+from pxfast.training.processes import Processes, join
 
 BATCHES = 4  # different ones, taken in turn
 

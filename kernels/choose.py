@@ -380,7 +380,8 @@ def values_for(eps: int) -> int:
 
 
 def choose_twin(head, chooser, parameters: Tensor, given: Tensor, position: int) -> Tensor:
-    """What :func:`choose` chooses: (N, C) uint8, by a module of ``pxfast.heads`` and a chooser's own definition.
+    """What :func:`choose` chooses: (N, C) uint8, by a module of ``pxfast.pixelcnn.heads`` and a chooser's own
+    definition.
 
     parameters: (N, P) fp32. given: (N, C) uint8, the input's pixel. position: of its first channel in raster order.
     """

@@ -4,6 +4,8 @@ The head's parameters of a pixel and its values go in, the log-probability of ev
 pass computes the same once more and hands out the gradient of the parameters. What lies between, some thirty numbers a
 sub-pixel and component in plain torch, stays in registers.
 
+Its twin in plain torch is ``LogisticHead.plain_log_prob`` of ``pxfast.pixelcnn.heads``.
+
 :func:`mixture_log_prob` is a custom operator of torch (``pxfast::mixture_log_prob``) with a fake implementation and a
 registered gradient, so that ``torch.compile`` passes through it.
 """
@@ -11,7 +13,6 @@ registered gradient, so that ``torch.compile`` passes through it.
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -232,7 +233,8 @@ def mixture_log_prob(features: Tensor, images: Tensor, bins_per_unit: float, joi
     """Log-probability in nats of every sub-pixel under a logistic mixture head: (N, C, H, W), fp32 (fp64 for fp64).
 
     features: (N, P, H, W) floating, on a GPU. images: (N, C, H, W) uint8 there. bins_per_unit: 128.0 or 127.5. joint:
-    whether the channels of a pixel share their component; see ``pxfast.heads``. Differentiable by the features.
+    whether the channels of a pixel share their component; see ``pxfast.pixelcnn.heads``. Differentiable by the
+    features.
     """
     output = _empty_output(features, images)
     if output.numel():
@@ -287,24 +289,3 @@ def _backward(ctx, output_gradient: Tensor):
 
 
 mixture_log_prob.register_autograd(_backward, setup_context=_setup_context)
-
-
-def mixture_log_prob_twin(features: Tensor, images: Tensor, bins_per_unit: float, joint: bool) -> Tensor:
-    """What :func:`mixture_log_prob` computes, in plain torch and the features' precision, for autograd."""
-    from ..heads import log_bin_mass
-
-    N, C, H, W = images.shape
-    K = features.shape[1] // (10 if C == 3 else 3)
-    log_weights = F.log_softmax(features[:, :K], dim=1).unsqueeze(1)
-    per_channel = features[:, K:].reshape(N, C, -1, H, W)
-    means, log_scales = per_channel[:, :, :K], per_channel[:, :, K : 2 * K].clamp(min=MIN_LOG_SCALE)
-    if C == 3:
-        x = (images.to(features.dtype) - 127.5) / 127.5
-        red, green, blue = per_channel[:, :, 2 * K :].tanh().unbind(dim=1)
-        zero = torch.zeros_like(red)
-        means = means + torch.stack((zero, red * x[:, :1], green * x[:, :1] + blue * x[:, 1:2]), dim=1)
-    log_mass = log_bin_mass(images.unsqueeze(2), means, log_scales, bins_per_unit)
-    if not joint:
-        return torch.logsumexp(log_weights + log_mass, dim=2)
-    sums = torch.logsumexp(log_weights + log_mass.cumsum(dim=1), dim=2)
-    return torch.cat((sums[:, :1], sums.diff(dim=1)), dim=1)

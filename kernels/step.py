@@ -29,7 +29,7 @@ from torch import Tensor
 from .functions import UNIT, concat_elu, sigmoid
 from .launch import Launch, Tile
 
-HIDDEN = tl.constexpr(0)  # the values of pxfast.schedule.Epilogue
+HIDDEN = tl.constexpr(0)  # the values of pxfast.engines.schedule.Epilogue
 GATE = tl.constexpr(1)
 PUBLISH = tl.constexpr(2)
 OUTPUT = tl.constexpr(3)

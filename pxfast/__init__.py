@@ -1,15 +1,22 @@
 """Fast PixelDefend: purify images with a PixelCNN++ and compiled, cached decoding."""
 
-from .adp import ADPPurifier
-from .density import bits_per_dim, log_prob
-from .detection import Detector
-from .pixelcnn import PixelCNN, PixelCNNConfig
-from .purify import Purifier, purify
-from .sampling import sample
-from .verify import Verification, verify
-from .weights import load
+from __future__ import annotations
 
-__version__ = "0.1.0"
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from .base.version import __version__
+
+if TYPE_CHECKING:
+    from . import attacks, classifiers, defences, evaluation
+    from .adp.purifier import ADPPurifier
+    from .pixelcnn.likelihood import bits_per_dim, log_prob
+    from .pixelcnn.network import PixelCNN, PixelCNNConfig
+    from .pixelcnn.shipped import load
+    from .pixeldefend.detection import Detector
+    from .pixeldefend.purify import Purifier, purify
+    from .pixeldefend.sampling import sample
+    from .pixeldefend.verify import Verification, verify
 
 __all__ = [
     "ADPPurifier",
@@ -19,10 +26,45 @@ __all__ = [
     "Purifier",
     "Verification",
     "__version__",
+    "attacks",
     "bits_per_dim",
+    "classifiers",
+    "defences",
+    "evaluation",
     "load",
     "log_prob",
     "purify",
     "sample",
     "verify",
 ]
+
+# where the names above come from; imported when they are first asked for, so that `pxfast --help` need not import torch
+_ORIGINS = {
+    "ADPPurifier": "adp.purifier",
+    "Detector": "pixeldefend.detection",
+    "PixelCNN": "pixelcnn.network",
+    "PixelCNNConfig": "pixelcnn.network",
+    "Purifier": "pixeldefend.purify",
+    "Verification": "pixeldefend.verify",
+    "bits_per_dim": "pixelcnn.likelihood",
+    "load": "pixelcnn.shipped",
+    "log_prob": "pixelcnn.likelihood",
+    "purify": "pixeldefend.purify",
+    "sample": "pixeldefend.sampling",
+    "verify": "pixeldefend.verify",
+}
+_PACKAGES = ("attacks", "classifiers", "defences", "evaluation")
+
+
+def __getattr__(name: str) -> Any:
+    if name in _PACKAGES:
+        return importlib.import_module(f".{name}", __name__)
+    if name not in _ORIGINS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f".{_ORIGINS[name]}", __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

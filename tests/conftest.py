@@ -17,12 +17,11 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import pytest
-import torch
-from helpers import error_line
+from support.helpers import error_line, random_model
 
-from pxfast import cli
-from pxfast.engines import ENGINES
-from pxfast.pixelcnn import PixelCNN, PixelCNNConfig
+from pxfast.cli import main
+from pxfast.engines.registry import ENGINES
+from pxfast.pixelcnn.network import PixelCNN
 
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
@@ -44,29 +43,6 @@ def data_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("data")
     subprocess.run([sys.executable, str(unpack), str(root)], check=True)
     return root
-
-
-def random_model(
-    image_size: tuple[int, int] = (8, 8),
-    channels: int = 1,
-    filters: int = 8,
-    resnets: int = 1,
-    *,
-    seed: int = 0,
-    **changes,
-) -> PixelCNN:
-    """A random network in eval mode whose features have the spread that data-dependent initialisation gives.
-
-    The output layer is scaled up, so that the 256-way distributions differ from pixel to pixel.
-    """
-    config = PixelCNNConfig(image_size, channels, filters, resnets, **changes)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model = PixelCNN(config)
-        model.initialise(torch.randint(0, 256, (16, channels, *image_size), dtype=torch.uint8))
-    with torch.no_grad():
-        model.output.g.mul_(10.0)
-    return model.eval()
 
 
 @pytest.fixture(scope="session")
@@ -106,7 +82,7 @@ def run_here(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str])
     def run_here(*arguments, code: int = 0) -> tuple[str, str]:
         monkeypatch.setattr(sys, "argv", ["pxfast", *map(str, arguments)])
         with pytest.raises(SystemExit) as stop:
-            cli.main()
+            main.main()
         out, err = capfd.readouterr()
         assert (stop.value.code or 0) == code, err
         assert "Traceback" not in err

@@ -3,11 +3,12 @@
 ``attack.run`` takes the same and also says which images are misclassified before and after rounding to the grid.
 """
 
-from .adaptive_gradients import blind_pgd, bpda, bpda_eot, full_gradient, joint_full, joint_score, unrolled_bim
 from .attack import Attack
 from .autoattack import autoattack
+from .box_lbfgs import lbfgs
 from .carlini_wagner import cw_l2, cw_linf
 from .deepfool import deepfool
+from .defence_aware import blind_pgd, bpda, bpda_eot, full_gradient, joint_full, joint_score, unrolled_bim
 from .foolbox_attacks import (
     contrast_reduction,
     deepfool_l2,
@@ -19,7 +20,6 @@ from .foolbox_attacks import (
     uniform_noise,
 )
 from .gradients import NoGradient
-from .lbfgs import lbfgs
 from .result import AttackResult
 from .saliency_map import saliency_map
 from .sign_steps import bim, bim_steps, fgsm, pgd, rand

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from ..base.checks import check_eps
 from ..defences.defended import Defended
-from ..purifiers import FIXED_BATCH, image_key, image_seeds, in_fixed_batches
-from ..purify import check_eps
+from ..tensors.batches import FIXED_BATCH, in_fixed_batches
+from ..tensors.seeds import image_key, image_seeds
 from .gradients import predicted
 from .meter import LIMITS, Meter
 from .result import COSTS, AttackResult, join
@@ -25,7 +26,7 @@ BLOCK = 4 * BATCH  # images attacked at once: those that are done make room for 
 
 
 class FixedBatch(nn.Module):
-    """A classifier that always sees batches of one size: see :func:`pxfast.purifiers.in_fixed_batches`."""
+    """A classifier that always sees batches of one size: see :func:`pxfast.tensors.batches.in_fixed_batches`."""
 
     def __init__(self, classifier: nn.Module, size: int = BATCH) -> None:
         super().__init__()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ..extras import require
+from ..base.extras import require
 from .attack import Attack
 from .gradients import input_gradient
 

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..extras import require
+from ..base.extras import require
 from .attack import Attack
 from .gradients import NoGradient, predicted
 from .sign_steps import uniform

@@ -17,12 +17,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from ..adp import ADPPurifier
-from ..files import refuse_existing, whole_file
-from ..models import model_for
-from ..purify import Purifier
-from ..score_weights import score_network_for
-from ..weights import read_safetensors
+from ..base.files import refuse_existing, whole_file
+from ..defences.protocol import HidesNetworks
+from ..tensors.safetensors import read_safetensors
 from .attack import Attack
 from .result import COSTS, STAGES, AttackResult, join
 
@@ -134,10 +131,8 @@ def hidden_networks(classifier: nn.Module, image_shape: tuple[int, ...]) -> list
     """
     found = []
     for module in classifier.modules():
-        if isinstance(module, Purifier):
-            found.append(model_for(module.model, image_shape))
-        elif isinstance(module, ADPPurifier):
-            found.append(score_network_for(module.model, image_shape))
+        if isinstance(module, HidesNetworks):
+            found += module.hidden_networks(image_shape)
         else:
             found += [value for value in vars(module).values() if isinstance(value, nn.Module)]
     return found

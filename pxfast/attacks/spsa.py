@@ -8,10 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..purifiers import derived_seeds
-from .adaptive import BLOCK, STEP, ascend, target_of
+from ..tensors.seeds import derived_seeds
 from .attack import Attack
 from .carlini_wagner import margin
+from .grid_ascent import BLOCK, STEP, ascend, target_of
 from .meter import Meter
 
 QUERIES_AT_ONCE = 512  # images that the purifier gets at once

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from ..data import class_count, image_shape
+from ..data.datasets import class_count, image_shape
 from .classifier import Classifier, ClassifierConfig
 from .resnet import ResNet, ResNetConfig
 from .resnet18 import ResNet18, ResNet18Config

@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..density import bits_per_dim
-from ..images import to_grid
-from ..models import Model, resolve_model
+from ..data.images import to_grid
+from ..pixelcnn.likelihood import bits_per_dim
+from ..pixelcnn.shipped import SHIPPED, Model
 
 
 class RandomAboveThreshold(nn.Module):
@@ -31,7 +31,7 @@ class RandomAboveThreshold(nn.Module):
         super().__init__()
         self.classifier = classifier
         self.threshold = threshold
-        object.__setattr__(self, "model", resolve_model(model))
+        object.__setattr__(self, "model", SHIPPED.resolve(model))
         self.seed = seed
 
     def forward(self, images: Tensor) -> Tensor:

@@ -12,10 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..data import load_dataset
-from ..processes import Processes
+from ..data.datasets import load_dataset
 from ..training.checkpoints import read_checkpoint, write_checkpoint
-from ..training_run import RunSettings, TrainingRun, check_outputs, laid_out_like, run_to_the_end
+from ..training.processes import Processes
+from ..training.run import RunSettings, TrainingRun, check_outputs, laid_out_like, run_to_the_end
 from .adversarial import ADVERSARIAL_WEIGHT, attacked, bim_examples, draw_eps, fgsm_examples
 from .architectures import architecture_for, build
 from .classifier import Classifier, ClassifierConfig, standardise
@@ -29,7 +29,7 @@ ADVERSARIES = {"fgsm": fgsm_examples, "bim": bim_examples}
 
 @dataclasses.dataclass(frozen=True)
 class ClassifierSettings(RunSettings):
-    """How to train: see :class:`pxfast.training_run.RunSettings`, and more.
+    """How to train: see :class:`pxfast.training.run.RunSettings`, and more.
 
     The learning rate rises linearly over the first tenth of the run. ``max_shift``: images are moved by up to so many
     pixels each way, zeros moving in. ``defense``: 'none'; 'fgsm' or 'bim', adversarial training, where the second

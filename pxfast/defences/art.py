@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from ..extras import require
-from ..purify import Purifier
+from ..base.extras import require
+from ..pixeldefend.purify import Purifier
 
 preprocessor = require("art.defences.preprocessor.preprocessor", "art")
 

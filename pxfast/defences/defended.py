@@ -7,8 +7,9 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor, nn
 
-from ..images import TORCH_DTYPES
-from ..purifiers import derived_seeds, image_seeds, is_stochastic
+from ..data.images import TORCH_DTYPES
+from ..tensors.seeds import derived_seeds, image_seeds
+from .protocol import is_stochastic
 
 
 class Defended(nn.Module):

@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..images import TORCH_DTYPES
-from ..straight_through import check_backward, with_backward
+from ..data.images import TORCH_DTYPES
+from ..tensors.straight_through import check_backward, with_backward
 
 COLOURS = {1: 8, 3: 32}  # by channels; the paper's, for Fashion-MNIST and CIFAR-10
 PADDINGS = {"symmetric": "replicate", "reflect": "reflect"}  # torch's names, which for one pixel mean the same

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import inspect
+from typing import Any
 
 from torch import nn
 
-from ..adp import ADPPurifier
-from ..purify import Purifier
+from ..adp.purifier import ADPPurifier
+from ..pixeldefend.purify import Purifier
 from .feature_squeezing import FeatureSqueezing
 
 DEFENCES: dict[str, type[nn.Module]] = {
@@ -37,13 +38,16 @@ def parse_setting(text: str, known: list[str]) -> tuple[str, bool | int | float 
     return name, parse_value(value)
 
 
-def parse_defence(text: str) -> nn.Module:
+def parse_defence(text: str, **more: Any) -> nn.Module:
     """'NAME' or 'NAME:SETTING=VALUE,...' as a defence: one of ``DEFENCES``, with settings of its own.
 
-    Raises ValueError for another name or setting, and what the defence raises.
+    more: settings that are values already. Raises ValueError for another name or setting, and what the defence raises.
     """
     name, _, settings = text.partition(":")
     if name not in DEFENCES:
         raise ValueError(f"unknown defence {name!r}; known: {', '.join(DEFENCES)}")
     known = [setting for setting in inspect.signature(DEFENCES[name]).parameters if setting != "progress"]
-    return DEFENCES[name](**dict(parse_setting(part, known) for part in settings.split(",") if part))
+    for setting, value in more.items():
+        if setting not in known:
+            raise ValueError(f"{name} has no setting {setting}={value!r}; it takes {', '.join(known)}")
+    return DEFENCES[name](**dict(parse_setting(part, known) for part in settings.split(",") if part), **more)

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..heads import LEVELS
+from ..pixelcnn.heads import LEVELS
 
 
 @dataclasses.dataclass(frozen=True)

@@ -19,20 +19,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..schedule import Schedule
-from . import cpu
+from . import compiled
 from .choosers import Chooser, Sample
 from .gpu import gpu_problem
+from .schedule import Schedule
 
 MEMORY_SHARE = 0.9  # of the free device memory that a decode may take
-IMAGES_PER_MULTIPROCESSOR = 64  # in flight at most: more of them read the weights no seldomer
+IMAGES_PER_MULTIPROCESSOR = 64  # in flight at most: more would not read the weights less often
 
 
 def unavailable() -> str | None:
     """Why the engine can't run on torch's current CUDA device, or None when it can."""
-    if cpu.unavailable() is not None:
-        return cpu.unavailable()
-    if not cpu._C.cuda:
+    if compiled.unavailable() is not None:
+        return compiled.unavailable()
+    if not compiled._C.cuda:
         return "this installation has no CUDA part; build it where nvcc is installed, with `pip install .`"
     if gpu_problem() is not None:
         return gpu_problem()
@@ -43,14 +43,14 @@ def unavailable() -> str | None:
 
 @functools.cache
 def _problem(device: int) -> str | None:
-    problem: str | None = cpu._C.cuda_problem(device)
+    problem: str | None = compiled._C.cuda_problem(device)
     return problem
 
 
 @functools.cache
 def _gpu(device: int) -> Any:
     """What planning must know of a device, a ``pxfast._C.CudaDevice``. Asking the driver takes a millisecond."""
-    return cpu._C.cuda_device(device)
+    return compiled._C.cuda_device(device)
 
 
 def best_precision() -> str:
@@ -92,14 +92,14 @@ class Resident:
     block: Tensor
 
 
-def compiled(schedule: Schedule, precision: str, device: torch.device) -> Resident:
+def packed(schedule: Schedule, precision: str, device: torch.device) -> Resident:
     """The schedule's program on ``device``, weights packed for its matrix instruction; made once for each of these."""
     bf16 = precision == "bf16"
     groups = bf16 and current_wgmma() and _gpu(device.index).groups
     key = ("cuda", precision, groups, str(device))
     with schedule.lock:
         if key not in schedule.compiled:
-            engine = cpu._C.CudaEngine(cpu.program_of(schedule), bf16, groups)
+            engine = compiled._C.CudaEngine(compiled.program_of(schedule), bf16, groups)
             packed = torch.from_numpy(engine.block())
             schedule.compiled[key] = Resident(engine, _allocate(len(packed), device, "the weights").copy_(packed))
         resident = schedule.compiled[key]
@@ -147,14 +147,14 @@ def decode(
     """
     device = images.device if images.is_cuda else torch.device("cuda", torch.cuda.current_device())
     with torch.cuda.device(device):
-        resident = compiled(schedule, precision, device)
+        resident = packed(schedule, precision, device)
         given = images.to(device).contiguous()
         result = torch.empty_like(given)
         eps = None
         if not isinstance(chooser, Sample):
             eps = chooser.eps_of(len(images)).to(device)
             chooser = dataclasses.replace(chooser, eps=eps.cpu())
-        plain = cpu.plain_chooser(chooser, len(images))
+        plain = compiled.plain_chooser(chooser, len(images))
         gpu = _gpu(device.index)
         bytes_per_image = resident.engine.bytes_per_image(speculative=True)
         sizes = chunks(len(images), bytes_per_image, _free_bytes(device), gpu.multiprocessors)
@@ -181,7 +181,7 @@ def _decode_part(
 ) -> None:
     """Decode images that are in flight together. gpu: a CudaDevice; before: images of the batch finished already."""
     engine, device = resident.engine, given.device
-    plan = engine.plan(len(given), gpu, cpu.current_order(), current_team(), current_clusters())
+    plan = engine.plan(len(given), gpu, compiled.current_order(), current_team(), current_clusters())
     workspace = _allocate(engine.workspace_bytes(plan), device, f"{len(given)} images in flight")
     engine.decode(
         plan,

@@ -7,8 +7,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ..schedule import Schedule
+from ..pixelcnn.oracle import oracle
 from .choosers import Chooser
+from .schedule import Schedule
 
 
 @torch.no_grad()
@@ -21,7 +22,7 @@ def decode(
     report: Callable[[int], None] | None = None,
 ) -> Tensor:
     """One sub-pixel after the other, literally: see :class:`pxfast.engines.Decode`."""
-    model = schedule.oracle(precision)
+    model = oracle(schedule.model, precision)
     result = images.clone()
     _, C, H, W = images.shape
     for i in range(H):

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ..schedule import Schedule
 from .choosers import Chooser, Sample
 from .gpu import gpu_problem
+from .schedule import Schedule
 
 if TYPE_CHECKING:
     from .triton_program import ChooserShape, Program, Workspace

@@ -15,7 +15,7 @@ from torch import Tensor
 from ..kernels.choose import choose
 from ..kernels.launch import Launch, Tile
 from ..kernels.step import HEADER, MAX_TAPS, PackedStep, pack, step
-from ..schedule import ANY, Epilogue, Scale, Schedule, Step, Tap
+from .schedule import ANY, Epilogue, Scale, Schedule, Step, Tap
 
 PHASES = (0, 1, 2, 1)  # by row % 4: the row whose launches serve
 SLOT = 16  # entries of a launch in the table, so that every launch's begin at a multiple of 16 bytes

@@ -10,7 +10,7 @@ import torch
 from ..kernels.launch import Launch
 from ..kernels.mixture import mixture
 from ..kernels.tiles import tiles_for
-from ..schedule import Schedule
+from .schedule import Schedule
 from .triton_program import PHASES, ChooserShape, Program, Workspace
 
 CHOOSERS = (ChooserShape(False, 64), ChooserShape(False, 256), ChooserShape(True, 256))

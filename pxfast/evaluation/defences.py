@@ -14,14 +14,16 @@ from typing import Any
 import torch
 from torch import nn
 
-from .. import engines
-from ..adp import RUNS, STEPS, ADPPurifier
+from ..adp.files import SHIPPED as SCORE_NETWORKS
+from ..adp.purifier import RUNS, STEPS, ADPPurifier
+from ..base.checks import check_eps, check_precision
 from ..defences import FeatureSqueezing
 from ..engines import cpu
-from ..purify import IMAGE_THRESHOLD, SUB_PIXEL_THRESHOLD, Purifier, check_adaptive, check_eps, check_precision
-from ..score_weights import score_network_path
-from .code import code_hash, compiled_hash
-from .models import Models
+from ..engines.registry import select
+from ..pixeldefend.purify import Purifier
+from ..pixeldefend.rules import IMAGE_THRESHOLD, SUB_PIXEL_THRESHOLD, check_adaptive
+from .code import ELSEWHERE, code_hash
+from .networks import Models
 from .store import file_digest
 
 Description = dict[str, Any]
@@ -64,7 +66,7 @@ def purifier_description(options: dict[str, Any], context: Context) -> Descripti
     check_adaptive(adaptive, threshold)
     if threshold is None and adaptive is not None:
         threshold = IMAGE_THRESHOLD[context.channels] if adaptive == "image" else SUB_PIXEL_THRESHOLD
-    engine = engines.select(context.engine)
+    engine = select(context.engine)
     precision = check_precision(context.precision)
     return {
         "eps": eps,
@@ -74,8 +76,7 @@ def purifier_description(options: dict[str, Any], context: Context) -> Descripti
         "engine": engine.name,
         "precision": engine.best_precision() if precision == "auto" else precision,
         "instructions": cpu.current_isa() if engine.name == "cpu" else processor(context.device),
-        "code": code_hash("pxfast.purify", "pxfast.engines.choosers", engine.decode.__module__),
-        "compiled": compiled_hash(),
+        "code": code_hash(build_purifier, engine.decode.__module__, without=ELSEWHERE),
     }
 
 
@@ -93,7 +94,7 @@ def build_purifier(description: Description, models: Models) -> Purifier:
 def squeezing_description(options: dict[str, Any], context: Context) -> Description:
     """Options: colours and padding, as :class:`pxfast.defences.FeatureSqueezing` takes them."""
     FeatureSqueezing(**options)
-    return {**options, "code": code_hash("pxfast.defences.feature_squeezing")}
+    return {**options, "code": code_hash(build_squeezing, without=ELSEWHERE)}
 
 
 def build_squeezing(description: Description, models: Models) -> FeatureSqueezing:
@@ -101,13 +102,13 @@ def build_squeezing(description: Description, models: Models) -> FeatureSqueezin
 
 
 def adp_description(options: dict[str, Any], context: Context) -> Description:
-    """Options: sigma, steps and runs, as :class:`pxfast.adp.ADPPurifier` takes them, and model, a score network's file;
+    """Options: sigma, steps and runs, as :class:`pxfast.ADPPurifier` takes them, and model, a score network's file;
     without it the shipped one of so many channels. FileNotFoundError where there is none.
     """
     unknown = set(options) - {"sigma", "steps", "runs", "model"}
     if unknown or "sigma" not in options:
         raise ValueError(f"adp takes sigma, steps, runs and model, got {', '.join(sorted(options)) or 'nothing'}")
-    path = score_network_path(options.get("model", SHIPPED_SCORES[context.channels]))
+    path = SCORE_NETWORKS.path(options.get("model", SHIPPED_SCORES[context.channels]))
     if not path.is_file():
         raise FileNotFoundError(f"there is no score network {path.name}")
     settings = {
@@ -121,7 +122,7 @@ def adp_description(options: dict[str, Any], context: Context) -> Description:
         "model": str(path),
         "weights": file_digest(path),
         "processor": processor(context.device),
-        "code": code_hash("pxfast.adp", "pxfast.purifiers"),
+        "code": code_hash(build_adp, without=ELSEWHERE),
     }
 
 

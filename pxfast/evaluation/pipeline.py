@@ -11,12 +11,11 @@ import torch
 from torch import Tensor
 
 from ..attacks import find_attack
-from ..attacks.attack import FixedBatch
 from ..attacks.resumable import library_versions
 from . import stages
-from .code import code_hash
+from .code import ELSEWHERE, code_hash
 from .defences import Context, Description, find_kind, processor
-from .models import ClassifierFile
+from .networks import ClassifierFile
 from .runners import Runner
 from .stages import Task, Tensors
 from .store import Entry, Recipe, Store, digest
@@ -92,7 +91,7 @@ class Pipeline:
             recipe = {
                 "stage": "defend",
                 "defence": description,
-                "code": code_hash(stages.defend),
+                "code": code_hash(stages.defend, without=ELSEWHERE),
                 "libraries": self._libraries(ENGINE_LIBRARIES),
             }
             step = self._run(defence_name(description), recipe, {"images": images}, "images")
@@ -105,7 +104,7 @@ class Pipeline:
             "stage": "predict",
             "classifier": classifier.key,
             "defences": list(defences),
-            "code": code_hash(stages.predict, FixedBatch, "pxfast.defences.defended", classifier.module),
+            "code": code_hash(stages.predict, classifier.module, without=ELSEWHERE),
             "libraries": self._libraries(ENGINE_LIBRARIES),
             "processor": processor(self.context.device),
         }
@@ -116,7 +115,7 @@ class Pipeline:
         recipe = {
             "stage": "likelihood",
             "model": self.context.density,
-            "code": code_hash(stages.likelihood, "pxfast.density"),
+            "code": code_hash(stages.likelihood, without=ELSEWHERE),
             "libraries": self._libraries(ENGINE_LIBRARIES),
             "processor": processor("cpu"),
         }
@@ -150,7 +149,6 @@ class Pipeline:
             "seed": seed if chosen.random or chosen.joint or chosen.metered else None,
             "code": attack_code(attack),
             "classifier code": code_hash(classifier.module),
-            "defence code": code_hash("pxfast.defences.defended") if through else None,
             "libraries": self._libraries(),
             "processor": processor(self.context.device),
         }
@@ -194,7 +192,7 @@ def attack_code(name: str) -> str:
     perturb = find_attack(name).perturb
     while isinstance(perturb, functools.partial):
         perturb = perturb.func
-    return code_hash(stages.attack, stages.search, stages.clip, stages.target, perturb.__module__)
+    return code_hash(stages.attack, stages.search, stages.clip, perturb.__module__, without=ELSEWHERE)
 
 
 def defence_name(description: Description) -> str:

@@ -19,8 +19,8 @@ import numpy as np
 import torch
 from safetensors.torch import load, save
 
-from ..extras import require
-from .models import ModelFiles
+from ..base.extras import require
+from .networks import ModelFiles
 from .stages import Task, TaskResult, Tensors, Worker
 from .store import canonical
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from statistics import NormalDist
 from typing import Any
 
-from ..files import whole_file
+from ..base.files import whole_file
 
 TABLE_FORMAT = "pxfast-table"
 FIGURE_FORMAT = "pxfast-figure"

@@ -14,20 +14,18 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from .. import __version__
 from ..attacks import find_attack
 from ..attacks.resumable import library_versions
+from ..base.machine import parse_device, processor_name, usable_processors
+from ..base.version import __version__
 from ..classifiers.weights import read_notes
-from ..data import load_dataset
-from ..engines.cpu import usable_processors
-from ..fingerprint import model_fingerprint
-from ..models import model_for, model_path
-from ..processes import parse_device
-from ..provenance import processor_name
-from ..weights import read_metadata
-from .classifiers import TRAIN_BUDGET, ClassifierNeed
+from ..data.datasets import load_dataset
+from ..pixelcnn.files import read_metadata
+from ..pixelcnn.fingerprint import model_fingerprint
+from ..pixelcnn.shipped import model_for, model_path
+from .classifier_needs import TRAIN_BUDGET, ClassifierNeed
 from .defences import Context, Description, describe
-from .models import ClassifierFile, ModelFiles
+from .networks import ClassifierFile, ModelFiles
 from .pipeline import SHARD, Computed, Pipeline, attack_code
 from .results import Cell, Column, Row, Table, read_table, table_path, write_table
 from .runners import make_runner

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
-from .models import ModelFiles
+from .networks import ModelFiles
 from .stages import Task, TaskResult, Worker
 
 

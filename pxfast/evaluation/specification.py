@@ -44,8 +44,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ..attacks import find_attack
+from ..base.checks import check_eps
 from ..classifiers.architectures import ARCHITECTURES
-from ..purify import check_eps
 
 if sys.version_info >= (3, 11):
     import tomllib

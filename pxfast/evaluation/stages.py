@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from ..attacks import find_attack
 from ..attacks.attack import FixedBatch
 from ..defences import Defended
-from ..density import log_prob
+from ..pixelcnn.likelihood import log_prob
 from . import defences
-from .models import ModelFiles, Models
+from .networks import ModelFiles, Models
 from .store import Recipe
 
 Tensors = dict[str, Tensor]

@@ -18,8 +18,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ..files import whole_file
-from ..weights import read_safetensors
+from ..base.files import whole_file
+from ..tensors.safetensors import read_safetensors
 
 FORMAT = "pxfast-evaluation"
 

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..processes import Processes
-from ..training_run import RunSettings, TrainingRun, laid_out_like
 from .checkpoints import read_checkpoint, write_checkpoint
+from .processes import Processes
+from .run import RunSettings, TrainingRun, laid_out_like
 
 
 class AveragedRun(TrainingRun):

@@ -19,8 +19,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ..files import whole_file
-from ..weights import read_safetensors
+from ..base.files import whole_file
+from ..tensors.safetensors import read_safetensors
 
 SINGLE_FILE_BYTES = 16 << 20  # as much as a small model's takes
 SHARD_BYTES = 15_000_000

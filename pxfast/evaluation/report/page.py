@@ -13,13 +13,13 @@ from typing import Any
 import jinja2
 import markupsafe
 
-from ... import __version__
-from ...files import refuse_existing, whole_file
+from ...base.files import refuse_existing, whole_file
+from ...base.version import __version__
 from ..results import Figure, Table, figures_folder, read_figures, read_tables, tables_folder
 from . import formats
 from .comparison import LARGE, SMALL, shortfalls, view_table
 from .headline import headline, survivors
-from .models import model_facts
+from .network_facts import model_facts
 
 MIME_TYPES = {".png": "image/png", ".svg": "image/svg+xml", ".jpg": "image/jpeg"}
 ORDER = ("table2", "table1", "reproduction", "adaptive", "adaptive-fashion-mnist")  # others follow, by name

@@ -1,0 +1,54 @@
+"""Which width and depth learn fastest: bits/dim that several small networks reach in the same training time.
+
+python bench/experiments/network_sizes.py DATASET --root DIR --folder DIR [--budget 10m] [options of `pxfast train`...]
+
+Each network is trained from nothing by `pxfast train --preset small`, one after the other, and measured on the whole
+test set. Files stay in the folder: a killed comparison goes on where it was. Prints Markdown.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+from pathlib import Path
+
+import pxfast
+from pxfast.data.datasets import DATASETS
+from pxfast.pixelcnn.files import read_metadata
+
+SIZES = ((32, 2), (48, 1), (48, 2))  # filters, resnets
+
+
+def trained(file: Path, command: list[str]) -> dict:
+    """The notes of a model file, which `pxfast train` makes first unless it is there."""
+    if not file.exists():
+        resume = ["--resume"] if file.with_suffix(".checkpoint.safetensors").exists() else []
+        subprocess.run([sys.executable, "-m", "pxfast.cli", "train", *command, "--out", str(file), *resume], check=True)
+    return read_metadata(file)[1]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("dataset", choices=sorted(DATASETS))
+    parser.add_argument("--root", required=True, help="torchvision's root folder")
+    parser.add_argument("--folder", type=Path, required=True, help="where the models go")
+    parser.add_argument("--budget", default="10m", help="training time of each")
+    arguments, options = parser.parse_known_args()
+    rows = []
+    for filters, resnets in SIZES:
+        command = [arguments.dataset, "--root", arguments.root, "--preset", "small", "--budget", arguments.budget]
+        command += ["--filters", str(filters), "--resnets", str(resnets)]
+        file = arguments.folder / f"{arguments.dataset}-{filters}-{resnets}.safetensors"
+        notes = trained(file, [*command, *options])
+        parameters = sum(weight.numel() for weight in pxfast.load(file).parameters()) / 1e6
+        rows.append(
+            f"| {filters}, {resnets} | {parameters:.2f} M | {notes['images_seen']:,} | "
+            f"{notes['images_seen'] / notes['seconds']:.0f} | {notes['test_bits_per_dim']:.3f} |"
+        )
+    print("| filters, resnets | parameters | images seen | images/s | bits/dim |\n|---|---:|---:|---:|---:|")
+    print("\n".join(rows))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,61 @@
+"""Make the images of `pxfast demo`: 16 Fashion-MNIST test images, clean and attacked by FGSM.
+
+    python bench/scripts/make_demo_assets.py --root DIR --out pxfast/assets/demo-images.safetensors
+
+The choice follows from the data set's order and the shipped classifier alone: of each class the first test image that
+the classifier gets right, then the next six it gets right.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+from pxfast.attacks import fgsm
+from pxfast.base.files import refuse_existing, whole_file
+from pxfast.classifiers import load_classifier, predict
+from pxfast.cli.demo import CLASSES, FORMAT, MODEL
+from pxfast.data.datasets import load_dataset
+
+IMAGES = 16
+
+
+def choose(labels: torch.Tensor, predicted: torch.Tensor) -> list[int]:
+    """Indices of the images: one of each class in the order of the classes, then the next ones in the data's order."""
+    right = torch.nonzero(labels == predicted).flatten().tolist()
+    first = [next(i for i in right if labels[i] == label) for label in range(len(CLASSES))]
+    more = [i for i in right if i not in first]
+    return first + more[: IMAGES - len(first)]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--root", type=Path, required=True, help="torchvision's root folder with Fashion-MNIST")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--eps", type=int, default=25, help="of the attack, in grey levels (default 25)")
+    parser.add_argument("--force", action="store_true", help="replace an existing file")
+    arguments = parser.parse_args()
+    refuse_existing(arguments.out, force=arguments.force)
+    classifier = load_classifier(MODEL)
+    images, labels = load_dataset("fashion-mnist", arguments.root, train=False)
+    chosen = choose(labels[:1000], predict(classifier, images[:1000]))
+    clean = images[chosen].contiguous()
+    attacked = fgsm(classifier, clean, None, arguments.eps)
+    tensors = {
+        "clean": clean,
+        "attacked": attacked,
+        "labels": labels[chosen].to(torch.uint8),
+        "test_indices": torch.tensor(chosen, dtype=torch.int32),
+    }
+    metadata = {"format": FORMAT, "attack": "fgsm", "attack_eps": str(arguments.eps)}
+    with whole_file(arguments.out) as temporary:
+        save_file(tensors, temporary, metadata=metadata)
+    right = int((predict(classifier, attacked) == labels[chosen]).sum())
+    print(f"{arguments.out}: {len(chosen)} images, {right} of them still classified rightly when attacked")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,158 @@
+"""Whether a GPU's kernels are relied upon: what a trial of them found, once a machine.
+
+A kernel that is wrong for a GPU or a driver can hang, or spoil every later call of its process. So before the first use
+of an engine of a GPU by engine='auto', and of the fused likelihood, another process tries them: the program
+``pxfast.pixeldefend.trial``, which is started by its name and imported by nobody. The verdict is kept in
+``record_file()`` for this GPU, these versions and this code.
+
+Environment: ``PXFAST_TRIAL=0`` trusts the kernels untried.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import importlib.util
+import json
+import logging
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..base.files import whole_file
+
+_log = logging.getLogger(__name__)
+
+FORMAT = "pxfast-trials"
+SECONDS = 900.0  # that a trial may take; Triton compiles for minutes at first
+LIKELIHOOD = "likelihood"  # what is tried that is no engine
+# by its package's name, not by this file's place, which a checkout reaches by a link
+PACKAGE = Path(next(iter(importlib.import_module(__name__.partition(".")[0]).__path__)))
+PROGRAM = """
+import json, sys
+sys.path[:] = json.loads(sys.argv[1])
+from pxfast.pixeldefend.trial import main
+sys.exit(main(sys.argv[2:]))
+"""
+WRONG, UNTRIED = 3, 4  # exit codes of a trial: the kernels are at fault; the circumstances are
+
+
+def problem(name: str) -> str | None:
+    """What the trial of an engine, or of the likelihood, on torch's current GPU found wrong, now or earlier; or None.
+
+    A trial that could not be held, such as on a GPU that another process has for itself, is a problem too, but is held
+    again by the next process.
+    """
+    if os.environ.get("PXFAST_TRIAL") == "0":
+        return None
+    return _problem(name, torch.cuda.current_device())
+
+
+@functools.cache
+def _problem(name: str, device: int) -> str | None:
+    key = _key(name, device)
+    trials = _read_record()
+    if key not in trials:
+        _log.warning("trying the kernels of %s on %s, once; this may take minutes", name, _gpu(device))
+        verdict, found = run(command_of(name, device))
+        if not verdict:
+            return found
+        trials[key] = found
+        _write_record({**_read_record(), key: found})
+    return trials[key]
+
+
+def command_of(name: str, device: int) -> list[str]:
+    """What starts a trial: Python, with modules from where this process has them."""
+    return [sys.executable, "-c", PROGRAM, json.dumps(sys.path), name, str(device)]
+
+
+def run(command: Sequence[str], seconds: float = SECONDS) -> tuple[bool, str | None]:
+    """Hold a trial. Gives whether it came to a verdict, and what is wrong, None where nothing is."""
+    try:
+        done = subprocess.run(
+            command,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=seconds,
+        )
+    except subprocess.TimeoutExpired:
+        return True, f"it did not end within {seconds:g} seconds"
+    except OSError as error:
+        return False, f"a process to try it in did not start: {error}"
+    last = (done.stdout.strip() or done.stderr.strip()).rpartition("\n")[2]
+    if done.returncode == 0:
+        return True, None
+    if done.returncode == UNTRIED:
+        return False, f"it could not be tried: {last}"
+    return True, last if done.returncode == WRONG else f"its process ended with {done.returncode}: {last}"
+
+
+def record_file() -> Path:
+    """Where verdicts are kept: pxfast/trials.json where the user keeps caches. It may be deleted at any time."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pxfast" / "trials.json"
+
+
+def _read_record() -> dict[str, str | None]:
+    """Problems by key. A file that is not there, or not what it should be, holds none."""
+    try:
+        content = json.loads(record_file().read_text(encoding="utf-8"))
+        return dict(content["trials"]) if content["format"] == FORMAT else {}
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+
+
+def _write_record(trials: dict[str, str | None]) -> None:
+    """Where nothing can be written, the next process holds its own trial."""
+    path = record_file()
+    with contextlib.suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with whole_file(path) as temporary:
+            temporary.write_text(json.dumps({"format": FORMAT, "trials": trials}, indent=2) + "\n", encoding="utf-8")
+
+
+def _gpu(device: int) -> str:
+    properties: Any = torch.cuda.get_device_properties(device)
+    return f"{properties.name} (compute capability {properties.major}.{properties.minor})"
+
+
+def _key(name: str, device: int) -> str:
+    """All that a verdict hangs on."""
+    versions = [f"torch {torch.__version__}", f"CUDA {torch.version.cuda}", f"ROCm {torch.version.hip}"]
+    with contextlib.suppress(metadata.PackageNotFoundError):
+        versions.append(f"triton {metadata.version('triton')}")
+    return ", ".join([name, _gpu(device), f"driver {_driver()}", *versions, f"code {_code()}"])
+
+
+def _driver() -> str:
+    """The version of NVIDIA's or AMD's kernel module, where Linux tells it."""
+    for path in ("/sys/module/nvidia/version", "/sys/module/amdgpu/version"):
+        with contextlib.suppress(OSError):
+            return Path(path).read_text().strip()
+    return "unknown"
+
+
+@functools.cache
+def _code() -> str:
+    """A hash of the engines, the kernels, what both rest on, and the compiled module."""
+    compiled = importlib.util.find_spec(f"{PACKAGE.name}._C")
+    files = [
+        *sorted(PACKAGE.glob("engines/*.py")),
+        *sorted(PACKAGE.glob("kernels/*.py")),
+        *sorted(PACKAGE.glob("pixelcnn/*.py")),
+    ]
+    if compiled is not None and compiled.origin is not None:
+        files.append(Path(compiled.origin))
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(file.read_bytes())
+    return digest.hexdigest()[:16]

@@ -1,0 +1,74 @@
+"""Files of score networks: safetensors with the configuration in the metadata. Nothing is ever unpickled."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+
+from ..base.files import whole_file
+from ..tensors.safetensors import fill, read_safetensors, stored_tensors
+from ..tensors.shipped import Shipped
+from .score_network import ScoreNetwork, ScoreNetworkConfig
+
+FORMAT = "pxfast-score-network"
+Scorer = ScoreNetwork | str | os.PathLike[str]
+
+
+def save_score_network(
+    network: ScoreNetwork, path: str | os.PathLike[str], *, notes: dict[str, Any] | None = None
+) -> None:
+    """Write a score network's file, whole or not at all: the convolutions' weights in bf16, all else in fp32.
+
+    notes: JSON-able facts kept in the metadata (how it was trained, its measured loss).
+    """
+    metadata = {
+        "format": FORMAT,
+        "config": json.dumps(dataclasses.asdict(network.config)),
+        "notes": json.dumps(notes or {}),
+    }
+    with whole_file(path) as temporary:
+        save_file(stored_tensors(network), temporary, metadata=metadata)
+
+
+def read_score_metadata(path: str | os.PathLike[str]) -> tuple[ScoreNetworkConfig, dict[str, Any]]:
+    """Configuration and notes of a score network's file. Raises what :func:`load_score_network` raises."""
+    metadata = read_safetensors(path, FORMAT)[1]
+    return parse_score_config(metadata, path), json.loads(metadata.get("notes", "{}"))
+
+
+def parse_score_config(metadata: dict[str, str], path: str | os.PathLike[str]) -> ScoreNetworkConfig:
+    try:
+        return ScoreNetworkConfig(**json.loads(metadata["config"]))
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path}: bad configuration of a score network: {error!r}") from None
+
+
+def _read(path: Path) -> ScoreNetwork:
+    tensors, metadata = read_safetensors(path, FORMAT)
+    network = ScoreNetwork(parse_score_config(metadata, path))
+    fill(network, tensors, path)
+    return network.eval().to(memory_format=torch.channels_last)  # on a CPU nearly twice as fast
+
+
+SHIPPED = Shipped(
+    "score network",
+    ScoreNetwork,
+    {"cifar10": "cifar10-score.safetensors", "fashion-mnist": "fashion-mnist-score.safetensors"},
+    _read,
+    lambda path: read_score_metadata(path)[0],
+)
+
+
+def load_score_network(name_or_path: str | os.PathLike[str]) -> ScoreNetwork:
+    """A shipped score network by name ('fashion-mnist'), or one from a file: in eval mode, fp32, on the CPU.
+
+    Raises ValueError for an unknown name and for a truncated or foreign file, FileNotFoundError for a path that does
+    not exist, TypeError for what is neither. Nothing is unpickled.
+    """
+    return SHIPPED.load(name_or_path)

@@ -1,0 +1,222 @@
+"""The score network of ADP: NCSNv2 for small images (Song and Ermon, NeurIPS 2020), used without a noise level.
+
+A pre-activation residual network whose last two stages are dilated instead of smaller, a RefineNet (Lin et al., CVPR
+2017) back up to the image's size, InstanceNorm++ (Song and Ermon, NeurIPS 2019, appendix A) and ELU.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..tensors.activations import elu
+
+SMALLEST_SIDE = 4  # pixels: instance normalisation needs several at half the size
+
+
+@dataclasses.dataclass(frozen=True)
+class ScoreNetworkConfig:
+    """image_size: (H, W), of what it is trained on, at least 4 each. channels: 1 or 3. ngf: features at full size.
+
+    Raises ValueError naming the field that is wrong.
+    """
+
+    image_size: tuple[int, int]
+    channels: int
+    ngf: int = 128
+
+    def __post_init__(self) -> None:
+        size = tuple(self.image_size)
+        object.__setattr__(self, "image_size", size)
+        if len(size) != 2 or any(not isinstance(side, int) or side < SMALLEST_SIDE for side in size):
+            raise ValueError(f"image_size must be (H, W), integers of at least {SMALLEST_SIDE}, got {size!r}")
+        if self.channels not in (1, 3):
+            raise ValueError(f"channels must be 1 or 3, got {self.channels!r}")
+        if not isinstance(self.ngf, int) or isinstance(self.ngf, bool) or self.ngf < 2:
+            raise ValueError(f"ngf must be an integer of at least 2, got {self.ngf!r}")
+
+
+def mean_and_variance(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Over the height and width of (N, C, H, W): (N, C) each, the variance without Bessel's correction.
+
+    torch.var_mean goes over the values once, and on a CPU takes several times as long
+    (bench/experiments/elementwise.py).
+    """
+    means = x.mean((2, 3))
+    return means, (x - means[:, :, None, None]).square().mean((2, 3))
+
+
+class InstanceNormPlus(nn.Module):
+    """InstanceNorm++: instance normalisation that keeps how the features' means compare with each other.
+
+    Each feature's map gets mean 0 and variance 1, then ``alpha`` times the feature's mean, standardised over the
+    features of its image, is added, and the whole is scaled and moved.
+    """
+
+    def __init__(self, features: int, epsilon: float = 1e-5) -> None:
+        super().__init__()
+        self.alpha = nn.Parameter(torch.empty(features).normal_(1.0, 0.02))
+        self.gamma = nn.Parameter(torch.empty(features).normal_(1.0, 0.02))
+        self.beta = nn.Parameter(torch.zeros(features))
+        self.epsilon = epsilon
+
+    def forward(self, x: Tensor) -> Tensor:
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))
+        means, variances = mean_and_variance(wide)
+        spread, centre = torch.var_mean(means, 1, correction=1, keepdim=True)
+        relative = (means - centre) * torch.rsqrt(spread + self.epsilon)
+        scale = self.gamma * torch.rsqrt(variances + self.epsilon)
+        shift = self.gamma * self.alpha * relative + self.beta - means * scale
+        return torch.addcmul(shift[:, :, None, None].to(x.dtype), x, scale[:, :, None, None].to(x.dtype))
+
+
+def _conv3x3(in_features: int, out_features: int, dilation: int = 1, *, bias: bool = True) -> nn.Conv2d:
+    return nn.Conv2d(in_features, out_features, 3, padding=dilation, dilation=dilation, bias=bias)
+
+
+def _halved(x: Tensor) -> Tensor:
+    """Means of 2x2 pixels; of an odd side's last row or column, what there is of them."""
+    return F.avg_pool2d(x, 2, ceil_mode=True, count_include_pad=False)
+
+
+class ResidualBlock(nn.Module):
+    """Twice normalisation, ELU and a 3x3 convolution, beside a shortcut. halve: give half the height and width."""
+
+    def __init__(self, features: int, out_features: int, dilation: int = 1, *, first: bool, halve: bool) -> None:
+        super().__init__()
+        middle = features if first else out_features
+        self.norm1 = InstanceNormPlus(features)
+        self.conv1 = _conv3x3(features, middle, dilation)
+        self.norm2 = InstanceNormPlus(middle)
+        self.conv2 = _conv3x3(middle, out_features, dilation)
+        # the first block of a stage changes size or dilation, and its shortcut with it
+        self.shortcut: nn.Module = nn.Identity()
+        if first:
+            self.shortcut = (
+                nn.Conv2d(features, out_features, 1) if halve else _conv3x3(features, out_features, dilation)
+            )
+        self.halve = halve
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv1(elu(self.norm1(x)))
+        y = self.conv2(elu(self.norm2(y)))
+        y = self.shortcut(x) + y
+        return _halved(y) if self.halve else y
+
+
+class ConvolutionUnits(nn.Module):
+    """RefineNet's residual convolution units: each adds two rounds of ELU and a 3x3 convolution."""
+
+    def __init__(self, features: int, units: int) -> None:
+        super().__init__()
+        self.units = nn.ModuleList(
+            nn.ModuleList(_conv3x3(features, features, bias=False) for _ in range(2)) for _ in range(units)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        for unit in self.units:
+            y = x
+            for conv in unit:
+                y = conv(elu(y))
+            x = x + y
+        return x
+
+
+class ChainedPooling(nn.Module):
+    """RefineNet's chained residual pooling: 5x5 maxima and a 3x3 convolution, twice, each adding what it has found."""
+
+    def __init__(self, features: int) -> None:
+        super().__init__()
+        self.convs = nn.ModuleList(_conv3x3(features, features, bias=False) for _ in range(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = path = elu(x)
+        for conv in self.convs:
+            path = conv(F.max_pool2d(path, 5, stride=1, padding=2))
+            x = x + path
+        return x
+
+
+class RefineBlock(nn.Module):
+    """One stage of RefineNet: the residual stage's features, and what the coarser stage made of its own, to one map."""
+
+    def __init__(self, inputs: tuple[int, ...], features: int, *, last: bool = False) -> None:
+        super().__init__()
+        self.adapt = nn.ModuleList(ConvolutionUnits(given, 2) for given in inputs)
+        self.fuse = nn.ModuleList(_conv3x3(given, features) for given in inputs) if len(inputs) > 1 else None
+        self.pool = ChainedPooling(features)
+        self.output = ConvolutionUnits(features, 3 if last else 1)
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        x, *coarser = (adapt(given) for adapt, given in zip(self.adapt, inputs, strict=True))
+        if self.fuse is not None:
+            size = x.shape[2:]
+            x = self.fuse[0](x)
+            for conv, given in zip(self.fuse[1:], coarser, strict=True):
+                given = conv(given)
+                if given.shape[2:] != size:
+                    given = F.interpolate(given, size, mode="bilinear", align_corners=True)
+                x = x + given
+        return self.output(self.pool(x))
+
+
+class ScoreNetwork(nn.Module):
+    """Images (N, C, H, W) to the direction in which they are likelier, of the same shape.
+
+    It is trained by denoising score matching over several noise levels sigma and told none of them: for x = image +
+    sigma z it gives about -E[z | x], which is sigma times the score of the noisy images' density. So it has about unit
+    size wherever there is noise that it knows, and x + sigma f(x) is the least-squares estimate of the image (Tweedie's
+    formula). images: floating, in [0, 1] but for the noise; any height and width of at least 4.
+    Raises ValueError for another shape.
+    """
+
+    def __init__(self, config: ScoreNetworkConfig) -> None:
+        super().__init__()
+        self.config = config
+        n = config.ngf
+        self.begin = _conv3x3(config.channels, n)
+        self.stages = nn.ModuleList(
+            (
+                nn.Sequential(*(ResidualBlock(n, n, first=False, halve=False) for _ in range(2))),
+                self._stage(n, 2 * n, 1, halve=True),
+                self._stage(2 * n, 2 * n, 2, halve=False),
+                self._stage(2 * n, 2 * n, 4, halve=False),
+            )
+        )
+        # from the last stage to the first
+        self.refine = nn.ModuleList(
+            (
+                RefineBlock((2 * n,), 2 * n),
+                RefineBlock((2 * n, 2 * n), 2 * n),
+                RefineBlock((2 * n, 2 * n), n),
+                RefineBlock((n, n), n, last=True),
+            )
+        )
+        self.norm = InstanceNormPlus(n)
+        self.end = _conv3x3(n, config.channels)
+
+    @staticmethod
+    def _stage(features: int, out_features: int, dilation: int, *, halve: bool) -> nn.Sequential:
+        return nn.Sequential(
+            ResidualBlock(features, out_features, dilation, first=True, halve=halve),
+            ResidualBlock(out_features, out_features, dilation, first=False, halve=False),
+        )
+
+    def forward(self, images: Tensor) -> Tensor:
+        C = self.config.channels
+        if images.dim() != 4 or images.shape[1] != C or min(images.shape[2:]) < SMALLEST_SIDE:
+            raise ValueError(
+                f"expected images (N, {C}, H, W), H and W at least {SMALLEST_SIDE}, got {tuple(images.shape)}"
+            )
+        x = self.begin((2.0 * images - 1.0).to(memory_format=torch.channels_last))
+        found = []
+        for stage in self.stages:
+            x = stage(x)
+            found.append(x)
+        x = self.refine[0](found.pop())
+        for refine in self.refine[1:]:
+            x = refine(found.pop(), x)
+        return self.end(elu(self.norm(x)))

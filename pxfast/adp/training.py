@@ -1,0 +1,295 @@
+"""Training a score network by denoising score matching over noise levels (Vincent 2011; Song and Ermon 2019, 2020)."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import json
+import math
+import os
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..data.datasets import image_shape
+from ..tensors.safetensors import read_safetensors
+from ..training.averaged_run import AveragedRun
+from ..training.processes import Processes
+from ..training.provenance import training_notes, training_parts
+from ..training.run import RunSettings, check_outputs, run_to_the_end
+from .files import load_score_network, parse_score_config, read_score_metadata, save_score_network
+from .score_network import ScoreNetwork, ScoreNetworkConfig
+
+CHECKPOINT_FORMAT = "pxfast-score-training"
+EVALUATED_AT_ONCE = 64  # images
+
+
+@dataclasses.dataclass(frozen=True)
+class ScoreSettings(RunSettings):
+    """How to train: see :class:`pxfast.training.run.RunSettings`, and more.
+
+    ``levels``: how many noise levels, in geometric steps from ``sigma_max`` down to ``sigma_min``, deviations of the
+    noise on images in [0, 1]. Which ones the ADP authors used can't be told from their code, whose configurations have
+    232 from 50 to 0.01 and 10 from 1 to 0.01. ``clamped``: the fraction of noisy images that are clamped to [0, 1], as
+    purification clamps them; the authors' are not. ``warmup``: steps in which Adam's learning rate rises.
+    ``ema_decay``: of the averaged weights, which are the ones saved. ``gradient_clip``: largest norm of the gradient;
+    0 clips nothing.
+    """
+
+    batch_size: int = 128
+    epochs: float = 768.0
+    learning_rate: float = 1e-4
+    levels: int = 10
+    sigma_max: float = 1.0
+    sigma_min: float = 0.01
+    warmup: int = 100
+    ema_decay: float = 0.999
+    gradient_clip: float = 1.0
+    clamped: float = 0.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.levels < 1 or self.warmup < 0:
+            raise ValueError(f"expected levels >= 1 and warmup >= 0, got {self.levels} and {self.warmup}")
+        if not 0.0 < self.sigma_min <= self.sigma_max < math.inf:
+            raise ValueError(f"expected 0 < sigma_min <= sigma_max, got {self.sigma_min} and {self.sigma_max}")
+        if not self.gradient_clip >= 0.0:
+            raise ValueError(f"gradient_clip must be positive, or 0 for none, got {self.gradient_clip}")
+        self._fraction("ema_decay")
+        if not 0.0 <= self.clamped <= 1.0:
+            raise ValueError(f"clamped must be in [0, 1], got {self.clamped}")
+
+    def sigmas(self) -> Tensor:
+        """The noise levels (levels,), fp32, the largest first."""
+        ends = torch.tensor((self.sigma_max, self.sigma_min), dtype=torch.float64).log()
+        return torch.linspace(*ends.tolist(), self.levels, dtype=torch.float64).exp().float()
+
+
+PRESETS = {
+    # the authors' network, learning rate, batch, averaging and length of training, with the smaller set of levels
+    "full": (128, ScoreSettings()),
+    # for a CPU: levels about those that ADP's noise, 0.1 or 0.25, passes on its way down. Noise that is clamped looks
+    # unlike noise that is not where images are black or white, and a small network has to have seen it
+    "small": (16, ScoreSettings(batch_size=16, epochs=2.0, learning_rate=2e-3, sigma_max=0.5, clamped=0.5)),
+}
+
+
+def score_preset(name: str, dataset: str | os.PathLike[str]) -> tuple[ScoreNetworkConfig, ScoreSettings]:
+    """The network and settings of a preset for a data set, whose images are flipped if it is CIFAR-10.
+
+    dataset: a known name, or a folder of images. ValueError for an unknown preset or data set.
+    """
+    if name not in PRESETS:
+        raise ValueError(f"unknown preset {name!r}; known: {', '.join(PRESETS)}")
+    ngf, settings = PRESETS[name]
+    channels, H, W = image_shape(dataset)
+    return ScoreNetworkConfig((H, W), channels, ngf), dataclasses.replace(
+        settings, horizontal_flips=dataset == "cifar10"
+    )
+
+
+def denoising_losses(
+    network: torch.nn.Module, images: Tensor, sigmas: Tensor, noise: Tensor, clamped: Tensor | None = None
+) -> Tensor:
+    """The denoising score matching losses (N,), weighted by sigma^2: means over the values of (f(x + sigma z) + z)^2.
+
+    network: f, sigma times a score. images: floating (N, C, H, W) in [0, 1]. sigmas: (N,). noise: z, from N(0, 1), of
+    the images' shape. They are about 1 where the network gives 0, and 0 where it finds the noise exactly. clamped: bool
+    (N,), which noisy images are clamped to [0, 1] first; z is then what is left of the noise.
+    """
+    sigmas = sigmas[:, None, None, None]
+    noisy = images + sigmas * noise
+    if clamped is not None:
+        inside = noisy.clamp(0.0, 1.0)
+        clamped = clamped[:, None, None, None]
+        noisy, noise = torch.where(clamped, inside, noisy), torch.where(clamped, (inside - images) / sigmas, noise)
+    return (network(noisy).to(noise.dtype) + noise).square().mean((1, 2, 3))
+
+
+class ScoreTrainer(AveragedRun):
+    """A training run of a score network: model, averaged model, Adam's state and position in the data.
+
+    images: uint8 (N, C, H, W), on the CPU.
+    """
+
+    settings: ScoreSettings
+    model: ScoreNetwork
+    averaged: ScoreNetwork
+    checkpoint_format = CHECKPOINT_FORMAT
+
+    def __init__(
+        self,
+        config: ScoreNetworkConfig,
+        settings: ScoreSettings,
+        images: Tensor,
+        processes: Processes | None = None,
+    ) -> None:
+        super().__init__(settings, images, processes)
+        shape = (config.channels, *config.image_size)
+        if images.dtype != torch.uint8 or tuple(images.shape[1:]) != shape:
+            raise ValueError(f"expected uint8 images (N, {shape}), got {images.dtype} {tuple(images.shape)}")
+        if len(images) < settings.batch_size:
+            raise ValueError(f"expected at least one batch of {settings.batch_size} images, got {len(images)}")
+        if self.processes.count > 1:
+            raise ValueError(f"a score network is trained by one process, not by {self.processes.count}")
+        torch.manual_seed(settings.seed)
+        self.model = ScoreNetwork(config).to(self.processes.device, memory_format=torch.channels_last)
+        self.averaged = copy.deepcopy(self.model)
+        self.optimisers = [torch.optim.Adam(self.model.parameters(), settings.learning_rate, fused=True)]
+        self._sigmas = settings.sigmas()
+        self._network = torch.compile(self.model) if settings.compile else self.model
+
+    def start_from(self, network: ScoreNetwork) -> None:
+        """Begin with the weights of ``network``. ValueError when it is of another size."""
+        if network.config != self.model.config:
+            raise ValueError(f"expected to start from a score network of {self.model.config}, got {network.config}")
+        self.model.load_state_dict(network.state_dict())
+        self.averaged.load_state_dict(network.state_dict())
+
+    def batch(self, step: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """What :func:`denoising_losses` takes, for a step, on the CPU; it depends on seed and step alone."""
+        generator = torch.Generator().manual_seed(self.step_seed(step))
+        images = self.flipped(self.images[self.chosen(step)], generator).float() / 255.0
+        levels = torch.randint(self.settings.levels, (len(images),), generator=generator)
+        noise = torch.randn(images.shape, generator=generator)
+        clamped = torch.rand(len(images), generator=generator) < self.settings.clamped
+        return images, self._sigmas[levels], noise, clamped
+
+    def learning_rate(self) -> float:
+        return min(1.0, (self.step + 1) / max(1, self.settings.warmup)) * self.cosine()
+
+    def train_step(self) -> float:
+        """One step of Adam; returns the batch's loss, see :func:`denoising_losses`.
+
+        FloatingPointError when the loss or its gradient is not finite; the weights are then as before the step.
+        """
+        started = time.perf_counter()
+        (adam,) = self.optimisers
+        for group in adam.param_groups:
+            group["lr"] = self.learning_rate()
+        self.model.train()
+        parts = (part.to(self.processes.device) for part in self.batch(self.step))
+        with self.autocast():
+            loss = denoising_losses(self._network, *parts).mean()
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.gradient_clip or math.inf)
+        found, norm = torch.stack((loss.detach(), norm.detach())).tolist()
+        if not math.isfinite(found) or not math.isfinite(norm):
+            raise FloatingPointError(f"training broke down at step {self.step}: loss {found}, gradient of norm {norm}")
+        adam.step()
+        adam.zero_grad()
+        self.average()
+        self.step += 1
+        self.seconds += time.perf_counter() - started
+        return found
+
+
+@torch.no_grad()
+def denoising_quality(network: ScoreNetwork, images: Tensor, sigma: float, *, seed: int = 0) -> dict[str, float]:
+    """How well a score network knows noise of a deviation ``sigma``: its loss and what Tweedie's formula makes of it.
+
+    images: uint8 (N, C, H, W), N > 0. Returns 'loss', the mean of :func:`denoising_losses`; 'psnr', of the estimates
+    x + sigma f(x), clamped to [0, 1], in dB over the mean squared error of all images; and 'noisy_psnr', of x itself.
+    """
+    device = next(network.parameters()).device
+    generator = torch.Generator().manual_seed(seed)
+    losses = errors = before = 0.0
+    for part in images.split(EVALUATED_AT_ONCE):
+        clean = part.float() / 255.0
+        noise = torch.randn(clean.shape, generator=generator).to(device)
+        clean = clean.to(device)
+        noisy = clean + sigma * noise
+        found = network(noisy)
+        losses += float((found + noise).double().square().sum())
+        errors += float(((noisy + sigma * found).clamp(0.0, 1.0) - clean).double().square().sum())
+        before += float((noisy.clamp(0.0, 1.0) - clean).double().square().sum())
+    count = images.numel()
+    return {
+        "loss": losses / count,
+        "psnr": -10.0 * math.log10(max(errors / count, 1e-30)),
+        "noisy_psnr": -10.0 * math.log10(max(before / count, 1e-30)),
+    }
+
+
+def train_score_network(
+    config: ScoreNetworkConfig,
+    images: Tensor,
+    out: str | os.PathLike[str],
+    *,
+    settings: ScoreSettings | None = None,
+    start: ScoreNetwork | None = None,
+    earlier: Sequence[dict[str, Any]] = (),
+    resume: bool = False,
+    force: bool = False,
+    checkpoint_interval: float = 120.0,
+    progress: bool = True,
+    processes: Processes | None = None,
+) -> ScoreNetwork:
+    """Train a score network on uint8 images (N, C, H, W) and write the averaged one to ``out`` (bf16 safetensors).
+
+    Every ``checkpoint_interval`` seconds the whole state goes to ``out`` with the suffix .checkpoint.safetensors, in
+    shards if it is large, and the averaged network so far to ``out``; with ``resume`` a killed run goes on from there
+    with the same images and noise. Ctrl-C ends the run after the step at hand, with everything kept, and raises
+    KeyboardInterrupt. start: a network whose weights to begin with, in place of random ones. earlier: the runs that
+    made them, for the file's notes (:mod:`pxfast.training.provenance`); a resumed run has them from ``out``. processes:
+    names the device; a score network is trained by one process. Returns the averaged network, on its device. Raises
+    FileExistsError when ``out`` or its checkpoint exists and neither ``resume`` nor ``force`` is set, FileNotFoundError
+    when ``resume`` finds no checkpoint or the folder of ``out`` does not exist, FloatingPointError when the loss stops
+    being finite.
+    """
+    settings = settings or ScoreSettings()
+    checkpoint = check_outputs(out, resume=resume, force=force)
+    trainer = ScoreTrainer(config, settings, images, processes)
+    if resume:
+        trainer.restore(checkpoint)
+        earlier = training_parts(read_score_metadata(out)[1])[:-1] if os.path.exists(out) else earlier
+    elif start is not None:
+        trainer.start_from(start)
+    recent: float | None = trainer.history[-1]["train_loss"] if trainer.history else None
+
+    def keep() -> None:
+        trainer.history.append({"step": trainer.step, "seconds": round(trainer.seconds, 1), "train_loss": recent})
+        trainer.save(checkpoint)
+        save_score_network(trainer.averaged, out, notes=training_notes(trainer.facts(), earlier))
+
+    def describe(loss: float) -> str:
+        nonlocal recent
+        recent = loss if recent is None else 0.98 * recent + 0.02 * loss
+        return f"loss {recent:.4f}"
+
+    run_to_the_end(trainer, keep, describe, checkpoint_interval=checkpoint_interval, progress=progress)
+    return trainer.averaged.eval()
+
+
+def read_score_settings(checkpoint: Path) -> tuple[ScoreNetworkConfig, ScoreSettings]:
+    """The network and the settings of a run that left a checkpoint.
+
+    FileNotFoundError where there is none, ValueError where it is damaged or another kind of file.
+    """
+    _, metadata = read_safetensors(checkpoint, CHECKPOINT_FORMAT)
+    return parse_score_config(metadata, checkpoint), ScoreSettings(**json.loads(metadata["settings"]))
+
+
+def record_quality(
+    path: str | os.PathLike[str],
+    test_images: Tensor,
+    sigmas: tuple[float, ...] = (0.05, 0.1, 0.25),
+    *,
+    device: torch.device | str = "cpu",
+) -> dict[str, dict[str, float]]:
+    """Measure a score network's file on uint8 test images (N, C, H, W), fp32, and keep the result in its notes.
+
+    Notes: ``test_images`` and ``denoising``, what :func:`denoising_quality` gives by noise level. Returns the latter.
+    """
+    network, (_, notes) = load_score_network(path), read_score_metadata(path)
+    network.to(device)
+    found = {}
+    for sigma in sigmas:
+        quality = denoising_quality(network, test_images, sigma)
+        found[str(sigma)] = {name: round(value, 5) for name, value in quality.items()}
+    save_score_network(network, path, notes=notes | {"test_images": len(test_images), "denoising": found})
+    return found

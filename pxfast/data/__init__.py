@@ -1,0 +1,1 @@
+"""Images: the one door for them, files, and data sets."""

@@ -1,0 +1,251 @@
+"""Collections of images on disk, read and written in batches: a folder, one image file, a .npy or a .pt file."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import pickle
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+from PIL import Image
+
+from ..base.files import refuse_existing, whole_file
+from .images import Images, to_grid
+
+IMAGE_SUFFIXES = (".png", ".bmp", ".gif", ".jpg", ".jpeg", ".pbm", ".pgm", ".ppm", ".tif", ".tiff", ".webp")
+Write = Callable[[Images], object]
+
+
+class Collection(Protocol):
+    """Images of one shape on disk.
+
+    names: one per image. batches: the images in order, at most ``size`` at a time, in a form that ``pxfast.purify``
+    takes. writer: gives a function that takes such batches in the same order and writes ``out``, a collection of the
+    same kind; ``out`` appears whole when the block ends, and not at all when it ends by an exception.
+    """
+
+    names: list[str]
+
+    def batches(self, size: int) -> Iterator[Images]: ...
+
+    def writer(self, out: Path, *, force: bool) -> contextlib.AbstractContextManager[Write]: ...
+
+
+def open_collection(path: str | os.PathLike[str]) -> Collection:
+    """The images at ``path``: a folder of image files, one image file, a .npy or a .pt file.
+
+    Raises FileNotFoundError, or ValueError or TypeError naming the file and what is wrong with it.
+    """
+    path = Path(path)
+    if path.is_dir():
+        return ImageFolder(path)
+    if not path.exists():
+        raise FileNotFoundError(f"no such file or folder: {path}")
+    kind = KINDS.get(path.suffix.lower())
+    if kind is None:
+        raise ValueError(f"{path}: expected a folder of images or a file with one of the suffixes {' '.join(KINDS)}")
+    return kind(path)
+
+
+def read_image(path: Path) -> np.ndarray:
+    """An image file as uint8 (C, H, W): grey as one channel, colour as three.
+
+    ValueError names the file when it can't be read, or holds something else, such as transparency or 16 bits.
+    """
+    try:
+        with Image.open(path) as image:
+            frames, mode = getattr(image, "n_frames", 1), image.mode
+            if mode == "1":
+                image = image.convert("L")
+            elif mode == "P" and "transparency" not in image.info:
+                image = image.convert("RGB")
+            converted, pixels = image.mode, np.asarray(image)
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+        raise ValueError(f"{path} can't be read as an image: {error}") from None
+    if frames > 1:
+        raise ValueError(f"{path} has {frames} frames, expected one")
+    if converted not in ("L", "RGB"):
+        raise ValueError(f"{path} has pixels of mode {mode}, expected 8-bit grey (L) or colour (RGB)")
+    return np.ascontiguousarray(pixels.reshape(*pixels.shape[:2], -1).transpose(2, 0, 1))
+
+
+def write_png(image: Images, path: Path) -> None:
+    """Write one (C, H, W) image losslessly. An OSError leaves a partial file: give it a temporary path."""
+    grid, _ = to_grid(image)
+    pixels = grid[0].permute(1, 2, 0).numpy()
+    Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels).save(path, format="PNG")
+
+
+def check_output(out: Path, suffix: str, *, force: bool) -> None:
+    """Refuse an output with another suffix ('' is a folder), in a folder that isn't there, or that exists already."""
+    if suffix and out.suffix.lower() != suffix:
+        lossy = ", never a lossy format" if suffix == ".png" else ""
+        raise ValueError(f"{out}: this output must have the suffix {suffix}{lossy}")
+    if not suffix and out.suffix.lower() in KINDS:
+        raise ValueError(f"{out}: the output of a folder is a folder, not a {out.suffix} file")
+    if not out.absolute().parent.is_dir():
+        raise FileNotFoundError(f"no such folder: {out.absolute().parent}")
+    refuse_existing(out, force=force)
+
+
+class ImageFile:
+    """A single image file. It is written as PNG."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.names = [path.name]
+
+    def batches(self, size: int) -> Iterator[np.ndarray]:
+        yield read_image(self.path)[None]
+
+    @contextlib.contextmanager
+    def writer(self, out: Path, *, force: bool) -> Iterator[Write]:
+        check_output(out, ".png", force=force)
+        with whole_file(out) as temporary:
+            yield lambda images: write_png(images[0], temporary)
+
+
+class ImageFolder:
+    """The image files directly in a folder, by name; hidden and other files are left out.
+
+    They are written as PNG, under their names with the suffix .png.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        files = sorted(file for file in path.iterdir() if file.is_file() and not file.name.startswith("."))
+        self.files = [file for file in files if file.suffix.lower() in IMAGE_SUFFIXES]
+        self.names = [file.name for file in self.files]
+        if not self.files:
+            raise ValueError(f"{path} has no image files ({' '.join(IMAGE_SUFFIXES)})")
+
+    def batches(self, size: int) -> Iterator[np.ndarray]:
+        first = read_image(self.files[0]).shape
+        for start in range(0, len(self.files), size):
+            batch = []
+            for file in self.files[start : start + size]:
+                image = read_image(file)
+                if image.shape != first:
+                    raise ValueError(
+                        f"{file} has shape (C, H, W) = {image.shape}, but {self.names[0]} has {first}; "
+                        "the images of a folder must have one shape"
+                    )
+                batch.append(image)
+            yield np.stack(batch)
+
+    @contextlib.contextmanager
+    def writer(self, out: Path, *, force: bool) -> Iterator[Write]:
+        targets = [Path(name).with_suffix(".png").name for name in self.names]
+        twice = {name for name in targets if targets.count(name) > 1}
+        if twice:
+            raise ValueError(f"{self.path} has several images that would be written as {min(twice)}")
+        check_output(out, "", force=force)
+        self._check_replaceable(out)
+        temporary = Path(tempfile.mkdtemp(dir=out.absolute().parent, prefix=f".{out.name}-"))
+        remaining = iter(targets)
+
+        def write(images: Images) -> None:
+            for image in images:
+                write_png(image, temporary / next(remaining))
+
+        try:
+            yield write
+            os.sync()  # what is renamed below must be on the disk by then
+            umask = os.umask(0)
+            os.umask(umask)
+            temporary.chmod(0o777 & ~umask)
+            if os.path.lexists(out):  # folders can't be exchanged in one step: the old one steps aside first
+                aside = Path(tempfile.mkdtemp(dir=temporary.parent, prefix=f".{out.name}-old-"))
+                os.replace(out, aside)
+                os.replace(temporary, out)
+                shutil.rmtree(aside)
+            else:
+                os.replace(temporary, out)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+    def _check_replaceable(self, out: Path) -> None:
+        """A folder is replaced only when it holds nothing but PNG files, and not when the inputs are in it."""
+        if not os.path.lexists(out):
+            return
+        if out.is_symlink() or not out.is_dir():
+            raise ValueError(f"{out} is not a folder; remove it, or write elsewhere")
+        if out.resolve() == self.path.resolve():
+            raise ValueError(f"{out} is the input folder; write elsewhere")
+        for file in out.iterdir():
+            if file.suffix.lower() != ".png" or not file.is_file():
+                raise ValueError(f"{out} is not replaced, because it holds more than PNG files, such as {file.name}")
+
+
+class ArrayFile:
+    """A .npy file, (N, C, H, W) or (C, H, W), read through a memory map and written batch after batch."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            self.array = np.load(path, mmap_mode="r", allow_pickle=False)
+        except (ValueError, EOFError) as error:
+            raise ValueError(f"{path} is truncated or not a .npy file of numbers: {error}") from None
+        self.batched = _batched(self.array, path)
+        self.names = [str(i) for i in range(len(self.batched))]
+
+    def batches(self, size: int) -> Iterator[np.ndarray]:
+        for start in range(0, len(self.batched), size):
+            yield self.batched[start : start + size]
+
+    @contextlib.contextmanager
+    def writer(self, out: Path, *, force: bool) -> Iterator[Write]:
+        check_output(out, ".npy", force=force)
+        dtype = self.array.dtype.newbyteorder("=")
+        header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": self.array.shape}
+        with whole_file(out) as temporary, open(temporary, "wb") as file:
+            np.lib.format.write_array_header_2_0(file, header)
+            yield lambda images: file.write(np.ascontiguousarray(images).data)
+
+
+class TensorFile:
+    """A .pt file that holds one tensor, (N, C, H, W) or (C, H, W); only tensors are loaded, no other objects."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            tensor = torch.load(path, map_location="cpu", weights_only=True)
+        except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise ValueError(f"{path} is truncated or no file of a plain tensor: {reason}") from None
+        if not isinstance(tensor, torch.Tensor):
+            raise TypeError(f"{path}: expected a tensor of images, found {type(tensor).__name__}")
+        self.tensor = tensor.detach()
+        self.batched = _batched(self.tensor, path)
+        self.names = [str(i) for i in range(len(self.batched))]
+
+    def batches(self, size: int) -> Iterator[torch.Tensor]:
+        if len(self.batched):
+            yield from self.batched.split(size)
+
+    @contextlib.contextmanager
+    def writer(self, out: Path, *, force: bool) -> Iterator[Write]:
+        check_output(out, ".pt", force=force)
+        with whole_file(out) as temporary:
+            parts: list[torch.Tensor] = []
+            yield parts.append
+            result = torch.cat(parts) if parts else self.batched.clone()
+            buffer = io.BytesIO()  # torch.save itself hides why a write failed
+            torch.save(result.reshape(self.tensor.shape), buffer)
+            temporary.write_bytes(buffer.getbuffer())
+
+
+def _batched(images: Images, path: Path) -> Images:
+    if images.ndim not in (3, 4):
+        raise ValueError(f"{path}: expected images (N, C, H, W) or (C, H, W), found shape {tuple(images.shape)}")
+    return images if images.ndim == 4 else images[None]
+
+
+KINDS = {".npy": ArrayFile, ".pt": TensorFile, **dict.fromkeys(IMAGE_SUFFIXES, ImageFile)}

@@ -1,0 +1,87 @@
+"""The compiled module, and programs and choosers as it takes them."""
+
+from __future__ import annotations
+
+import importlib
+import os
+from typing import Any
+
+import torch
+
+from .choosers import Chooser, Sample
+from .schedule import Schedule
+
+try:
+    _C: Any = importlib.import_module("pxfast._C")
+    _import_error: str | None = None
+except ImportError as error:  # an install without the compiled module is a normal state: the reference engine works
+    _C = None
+    _import_error = str(error)
+
+
+def unavailable() -> str | None:
+    """Why the compiled module can't be used here, or None when it can."""
+    if _C is None:
+        return f"the compiled module is missing ({_import_error}); build it with `pip install .`"
+    return None
+
+
+HEADS = {"logistic": 0, "softmax": 1, "pixelcnn++": 2}
+ORDERS = {"": 0, "auto": 0, "sequential": 1, "speculative": 2}
+
+
+def current_order() -> int:
+    """The compiled engine's number for the order of evaluation. ValueError when PXFAST_ORDER is none of them."""
+    wish = os.environ.get("PXFAST_ORDER", "")
+    if wish not in ORDERS:
+        raise ValueError(f"PXFAST_ORDER must be auto, sequential or speculative, got {wish!r}")
+    return ORDERS[wish]
+
+
+def program_of(schedule: Schedule) -> dict[str, Any]:
+    """The schedule as the compiled engines take it: plain values and NumPy arrays."""
+
+    def optional(cache: int | None) -> int:
+        return -1 if cache is None else cache
+
+    config = schedule.config
+    tables = getattr(schedule.model.head, "tables", torch.zeros(0))
+    return {
+        "channels": config.channels,
+        "height": config.image_size[0],
+        "width": config.image_size[1],
+        "filters": config.filters,
+        "head": HEADS[config.head],
+        "mixtures": config.mixtures,
+        "tables": tables.numpy(),
+        "input_cache": schedule.input_cache,
+        "caches": [(cache.level, cache.channels, cache.rows) for cache in schedule.caches],
+        "steps": [
+            {
+                "level": step.level,
+                "per_row": step.per_row,
+                "scale": int(step.scale),
+                "epilogue": int(step.epilogue),
+                "outputs": step.outputs,
+                "multiplier": step.multiplier,
+                "concat_elu": optional(step.concat_elu),
+                "raw": optional(step.raw),
+                "elu": optional(step.elu),
+                "taps": [
+                    (tap.cache, tap.row, tap.column, tap.row_parity, tap.column_parity, tap.matrix.numpy())
+                    for tap in step.taps
+                ],
+                "biases": [(bias.values.numpy(), bias.min_row, bias.min_column) for bias in step.biases],
+            }
+            for step in schedule.steps
+        ],
+    }
+
+
+def plain_chooser(chooser: Chooser, N: int) -> dict[str, Any]:
+    """A chooser for N images as the compiled engine takes it."""
+    if isinstance(chooser, Sample):
+        inverse_temperature = 1.0 / chooser.temperature
+        return {"seed": chooser.seed, "first": chooser.first, "inverse_temperature": inverse_temperature}
+    keep_probability = 2.0 if chooser.keep_bits is None else 2.0**-chooser.keep_bits
+    return {"eps": chooser.eps_of(N).numpy(), "keep_probability": keep_probability}

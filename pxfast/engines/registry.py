@@ -1,0 +1,93 @@
+"""The decode engines: one interface, and one place that picks among them.
+
+An engine walks the sub-pixels of a batch in raster and channel order and puts into each the value that a *chooser*
+picks from the model's 256-way distribution, given everything decoded before it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import warnings
+from collections.abc import Callable
+from typing import Protocol
+
+from torch import Tensor
+
+from ..kernels import trust
+from . import cpu, cuda, reference, triton
+from .choosers import Chooser
+from .schedule import Schedule
+
+
+class Decode(Protocol):
+    """What an engine does.
+
+    images: (N, C, H, W) uint8, contiguous, N >= 1, on the CPU or, for an engine of a GPU, there; a Sample chooser takes
+    the shape alone. precision: 'fp32' or 'bf16'. report: called now and then with the number of images finished so far.
+    Returns a new uint8 tensor of the same shape.
+    """
+
+    def __call__(
+        self,
+        schedule: Schedule,
+        images: Tensor,
+        chooser: Chooser,
+        *,
+        precision: str,
+        report: Callable[[int], None] | None = None,
+    ) -> Tensor: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Engine:
+    """An entry of the registry. ``unavailable()`` says why the engine can't run here, or None when it can.
+
+    gpu: whether it runs on a GPU.
+    """
+
+    name: str
+    summary: str
+    decode: Decode
+    unavailable: Callable[[], str | None]
+    best_precision: Callable[[], str]
+    gpu: bool = False
+
+
+ENGINES = {
+    engine.name: engine
+    for engine in (
+        Engine("cuda", "C++/CUDA, cached", cuda.decode, cuda.unavailable, cuda.best_precision, gpu=True),
+        Engine("triton", "Triton, cached", triton.decode, triton.unavailable, triton.best_precision, gpu=True),
+        Engine("cpu", "C++, cached, multi-threaded", cpu.decode, cpu.unavailable, cpu.best_precision),
+        Engine("reference", "plain torch, uncached, slow", reference.decode, lambda: None, lambda: "fp32"),
+    )
+}
+
+
+def select(name: str = "auto") -> Engine:
+    """The engine called ``name``; 'auto' takes the first of the registry that can run here and, on a GPU, passed its
+    trial (:mod:`pxfast.kernels.trust`), which is held now if it never was.
+
+    ValueError for an unknown name lists the known ones; RuntimeError for an engine that can't run here says why.
+    """
+    if name == "auto":
+        return next(engine for engine in ENGINES.values() if engine.unavailable() is None and _passed(engine))
+    if name not in ENGINES:
+        raise ValueError(f"unknown engine {name!r}; known: auto, {', '.join(ENGINES)}")
+    reason = ENGINES[name].unavailable()
+    if reason is not None:
+        raise RuntimeError(f"engine {name!r} can't run here: {reason}")
+    return ENGINES[name]
+
+
+def _passed(engine: Engine) -> bool:
+    """Whether 'auto' may take an engine; a warning says why not."""
+    problem = trust.problem(engine.name) if engine.gpu else None
+    if problem is not None:
+        warnings.warn(
+            f"'auto' passes over the {engine.name} engine, which failed its trial on this GPU: {problem}; "
+            f"engine={engine.name!r} uses it all the same, and verify tells whether a result is exact",
+            RuntimeWarning,
+            stacklevel=4,
+        )
+    return problem is None

@@ -1,0 +1,77 @@
+"""Which classifiers a table needs, where they are, and training those that are not there."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from pathlib import Path
+
+from ..classifiers.training import ClassifierSettings, train_classifier
+from ..classifiers.weights import SHIPPED
+from ..training.processes import join
+from ..training.run import checkpoint_path
+from .specification import RowSpecification
+
+TRAIN_BUDGET = 1800.0  # seconds of training for a classifier that is missing
+FINE_TUNING_RATE = 0.03  # the first learning rate of a run that starts from trained weights
+SHIPPED_ARCHITECTURE = "resnet62"
+
+
+@dataclasses.dataclass(frozen=True, order=True)
+class ClassifierNeed:
+    """A classifier that rows ask for: the data set, the architecture's name, and how it is trained."""
+
+    dataset: str
+    architecture: str
+    training: str
+
+    @classmethod
+    def of(cls, dataset: str, row: RowSpecification) -> ClassifierNeed:
+        return cls(dataset, row.architecture, row.training)
+
+    @property
+    def file_name(self) -> str:
+        """What its file is called, such as cifar10-resnet62-fgsm.safetensors."""
+        return f"{Path(self.dataset).name}-{self.architecture}-{self.training}.safetensors"
+
+    @property
+    def shipped(self) -> bool:
+        """Whether it comes with the package."""
+        return self.training == "normal" and self.architecture == SHIPPED_ARCHITECTURE and self.dataset in SHIPPED
+
+    def find(self, folder: Path) -> Path | None:
+        """Its file: that in the folder, or else the shipped one, or None."""
+        path = folder / self.file_name
+        if path.is_file():
+            return path
+        return SHIPPED[self.dataset] if self.shipped else None
+
+    def settings(self, budget: float) -> ClassifierSettings:
+        """How it is trained in ``budget`` seconds. A defence is fine-tuned where a shipped classifier can be its start,
+        which reaches further in the same time than random weights do.
+        """
+        changes: dict[str, object] = {"budget": budget}
+        if self.training != "normal":
+            changes["defense"] = self.training
+            if self.architecture == SHIPPED_ARCHITECTURE and self.dataset in SHIPPED:
+                changes |= {"start": self.dataset, "learning_rate": FINE_TUNING_RATE}
+        return ClassifierSettings(**changes)
+
+    def train(
+        self, root: str | os.PathLike[str] | None, folder: Path, budget: float, device: str, progress: bool
+    ) -> Path:
+        """Train it into the folder, or go on with a run that was killed. Returns its file."""
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / self.file_name
+        with join(device) as processes:
+            train_classifier(
+                self.dataset,
+                self.architecture,
+                root,
+                path,
+                settings=self.settings(budget),
+                resume=checkpoint_path(path).exists(),
+                progress=progress,
+                processes=processes,
+            )
+        return path

@@ -1,0 +1,204 @@
+"""What a model's p(X) tells of clean, attacked and purified images: measured here, drawn by ``pictures.py``."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from ...attacks import find_attack
+from ...base.files import refuse_existing, whole_file
+from ...classifiers import load_classifier
+from ...classifiers.weights import SHIPPED as SHIPPED_CLASSIFIERS
+from ...data.datasets import load_dataset
+from ...pixelcnn.network import PixelCNN
+from ...pixelcnn.shipped import Model, model_for
+from ...pixeldefend.detection import Detector, roc_auc_score, shipped_log_likelihoods
+from ...pixeldefend.lbfgs import lbfgs_purify
+from ...pixeldefend.purify import purify
+from ...pixeldefend.sampling import sample
+from . import pictures
+from .series import DensityMeasurements, Series, bits_per_dim
+
+ATTACKS = ("rand", "fgsm", "bim", "deepfool")  # the paper also has cw_linf, which takes long
+EPS = {"fashion-mnist": (25, 32), "cifar10": (8, 16)}  # of attack and purification: the paper's Figures 10 and 11
+LBFGS_IMAGES = 10  # the paper's Figure 5
+
+
+def fitted_detector(
+    model: PixelCNN, dataset: str, root: str | os.PathLike[str] | None, count: int
+) -> tuple[Detector, Tensor]:
+    """A detector and its log-likelihoods: the shipped ones of the model, or else of ``count`` training images."""
+    detector = Detector(model)
+    try:
+        return detector, shipped_log_likelihoods(model)
+    except RuntimeError:
+        images, _ = load_dataset(dataset, root, train=True)
+        detector.fit(images[:count])
+        return detector, detector.log_likelihoods
+
+
+def attacked_images(
+    name: str, classifier: nn.Module | None, images: Tensor, labels: Tensor, eps: int, seed: int
+) -> Tensor:
+    """The attack of this name on uint8 images (N, C, H, W). ValueError when it needs a classifier and there is none."""
+    attack = find_attack(name)
+    if classifier is None:
+        if attack.needs_gradient or not attack.on_grid:
+            raise ValueError(f"the attack {name!r} needs a classifier: pass one, or attack by 'rand' alone")
+        classifier = nn.Identity().eval()  # which is not asked
+    return attack(classifier, images, labels, eps if attack.bounded else None, seed=seed)
+
+
+def measure_density(
+    dataset: str,
+    root: str | os.PathLike[str] | None = None,
+    *,
+    images: int = 200,
+    train_images: int = 1000,
+    model: Model | None = None,
+    classifier: nn.Module | str | None = None,
+    attacks: Sequence[str] | None = None,
+    attack_eps: int | None = None,
+    purify_eps: int | None = None,
+    shown: int = 48,
+    lbfgs_images: int = LBFGS_IMAGES,
+    lbfgs_starts: int = 1,
+    seed: int = 0,
+    progress: bool = False,
+) -> DensityMeasurements:
+    """Measure what the figures show, on the first ``images`` test images of a data set.
+
+    dataset, root: as :func:`pxfast.data.datasets.load_dataset` takes them. train_images: how many the p-values compare
+    with, where none are shipped for the model. model: as :func:`pxfast.purify` takes it. classifier: the one attacked,
+    its file, or None for the data set's shipped one; without any the only attack is 'rand'. attacks: names; by default
+    ``ATTACKS``. attack_eps, purify_eps: in steps of the grid; by default the paper's for the data set, or else 8 and
+    16. shown: samples drawn, and real images beside them. lbfgs_images, lbfgs_starts: of the comparison with L-BFGS-B,
+    which takes a second to some minutes for each (0 images: none). seed: of samples, attacks and starts. Raises
+    TypeError or ValueError for bad input, FileNotFoundError without the data.
+    """
+    for name, value in (("images", images), ("train_images", train_images), ("shown", shown)):
+        if value < 1:
+            raise ValueError(f"{name} must be positive, got {value}")
+    name = Path(dataset).name
+    usual = EPS.get(name, (8, 16))
+    attack_eps, purify_eps = (
+        usual[0] if attack_eps is None else attack_eps,
+        usual[1] if purify_eps is None else purify_eps,
+    )
+    test, labels = load_dataset(dataset, root, train=False)
+    clean, labels = test[:images], labels[:images]
+    network = model_for(model, clean.shape[1:])
+    if classifier is None and dataset in SHIPPED_CLASSIFIERS:
+        classifier = dataset
+    if isinstance(classifier, str):
+        classifier = load_classifier(classifier)
+    if attacks is None:
+        attacks = ATTACKS if classifier is not None else ("rand",)
+    detector, log_likelihoods = fitted_detector(network, dataset, root, train_images)
+
+    with tqdm(total=len(attacks) + 3, unit="step", disable=not progress) as bar:
+        bar.set_description("samples")
+        samples = sample(shown, model=network, seed=seed)
+        bar.update()
+        series, by_name = [], {}
+        for kind in ("clean", *attacks):
+            bar.set_description(kind)
+            given = clean if kind == "clean" else attacked_images(kind, classifier, clean, labels, attack_eps, seed)
+            purified = purify(given, purify_eps, model=network)
+            by_name[kind] = given, purified
+            found = [
+                measured.double().numpy()
+                for each in (given, purified)
+                for measured in (detector.score(each), detector.p_value(each))
+            ]
+            series.append(Series(kind, *found))
+            bar.update()
+        bar.set_description("L-BFGS-B")
+        baseline = measure_baseline(by_name, series, network, purify_eps, lbfgs_images, lbfgs_starts, seed)
+        bar.update()
+    settings = {
+        "data set": name,
+        "images": len(clean),
+        "training images": len(log_likelihoods),
+        "attack eps": attack_eps,
+        "purification eps": purify_eps,
+        "L-BFGS-B starts": lbfgs_starts,
+        "seed": seed,
+    }
+    return DensityMeasurements(test[:shown], samples, bits_per_dim(log_likelihoods, clean), series, baseline, settings)
+
+
+def measure_baseline(
+    images: dict[str, tuple[Tensor, Tensor]],
+    series: Sequence[Series],
+    model: PixelCNN,
+    eps: int,
+    count: int,
+    starts: int,
+    seed: int,
+) -> dict[str, np.ndarray]:
+    """The paper's Figure 5 on the first ``count`` images: bits/dim of clean, attacked and twice purified ones.
+
+    The attack is FGSM, as the paper's, or else the first one there is; without one there is no comparison.
+    """
+    bits = {each.name: each for each in series}
+    attack = "fgsm" if "fgsm" in bits else next((each.name for each in series[1:]), None)
+    if attack is None or count < 1:
+        return {}
+    found = lbfgs_purify(images[attack][0][:count], eps, model=model, starts=starts, seed=seed)
+    return {
+        "clean": bits["clean"].bits[:count],
+        attack: bits[attack].bits[:count],
+        "L-BFGS-B": found.bits_per_dim.double().numpy(),
+        "greedy decoding": bits[attack].purified_bits[:count],
+    }
+
+
+def summary(measured: DensityMeasurements) -> dict[str, object]:
+    """Settings, and the figures' figures: mean bits/dim and areas under the ROC curves against the training images."""
+    return {
+        **measured.settings,
+        "series": [
+            {
+                "name": each.name,
+                "mean bits/dim": float(each.bits.mean()),
+                "mean bits/dim, purified": float(each.purified_bits.mean()),
+                "AUC": roc_auc_score(measured.train_bits, each.bits),
+                "AUC, purified": roc_auc_score(measured.train_bits, each.purified_bits),
+            }
+            for each in measured.series
+        ],
+        "L-BFGS-B against greedy decoding, mean bits/dim": {
+            name: float(bits.mean()) for name, bits in measured.baseline.items()
+        },
+    }
+
+
+def density_figures(
+    dataset: str, root: str | os.PathLike[str] | None, out: str | os.PathLike[str], *, force: bool = False, **settings
+) -> list[Path]:
+    """Measure, draw, and write the figures as PNG and SVG and their numbers as JSON into the folder ``out``.
+
+    settings: those of :func:`measure_density`. The folder is made when it isn't there. Gives the files. Raises
+    FileExistsError when one of them exists, before anything is measured, unless ``force``.
+    """
+    folder = Path(out)
+    prefix = f"density-{Path(dataset).name}"
+    if folder.exists() and not folder.is_dir():
+        raise FileExistsError(f"{folder} is not a folder")
+    paths = [folder / f"{prefix}-{name}{suffix}" for name in pictures.PICTURES for suffix in pictures.SUFFIXES]
+    numbers = folder / f"{prefix}.json"
+    for path in (*paths, numbers):
+        refuse_existing(path, force=force)
+    measured = measure_density(dataset, root, **settings)
+    folder.mkdir(parents=True, exist_ok=True)
+    written = pictures.draw_all(measured, folder, prefix)
+    with whole_file(numbers) as temporary:
+        temporary.write_text(json.dumps(summary(measured), indent=2) + "\n")
+    return [*written, numbers]

@@ -1,0 +1,108 @@
+"""The paper's figures from what the tables left in the store, and whatever is missing of it."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from pathlib import Path
+
+from matplotlib import rc_context
+
+from ...pixelcnn.shipped import model_for
+from ...pixeldefend.detection import permutation_p_values
+from ...pixeldefend.sampling import sample
+from ..run import Settings, prepare, progress_bars
+from ..specification import TableSpecification
+from . import DensityMeasurements, Series, pictures
+from .density import measure_baseline
+from .drawing import SHOWN, draw, draw_violins
+from .kinds import measure, purified_row, train_log_likelihoods
+from .series import bits_per_dim
+
+TRAIN_IMAGES = 1000  # that p-values compare with, where no log-likelihoods are shipped
+LBFGS_IMAGES = 10  # the paper's Figure 5
+TITLES = {"cifar10": "CIFAR-10", "fashion-mnist": "Fashion-MNIST"}
+EXAMPLE_EPS = {"cifar10": 8, "fashion-mnist": 25}  # the paper's: Figures 1 to 7 and 11; 10
+
+
+def evaluate_figures(
+    specification: TableSpecification,
+    root: str | os.PathLike[str] | None,
+    out: str | os.PathLike[str],
+    settings: Settings | None = None,
+    *,
+    columns: list[str] | None = None,
+    train_images: int = TRAIN_IMAGES,
+    lbfgs_images: int = LBFGS_IMAGES,
+    lbfgs_starts: int = 1,
+    progress: bool = False,
+) -> list[Path]:
+    """Draw the paper's figures of a table's data set into ``out``/figures, and give their descriptions' paths.
+
+    The attacks are those of the table, or of its ``columns``, on the classifier of its first purified row. root, out,
+    settings: as :func:`pxfast.evaluation.run.evaluate_table` has them. train_images: how many training images p-values
+    compare with, where none are shipped for the density model. lbfgs_images, lbfgs_starts: of the comparison with
+    L-BFGS-B; 0 images: none. Figures of an earlier run are replaced, since the store has all they show.
+    """
+    row = purified_row(specification)
+    chosen = [column for column in specification.chosen(None, columns).columns if column.attack is not None]
+    eps = EXAMPLE_EPS.get(specification.dataset)
+    if eps not in specification.attack_eps:
+        eps = max(specification.attack_eps, default=None)
+    prepared = prepare(dataclasses.replace(specification, rows=(row,)), root, out, settings or Settings(), progress)
+    if row.name in prepared.missing:
+        raise ValueError(prepared.missing[row.name])
+    with progress_bars(prepared.pipeline, len(chosen) + 1, progress) as bar:
+        kinds = measure(specification, prepared, row, chosen, eps, bar)
+        known = train_log_likelihoods(specification.dataset, root, prepared, train_images)
+    purify_eps = row.defences[0]["eps"]
+    network = model_for(prepared.density, tuple(prepared.images.shape[1:]))
+    series = []
+    for kind in kinds:
+        before, after = kind.bits()
+        p_before, p_after = (permutation_p_values(known, each).numpy() for each in kind.log_likelihoods)
+        series.append(Series(kind.name, before, p_before, after, p_after))
+    images = {kind.name: (kind.given, kind.purified) for kind in kinds}
+    measured = DensityMeasurements(
+        prepared.images[:SHOWN],
+        sample(SHOWN, model=network, seed=specification.seed),
+        bits_per_dim(known, prepared.images),
+        series,
+        measure_baseline(images, series, network, purify_eps, lbfgs_images, lbfgs_starts, specification.seed),
+        {
+            "data set": TITLES.get(specification.dataset, Path(specification.dataset).name),
+            "images": len(prepared.images),
+            "training images": len(known),
+            "attack eps": eps,
+            "purification eps": purify_eps,
+            "L-BFGS-B starts": lbfgs_starts,
+            "seed": specification.seed,
+            "density model": prepared.pipeline.context.density,
+            "classifier": prepared.classifiers[row.name].key,
+        },
+    )
+    with rc_context(pictures.STYLE):
+        return draw(specification, prepared, measured, kinds, out)
+
+
+def evaluate_violins(
+    specification: TableSpecification,
+    root: str | os.PathLike[str] | None,
+    out: str | os.PathLike[str],
+    settings: Settings | None = None,
+    *,
+    progress: bool = False,
+) -> Path:
+    """Violins of bits/dim by attack, the reproduction's Figure 2, of a table's images before purification.
+
+    Arguments as :func:`evaluate_figures` has them. Returns the path of the figure's description.
+    """
+    row = purified_row(specification)
+    columns = [column for column in specification.columns if column.attack is not None]
+    prepared = prepare(dataclasses.replace(specification, rows=(row,)), root, out, settings or Settings(), progress)
+    if row.name in prepared.missing:
+        raise ValueError(prepared.missing[row.name])
+    with progress_bars(prepared.pipeline, len(columns) + 1, progress) as bar:
+        kinds = measure(specification, prepared, row, columns, None, bar)
+    with rc_context(pictures.STYLE):
+        return draw_violins(specification, prepared, kinds, row, out)

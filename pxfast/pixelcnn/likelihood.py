@@ -1,0 +1,89 @@
+"""How likely images are under a PixelCNN: teacher-forced, in fp32, where the images are."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from ..data.images import Images, to_grid
+from ..tensors.batches import in_fixed_batches
+from .heads import LogisticHead
+from .network import PixelCNN
+from .oracle import oracle
+from .shipped import Model, model_for
+
+
+@torch.no_grad()
+def _log_prob(grid: Tensor, model: PixelCNN, batch_size: int, progress: bool) -> Tensor:
+    """log p in nats of uint8 images (N, C, H, W) on the CPU or on a GPU: (N,) float64 on the CPU."""
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be positive, got {batch_size}")
+    device = grid.device if grid.device.type == "cuda" else torch.device("cpu")
+    network = oracle(model, "fp32", device)
+    sums = [torch.zeros(0, dtype=torch.float64)]
+    # cuDNN's convolutions would round to TF32, which costs a thousandth of a bit
+    with (
+        tqdm(total=len(grid), unit="image", disable=not progress) as bar,
+        torch.backends.cudnn.flags(enabled=True, allow_tf32=False),
+    ):
+        for batch in grid.split(batch_size) if len(grid) else ():
+            sums.append(network.log_prob(batch.to(device)).double().sum(dim=(1, 2, 3)).cpu())
+            bar.update(len(batch))
+    return torch.cat(sums)
+
+
+def log_prob(images: Images, *, model: Model | None = None, batch_size: int = 64, progress: bool = False) -> Images:
+    """log p(X) in nats of each image: (N,) float64, or 0-d for a single (C, H, W) image.
+
+    images and model: as :func:`pxfast.purify` takes them; the result is of the same library and on the same device.
+    Images on a GPU are judged there.
+    batch_size: images per pass of the network. Raises TypeError or ValueError for bad input.
+    """
+    grid, form = to_grid(images, keep_device=True)
+    return form.per_image(_log_prob(grid, model_for(model, grid.shape[1:]), batch_size, progress))
+
+
+def bits_per_dim(images: Images, *, model: Model | None = None, batch_size: int = 64, progress: bool = False) -> Images:
+    """-log2 p(X) / (C H W) of each image, its mean bits per sub-pixel: (N,) float32, or 0-d for one (C, H, W) image.
+
+    An image drawn uniformly from the grid has 8 or more on average; the lower, the likelier. The arguments and errors
+    are those of :func:`log_prob`.
+    """
+    grid, form = to_grid(images, keep_device=True)
+    nats = _log_prob(grid, model_for(model, grid.shape[1:]), batch_size, progress)
+    return form.per_image((-nats / (math.log(2.0) * grid[:1].numel())).float() if len(grid) else nats.float())
+
+
+def relaxable(model: PixelCNN) -> PixelCNN:
+    """The model itself. ValueError unless its likelihood has a gradient in the image's values: a mixture's has."""
+    if not isinstance(model.head, LogisticHead):
+        raise ValueError(f"expected a head whose likelihood has a gradient in the values, got {model.config.head!r}")
+    return model
+
+
+def score(images: Tensor, *, model: Model | None = None) -> Tensor:
+    """The gradient of log p(X) with respect to the image: the direction in which it becomes likelier.
+
+    images: floating (N, C, H, W) in [0, 1], not rounded to the grid; :func:`pxfast.pixeldefend.lbfgs.lbfgs_purify` says
+    what log p is between the integers. model: as :func:`pxfast.purify` takes it, with a mixture of logistics as its
+    head. Returns nats per unit of [0, 1], of the images' shape, type and device; each image's independent of its batch.
+    Raises TypeError or ValueError for bad input.
+    """
+    grid, _ = to_grid(images)  # its checks
+    if not isinstance(images, Tensor) or not images.is_floating_point() or images.dim() != 4:
+        raise TypeError("expected a tensor of floating images (N, C, H, W) in [0, 1]")
+    network = oracle(relaxable(model_for(model, grid.shape[1:])), "fp32", images.device)
+
+    def gradient(batch: Tensor) -> Tensor:
+        with torch.enable_grad():
+            x = batch.detach().requires_grad_()
+            (found,) = torch.autograd.grad(network.log_prob(255.0 * x).sum(), x)
+        return found
+
+    if not len(images):
+        return torch.zeros_like(images)
+    with torch.backends.cudnn.flags(allow_tf32=False):
+        return in_fixed_batches(gradient, images.detach().float()).to(images.dtype)

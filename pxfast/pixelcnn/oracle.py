@@ -1,0 +1,57 @@
+"""The network that judges: a model's frozen fp32 copy, teacher-forced, kept until the model's weights change."""
+
+from __future__ import annotations
+
+import copy
+import threading
+import weakref
+
+import torch
+
+from ..base.checks import PRECISIONS
+from .network import PixelCNN
+
+_lock = threading.Lock()
+_copies: weakref.WeakKeyDictionary[PixelCNN, tuple[tuple[int, ...], PixelCNN]] = weakref.WeakKeyDictionary()
+# of each frozen copy, the oracles made of it
+_oracles: weakref.WeakKeyDictionary[PixelCNN, dict[tuple[str, torch.device], PixelCNN]] = weakref.WeakKeyDictionary()
+
+
+def frozen(model: PixelCNN) -> PixelCNN:
+    """A copy of the model that nobody trains: fp32, on the CPU, in eval mode, without gradients.
+
+    Made once, and anew when the model's weights have changed since: the same weights give the same object. The copy of
+    a copy is itself.
+    """
+    with _lock:
+        if model in _oracles:
+            return model
+        versions = tuple(parameter._version for parameter in model.parameters())
+        kept = _copies.get(model)
+        if kept is None or kept[0] != versions:
+            kept = (versions, copy.deepcopy(model).float().cpu().eval().requires_grad_(False))
+            _copies[model] = kept
+            _oracles[kept[1]] = {}
+        return kept[1]
+
+
+def oracle(model: PixelCNN, precision: str, device: torch.device | str = "cpu") -> PixelCNN:
+    """The teacher-forced fp32 network that an engine of this precision is judged by, on a device.
+
+    precision: 'fp32', or 'bf16', whose convolution weights are rounded to bf16, as the engine's are; all arithmetic
+    stays fp32. Kept for the model as :func:`frozen` is. ValueError for another precision.
+    """
+    if precision not in PRECISIONS:
+        raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
+    device, network = torch.device(device), frozen(model)
+    if precision == "fp32" and device.type == "cpu":
+        return network
+    with _lock:
+        kept = _oracles[network]
+        if (precision, device) not in kept:
+            made = copy.deepcopy(network)
+            if precision == "bf16":
+                for _, convolution in made.convolutions():
+                    convolution.set_weight(convolution.weight().bfloat16().float())
+            kept[precision, device] = made.to(device)
+        return kept[precision, device]

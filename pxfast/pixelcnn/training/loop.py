@@ -1,0 +1,104 @@
+"""The whole of a training run, from images to a model file."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...training.processes import Processes
+from ...training.provenance import training_notes, training_parts
+from ...training.run import check_outputs, run_to_the_end
+from ..files import load_model, read_metadata, save_model
+from ..network import PixelCNN, PixelCNNConfig
+from .settings import TrainingSettings
+from .trainer import Trainer, check_images, mean_bits_per_dim
+
+
+def train(
+    config: PixelCNNConfig,
+    images: Tensor,
+    out: str | os.PathLike[str],
+    *,
+    settings: TrainingSettings | None = None,
+    validation: Tensor | None = None,
+    start: PixelCNN | None = None,
+    earlier: Sequence[dict[str, Any]] = (),
+    resume: bool = False,
+    force: bool = False,
+    checkpoint_interval: float = 180.0,
+    progress: bool = True,
+    processes: Processes | None = None,
+) -> PixelCNN:
+    """Train a PixelCNN on uint8 images (N, C, H, W) and write the model to ``out`` (bf16 safetensors).
+
+    Every ``checkpoint_interval`` seconds the whole state goes to ``out`` with the suffix .checkpoint.safetensors, in
+    shards if it is large, and the averaged model so far to ``out``, at the end the last weights if they are better
+    (:meth:`Trainer.best`); with ``resume`` a killed run goes on from there with the same data order. Ctrl-C ends the
+    run after the step at hand, with everything kept, and raises KeyboardInterrupt.
+    start: a model whose weights to begin with, in place of random ones; a narrower or shallower one is grown to the
+    same function (:mod:`pxfast.pixelcnn.training.growth`). earlier: the runs that made it, for the file's notes
+    (:mod:`pxfast.training.provenance`); a resumed run has them from ``out``. validation: uint8 images whose bits/dim is
+    recorded at every checkpoint. processes: the device, and the other processes that train along
+    (:func:`pxfast.training.processes.join`); the first one writes the files. Returns the model that was written, on its
+    device. Raises FileExistsError when ``out`` or its checkpoint exists and neither ``resume`` nor ``force`` is set,
+    FileNotFoundError when ``resume`` finds no checkpoint or the folder of ``out`` does not exist, FloatingPointError
+    when bits/dim stop being finite (the files then stay as the last interval left them).
+    """
+    settings = settings or TrainingSettings()
+    processes = processes or Processes()
+    checkpoint = check_outputs(out, resume=resume, force=force)
+    if validation is not None:
+        check_images(config, validation, "validation")
+    if processes.device.type == "cuda":
+        torch.backends.cudnn.benchmark = True  # all batches have one shape
+    trainer = Trainer(config, settings, images, processes)
+    if resume:
+        trainer.restore(checkpoint)
+        earlier = training_parts(read_metadata(out)[1])[:-1] if os.path.exists(out) else earlier
+    else:
+        trainer.initialise(start)
+    best: PixelCNN | None = None
+    recent: float | None = trainer.history[-1]["train_bits_per_dim"] if trainer.history else None
+
+    def keep() -> None:
+        nonlocal best
+        if not processes.first:
+            return
+        best, weights = trainer.best()
+        entry = {"step": trainer.step, "seconds": round(trainer.seconds, 1), "train_bits_per_dim": recent}
+        if validation is not None:
+            entry["validation_bits_per_dim"] = trainer.evaluate(best, validation)
+        trainer.history.append(entry)
+        trainer.save(checkpoint)
+        save_model(best, out, notes=training_notes({**trainer.facts(), "weights": weights}, earlier))
+
+    def describe(bits_per_dim: float) -> str:
+        nonlocal recent
+        recent = bits_per_dim if recent is None else 0.98 * recent + 0.02 * bits_per_dim
+        return f"{recent:.3f} bits/dim"
+
+    progress = progress and processes.first
+    run_to_the_end(trainer, keep, describe, checkpoint_interval=checkpoint_interval, progress=progress)
+    return (best or trainer.best()[0]).eval()
+
+
+def record_bits_per_dim(
+    path: str | os.PathLike[str],
+    test_images: Tensor,
+    *,
+    progress: bool = False,
+    device: torch.device | str = "cpu",
+) -> float:
+    """Measure a model file on uint8 test images (N, C, H, W), fp32, and keep the mean bits/dim in the file's notes.
+
+    Notes: ``test_bits_per_dim`` and ``test_images``. Returns the mean.
+    """
+    model, (_, notes) = load_model(path), read_metadata(path)
+    mean = mean_bits_per_dim(model.to(device), test_images, progress=progress)
+    notes |= {"test_bits_per_dim": round(mean, 5), "test_images": len(test_images)}
+    save_model(model, path, notes=notes)
+    return mean

@@ -1,0 +1,47 @@
+"""How to train a PixelCNN."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from ...training.run import RunSettings
+
+OPTIMISERS = ("adam", "muon")
+SCHEDULES = ("cosine", "linear", "exponential")
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingSettings(RunSettings):
+    """How to train: see :class:`pxfast.training.run.RunSettings`, and more.
+
+    ``batch_size``: images a step, of all processes together. ``optimiser``: 'adam', or 'muon' for the directions of
+    the convolutions' weights and Adam for everything else (pxfast/pixelcnn/training/muon.py). ``learning_rate`` is
+    Adam's; ``muon_learning_rate`` Muon's, in radians a step. Both rise linearly over ``warmup`` steps at first, and
+    follow the ``schedule``: 'cosine' and 'linear' fall to zero at the end of the run, 'exponential' by the factor
+    ``decay`` at every step. ``ema_decay``: of the averaged weights, which are saved, at the end of a run if the last
+    ones are not better. ``gradient_clip``: largest norm of the whole gradient; 0 clips nothing.
+    """
+
+    batch_size: int = 32
+    epochs: float = 10.0
+    learning_rate: float = 2e-3
+    warmup: int = 200
+    ema_decay: float = 0.9995
+    gradient_clip: float = 1.0
+    # what follows is younger than some checkpoints, which were made as the defaults say
+    optimiser: str = "adam"
+    muon_learning_rate: float = 0.05
+    schedule: str = "cosine"
+    decay: float = 0.999995
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._positive("muon_learning_rate")
+        if not self.gradient_clip >= 0.0:
+            raise ValueError(f"gradient_clip must be positive, or 0 for none, got {self.gradient_clip}")
+        if self.warmup < 0:
+            raise ValueError(f"warmup must be a number of steps, got {self.warmup}")
+        self._fraction("ema_decay", "decay")
+        for field, known in (("optimiser", OPTIMISERS), ("schedule", SCHEDULES)):
+            if getattr(self, field) not in known:
+                raise ValueError(f"{field} must be one of {', '.join(known)}, got {getattr(self, field)!r}")

@@ -1,0 +1,246 @@
+"""Detection of images that are unlikely to be clean, by the p-value of their likelihood (PixelDefend, section 3)."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ..base.extras import require
+from ..base.files import refuse_existing, whole_file
+from ..data.images import Images, to_grid
+from ..pixelcnn.fingerprint import model_fingerprint
+from ..pixelcnn.likelihood import bits_per_dim, log_prob
+from ..pixelcnn.network import PixelCNN
+from ..pixelcnn.shipped import SHIPPED, Model, model_for
+from ..tensors.safetensors import read_safetensors
+
+FORMAT = "pxfast-detector"
+
+Scores = Tensor | np.ndarray
+
+
+class Detector:
+    """A test of the hypothesis that an image is drawn from the distribution of the training images.
+
+    Its statistic is log p(X) under a density model, which adversarial and noisy images lower; see :meth:`p_value`.
+    :meth:`fit` computes the log-likelihoods of the training images. For the shipped models they are shipped, and
+    nothing has to be fitted.
+
+    model: as :func:`pxfast.purify` takes it; with None a detector that is not fitted takes the shipped model of the
+    images' shape, and one that is fitted the model that it was fitted with.
+    log_likelihoods: None, or log p(X_i) in nats of the training images, in their order: (N,) float32. The p-value
+    compares with a log-likelihood of the same precision. Up to its rounding log p(X) also depends on the machine and
+    the batch, so that an image may lose a tie with itself.
+    """
+
+    def __init__(self, model: Model | None = None) -> None:
+        self.model: PixelCNN | None = SHIPPED.resolve(model)
+        self.log_likelihoods: Tensor | None = None
+        self._fingerprint: str | None = None  # of the weights that gave the log-likelihoods
+
+    def fit(self, train_images: Images, *, batch_size: int = 64, progress: bool = False) -> Detector:
+        """Compute and keep the log-likelihoods of the training images; earlier ones are forgotten. Returns itself.
+
+        train_images: (N, C, H, W), N > 0, as :func:`pxfast.purify` takes them; the model should have been trained on
+        them or on their like. batch_size, progress: as :func:`pxfast.log_prob` has them.
+        Raises TypeError or ValueError for bad input.
+        """
+        fitted = Detector(self.model).partial_fit(train_images, batch_size=batch_size, progress=progress)
+        self.model, self.log_likelihoods = fitted.model, fitted.log_likelihoods
+        self._fingerprint = fitted._fingerprint
+        return self
+
+    def partial_fit(self, train_images: Images, *, batch_size: int = 64, progress: bool = False) -> Detector:
+        """As :meth:`fit`, but more training images are added to those already there."""
+        grid, _ = to_grid(train_images)
+        if len(grid) == 0:
+            raise ValueError("expected at least one training image, got none")
+        model = model_for(self.model, grid.shape[1:])
+        fingerprint = model_fingerprint(model)
+        if self.log_likelihoods is not None:
+            self._check_fingerprint(fingerprint)
+        found = _log_likelihoods(grid, model, batch_size, progress)
+        known = () if self.log_likelihoods is None else (self.log_likelihoods,)
+        self.model, self.log_likelihoods, self._fingerprint = model, torch.cat((*known, found)), fingerprint
+        return self
+
+    def score(self, images: Images, *, batch_size: int = 64, progress: bool = False) -> Images:
+        """Bits/dim of each image, -log2 p(X) / (C H W): the larger, the more suspicious.
+
+        It orders images as the p-value does, the other way round, without its N + 1 steps: what :func:`roc_curve`
+        needs. images, result and errors are those of :func:`pxfast.bits_per_dim`: (N,) float32. No fit is needed.
+        """
+        return bits_per_dim(images, model=self.model, batch_size=batch_size, progress=progress)
+
+    def p_value(self, images: Images, *, batch_size: int = 64, progress: bool = False) -> Images:
+        """The permutation p-value of each image, (1 + #{i : p(X_i) <= p(X)}) / (N + 1): the smaller, the stranger.
+
+        It is uniform for images from the training images' distribution, and at least 1 / (N + 1). images: as
+        :func:`pxfast.purify` takes them; the result is of the same library and on the same device: (N,) float64, or
+        0-d for a single (C, H, W) image.
+        Raises TypeError or ValueError for bad input, ValueError when the model's weights are no longer those that gave
+        the log-likelihoods, and RuntimeError when there are no log-likelihoods of the model.
+        """
+        return self._p_value(images, batch_size, progress)[0]
+
+    def is_adversarial(
+        self, images: Images, alpha: float = 0.05, *, batch_size: int = 64, progress: bool = False
+    ) -> Images:
+        """Whether each image's p-value is at most ``alpha``: (N,) bool, as :meth:`p_value` has it.
+
+        Images from the training images' distribution are called adversarial with a probability of at most ``alpha``.
+        Raises what :meth:`p_value` raises, and ValueError for an alpha outside (0, 1) or less than every p-value that
+        the training images allow.
+        """
+        return self.judge(images, alpha, batch_size=batch_size, progress=progress)[1]
+
+    def judge(
+        self, images: Images, alpha: float = 0.05, *, batch_size: int = 64, progress: bool = False
+    ) -> tuple[Images, Images]:
+        """:meth:`p_value` and :meth:`is_adversarial` of each image, for the work of one of them."""
+        if not 0.0 < alpha < 1.0:
+            raise ValueError(f"alpha must be between 0 and 1, got {alpha!r}")
+        values, count = self._p_value(images, batch_size, progress)
+        if alpha * (count + 1) < 1.0:
+            raise ValueError(f"no p-value is at most alpha = {alpha:g} with {count} training images: use more of them")
+        return values, values <= alpha
+
+    def save(self, path: str | os.PathLike[str], *, force: bool = False, notes: dict[str, Any] | None = None) -> None:
+        """Write the log-likelihoods and the fingerprint of the model's weights (safetensors), whole or not at all.
+
+        The model itself is not in the file. notes: JSON-able facts kept in the metadata. Raises RuntimeError before
+        :meth:`fit`, and FileExistsError when ``path`` exists and ``force`` is off.
+        """
+        if self.log_likelihoods is None:
+            raise RuntimeError("this detector is not fitted: call fit(train_images) first")
+        refuse_existing(path, force=force)
+        metadata = {
+            "format": FORMAT,
+            "fingerprint": str(self._fingerprint),
+            "image_shape": json.dumps([self.model.config.channels, *self.model.config.image_size]),
+            "notes": json.dumps(notes or {}),
+        }
+        with whole_file(path) as temporary:
+            save_file({"log_likelihoods": self.log_likelihoods}, temporary, metadata=metadata)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], model: Model | None = None) -> Detector:
+        """A detector that :meth:`save` wrote, for the same model.
+
+        model: as :func:`pxfast.purify` takes it. Raises FileNotFoundError, or ValueError when the file is truncated or
+        foreign, or holds the log-likelihoods of another model.
+        """
+        log_likelihoods, fingerprint, image_shape = _read(Path(path))
+        detector = cls(model_for(model, image_shape))
+        if model_fingerprint(detector.model) != fingerprint:
+            raise ValueError(
+                f"{os.fspath(path)} holds the log-likelihoods of another model; fit a detector of this one"
+            )
+        detector.log_likelihoods, detector._fingerprint = log_likelihoods, fingerprint
+        return detector
+
+    def __repr__(self) -> str:
+        model = "by image shape" if self.model is None else self.model.config
+        fitted = "not fitted" if self.log_likelihoods is None else f"{len(self.log_likelihoods)} training images"
+        return f"Detector(model={model}; {fitted})"
+
+    def _p_value(self, images: Images, batch_size: int, progress: bool) -> tuple[Images, int]:
+        """What :meth:`p_value` gives, and N."""
+        grid, form = to_grid(images)
+        model = model_for(self.model, grid.shape[1:])
+        if self.log_likelihoods is None:
+            known = shipped_log_likelihoods(model)
+        else:
+            self._check_fingerprint(model_fingerprint(model))
+            known = self.log_likelihoods
+        found = _log_likelihoods(grid, model, batch_size, progress)
+        return form.per_image(permutation_p_values(known, found)), len(known)
+
+    def _check_fingerprint(self, fingerprint: str) -> None:
+        if fingerprint != self._fingerprint:
+            raise ValueError(
+                "the model's weights have changed since the log-likelihoods of the training images were computed: "
+                "call fit(train_images) again"
+            )
+
+
+def permutation_p_values(train: Tensor, found: Tensor) -> Tensor:
+    """(1 + #{i : train[i] <= found}) / (N + 1) of log-likelihoods ``train`` (N,) and ``found`` (M,): (M,) float64."""
+    at_most = torch.searchsorted(train.sort().values, found.to(train.dtype), right=True)
+    return (1 + at_most).double() / (len(train) + 1)
+
+
+def _log_likelihoods(grid: Tensor, model: PixelCNN, batch_size: int, progress: bool) -> Tensor:
+    """log p(X) of uint8 images (N, C, H, W) in the precision in which a detector keeps and compares it."""
+    found = log_prob(grid, model=model, batch_size=batch_size, progress=progress).float()
+    if found.isnan().any():
+        raise ValueError("the model gives log-likelihoods that are not a number: it is broken")
+    return found
+
+
+def _read(path: Path) -> tuple[Tensor, str, tuple[int, ...]]:
+    """Log-likelihoods, fingerprint and (C, H, W) of a detector file. ValueError names the file and what is wrong."""
+    tensors, metadata = read_safetensors(path, FORMAT)
+    try:
+        found, fingerprint = tensors["log_likelihoods"], metadata["fingerprint"]
+        image_shape = tuple(json.loads(metadata["image_shape"]))
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} is not a whole detector file: {error!r}") from None
+    if found.dtype != torch.float32 or found.ndim != 1 or len(found) == 0 or found.isnan().any():
+        raise ValueError(
+            f"{path}: expected log-likelihoods (N,) float32, N > 0, found {found.dtype} {tuple(found.shape)}"
+        )
+    return found, fingerprint, image_shape
+
+
+def shipped_log_likelihoods_path(name: str) -> Path:
+    """Where the training images' log-likelihoods of the model shipped under ``name`` lie, as a detector's file."""
+    return SHIPPED[name].with_name(f"{name}-train-log-likelihoods.safetensors")
+
+
+def shipped_log_likelihoods(model: PixelCNN) -> Tensor:
+    """The shipped log-likelihoods, (N,) float32, that the model's own weights gave; RuntimeError if there are none."""
+    fingerprint = model_fingerprint(model)
+    paths = {name: shipped_log_likelihoods_path(name) for name in SHIPPED}
+    present = {name: path for name, path in paths.items() if path.is_file()}
+    for path in present.values():
+        found, of_weights, _ = _read(path)
+        if of_weights == fingerprint:
+            return found
+    raise RuntimeError(
+        "this detector is not fitted, and no log-likelihoods of training images are shipped for the model's weights "
+        f"(only for: {', '.join(present) or 'none'}): call fit(train_images) first"
+    )
+
+
+def roc_curve(clean: Scores, suspicious: Scores) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """scikit-learn's ROC curve of telling suspicious images from clean ones by their scores.
+
+    clean, suspicious: scores (N,) and (M,), tensors or arrays, larger meaning more suspicious: those of
+    :meth:`Detector.score`, or p-values negated. The paper's Figure 6 takes the training images as the clean ones.
+    Returns false-positive rates, true-positive rates and the thresholds: a score of at least that is called suspicious.
+    Needs the extra 'evaluate'. Raises ValueError for other shapes, no scores, or NaN; ImportError without the extra.
+    """
+    metrics = require("sklearn.metrics", "evaluate")
+    return metrics.roc_curve(*_labels_and_scores(clean, suspicious))
+
+
+def roc_auc_score(clean: Scores, suspicious: Scores) -> float:
+    """The area under :func:`roc_curve`: the probability that a suspicious image scores above a clean one, ties half."""
+    metrics = require("sklearn.metrics", "evaluate")
+    return float(metrics.roc_auc_score(*_labels_and_scores(clean, suspicious)))
+
+
+def _labels_and_scores(clean: Scores, suspicious: Scores) -> tuple[np.ndarray, np.ndarray]:
+    scores = [np.asarray(torch.as_tensor(each).detach().cpu().double()) for each in (clean, suspicious)]
+    if any(each.ndim != 1 or len(each) == 0 or np.isnan(each).any() for each in scores):
+        shapes = " and ".join(str(each.shape) for each in scores)
+        raise ValueError(f"expected scores (N,) and (M,), N, M > 0, without NaN, got {shapes}")
+    return np.repeat([0, 1], [len(each) for each in scores]), np.concatenate(scores)

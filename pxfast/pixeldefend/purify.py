@@ -1,0 +1,183 @@
+"""Purification: PixelDefend's Algorithm 1 (Song et al., ICLR 2018, section 4.2) over a batch of images."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from ..base.checks import check_eps, check_precision
+from ..base.progress import reporting
+from ..data.images import Images, to_grid
+from ..engines.choosers import Greedy
+from ..engines.registry import Engine, select
+from ..engines.schedule import schedule_for
+from ..pixelcnn.likelihood import score
+from ..pixelcnn.network import PixelCNN
+from ..pixelcnn.shipped import SHIPPED, Model, model_for
+from ..tensors.straight_through import check_backward, with_backward
+from .rules import check_adaptive, greedy
+
+DEFAULT_EPS = 16
+
+
+def purify(
+    images: Images,
+    eps: int = DEFAULT_EPS,
+    *,
+    adaptive: str | None = None,
+    threshold: float | None = None,
+    model: Model | None = None,
+    engine: str = "auto",
+    precision: str = "auto",
+    progress: bool | Callable[[int], None] = False,
+) -> Images:
+    """Move every sub-pixel, in raster and channel order, to its likeliest value within ±eps of what was given.
+
+    images: torch tensor (any device) or NumPy array, (N, C, H, W) or (C, H, W), uint8, or floating point in [0, 1],
+    which is rounded to the nearest multiple of 1/255 first. eps: in steps of the 0..255 grid, by default 16; 0 changes
+    nothing, 255 leaves the values unconstrained.
+
+    adaptive: None, or PixelDefend's adaptive purification (section 4.2), which spares what is likely already. 'image':
+    images of fewer bits/dim than ``threshold`` stay as they are (default 1.8 for one channel, 3.2 for three: the
+    paper's, for its models on Fashion-MNIST and CIFAR-10). 'sub-pixel': so do the sub-pixels that cost at most
+    ``threshold`` bits given what was decoded before them (default 3.0, as in the authors' code, which takes the mean
+    over a pixel's channels instead).
+
+    model: a PixelCNN, a shipped model's name, the path of a model file, or None
+    for the shipped model of the images' shape. engine: 'auto', or a name that ``pxfast info`` lists. precision:
+    'fp32', 'bf16' or 'auto', the engine's fastest. progress: True shows a bar; a function is called now and then with
+    the number of images finished so far.
+
+    Returns a new tensor or array of the same type, shape, dtype and device; floats are multiples of 1/255. Each
+    image's result is independent of its batch. There is no gradient: inputs that require one are detached.
+
+    Raises TypeError or ValueError for bad input (see :func:`pxfast.data.images.to_grid`), an eps that is not an integer
+    in 0..255, an unknown engine, model or adaptive rule; RuntimeError for an engine that can't run here.
+    """
+    eps = check_eps(eps)
+    check_adaptive(adaptive, threshold)
+    check_precision(precision)
+    chosen = select(engine)
+    grid, form = to_grid(images, keep_device=chosen.gpu)
+    model = model_for(model, grid.shape[1:])
+    if precision == "auto":
+        precision = chosen.best_precision()
+    chooser = greedy(grid, model, eps, adaptive, threshold)
+    with reporting(len(grid), progress) as report:
+        result = _decode_suspicious(chosen, model, grid, chooser, precision, report)
+    return form.images(result)
+
+
+def _decode_suspicious(
+    engine: Engine,
+    model: PixelCNN,
+    grid: Tensor,
+    chooser: Greedy,
+    precision: str,
+    report: Callable[[int], None],
+) -> Tensor:
+    """Decode the images whose eps is not 0; the others are their own result."""
+    result = grid.clone()
+    eps = chooser.eps_of(len(grid))
+    suspicious = eps.nonzero()[:, 0]
+    spared = len(grid) - len(suspicious)
+    if spared:
+        report(spared)
+    if len(suspicious):
+        chooser = dataclasses.replace(chooser, eps=eps[suspicious])
+        decoded = engine.decode(
+            schedule_for(model),
+            grid[suspicious],
+            chooser,
+            precision=precision,
+            report=lambda finished: report(spared + finished),
+        )
+        result[suspicious] = decoded.to(result.device)
+    return result
+
+
+class Purifier(nn.Module):
+    """:func:`purify` as a module that holds the model and the settings, to put in front of a classifier.
+
+    The density model is no submodule: ``to``, ``half``, ``train`` and ``parameters`` of a network that contains the
+    purifier leave it alone. ``model=None`` picks the shipped model of the images' shape at every call.
+
+    In pipelines whose batches are mappings, such as Ray Data's, ``column`` names the images in them, and everything
+    else is passed on.
+
+    Purification has no gradient. backward: 'straight-through' puts the identity's in its place, so that gradient
+    attacks on a network behind the purifier are BPDA (Athalye et al. 2018); with 'error', asking for the gradient
+    raises RuntimeError. Raises what :func:`purify` raises for these settings, and ValueError for another ``backward``.
+    """
+
+    def __init__(
+        self,
+        eps: int = DEFAULT_EPS,
+        *,
+        adaptive: str | None = None,
+        threshold: float | None = None,
+        model: Model | None = None,
+        engine: str = "auto",
+        precision: str = "auto",
+        backward: str = "straight-through",
+        column: str | None = None,
+        progress: bool | Callable[[int], None] = False,
+    ) -> None:
+        super().__init__()
+        select(engine)
+        self.eps = check_eps(eps)
+        check_adaptive(adaptive, threshold)
+        self.adaptive, self.threshold = adaptive, threshold
+        object.__setattr__(self, "model", SHIPPED.resolve(model))
+        self.engine = engine
+        self.precision = check_precision(precision)
+        self.backward = check_backward(backward)
+        self.column = column
+        self.progress = progress
+
+    def forward(self, images: Images | Mapping[str, Any]) -> Images | dict[str, Any]:
+        """Purify images, (N, C, H, W) or (C, H, W): same type, shape, dtype and device; or those of a mapping.
+
+        ValueError for a mapping that has no ``column``.
+        """
+        if isinstance(images, Mapping):
+            if self.column not in images:
+                raise ValueError(
+                    f"a mapping needs column= of its images, got {self.column!r} for one of {list(images)}"
+                )
+            # not by self(...): Ray Data makes a call wait for its only thread, which is this one
+            return {**images, self.column: self.forward(images[self.column])}
+        purified = purify(
+            images,
+            self.eps,
+            adaptive=self.adaptive,
+            threshold=self.threshold,
+            model=self.model,
+            engine=self.engine,
+            precision=self.precision,
+            progress=self.progress,
+        )
+        if isinstance(images, Tensor) and images.is_floating_point():
+            return with_backward(images, purified, self.backward)
+        return purified
+
+    def score(self, images: Tensor) -> Tensor:
+        """The gradient of the model's log p(X) with respect to the image, as :func:`pxfast.pixelcnn.likelihood.score`
+        has it.
+        """
+        return score(images, model=self.model)
+
+    def hidden_networks(self, image_shape: tuple[int, ...]) -> list[nn.Module]:
+        """The density model for images of shape (C, H, W), which is no submodule."""
+        return [model_for(self.model, image_shape)]
+
+    def extra_repr(self) -> str:
+        model = "by image shape" if self.model is None else self.model.config
+        adaptive = "" if self.adaptive is None else f"adaptive={self.adaptive!r}, threshold={self.threshold}, "
+        backward = "" if self.backward == "straight-through" else f"backward={self.backward!r}, "
+        column = "" if self.column is None else f"column={self.column!r}, "
+        settings = f"{adaptive}{backward}{column}engine={self.engine!r}, precision={self.precision!r}"
+        return f"eps={self.eps}, {settings}, model={model}"

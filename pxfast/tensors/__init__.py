@@ -1,0 +1,1 @@
+"""What works on tensors alone: activations, fixed batches, seeds, safetensors."""

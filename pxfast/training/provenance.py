@@ -1,0 +1,40 @@
+"""What a weights file notes of the training that made it: one part for every run, in order.
+
+A run that begins with another file's weights adds its part to that file's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from ..base.machine import processor_name
+
+FACTS = ("network", "training", "steps", "images_seen", "seconds", "torch", "machine", "weights")
+TOTALS = ("steps", "images_seen", "seconds")
+
+
+def training_machine(device: torch.device) -> str:
+    """What a process trains on: a GPU's name, or how many threads of which processor."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    threads = torch.get_num_threads()
+    return f"{threads} thread{'s' if threads > 1 else ''} of {processor_name()}"
+
+
+def training_parts(notes: dict[str, Any]) -> list[dict[str, Any]]:
+    """The runs that a file's notes tell of, the first one first; [] where they tell of none."""
+    parts = notes.get("parts")
+    if parts is None:
+        parts = [{name: notes[name] for name in FACTS if name in notes}]
+    return [part for part in parts if isinstance(part, dict) and part] if isinstance(parts, list) else []
+
+
+def training_notes(part: dict[str, Any], earlier: Sequence[dict[str, Any]] = ()) -> dict[str, Any]:
+    """The notes of a run, ``part``, that began with what ``earlier`` runs had made: all of them, and their totals."""
+    if not earlier:
+        return part
+    parts = [*earlier, part]
+    return {"parts": parts, **{name: sum(each.get(name, 0) for each in parts) for name in TOTALS}}

@@ -1,0 +1,269 @@
+"""What all training runs share: their end, data order, learning rate, checkpoints, progress bar and Ctrl-C."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import math
+import os
+import signal
+import threading
+import time
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from ..base.files import refuse_existing
+from .processes import Processes
+from .provenance import training_machine
+
+SEED_STRIDE = 1_000_003  # between the generators of two seeds
+
+
+@dataclasses.dataclass(frozen=True)
+class RunSettings:
+    """How long to train, at what rate, and on what sequence of images.
+
+    The run ends after ``epochs``, or after ``budget`` seconds spent in training steps (over all resumed parts; not in
+    checkpoints and validation) when that is given. The learning rate falls along a cosine to zero at the end of the
+    run. ``horizontal_flips``: of every second image. ``precision``: 'bf16' (autocast) or 'fp32'. ``compile``: use
+    torch.compile (minutes to start, then faster).
+    """
+
+    batch_size: int
+    epochs: float
+    budget: float | None = None
+    learning_rate: float = 0.0
+    horizontal_flips: bool = False
+    precision: str = "bf16"
+    compile: bool = False
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise ValueError(f"batch_size must be positive, got {self.batch_size}")
+        if self.budget is not None and not self.budget > 0:
+            raise ValueError(f"budget must be positive seconds, got {self.budget}")
+        self._positive("epochs", "learning_rate")
+        if self.precision not in ("bf16", "fp32"):
+            raise ValueError(f"precision must be 'bf16' or 'fp32', got {self.precision!r}")
+
+    def _positive(self, *fields: str) -> None:
+        for field in fields:
+            if not getattr(self, field) > 0:
+                raise ValueError(f"{field} must be positive, got {getattr(self, field)}")
+
+    def _fraction(self, *fields: str) -> None:
+        for field in fields:
+            if not 0.0 <= getattr(self, field) < 1.0:
+                raise ValueError(f"{field} must be in [0, 1), got {getattr(self, field)}")
+
+
+class TrainingRun:
+    """Where a run stands: steps, seconds, and what follows from them. Trainers derive from it.
+
+    Everything random is drawn from generators that depend on the seed and the step alone, so that a resumed run goes
+    on as the uninterrupted one would have.
+    """
+
+    def __init__(self, settings: RunSettings, images: Tensor, processes: Processes | None = None) -> None:
+        self.settings = settings
+        self.images = images
+        self.processes = processes or Processes()
+        self.steps_per_epoch = max(1, len(images) // settings.batch_size)
+        self.step = 0
+        self.seconds = 0.0
+
+    @property
+    def progress(self) -> float:
+        """Fraction of the run that is done: of the budget if there is one, else of the epochs."""
+        if self.settings.budget is not None:
+            return min(1.0, self.seconds / self.settings.budget)
+        return min(1.0, self.step / self.total_steps)
+
+    @property
+    def total_steps(self) -> int:
+        """Steps of the whole run, where it is bounded by epochs."""
+        return max(1, round(self.settings.epochs * self.steps_per_epoch))
+
+    def cosine(self) -> float:
+        """The peak learning rate times a cosine from 1 to 0 over the run."""
+        return self.settings.learning_rate * 0.5 * (1.0 + math.cos(math.pi * self.progress))
+
+    def step_seed(self, step: int) -> int:
+        return self.settings.seed * SEED_STRIDE + step
+
+    def _epoch_order(self, epoch: int) -> Tensor:
+        generator = torch.Generator().manual_seed(self.step_seed(epoch))
+        return torch.randperm(len(self.images), generator=generator)
+
+    def chosen(self, step: int) -> Tensor:
+        """The indices (batch_size,) of a step's images; each epoch is another permutation of them all."""
+        epoch, position = divmod(step, self.steps_per_epoch)
+        if getattr(self, "_order_epoch", None) != epoch:
+            self._order, self._order_epoch = self._epoch_order(epoch), epoch
+        B = self.settings.batch_size
+        return self._order[position * B : (position + 1) * B]
+
+    def flipped(self, batch: Tensor, generator: torch.Generator) -> Tensor:
+        """A batch (N, C, H, W) with about half of its images flipped left to right, where the settings want it."""
+        if not self.settings.horizontal_flips:
+            return batch
+        flips = torch.rand(len(batch), generator=generator) < 0.5
+        return torch.where(flips[:, None, None, None], batch.flip(3), batch)
+
+    def autocast(self) -> torch.autocast:
+        device = self.processes.device.type
+        return torch.autocast(device, torch.bfloat16, enabled=self.settings.precision == "bf16")
+
+    def agree(self, stop: bool) -> bool:
+        """Whether any process wants to ``stop``; all of them take over the first one's seconds."""
+        self.seconds, stop = self.processes.agree(self.seconds, stop)
+        return stop
+
+    def train_step(self) -> Any:
+        raise NotImplementedError
+
+    def save(self, path: Path) -> None:
+        raise NotImplementedError
+
+    def restore(self, path: Path) -> None:
+        raise NotImplementedError
+
+    def facts(self) -> dict[str, Any]:
+        """What a weights file notes of this run (:mod:`pxfast.training.provenance`)."""
+        return {
+            "training": dataclasses.asdict(self.settings),
+            "steps": self.step,
+            "images_seen": self.step * self.settings.batch_size,
+            "seconds": round(self.seconds),
+            "torch": torch.__version__,
+            "machine": training_machine(self.processes.device),
+        }
+
+    def metadata(self, checkpoint_format: str, config: Any) -> dict[str, str]:
+        """What a checkpoint says of its run."""
+        return {
+            "format": checkpoint_format,
+            "config": json.dumps(dataclasses.asdict(config)),
+            "settings": json.dumps(dataclasses.asdict(self.settings)),
+            "position": json.dumps({"step": self.step, "seconds": self.seconds}),
+            "images": json.dumps(fingerprint(self.images)),
+        }
+
+    def resume_at(self, path: Path, metadata: dict[str, str], config: Any) -> None:
+        """Take over a checkpoint's position. ValueError when it is of another network, other settings or images."""
+        for what, ours in (("config", config), ("settings", self.settings)):
+            # what an older checkpoint does not name was as the defaults are
+            defaults = {f.name: f.default for f in dataclasses.fields(ours) if f.default is not dataclasses.MISSING}
+            theirs = defaults | json.loads(metadata[what])
+            mine = json.loads(json.dumps(dataclasses.asdict(ours)))
+            changed = {key for key in mine.keys() | theirs.keys() if mine.get(key) != theirs.get(key)}
+            if changed - {"compile"}:
+                detail = ", ".join(f"{key}: {theirs.get(key)} then, {mine.get(key)} now" for key in sorted(changed))
+                raise ValueError(f"{path} is the checkpoint of a run with another {what} ({detail})")
+        if json.loads(metadata.get("images", "null")) not in (None, fingerprint(self.images)):
+            raise ValueError(f"{path} is the checkpoint of a run on other training images")
+        position = json.loads(metadata["position"])
+        self.step, self.seconds = position["step"], position["seconds"]
+
+
+def fingerprint(images: Tensor) -> list[int]:
+    """Shape and CRC-32 of the images, to notice that a run goes on with other data."""
+    return [*images.shape, zlib.crc32(images.contiguous().numpy())]
+
+
+def laid_out_like(parameter: Tensor, value: Tensor) -> Tensor:
+    """A file's tensor in the memory layout of the parameter it belongs to, which fused optimisers rely on.
+
+    They walk parameter and state in the order of memory, and a file's tensors are contiguous, not channels last.
+    """
+    return torch.empty_like(parameter, requires_grad=False).copy_(value)
+
+
+@contextlib.contextmanager
+def deferred_interrupt(patient: bool = False) -> Iterator[threading.Event]:
+    """Let a first Ctrl-C only set the event, so that a step is finished and kept; a second one interrupts at once.
+
+    patient: further ones do nothing either; torchrun passes on a Ctrl-C that its processes have got already.
+    Python delivers signals to the main thread; elsewhere this does nothing.
+    """
+    asked = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield asked
+        return
+    before = signal.getsignal(signal.SIGINT)
+
+    def handler(number: int, frame: Any) -> None:
+        asked.set()
+        if not patient:
+            signal.signal(signal.SIGINT, before)
+
+    signal.signal(signal.SIGINT, handler)
+    try:
+        yield asked
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def checkpoint_path(out: str | os.PathLike[str]) -> Path:
+    """Where a run that writes ``out`` keeps its checkpoint."""
+    return Path(out).with_suffix(".checkpoint.safetensors")
+
+
+def check_outputs(out: str | os.PathLike[str], *, resume: bool, force: bool) -> Path:
+    """The checkpoint of a run that writes ``out``, after a look at what is there already.
+
+    FileNotFoundError when the folder does not exist: now, not when the first checkpoint is due. FileExistsError when
+    ``out`` or its checkpoint exists and neither ``resume`` nor ``force`` is set.
+    """
+    checkpoint = checkpoint_path(out)
+    if not checkpoint.parent.is_dir():
+        raise FileNotFoundError(f"no such folder: {checkpoint.parent}")
+    if not resume:
+        refuse_existing(out, force=force)
+        refuse_existing(checkpoint, force=force)
+    return checkpoint
+
+
+def run_to_the_end(
+    run: TrainingRun,
+    keep: Callable[[], None],
+    describe: Callable[[Any], str],
+    *,
+    checkpoint_interval: float,
+    progress: bool,
+) -> None:
+    """Take the steps that are left, with a progress bar, and ``keep`` every so many seconds and at the end.
+
+    describe: gets what every ``train_step`` returns, and gives the text to show behind the bar. Ctrl-C ends the run
+    after the step at hand, with everything kept, and raises KeyboardInterrupt.
+    """
+    settings = run.settings
+    kept_at = time.monotonic()
+    stopping = False
+    total = run.total_steps if settings.budget is None else None
+    with (
+        deferred_interrupt(patient=run.processes.count > 1) as interrupted,
+        tqdm(total=total, initial=run.step, unit="step", mininterval=0.5, disable=not progress) as bar,
+    ):
+        while run.progress < 1.0 and not stopping:
+            text = describe(run.train_step())
+            stopping = run.agree(interrupted.is_set())
+            bar.update()
+            if run.step % 10 == 0:
+                speed = (bar.format_dict["rate"] or 0.0) * settings.batch_size
+                left = f"{100 * run.progress:.0f} % of budget, " if settings.budget is not None else ""
+                bar.set_postfix_str(f"{left}{text}, {speed:.0f} images/s", refresh=False)
+            if time.monotonic() - kept_at >= checkpoint_interval:
+                keep()
+                kept_at = time.monotonic()
+        keep()
+    if stopping:
+        raise KeyboardInterrupt(f"training stopped at step {run.step}")

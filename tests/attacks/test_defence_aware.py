@@ -1,0 +1,457 @@
+"""Attacks that know the defence: exact steps, gradients by hand, averages, budgets, and independence of the batch."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from support.attack_network import attack_fixture
+from support.helpers import noisy, real_images
+from support.small_defences import Halves, Noisy, linear_gradient
+from torch import Tensor, nn
+
+import pxfast
+from pxfast.attacks import (
+    ADAPTIVE,
+    Attack,
+    blind_pgd,
+    bpda,
+    bpda_eot,
+    full_gradient,
+    joint_full,
+    joint_score,
+    spsa,
+    unrolled_bim,
+)
+from pxfast.attacks.attack import BATCH
+from pxfast.attacks.grid_ascent import ascend
+from pxfast.attacks.meter import Meter
+from pxfast.attacks.spsa import random_signs
+from pxfast.defences import Defended, FeatureSqueezing
+from pxfast.tensors.seeds import derived_seeds, image_seeds
+
+FIXTURE = attack_fixture()
+CHEAP = {"spsa": {"pairs": 4}, "bpda-eot": {"draws": 3}, "full-gradient": {"draws": 2}}
+OVER_ANY = [attack for attack in ADAPTIVE if attack is not unrolled_bim]
+EPS = 20
+
+
+def cheap(attack: Attack, **options) -> dict:
+    return {"steps": 3, **CHEAP.get(attack.name, {}), **options}
+
+
+@pytest.fixture(scope="module")
+def linear() -> nn.Module:
+    """Logits of five classes, linear in an 8x8 image."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Flatten(), nn.Linear(64, 5)).eval().requires_grad_(False)
+
+
+@pytest.fixture(scope="module")
+def pixeldefend(tiny_model: pxfast.PixelCNN, linear: nn.Module) -> Defended:
+    return Defended(linear, [pxfast.Purifier(16, model=tiny_model)])
+
+
+@pytest.fixture(scope="module")
+def images() -> Tensor:
+    return noisy(real_images(1, (8, 8), 6), 8)
+
+
+@pytest.fixture(scope="module")
+def labels(pixeldefend: Defended, images: Tensor) -> Tensor:
+    return pixeldefend(images).argmax(1)
+
+
+def targets(attack: Attack) -> list[nn.Module]:
+    """Defended models over 10x10 images that the attack can take."""
+    return [Defended(FIXTURE.network, [Noisy()])] + (
+        [] if attack is full_gradient else [Defended(FIXTURE.network, [Halves()])]
+    )
+
+
+def sign_step(images: Tensor, direction: Tensor, before: Tensor, eps: int, step: int = 2) -> Tensor:
+    """One step by hand, in NumPy's integers."""
+    moved = images.numpy().astype(int) + np.rint(step * direction.numpy()).astype(int)
+    low, high = before.numpy().astype(int) - eps, before.numpy().astype(int) + eps
+    return torch.from_numpy(np.clip(np.clip(moved, low, high), 0, 255).astype(np.uint8))
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    eps=st.integers(0, 255),
+    step=st.integers(1, 300),
+    steps=st.integers(0, 4),
+    started=st.booleans(),
+)
+def test_steps_and_projections_are_exact(seed: int, eps: int, step: int, steps: int, started: bool) -> None:
+    random = np.random.default_rng(seed)
+    images = torch.from_numpy(random.integers(0, 256, (3, 1, 4, 4), dtype=np.uint8))
+    images[0] = torch.from_numpy(random.choice([0, 1, 254, 255], (1, 4, 4)).astype(np.uint8))
+    ways = [torch.from_numpy(random.choice([-1.0, -0.5, 0.0, 0.5, 1.0], (3, 1, 4, 4))) for _ in range(steps)]
+    start = torch.from_numpy(random.integers(-eps, eps + 1, (3, 1, 4, 4))) if started else None
+    seen: list[Tensor] = []
+
+    def direction(x: Tensor, labels: Tensor, seeds: list[int]) -> tuple[Tensor, None]:
+        seen.append(x)
+        return ways[len(seen) - 1], None
+
+    found = ascend(
+        images.float() / 255.0,
+        torch.zeros(3),
+        eps / 255.0,
+        Meter([1, 2, 3]),
+        direction,
+        steps=steps,
+        step=step,
+        queries=1,
+        gradients=1,
+        start=start,
+    )
+    expected = images if start is None else sign_step(images, start, images, eps, 1)
+    for x, way in zip(seen, ways, strict=True):
+        assert torch.equal(x, expected.float() / 255.0)
+        expected = sign_step(expected, way, images, eps, step)
+    assert torch.equal(found, expected.float() / 255.0)
+
+
+@pytest.mark.parametrize("attack", OVER_ANY, ids=lambda attack: attack.name)
+def test_stays_in_the_ball_and_is_the_same_alone_and_in_any_order(attack: Attack) -> None:
+    for target in targets(attack):
+        together = attack.run(target, FIXTURE.images, FIXTURE.labels, EPS, seed=3, **cheap(attack))
+        assert together.images.dtype == torch.uint8
+        change = (together.images.int() - FIXTURE.images.int()).abs()
+        assert 0 < int(change.max()) <= (EPS if attack is blind_pgd else 6)
+        assert torch.equal(together.rounded, target(together.images).argmax(1) != FIXTURE.labels)
+        order = torch.tensor([3, 1, 7, 0])
+        for chosen in (order, order[:1]):
+            part = attack.run(target, FIXTURE.images[chosen], FIXTURE.labels[chosen], EPS, seed=3, **cheap(attack))
+            for name in ("images", "rounded", "queries", "gradients"):
+                assert torch.equal(getattr(part, name), getattr(together, name)[chosen]), name
+        assert torch.equal(
+            attack(target, FIXTURE.images, FIXTURE.labels, EPS, seed=3, **cheap(attack)), together.images
+        )
+        assert torch.equal(attack(target, FIXTURE.images, None, 0, **cheap(attack)), FIXTURE.images)
+
+
+@pytest.mark.parametrize("attack", [bpda, bpda_eot, joint_score, joint_full, spsa], ids=lambda attack: attack.name)
+def test_through_pixeldefend_an_image_depends_on_no_other(
+    attack: Attack, pixeldefend: Defended, images: Tensor, labels: Tensor
+) -> None:
+    together = attack(pixeldefend, images, labels, 8, **cheap(attack))
+    assert torch.equal(attack(pixeldefend, images[4:5], labels[4:5], 8, **cheap(attack))[0], together[4])
+    assert 0 < int((together.int() - images.int()).abs().max()) <= 6
+
+
+@pytest.mark.parametrize("attack", [bpda_eot, spsa, blind_pgd], ids=lambda attack: attack.name)
+def test_random_numbers_follow_the_seed(attack: Attack) -> None:
+    target = Defended(FIXTURE.network, [Noisy(0.3)])
+    results = [attack(target, FIXTURE.images, FIXTURE.labels, EPS, seed=s, **cheap(attack)) for s in (1, 1, 2)]
+    assert torch.equal(results[0], results[1])
+    assert not torch.equal(results[0], results[2])
+    state = torch.get_rng_state()
+    attack(target, FIXTURE.images, None, EPS, **cheap(attack))
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_bpda_follows_the_gradient_at_the_purified_image(
+    pixeldefend: Defended, linear: nn.Module, images: Tensor
+) -> None:
+    """By the formula of a linear classifier's gradient, and until an image is misclassified."""
+    eps, labels = 8, pixeldefend(images).argmax(1)
+    weight, bias = linear[1].weight, linear[1].bias
+    expected, fooled = images.clone(), torch.zeros(len(images), dtype=torch.bool)
+    taken = torch.zeros(len(images), dtype=torch.int64)
+    for _ in range(30):
+        purified = pxfast.purify(expected.float() / 255, 16, model=pixeldefend.defences[0].model)
+        taken += ~fooled
+        fooled |= linear(purified).argmax(1) != labels
+        moved = sign_step(expected, linear_gradient(weight, bias, purified, labels).sign(), images, eps)
+        expected = torch.where(fooled[:, None, None, None], expected, moved)
+    assert int(fooled.sum()) > 0
+    result = bpda.run(pixeldefend, images, labels, eps, steps=30)
+    assert torch.equal(result.images, expected)
+    assert torch.equal(result.queries, taken)
+    assert torch.equal(result.gradients, taken)
+    assert (result.queries[result.rounded] <= 30).all()
+    assert bool((result.rounded >= fooled).all())
+
+
+def test_bpda_is_a_gradient_attack_straight_through_the_purifier(pixeldefend: Defended, images: Tensor) -> None:
+    """What any library gets from the module's own backward."""
+    labels = pixeldefend(images).argmax(1)
+    x = (images.float() / 255).requires_grad_()
+    (gradient,) = torch.autograd.grad(F.cross_entropy(pixeldefend(x), labels, reduction="sum"), x)
+    assert torch.equal(bpda(pixeldefend, images, labels, 8, steps=1), sign_step(images, gradient.sign(), images, 8))
+
+
+def test_misclassified_images_are_left_alone_unless_the_purifier_is_random() -> None:
+    others = FIXTURE.targets  # labels that the network does not give
+    sharp = Defended(FIXTURE.network, [Halves()])
+    wrong = sharp(FIXTURE.images).argmax(1) != others
+    assert 0 < wrong.sum() < 8
+    result = bpda.run(sharp, FIXTURE.images, others, EPS, steps=5)
+    assert torch.equal(result.images[wrong], FIXTURE.images[wrong])
+    assert (result.queries[wrong] == 1).all()
+    random = bpda.run(Defended(FIXTURE.network, [Noisy()]), FIXTURE.images, others, EPS, steps=5)
+    assert (random.queries == 5).all()
+    assert (random.images != FIXTURE.images).any((1, 2, 3)).all()
+
+
+def test_eot_averages_the_gradients_at_draws_of_their_own() -> None:
+    purifier = Noisy(0.4)
+    target = Defended(FIXTURE.network, [purifier])
+    found = bpda_eot(target, FIXTURE.images, FIXTURE.labels, EPS, steps=2, draws=15)
+    assert len(purifier.calls) == 30
+    seeds = [seed for _, seeds, _ in purifier.calls for seed in seeds]
+    assert len(set(seeds)) == len(seeds) == 30 * 8
+    expected = FIXTURE.images
+    for number in range(2):
+        gradients = []
+        for asked, _, drawn in purifier.calls[15 * number : 15 * number + 15]:
+            assert torch.equal(asked, expected.float() / 255)
+            at = drawn.clone().requires_grad_()
+            loss = F.cross_entropy(FIXTURE.network(at), FIXTURE.labels, reduction="sum")
+            gradients.append(torch.autograd.grad(loss, at)[0])
+        mean = torch.stack(gradients).mean(0)
+        assert not torch.equal(mean.sign(), gradients[0].sign())  # or the average would show nothing
+        expected = sign_step(expected, mean.sign(), FIXTURE.images, EPS)
+    assert torch.equal(found, expected)
+
+
+def test_eot_runs_a_deterministic_purifier_once() -> None:
+    target = Defended(FIXTURE.network, [Halves()])
+    result = bpda_eot.run(target, FIXTURE.images, FIXTURE.labels, EPS, steps=4, draws=15)
+    assert int(result.queries.max()) <= 4
+    assert torch.equal(result.images, bpda(target, FIXTURE.images, FIXTURE.labels, EPS, steps=4))
+
+
+def classifier_gradient(x: Tensor) -> Tensor:
+    x = x.clone().requires_grad_()
+    return torch.autograd.grad(F.cross_entropy(FIXTURE.network(x), FIXTURE.labels, reduction="sum"), x)[0]
+
+
+@pytest.mark.parametrize("attack", [joint_score, joint_full], ids=lambda attack: attack.name)
+@pytest.mark.parametrize("at", ["image", "purified"])
+def test_joint_attacks_follow_their_formula(attack: Attack, at: str) -> None:
+    halves = Halves()
+    target = Defended(FIXTURE.network, [halves])
+    x, purified = FIXTURE.x, halves(FIXTURE.x)
+    gradient = classifier_gradient(x if at == "image" else purified)
+    likelier = halves.score(x) if attack is joint_score else purified - x
+    assert bool((target(x).argmax(1) == FIXTURE.labels).any())
+    fooled = (target(x).argmax(1) != FIXTURE.labels) & (at == "purified")
+    for weight, step in ((0.5, 2), (0.0, 2), (1.0, 2), (0.25, 8)):
+        result = attack.run(target, FIXTURE.images, FIXTURE.labels, EPS, steps=1, weight=weight, step=step, at=at)
+        way = weight * likelier.sign() + (1 - weight) * gradient.sign()
+        expected = sign_step(FIXTURE.images, way, FIXTURE.images, EPS, step)
+        expected[fooled] = FIXTURE.images[fooled]
+        assert torch.equal(result.images, expected)
+    assert (result.queries == (0 if attack is joint_score and at == "image" else 1)).all()
+    assert (result.gradients == (2 if attack is joint_score else 1)).all()
+
+
+def test_joint_attacks_average_a_random_purifier() -> None:
+    purifier = Noisy(0.2)
+    target = Defended(FIXTURE.network, [purifier])
+    found = joint_full(target, FIXTURE.images, FIXTURE.labels, EPS, steps=1, draws=4)
+    draws = [drawn for _, _, drawn in purifier.calls]
+    assert len(draws) == 4
+    likelier = torch.stack(draws).mean(0) - FIXTURE.x
+    way = 0.5 * likelier.sign() + 0.5 * classifier_gradient(FIXTURE.x).sign()
+    assert torch.equal(found, sign_step(FIXTURE.images, way, FIXTURE.images, EPS))
+    assert not torch.equal(likelier.sign(), (draws[0] - FIXTURE.x).sign())
+
+
+def test_joint_score_takes_pixeldefends_score(pixeldefend: Defended, images: Tensor, labels: Tensor) -> None:
+    x = images.float() / 255
+    expected = sign_step(images, pixeldefend.defences[0].score(x).sign(), images, 8)
+    assert torch.equal(joint_score(pixeldefend, images, labels, 8, steps=1, weight=1.0), expected)
+
+
+def test_full_gradient_goes_through_the_purifier() -> None:
+    """Where the purifier's noise is clipped its own gradient is zero, and the image stays."""
+    purifier = Noisy(0.5)
+    target = Defended(FIXTURE.network, [purifier])
+    found = full_gradient(target, FIXTURE.images, FIXTURE.labels, EPS, steps=1, draws=1)
+    seeds = derived_seeds(derived_seeds(derived_seeds(image_seeds(FIXTURE.x), 0), 0), 0)
+    x = FIXTURE.x.requires_grad_()
+    purified = purifier.differentiate(x, seeds)
+    clipped = (purified == 0) | (purified == 1)
+    (gradient,) = torch.autograd.grad(F.cross_entropy(FIXTURE.network(purified), FIXTURE.labels, reduction="sum"), x)
+    assert torch.equal(found, sign_step(FIXTURE.images, gradient.sign(), FIXTURE.images, EPS))
+    assert bool(clipped.any())
+    assert torch.equal(found[clipped], FIXTURE.images[clipped])
+    assert not torch.equal(found, bpda(target, FIXTURE.images, FIXTURE.labels, EPS, steps=1))
+
+
+def test_blind_pgd_knows_no_purifier() -> None:
+    found = blind_pgd.run(Defended(FIXTURE.network, [Noisy()]), FIXTURE.images, FIXTURE.labels, EPS, steps=4)
+    bare = blind_pgd.run(FIXTURE.network, FIXTURE.images, FIXTURE.labels, EPS, steps=4)
+    assert torch.equal(found.images, bare.images)
+    assert (found.queries == 0).all()
+    assert (found.gradients == 4).all()
+    exact = blind_pgd(FIXTURE.network, FIXTURE.images, FIXTURE.labels, EPS, steps=1, random_start=False)
+    assert torch.equal(exact, sign_step(FIXTURE.images, classifier_gradient(FIXTURE.x).sign(), FIXTURE.images, EPS))
+
+
+def two_classes(weight: Tensor) -> nn.Module:
+    network = nn.Sequential(nn.Flatten(), nn.Linear(16, 2, bias=False)).eval().requires_grad_(False)
+    network[1].weight.copy_(torch.stack((-weight, weight)))
+    return network
+
+
+def test_spsa_estimates_a_linear_gradient() -> None:
+    """The margin of two linear classes has slope 2 w everywhere: the estimate is the mean of (2 w . v) v."""
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(16, generator=generator)
+    target = Defended(two_classes(weight), [nn.Identity()])
+    images = torch.randint(40, 200, (5, 1, 4, 4), dtype=torch.uint8, generator=generator)
+    labels = torch.zeros(5, dtype=torch.int64)
+    for pairs in (3, 4000):
+        found = spsa.run(target, images, labels, 8, steps=1, pairs=pairs)
+        seeds = derived_seeds(derived_seeds(image_seeds(images.float() / 255), 0), 0)
+        v = random_signs(seeds, pairs, (1, 4, 4)).flatten(2).double()
+        estimate = (v @ weight.double())[:, :, None] * v
+        assert torch.equal(found.images, sign_step(images, estimate.mean(1).sign().reshape(5, 1, 4, 4), images, 8))
+        assert (found.queries == 2 * pairs).all()
+        assert (found.gradients == 0).all()
+    clear = weight.abs() > 0.3  # well above the noise of 4,000 pairs, about |w| / sqrt(4000)
+    assert clear.sum() > 8
+    analytic = sign_step(images, weight.sign().reshape(1, 1, 4, 4).expand(5, 1, 4, 4), images, 8)
+    assert torch.equal(found.images.flatten(1)[:, clear], analytic.flatten(1)[:, clear])
+    signs = random_signs(list(range(50)), 40, (1, 4, 4))
+    assert signs.abs().eq(1).all()
+    assert abs(float(signs.float().mean())) < 4 / np.sqrt(signs.numel())
+
+
+def test_spsa_asks_nothing_but_logits_of_images_in_range() -> None:
+    asked = []
+
+    class Watched(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            assert not torch.is_grad_enabled()
+            asked.append(x)
+            return x
+
+    images = torch.randint(0, 256, (2, 1, 10, 10), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    images[0] = 0
+    spsa(Defended(FIXTURE.network, [Watched()]), images, torch.zeros(2, dtype=torch.int64), 8, steps=3, pairs=5)
+    assert sum(len(x) for x in asked) == 2 * 3 * 10
+    for x in asked:
+        assert float(x.min()) >= 0.0
+        assert float(x.max()) <= 1.0
+        torch.testing.assert_close(255 * x, (255 * x).round(), rtol=0, atol=1e-4)
+
+
+def test_spsa_agrees_with_torchattacks_on_where_to_go() -> None:
+    """Theirs moves by Adam off the grid: the two share the direction, not the step."""
+    torchattacks = pytest.importorskip("torchattacks", reason="torchattacks is not installed")
+    x, images, labels = FIXTURE.x[:4], FIXTURE.images[:4], FIXTURE.labels[:4]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        attack = torchattacks.SPSA(FIXTURE.network, eps=EPS / 255, delta=3 / 255, lr=2 / 255, nb_iter=1, nb_sample=1024)
+        theirs = attack(x, labels) - x
+    ours = spsa(Defended(FIXTURE.network, [nn.Identity()]), images, labels, EPS, steps=1, pairs=1024).int() - images
+    moved = (theirs.abs() > 0.5 / 255) & (ours != 0)
+    assert moved.double().mean() > 0.5
+    assert (ours.sign() == theirs.sign())[moved].double().mean() > 0.8  # two estimates; by chance it would be a half
+
+
+COSTS: dict[str, tuple[int, int]] = {
+    "blind-pgd": (0, 1),
+    "bpda": (3, 3),
+    "bpda-eot": (3, 3),
+    "joint-score": (0, 2),
+    "joint-full": (3, 1),
+    "spsa": (8, 0),
+    "full-gradient": (3, 3),
+}
+
+
+@pytest.mark.parametrize("attack", OVER_ANY, ids=lambda attack: attack.name)
+def test_budgets_end_an_attack_before_they_are_exceeded(attack: Attack) -> None:
+    target = Defended(FIXTURE.network, [Noisy()])
+    options = {"pairs": 4} if attack is spsa else {} if attack is blind_pgd else {"draws": 3}
+    cost = dict(zip(("queries", "gradients"), COSTS[attack.name], strict=True))
+    two = attack.run(target, FIXTURE.images, FIXTURE.labels, EPS, steps=2, **options)
+    assert {name: set(getattr(two, name).tolist()) for name in cost} == {name: {2 * c} for name, c in cost.items()}
+    for name, each in cost.items():
+        limited = attack.run(
+            target, FIXTURE.images, FIXTURE.labels, EPS, steps=50, **options, **{f"max_{name}": 3 * each - 1}
+        ) if each else two  # fmt: skip
+        assert torch.equal(limited.images, two.images)
+        assert torch.equal(getattr(limited, name), getattr(two, name))
+    none = attack.run(target, FIXTURE.images, None, EPS, steps=9, **options, max_queries=0, max_gradients=0)
+    assert int(none.queries.sum()) == int(none.gradients.sum()) == 0
+    with pytest.raises(ValueError, match=r"max_queries.*-1"):
+        attack(target, FIXTURE.images, None, EPS, max_queries=-1)
+
+
+def test_purifiers_get_whole_blocks_and_classifiers_their_batches(linear: nn.Module) -> None:
+    sizes: dict[str, list[int]] = {"purifier": [], "classifier": []}
+
+    def watched(name: str, function: Callable[[Tensor], Tensor]) -> nn.Module:
+        class Watched(nn.Module):
+            def forward(self, x: Tensor) -> Tensor:
+                sizes[name].append(len(x))
+                return function(x)
+
+        return Watched().eval()
+
+    images = FIXTURE.images.repeat(6, 1, 1, 1)
+    target = Defended(watched("classifier", FIXTURE.network), [watched("purifier", lambda x: x)])
+    bpda(target, images, FIXTURE.labels.repeat(6), 4, steps=1)
+    assert sizes == {"purifier": [48], "classifier": [BATCH, BATCH]}
+
+
+def test_targets_that_an_attack_cannot_take_are_refused(pixeldefend: Defended, images: Tensor, linear) -> None:
+    for attack in ADAPTIVE:
+        if attack is blind_pgd:
+            continue
+        for bare in (linear, Defended(linear)):
+            with pytest.raises(ValueError, match=rf"{attack.name} attacks a purifier.*Defended.*got a Sequential with"):
+                attack(bare, images, None, 8)
+    with pytest.raises(ValueError, match=r"joint-score needs a single purifier with a score.*FeatureSqueezing"):
+        joint_score(Defended(linear, [FeatureSqueezing(8)]), images, None, 8)
+    with pytest.raises(ValueError, match=r"full-gradient needs purifiers that can be differentiated.*Purifier"):
+        full_gradient(pixeldefend, images, None, 8)
+    with pytest.raises(ValueError, match=r"unrolled-bim needs a pxfast.Purifier as the only defence.*Noisy"):
+        unrolled_bim(Defended(linear, [Noisy()]), images, None, 8)
+    sparing = pxfast.Purifier(adaptive="image", model=pixeldefend.defences[0].model)
+    with pytest.raises(ValueError, match="without an adaptive rule, got adaptive='image'"):
+        unrolled_bim(Defended(linear, [sparing]), images, None, 8)
+
+
+@pytest.mark.parametrize(
+    ("attack", "options", "message"),
+    [
+        (bpda, {"steps": -1}, "steps must be an integer of at least 0, got -1"),
+        (bpda, {"step": 0.5}, "step must be an integer of at least 1, got 0.5"),
+        (bpda_eot, {"draws": 0}, "draws must be a positive integer, got 0"),
+        (joint_full, {"at": "middle"}, "at must be one of image, purified, got 'middle'"),
+        (joint_full, {"weight": 1.5}, r"weight must be in \[0, 1\], got 1.5"),
+        (spsa, {"pairs": 0}, "pairs must be a positive integer, got 0"),
+        (spsa, {"delta": True}, "delta must be a positive integer, got True"),
+        (bpda, {"max_gradients": 1.5}, "max_gradients must be None or an integer of at least 0, got 1.5"),
+    ],
+)
+def test_bad_options_are_refused(attack: Attack, options: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        attack(Defended(FIXTURE.network, [Halves()]), FIXTURE.images, None, EPS, **options)
+
+
+def test_results_tell_their_cost() -> None:
+    result = bpda.run(Defended(FIXTURE.network, [Noisy()]), FIXTURE.images, None, EPS, steps=1)
+    assert result.seconds > 0.0
+    assert dataclasses.asdict(result)["queries"].tolist() == [1] * 8
+    empty = bpda.run(Defended(FIXTURE.network, [Noisy()]), FIXTURE.images[:0], None, EPS)
+    assert empty.queries is None
+    assert empty.images.shape == (0, 1, 10, 10)

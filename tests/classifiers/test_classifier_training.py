@@ -1,0 +1,347 @@
+"""Training of classifiers: augmentation, adversarial batches, label smoothing, budget, resuming."""
+
+import dataclasses
+import itertools
+import json
+
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors import safe_open
+from support.helpers import bundled_images
+from torch import Tensor, nn
+
+from pxfast.classifiers import Classifier, ResNetConfig, accuracy, build, load_classifier, training
+from pxfast.classifiers.adversarial import (
+    ADVERSARIAL_WEIGHT,
+    attacked,
+    bim_examples,
+    bim_iterations,
+    draw_eps,
+    fgsm_examples,
+)
+from pxfast.classifiers.training import (
+    ClassifierSettings,
+    ClassifierTrainer,
+    mixed_cross_entropy,
+    shifted,
+    smoothed_cross_entropy,
+    train_classifier,
+)
+from pxfast.classifiers.weights import read_notes
+from pxfast.cli.main import main
+from pxfast.training.run import checkpoint_path
+
+SMALL = ResNetConfig((28, 28), 1, (4, 8, 16), units=1)
+SETTINGS = ClassifierSettings(epochs=2, batch_size=16, precision="fp32")
+
+
+@pytest.fixture
+def small_data(monkeypatch: pytest.MonkeyPatch) -> tuple[Tensor, Tensor]:
+    """Training data that need no files, and a network that needs no time: real images, labelled by brightness."""
+    images = bundled_images(1)
+    brightness = images.float().mean((1, 2, 3))
+    labels = (brightness > brightness.median()).long()
+    monkeypatch.setattr(training, "load_dataset", lambda name, root, train: (images, labels))
+    monkeypatch.setattr(training, "architecture_for", lambda arch, dataset: SMALL)
+    return images, labels
+
+
+def train(out, **changes) -> Classifier:
+    options = {"settings": SETTINGS, "progress": False, **changes}
+    return train_classifier("fashion-mnist", "resnet62", "", out, **options)
+
+
+def test_shifts_are_crops_of_the_padded_image() -> None:
+    """Every shifted image is one of the 9 that moves by one pixel give, and all of them occur."""
+    image = bundled_images(1)[3:4]
+    moved = shifted(image.expand(200, -1, -1, -1), 1, torch.Generator().manual_seed(0))
+    padded = F.pad(image, (1, 1, 1, 1))
+    candidates = torch.cat([padded[:, :, i : i + 28, j : j + 28] for i in range(3) for j in range(3)])
+    matches = (moved[:, None] == candidates[None]).flatten(2).all(2)
+    assert (matches.sum(1) == 1).all()
+    assert (matches.sum(0) > 0).all()
+    assert torch.equal(shifted(image, 0, torch.Generator()), image)
+
+
+def test_about_half_of_the_images_are_flipped(small_data) -> None:
+    images, labels = small_data
+    trainer = ClassifierTrainer(SMALL, dataclasses.replace(SETTINGS, batch_size=64, max_shift=0), images, labels)
+    batch, batch_labels = trainer.batch()
+    chosen = trainer.chosen(0)
+    straight = (batch == images[chosen]).flatten(1).all(1)
+    flipped = (batch == images[chosen].flip(3)).flatten(1).all(1)
+    assert (straight | flipped).all()
+    assert 16 < int(flipped.sum()) < 48
+    assert torch.equal(batch_labels, labels[chosen])
+
+
+def test_eps_is_a_truncated_half_normal() -> None:
+    """Moments of |N(0, delta)| given that it is at most 2 delta, by numerical integration of its density."""
+    delta, count = 8.0, 200_000
+    eps = draw_eps(count, delta, torch.Generator().manual_seed(0)).double()
+    assert float(eps.min()) >= 0.0
+    assert float(eps.max()) <= 2 * delta
+    z = torch.linspace(0, 2, 20_001, dtype=torch.float64)
+    density = torch.exp(-z.square() / 2)
+    density /= torch.trapezoid(density, z)
+    for power in (1, 2, 3):
+        expected = float(torch.trapezoid(density * z**power, z))
+        assert float(((eps / delta) ** power).mean()) == pytest.approx(expected, rel=0.01)
+    for quantile in (0.1, 0.5, 0.9):
+        value = float(eps.quantile(quantile)) / delta
+        below = z <= value
+        assert float(torch.trapezoid(density[below], z[below])) == pytest.approx(quantile, abs=0.01)
+
+
+def test_iterations_of_bim() -> None:
+    eps = torch.tensor([0.0, 0.7, 0.8, 2.0, 8.0, 15.9, 16.0, 25.0, 50.0])
+    assert bim_iterations(eps).tolist() == [0, 0, 1, 2, 10, 19, 20, 29, 54]
+
+
+@pytest.fixture(scope="module")
+def model() -> Classifier:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return build(SMALL).eval()
+
+
+@pytest.mark.parametrize("attack", [fgsm_examples, bim_examples])
+def test_adversarial_examples_stay_in_their_eps_and_raise_the_loss(attack, model: Classifier) -> None:
+    x = bundled_images(1)[:16].float() / 255
+    eps = torch.linspace(0.0, 16.0, 16)
+    with attacked(model):
+        moved = attack(model, x, eps)
+    assert moved.min() >= 0.0
+    assert moved.max() <= 1.0
+    farthest = (moved - x).abs().amax((1, 2, 3)) * 255
+    assert (farthest <= eps + 1e-3).all()
+    # BIM goes so many steps of one grey level; FGSM makes all of eps at once
+    reach = torch.minimum(eps, bim_iterations(eps).float()) if attack is bim_examples else eps
+    torch.testing.assert_close(farthest, reach, atol=1e-3, rtol=0)
+    predicted = model(x).argmax(1)  # the attack's labels are the model's own
+    before = F.cross_entropy(model(x), predicted, reduction="none")
+    after = F.cross_entropy(model(moved), predicted, reduction="none")
+    assert (after[2:] > before[2:]).all()
+
+
+def test_the_label_does_not_leak(model: Classifier) -> None:
+    """FGSM is a step against the predicted label, whatever the true one: that of a literal computation."""
+    x = bundled_images(1)[:4].float() / 255
+    y = x.clone().requires_grad_()
+    loss = -model(y).log_softmax(1).amax(1).sum()
+    (gradient,) = torch.autograd.grad(loss, y)
+    expected = (x + 4.0 / 255 * gradient.sign()).clamp(0, 1)
+    torch.testing.assert_close(fgsm_examples(model, x, torch.full((4,), 4.0)), expected)
+
+
+def test_bim_agrees_with_a_loop_over_single_images(model: Classifier) -> None:
+    x = bundled_images(1)[:4].float() / 255
+    eps = torch.tensor([0.5, 2.0, 3.7, 6.0])
+    together = bim_examples(model, x, eps)
+    for n in range(4):
+        image, label = x[n : n + 1], model(x[n : n + 1]).argmax(1)
+        for _ in range(int(min(eps[n] + 4, 1.25 * eps[n]))):
+            image = image.detach().requires_grad_()
+            (gradient,) = torch.autograd.grad(F.cross_entropy(model(image), label), image)
+            image = (image.detach() + gradient.sign() / 255).clamp(x[n] - eps[n] / 255, x[n] + eps[n] / 255).clamp(0, 1)
+        # a sign may hang on rounding, which depends on the size of the batch
+        assert float(((image - together[n]).abs() < 1e-4).double().mean()) > 0.98
+
+
+@pytest.mark.parametrize("defense", ["fgsm", "bim"])
+def test_half_of_each_batch_is_attacked_and_the_model_left_alone(defense: str, small_data) -> None:
+    settings = dataclasses.replace(SETTINGS, defense=defense, delta=8.0)
+    trainer = ClassifierTrainer(SMALL, settings, *small_data)
+    images, _ = trainer.batch()
+    before = {name: value.clone() for name, value in trainer.model.state_dict().items()}
+    x = trainer.adversarial_batch(images)
+    for name, value in trainer.model.state_dict().items():  # batch normalisation's running mean among them
+        assert torch.equal(value, before[name]), name
+    assert trainer.model.training
+    assert all(parameter.requires_grad and parameter.grad is None for parameter in trainer.model.parameters())
+    clean = images.float() / 255
+    assert torch.equal(x[:8], clean[:8])
+    eps = draw_eps(8, 8.0, torch.Generator().manual_seed(trainer.step_seed(0)))
+    farthest = (x[8:] - clean[8:]).abs().amax((1, 2, 3)) * 255
+    assert (farthest <= eps + 1e-3).all()
+    assert (farthest[eps >= 1] > 0.9).all()
+    assert torch.equal(x, trainer.adversarial_batch(images))
+
+
+def test_weights_of_clean_and_adversarial_losses() -> None:
+    """As in the authors' code: the mean over the batch of 2/1.3 times the clean and 0.6/1.3 times the other losses."""
+    logits, labels = torch.randn(8, 10), torch.arange(8)
+    losses = F.cross_entropy(logits, labels, reduction="none")
+    expected = torch.cat((2.0 / 1.3 * losses[:4], 0.6 / 1.3 * losses[4:])).mean()
+    torch.testing.assert_close(mixed_cross_entropy(logits, labels, clean=4), expected)
+    assert ADVERSARIAL_WEIGHT == 0.3
+
+
+@pytest.mark.parametrize("classes", [2, 10])
+def test_smoothed_loss_is_the_literal_one(classes: int) -> None:
+    logits, labels, smoothing = torch.randn(6, classes), torch.arange(6) % classes, 0.1
+    targets = torch.full((6, classes), smoothing / (classes - 1))
+    targets[torch.arange(6), labels] = 1 - smoothing
+    literal = -(targets * logits.log_softmax(1)).sum(1).mean()
+    torch.testing.assert_close(smoothed_cross_entropy(logits, labels, smoothing), literal)
+    torch.testing.assert_close(smoothed_cross_entropy(logits, labels, 0.0), F.cross_entropy(logits, labels))
+
+
+def test_label_smoothing_is_what_a_step_minimises(small_data) -> None:
+    plain = ClassifierTrainer(SMALL, SETTINGS, *small_data)
+    smooth = ClassifierTrainer(SMALL, dataclasses.replace(SETTINGS, defense="label-smoothing"), *small_data)
+    images, labels = plain.batch()
+    plain.model.eval()  # only to look at the logits: train_step sets the mode it needs
+    with torch.no_grad():
+        logits = build_logits(smooth, images)
+    assert smooth.train_step()[0] == pytest.approx(float(smoothed_cross_entropy(logits, labels, 0.1)), rel=1e-4)
+    assert plain.train_step()[0] == pytest.approx(float(F.cross_entropy(logits, labels)), rel=1e-4)
+
+
+def build_logits(trainer: ClassifierTrainer, images: Tensor) -> Tensor:
+    """Logits in training mode, of a copy of the trainer's model, so that its running statistics stay as they are."""
+    copied = build(SMALL)
+    copied.load_state_dict(trainer.model.state_dict())
+    return copied(images)
+
+
+@pytest.mark.parametrize("defense", training.DEFENSES)
+def test_training_learns(defense: str, small_data, tmp_path) -> None:
+    settings = ClassifierSettings(epochs=15, batch_size=16, learning_rate=0.05, defense=defense, delta=2.0)
+    train(tmp_path / "a.safetensors", settings=settings)
+    notes = read_notes(tmp_path / "a.safetensors")
+    assert notes["test_accuracy"] >= 0.8
+    assert notes["test_images"] == len(bundled_images(1))
+    assert notes["steps"] == 15 * 4
+    assert notes["architecture"] == "resnet62"
+    assert notes["training"]["defense"] == defense
+    images, labels = small_data
+    assert accuracy(load_classifier(tmp_path / "a.safetensors"), images, labels) == notes["test_accuracy"]
+
+
+@pytest.mark.parametrize("defense", ["none", "bim"])
+def test_an_interrupted_training_goes_on_as_if_nothing_had_happened(
+    defense: str, small_data, tmp_path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = dataclasses.replace(SETTINGS, defense=defense, delta=3.0)
+    whole = train(tmp_path / "whole.safetensors", settings=settings)
+    out, train_step = tmp_path / "parts.safetensors", ClassifierTrainer.train_step
+
+    def interrupted(trainer: ClassifierTrainer) -> tuple[float, float]:
+        if trainer.step == 5:
+            raise KeyboardInterrupt
+        return train_step(trainer)
+
+    monkeypatch.setattr(ClassifierTrainer, "train_step", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        train(out, settings=settings, checkpoint_interval=0.0)
+    assert not out.exists()
+    monkeypatch.setattr(ClassifierTrainer, "train_step", train_step)
+    with pytest.raises(FileExistsError, match="checkpoint"):
+        train(out, settings=settings)
+    parts = train(out, settings=settings, resume=True)
+    for name, value in whole.state_dict().items():
+        assert torch.equal(value, parts.state_dict()[name]), name
+    with pytest.raises(ValueError, match=r"another settings \(seed: 0 then, 1 now\)"):
+        train(out, resume=True, settings=dataclasses.replace(settings, seed=1))
+
+
+def test_a_budget_ends_the_run_and_its_schedule(small_data, tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every step takes a second of a clock that the test turns."""
+    rates: list[float] = []
+    train_step = ClassifierTrainer.train_step
+
+    def step(trainer: ClassifierTrainer) -> tuple[float, float]:
+        before = trainer.seconds
+        result = train_step(trainer)
+        rates.append(trainer.optimiser.param_groups[0]["lr"])
+        trainer.seconds = before + 1.0
+        return result
+
+    monkeypatch.setattr(ClassifierTrainer, "train_step", step)
+    train(tmp_path / "a.safetensors", settings=dataclasses.replace(SETTINGS, epochs=1000, budget=20.0))
+    assert read_notes(tmp_path / "a.safetensors")["steps"] == len(rates) == 20
+    peak = max(rates)
+    assert rates.index(peak) in (2, 3)  # the end of the first tenth
+    assert peak > 0.09
+    assert rates[-1] < 0.01 * peak * 2
+    assert all(later < earlier for earlier, later in itertools.pairwise(rates[3:]))
+
+
+def test_training_refuses_bad_input(small_data, tmp_path) -> None:
+    with pytest.raises(FileNotFoundError, match="no such file"):
+        train(tmp_path / "a.safetensors", resume=True)
+    with pytest.raises(FileNotFoundError, match="no such folder"):
+        train(tmp_path / "nowhere" / "a.safetensors")
+    with pytest.raises(ValueError, match="128 images, got 64"):
+        train(tmp_path / "a.safetensors", settings=ClassifierSettings())
+    images, labels = small_data
+    checkpoint = checkpoint_path(tmp_path / "b.safetensors")
+    ClassifierTrainer(SMALL, SETTINGS, images, labels).save(checkpoint)
+    other = ClassifierTrainer(SMALL, SETTINGS, images.flip(0), labels)
+    with pytest.raises(ValueError, match="other training images"):
+        other.restore(checkpoint)
+
+
+def test_a_run_may_start_from_a_classifier(small_data, tmp_path) -> None:
+    first = train(tmp_path / "a.safetensors")
+    start = str(tmp_path / "a.safetensors")
+    settings = dataclasses.replace(SETTINGS, start=start, learning_rate=1e-6, epochs=0.25, defense="fgsm")
+    second = train(tmp_path / "b.safetensors", settings=settings)
+    for (name, before), after in zip(first.named_parameters(), second.parameters(), strict=True):
+        torch.testing.assert_close(after, before, rtol=1e-2, atol=1e-4, msg=name)
+    assert read_notes(tmp_path / "b.safetensors")["training"]["start"] == start
+    with pytest.raises(ValueError, match=r"expected to start from a classifier of .*got"):
+        train(tmp_path / "c.safetensors", settings=dataclasses.replace(SETTINGS, start="fashion-mnist"))
+
+
+def test_names_are_checked(tmp_path) -> None:
+    with pytest.raises(ValueError, match=r"'mnist'.*cifar10, fashion-mnist"):
+        train_classifier("mnist", "resnet62", "", tmp_path / "a.safetensors")
+    with pytest.raises(ValueError, match=r"'lenet'.*wrn28-10"):
+        train_classifier("cifar10", "lenet", "", tmp_path / "a.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"epochs": 0}, "epochs"),
+        ({"budget": 0.0}, "budget"),
+        ({"batch_size": 1}, "batch_size"),
+        ({"precision": "fp16"}, "precision"),
+        ({"max_shift": -1}, "max_shift"),
+        ({"momentum": 1.0}, "momentum"),
+        ({"weight_decay": -1.0}, "weight_decay"),
+        ({"defense": "pgd"}, r"fgsm.*'pgd'"),
+        ({"delta": 0.0}, "delta"),
+        ({"smoothing": 1.0}, "smoothing"),
+    ],
+)
+def test_bad_settings(changes: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        ClassifierSettings(**changes)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(small_data) -> None:
+    trainer = ClassifierTrainer(SMALL, SETTINGS, *small_data)
+    nn.init.constant_(trainer.model.output.bias, float("nan"))
+    with pytest.raises(FloatingPointError, match="nan at step 0"):
+        trainer.train_step()
+
+
+def test_command(small_data, tmp_path, monkeypatch, capsys) -> None:
+    out = tmp_path / "vgg.safetensors"
+    words = ["train-classifier", "fashion-mnist", "vgg16", "--root", "unused", "--out", str(out), "--defense", "fgsm"]
+    words += ["--delta", "25", "--epochs", "0.5", "--batch-size", "16", "--no-flips", "--max-shift", "2"]
+    monkeypatch.setattr("sys.argv", ["pxfast", *words])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    assert not stop.value.code
+    assert "accuracy on 64 test images" in capsys.readouterr().out
+    with safe_open(out, framework="pt") as file:
+        notes = json.loads(file.metadata()["notes"])
+    settings = notes["training"]
+    assert (settings["defense"], settings["delta"], settings["max_shift"]) == ("fgsm", 25.0, 2)
+    assert not settings["horizontal_flips"]
+    assert notes["steps"] == 2

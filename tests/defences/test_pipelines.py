@@ -1,0 +1,114 @@
+"""`pxfast.Purifier` as a callable in data pipelines; Ray Data's are in test_ray.py."""
+
+import functools
+import pickle
+import re
+from collections import OrderedDict
+
+import numpy as np
+import pytest
+import torch
+from support.helpers import SOURCE, bundled_images, real_images
+from torch.utils.data import DataLoader, Dataset, TensorDataset, default_collate
+
+import pxfast
+
+
+class Images(Dataset):
+    """Bundled images as arrays (H, W), to be transformed."""
+
+    def __init__(self, count: int) -> None:
+        self.images, self.transform = bundled_images(1)[:count, 0].numpy(), None
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int):
+        return self.transform(self.images[index]) if self.transform else self.images[index]
+
+
+def python_blocks(heading: str) -> list[str]:
+    """The Python code under a heading of the document."""
+    text = (SOURCE / "docs" / "pipelines.md").read_text(encoding="utf-8")
+    section = text.split(f"## {heading}\n")[1].split("\n## ")[0]
+    return re.findall(r"```python\n(.*?)```", section, re.DOTALL)
+
+
+def test_the_data_loaders_of_the_document():
+    images = bundled_images(1)[:6]
+    expected = pxfast.purify(images, 16)
+    collated, transformed = python_blocks("torch DataLoader")
+    names = {"dataset": TensorDataset(images, torch.arange(6))}
+    exec(collated, names)
+    ((found, labels),) = names["loader"]
+    assert torch.equal(found, expected)
+    assert labels.tolist() == list(range(6))
+    from PIL import Image
+
+    names["dataset"] = Images(6)
+    names["dataset"].images = [Image.fromarray(image) for image in names["dataset"].images]
+    exec(transformed, names)
+    assert torch.equal(torch.stack([names["dataset"][i] for i in range(6)]), expected)
+
+
+def purify_samples(purifier: pxfast.Purifier, samples: list):
+    return purifier(default_collate(samples))
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create 2 worker processes")  # on one processor
+def test_a_data_loader_with_workers_gives_the_same(tiny_colour_model):
+    images = real_images(3, (8, 8), 12)
+    purifier = pxfast.Purifier(16, model=tiny_colour_model, column="image")
+    samples = [{"image": image, "label": label} for label, image in enumerate(images)]
+    expected = pxfast.purify(images, 16, model=tiny_colour_model)
+    for workers in (0, 2):
+        loader = DataLoader(
+            samples, batch_size=4, num_workers=workers, collate_fn=functools.partial(purify_samples, purifier)
+        )
+        batches = list(loader)
+        assert torch.equal(torch.cat([batch["image"] for batch in batches]), expected)
+        assert torch.cat([batch["label"] for batch in batches]).tolist() == list(range(12))
+
+
+def test_a_mapping_keeps_all_but_the_images(tiny_model):
+    images = real_images(1, (8, 8), 3).numpy()
+    images.flags.writeable = False  # as Ray Data's batches are
+    batch = OrderedDict(data=images, label=np.arange(3), name="a name")
+    before = images.copy()
+    found = pxfast.Purifier(16, model=tiny_model, column="data")(batch)
+    np.testing.assert_array_equal(found["data"], pxfast.purify(before, 16, model=tiny_model))
+    assert found["label"] is batch["label"]
+    assert list(found) == ["data", "label", "name"]
+    assert batch["data"] is images
+    np.testing.assert_array_equal(images, before)
+
+
+@pytest.mark.parametrize(("column", "message"), [(None, "got None for one of"), ("image", "got 'image' for one of")])
+def test_a_mapping_without_the_column_is_refused(tiny_model, column, message):
+    with pytest.raises(ValueError, match=f"a mapping needs column= of its images, {message} \\['data'\\]"):
+        pxfast.Purifier(16, model=tiny_model, column=column)({"data": real_images(1, (8, 8), 1)})
+
+
+def test_it_can_be_sent_to_other_processes(tiny_model):
+    images = real_images(1, (8, 8), 4)
+    purifier = pxfast.Purifier(8, model=tiny_model, column="data")
+    again = pickle.loads(pickle.dumps(purifier))
+    assert repr(again) == repr(purifier)
+    assert "column='data'" in repr(purifier)
+    assert torch.equal(again(images), purifier(images))
+
+
+def test_a_mapping_is_purified_within_one_call(tiny_model):
+    class OneCall(pxfast.Purifier):
+        """As Ray Data wraps a class: a call inside another would never return."""
+
+        busy = False
+
+        def __call__(self, batch):
+            assert not self.busy
+            self.busy = True
+            return super().__call__(batch)
+
+    images = real_images(1, (8, 8), 2).numpy()
+    found = OneCall(16, model=tiny_model, column="data")({"data": images})["data"]
+    np.testing.assert_array_equal(found, pxfast.purify(images, 16, model=tiny_model))

@@ -1,0 +1,121 @@
+"""What purifiers are to defended classifiers and to attacks: seeds of an image's own, averaged logits, scores."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from scipy import stats
+from support.attack_network import attack_fixture
+from support.helpers import real_images
+from support.small_defences import Halves, Noisy
+from torch import nn
+
+import pxfast
+from pxfast.defences import Defended
+from pxfast.defences.protocol import DifferentiablePurifier, ScoredPurifier, StochasticPurifier, is_stochastic
+from pxfast.pixelcnn.likelihood import score
+from pxfast.tensors.batches import in_fixed_batches
+from pxfast.tensors.seeds import derived_seeds, image_seeds, standard_normal
+
+FIXTURE = attack_fixture()
+
+
+def test_seeds_are_an_images_own() -> None:
+    seeds = image_seeds(FIXTURE.x, 3)
+    assert len(set(seeds)) == 8
+    assert all(0 <= seed < 2**63 for seed in seeds)
+    assert image_seeds(FIXTURE.x.flip(0), 3) == seeds[::-1]
+    assert image_seeds(FIXTURE.x.double(), 3) == seeds
+    assert not set(image_seeds(FIXTURE.x, 4)) & set(seeds)
+    derived = [derived_seeds(seeds, *numbers) for numbers in ((), (0,), (1,), (0, 0), (0, 1), (1, 0))]
+    assert len({seed for row in (seeds, *derived) for seed in row}) == 7 * 8
+    assert derived_seeds(seeds[2:3], 0, 1) == derived[4][2:3]
+
+
+def test_noise_is_normal_and_an_images_own() -> None:
+    like = torch.zeros(40, 1, 10, 10)
+    seeds = list(range(40))
+    noise = standard_normal(seeds, like)
+    assert stats.kstest(noise.flatten().numpy(), "norm").pvalue > 0.001
+    assert torch.equal(standard_normal(seeds[7:9], like[7:9]), noise[7:9])
+    assert standard_normal([], like[:0]).shape == (0, 1, 10, 10)
+    assert standard_normal([5], like[:1].double()).dtype == torch.float64
+
+
+def test_fixed_batches() -> None:
+    sizes = []
+
+    def double(x: torch.Tensor) -> torch.Tensor:
+        sizes.append(len(x))
+        return 2 * x
+
+    assert torch.equal(in_fixed_batches(double, FIXTURE.x, 3), 2 * FIXTURE.x)
+    assert sizes == [3, 3, 3]
+
+
+def test_who_offers_what(tiny_model: pxfast.PixelCNN) -> None:
+    purifier = pxfast.Purifier(16, model=tiny_model)
+    offers = {StochasticPurifier: [], ScoredPurifier: [], DifferentiablePurifier: []}
+    for module in (Noisy(), Halves(), purifier, nn.Flatten()):
+        for protocol, having in offers.items():
+            if isinstance(module, protocol):
+                having.append(type(module).__name__)
+    assert list(offers.values()) == [["Noisy"], ["Noisy", "Halves", "Purifier"], ["Noisy"]]
+    assert is_stochastic(Noisy())
+    assert not is_stochastic(purifier)
+    claims = nn.Flatten()
+    claims.stochastic = True
+    with pytest.raises(TypeError, match=r"draw\(images, seeds\) and runs.*Flatten"):
+        Defended(FIXTURE.network, [claims])
+
+
+def test_logits_are_averaged_over_the_draws_of_a_stochastic_defence() -> None:
+    purifier = Noisy(runs=5)
+    defended = Defended(FIXTURE.network, [Halves(), purifier], seed=2)
+    logits = defended(FIXTURE.x)
+    draws = [result for _, _, result in purifier.calls]
+    assert len(draws) == 5
+    assert len({seed for _, seeds, _ in purifier.calls for seed in seeds}) == 5 * 8
+    assert torch.equal(purifier.calls[0][0], Halves()(FIXTURE.x))
+    torch.testing.assert_close(logits, torch.stack([FIXTURE.network(draw) for draw in draws]).mean(0))
+    assert torch.equal(defended(FIXTURE.images), logits)  # uint8 too
+    torch.testing.assert_close(defended(FIXTURE.x[5:6])[0], logits[5])
+    assert torch.equal(defended.defend(FIXTURE.x), draws[0])
+    assert not torch.allclose(Defended(FIXTURE.network, [Halves(), purifier])(FIXTURE.x), logits)
+    assert repr(defended).startswith("Defended(\n  seed=2")
+    seeds = list(range(8))
+    assert torch.equal(defended.defend(FIXTURE.x[3:4], seeds[3:4]), defended.defend(FIXTURE.x, seeds)[3:4])
+    with pytest.raises(ValueError, match=r"\(1, 10, 10\)"):
+        defended(FIXTURE.x[0])
+    with pytest.raises(TypeError, match="list"):
+        defended([FIXTURE.x])
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_score_is_the_slope_of_the_log_likelihood(make_model, channels: int) -> None:
+    model = make_model(channels=channels)
+    x = real_images(channels, (8, 8), 3).float().clamp(20, 230) / 255
+    found = pxfast.Purifier(4, model=model).score(x)
+    assert found.shape == x.shape
+    assert torch.equal(score(x[1:2], model=model), found[1:2])
+    torch.manual_seed(0)
+    way = found.sign() * torch.rand_like(x)  # uphill, so that the slope is well above the rounding
+    small = 0.02 / 255
+
+    def nats(images: torch.Tensor) -> torch.Tensor:
+        with torch.no_grad():
+            return model.log_prob(255 * images).double().sum((1, 2, 3))
+
+    slope = (nats(x + small * way) - nats(x - small * way)) / (2 * small)
+    torch.testing.assert_close(slope, (found * way).double().sum((1, 2, 3)), rtol=0.01, atol=0.0)
+
+
+def test_score_refuses(make_model, tiny_model: pxfast.PixelCNN) -> None:
+    x = torch.rand(2, 1, 8, 8)
+    assert score(x[:0], model=tiny_model).shape == (0, 1, 8, 8)
+    with pytest.raises(TypeError, match="floating"):
+        score((255 * x).byte(), model=tiny_model)
+    with pytest.raises(ValueError, match="gradient in the values, got 'softmax'"):
+        score(x, model=make_model(head="softmax"))
+    with pytest.raises(ValueError, match=r"\[0, 1\]"):
+        score(x + 1, model=tiny_model)

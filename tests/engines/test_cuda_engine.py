@@ -1,0 +1,250 @@
+"""The CUDA engine's Python side and its planning, as far as no GPU has a part in them; and what only a GPU shows.
+
+That kernels are right is test_cuda_shim.py's and, on a GPU, test_engines.py's concern.
+"""
+
+import types
+
+import pytest
+import torch
+from support.helpers import noisy, real_images, trained_model
+
+from pxfast.base.checks import PRECISIONS
+from pxfast.engines import benchmark, compiled, cpu, cuda, triton
+from pxfast.engines.choosers import Greedy, Sample
+from pxfast.engines.registry import select
+from pxfast.engines.schedule import schedule_for
+from pxfast.pixeldefend.verify import verify
+
+SEQUENTIAL, SPECULATIVE = compiled.ORDERS["sequential"], compiled.ORDERS["speculative"]
+
+
+@pytest.mark.parametrize("images", [1, 63, 64, 65, 1000, 100_000])
+@pytest.mark.parametrize("free", [0, 10**8, 10**11])
+def test_chunks_hold_all_images_within_memory_and_size(images, free):
+    sizes = cuda.chunks(images, 4_000_000, free, 132)
+    assert sum(sizes) == images
+    assert max(sizes) - min(sizes) <= 1
+    most = max(1, min(int(0.9 * free) // 4_000_000, 64 * 132))
+    assert max(sizes) <= most
+    assert len(sizes) == -(-images // most), "no more parts than needed"
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "function"),
+    [
+        ("PXFAST_CUDA_TEAM", "0", cuda.current_team),
+        ("PXFAST_CUDA_TEAM", "two", cuda.current_team),
+        ("PXFAST_CUDA_CLUSTERS", "yes", cuda.current_clusters),
+        ("PXFAST_CUDA_WGMMA", "2", cuda.current_wgmma),
+    ],
+)
+def test_a_wrong_environment_variable_is_named(monkeypatch, variable, value, function):
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(ValueError, match=f"{variable} must be .*'{value}'"):
+        function()
+
+
+def test_why_it_cannot_run_is_said(monkeypatch):
+    monkeypatch.setattr(cpu, "_C", types.SimpleNamespace(cuda=False))
+    assert "no CUDA part; build it where nvcc is installed" in cuda.unavailable()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(cpu, "_C", types.SimpleNamespace(cuda=True))
+    assert cuda.unavailable() == "torch finds no GPU"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    old = "it needs compute capability 8.0 or newer, and this is Tesla T4 (compute capability 7.5)"
+    monkeypatch.setattr(cuda, "_problem", lambda device: old)
+    assert cuda.unavailable() == old
+
+
+@pytest.mark.parametrize("engine", [cuda, triton])
+def test_a_forked_worker_uses_no_gpu(monkeypatch, engine):
+    """In a DataLoader's worker, if its parent has used the GPU, CUDA raises whatever it is asked."""
+
+    def refuse(*_):
+        raise RuntimeError("Cannot re-initialize CUDA in forked subprocess.")
+
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    monkeypatch.setattr(cpu, "_C", types.SimpleNamespace(cuda=True))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "_is_in_bad_fork", lambda: True)
+    for call in ("current_device", "get_device_capability", "get_device_name", "get_device_properties"):
+        monkeypatch.setattr(torch.cuda, call, refuse)
+    assert "forked from one that uses the GPU" in engine.unavailable()
+    assert select("auto").name in ("cpu", "reference")
+
+
+def test_out_of_memory_names_what_was_asked_for(monkeypatch):
+    def refuse(*args, **kwargs):
+        raise torch.OutOfMemoryError("none left")
+
+    monkeypatch.setattr(torch, "empty", refuse)
+    with pytest.raises(torch.OutOfMemoryError, match=r"cpu for 12\.0 MB for 3 images in flight: none left"):
+        cuda._allocate(12_000_000, torch.device("cpu"), "3 images in flight")
+
+
+# --- planning, for an H200 and a smaller GPU ---
+
+
+@pytest.fixture(scope="module")
+def module():
+    if cpu.unavailable() is not None or not compiled._C.cuda:
+        pytest.skip("the compiled module has no CUDA part")
+    return compiled._C
+
+
+@pytest.fixture(scope="module")
+def engines(module):
+    """The paper's CIFAR-10 network by precision."""
+    program = compiled.program_of(schedule_for(benchmark.network("paper-cifar10")))
+    return {precision: module.CudaEngine(program, precision == "bf16") for precision in PRECISIONS}
+
+
+def h200(module):
+    return module.CudaDevice("H200", 9, 0, multiprocessors=132, shared_bytes=232_448, clusters=32, groups=True)
+
+
+def ada(module):
+    return module.CudaDevice("L4", 8, 9, multiprocessors=58, shared_bytes=101_376, clusters=0)
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_the_papers_network_stays_under_8_mb_an_image(engines, precision):
+    assert engines[precision].bytes_per_image() < 8e6
+    assert engines[precision].bytes_per_image(speculative=True) < 8e6
+    parameters = 53.6e6
+    element = 2 if precision == "bf16" else 4
+    assert engines[precision].weight_bytes == pytest.approx(parameters * element, rel=0.02)
+
+
+@pytest.mark.parametrize("images", [1, 2, 64, 131, 133, 2048, 8000])
+@pytest.mark.parametrize("device", [h200, ada])
+def test_a_plan_fits_the_gpu(module, engines, images, device):
+    gpu = device(module)
+    for order in compiled.ORDERS.values():
+        plan = engines["bf16"].plan(images, gpu, order)
+        assert plan.teams * plan.members <= gpu.multiprocessors
+        assert plan.teams <= images <= plan.teams * plan.capacity
+        assert plan.shared_bytes <= (232_448 if device is h200 else 101_376)
+        assert plan.speculative == (order == SPECULATIVE) or order == compiled.ORDERS["auto"]
+        most = engines["bf16"].bytes_per_image(plan.speculative) * plan.teams * plan.capacity
+        assert engines["bf16"].workspace_bytes(plan) < 1.05 * most + 1e6
+
+
+@pytest.mark.parametrize("wgmma", ["", "1", "0"])
+@pytest.mark.parametrize("groups", [True, False])
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_weights_are_packed_for_the_devices_instruction(module, monkeypatch, precision, groups, wgmma):
+    monkeypatch.setenv("PXFAST_CUDA_WGMMA", wgmma)
+    monkeypatch.setattr(cuda, "_gpu", lambda device: types.SimpleNamespace(groups=groups))
+    schedule = schedule_for(benchmark.network("shipped-fashion-mnist"))
+    found = bytes(cuda.packed(schedule, precision, torch.device("cpu")).block.numpy())
+    program, bf16 = compiled.program_of(schedule), precision == "bf16"
+    packed = {groups: module.CudaEngine(program, bf16, groups).block().tobytes() for groups in (True, False)}
+    assert (packed[True] == packed[False]) == (precision == "fp32"), "only bf16 has two orders"
+    assert found == packed[groups and wgmma != "0"]
+
+
+def test_few_images_are_guessed_and_many_are_not(module, engines):
+    gpu = h200(module)
+    single = engines["bf16"].plan(1, gpu, compiled.ORDERS["auto"])
+    assert single.speculative
+    assert single.members > 10, "one image is shared by many blocks"
+    assert not engines["bf16"].plan(2048, gpu, compiled.ORDERS["auto"]).speculative
+
+
+def test_a_plan_that_cannot_be_is_refused(module, engines):
+    engine, gpu = engines["bf16"], h200(module)
+    with pytest.raises(ValueError, match="one image or more"):
+        engine.plan(0, gpu, SEQUENTIAL)
+    with pytest.raises(ValueError, match="a block for each multiprocessor at most"):
+        engine.plan(1, gpu, SEQUENTIAL, members=133)
+    with pytest.raises(ValueError, match="no clusters of blocks: L4"):
+        engine.plan(64, ada(module), SEQUENTIAL, clusters=True)
+    with pytest.raises(ValueError, match="four images or more"):
+        engine.plan(3, gpu, SEQUENTIAL, clusters=True)
+    plan = engine.plan(2048, gpu, SEQUENTIAL, clusters=True)
+    assert (plan.cluster, plan.teams, plan.members, plan.capacity) == (4, 128, 1, 16)
+
+
+# --- on a GPU ---
+
+
+@pytest.fixture
+def on_gpu() -> None:
+    reason = cuda.unavailable()
+    if reason is not None:
+        pytest.skip(f"engine 'cuda' can't run here: {reason}")
+
+
+@pytest.mark.gpu
+@pytest.mark.usefixtures("on_gpu")
+@pytest.mark.parametrize("wgmma", ["1", "0"])
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_order_teams_and_clusters_change_no_bit(precision, wgmma, monkeypatch):
+    monkeypatch.setenv("PXFAST_CUDA_WGMMA", wgmma)
+    model = trained_model((8, 12), 3, 10, 1)
+    images = noisy(real_images(3, (8, 12), 70))
+    decode = select("cuda").decode
+    expected = decode(schedule_for(model), images, Greedy(16), precision=precision)
+    assert verify(images, expected, 16, model=model, precision=precision).passed
+    ways = [("sequential", team, "0") for team in ("1", "2", "5")] + [("speculative", team, "0") for team in ("1", "3")]
+    if torch.cuda.get_device_capability() == (9, 0):
+        ways.append(("sequential", "1", "1"))
+    for order, team, clusters in ways:
+        monkeypatch.setenv("PXFAST_ORDER", order)
+        monkeypatch.setenv("PXFAST_CUDA_TEAM", team)
+        monkeypatch.setenv("PXFAST_CUDA_CLUSTERS", clusters)
+        result = decode(schedule_for(model), images, Greedy(16), precision=precision)
+        assert torch.equal(result, expected), (order, team, clusters)
+
+
+@pytest.mark.gpu
+@pytest.mark.usefixtures("on_gpu")
+@pytest.mark.parametrize("wgmma", ["1", "0"])
+def test_wide_row_steps_are_exact_and_the_same_in_any_team(wgmma, monkeypatch):
+    """48 filters and 136 rows: more than half of a tile's outputs, and more than one tile of rows."""
+    model = trained_model((4, 8), 1, 48, 1)
+    images = noisy(real_images(1, (4, 8), 17))
+    monkeypatch.setenv("PXFAST_ORDER", "sequential")
+    monkeypatch.setenv("PXFAST_CUDA_WGMMA", wgmma)
+    results = []
+    for team in ("1", "2", "7"):
+        monkeypatch.setenv("PXFAST_CUDA_TEAM", team)
+        for _ in range(2):
+            results.append(select("cuda").decode(schedule_for(model), images, Greedy(16), precision="bf16"))
+    assert verify(images, results[0], 16, model=model, precision="bf16").passed
+    assert all(torch.equal(result, results[0]) for result in results)
+
+
+@pytest.mark.gpu
+@pytest.mark.usefixtures("on_gpu")
+def test_as_the_cpu_engine_for_every_chooser():
+    model = trained_model((8, 12), 3, 10, 1)
+    images = noisy(real_images(3, (8, 12), 24))
+    for chooser in (Greedy(16), Greedy(16, keep_bits=7.0), Sample(2**40 + 3, temperature=0.5, first=7)):
+        ours, theirs = (
+            select(name).decode(schedule_for(model), images, chooser, precision="fp32") for name in ("cuda", "cpu")
+        )
+        differing = int((ours != theirs).flatten(1).any(dim=1).sum())
+        assert differing <= 2, f"{chooser}: {differing} of 24 images differ; near-ties are rarer than that"
+
+
+@pytest.mark.gpu
+@pytest.mark.usefixtures("on_gpu")
+def test_images_on_the_gpu_stay_there_and_parts_change_no_bit(monkeypatch):
+    model = trained_model((8, 8), 1, 8, 1)
+    images = noisy(real_images(1, (8, 8), 50))
+    whole = cuda.decode(schedule_for(model), images, Greedy(16), precision="bf16")
+    there = cuda.decode(schedule_for(model), images.cuda(), Greedy(16), precision="bf16")
+    assert there.is_cuda
+    assert not whole.is_cuda
+    assert torch.equal(there.cpu(), whole)
+    monkeypatch.setattr(cuda, "chunks", lambda images, *rest: [7] * (images // 7) + [images % 7])
+    seen: list[int] = []
+    parts = cuda.decode(schedule_for(model), images, Greedy(16), precision="bf16", report=seen.append)
+    assert torch.equal(parts, whole)
+    assert seen == sorted(seen)
+    assert seen[-1] == 50

@@ -1,0 +1,271 @@
+"""The CUDA engine's own sources, run on the host: no GPU has a part in this.
+
+tests/cuda_shim turns a grid of threads into fibers with real barriers, shared memory into a buffer, and each function
+that holds a PTX instruction into a twin; the kernels, the packing of the weights and the planning are the ones that
+nvcc compiles. What is judged is what test_engines.py asks of every engine: exact, batch-invariant, bounded.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from support import cuda_shim
+from support.cuda_shim import Settings
+from support.helpers import noisy, real_images, trained_model
+from torch import Tensor
+
+from pxfast.base.checks import PRECISIONS
+from pxfast.engines import compiled, cpu
+from pxfast.engines.choosers import Chooser, Greedy, Sample
+from pxfast.engines.registry import ENGINES
+from pxfast.engines.schedule import schedule_for
+from pxfast.pixelcnn.network import PixelCNN
+from pxfast.pixeldefend.verify import verify
+
+SEQUENTIAL, SPECULATIVE = 1, 2
+SMALLEST = ((4, 4), 1, 8, 1, "logistic")  # for the sanitizers: too small to be trained
+SMALL_SHARED = 99 * 1024  # of Ada's multiprocessors; Hopper's have 227 KB
+
+# (image size, channels, filters, resnets, head)
+COLOUR = ((8, 12), 3, 10, 1, "logistic")
+CASES = {
+    "logistic": ((8, 8), 1, 8, 1, "logistic"),
+    "logistic-colour": COLOUR,
+    "softmax": ((8, 8), 1, 17, 1, "softmax"),
+    "softmax-colour": ((8, 8), 3, 9, 1, "softmax"),
+    "pixelcnn++": ((8, 8), 3, 8, 1, "pixelcnn++"),
+    "one-filter": ((4, 8), 1, 1, 1, "logistic"),
+}
+WIDE = ((4, 8), 1, 48, 1, "logistic")  # takes both halves of a warpgroup's tile
+KERNELS = {"fp32": Settings(), "bf16": Settings(bf16=True), "bf16-wgmma": Settings(bf16=True, groups=True)}
+
+
+@functools.cache
+def compiler() -> str | None:
+    return shutil.which("g++")
+
+
+@pytest.fixture(scope="session")
+def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The engine compiled for the host, without sanitizers."""
+    if compiler() is None:
+        pytest.skip("there is no g++ to build the shim with")
+    return cuda_shim.build(tmp_path_factory.mktemp("shim"), "g++")
+
+
+@pytest.fixture(autouse=True)
+def cpu_engine() -> None:
+    reason = ENGINES["cpu"].unavailable()
+    if reason is not None:
+        pytest.skip(f"engine 'cpu', the measure of the shim, can't run here: {reason}")
+
+
+def model_of(name: str) -> PixelCNN:
+    if name == "smallest":
+        return trained_model(*SMALLEST, steps=0)
+    return trained_model(*(WIDE if name == "wide" else CASES[name]), steps=12)
+
+
+def images_of(name: str, count: int) -> Tensor:
+    size, channels, *_ = {**CASES, "smallest": SMALLEST, "wide": WIDE}[name]
+    return noisy(real_images(channels, size, count))
+
+
+def decode(program: Path, name: str, images: Tensor, settings: Settings, **environment: str) -> tuple[Tensor, str]:
+    described = compiled.program_of(schedule_for(model_of(name)))
+    result, said = cuda_shim.decode(program, described, images.numpy(), settings, **environment)
+    return torch.from_numpy(result.copy()), said
+
+
+def by_cpu_engine(name: str, images: Tensor, chooser: Chooser, precision: str) -> Tensor:
+    return cpu.decode(schedule_for(model_of(name)), images, chooser, precision=precision)
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("name", CASES)
+def test_exact_and_as_the_cpu_engine(program, name, precision):
+    images = images_of(name, 3)
+    eps = (16, 255, 3)
+    result, _ = decode(program, name, images, Settings(bf16=precision == "bf16", eps=eps, multiprocessors=3))
+    for n, amount in enumerate(eps):
+        verdict = verify(images[n : n + 1], result[n : n + 1], amount, model=model_of(name), precision=precision)
+        assert verdict.passed, f"eps {amount}: {verdict}"
+    expected = by_cpu_engine(name, images, Greedy(torch.tensor(eps, dtype=torch.uint8)), precision)
+    differing = int((result != expected).flatten(1).any(dim=1).sum())
+    assert differing <= (0 if precision == "fp32" else 1), f"{differing} of 3 images differ; near-ties are rarer"
+
+
+@pytest.mark.parametrize("name", [*CASES, "wide"])
+def test_row_steps_by_warpgroups_as_the_cpu_engine(program, name):
+    count = 17 if name == "wide" else 3  # 136 rows: more than a tile
+    images = images_of(name, count)
+    settings = Settings(bf16=True, groups=True, order=SEQUENTIAL, members=1, multiprocessors=1)
+    result, _ = decode(program, name, images, settings)
+    verdict = verify(images, result, 16, model=model_of(name), precision="bf16")
+    assert verdict.passed, verdict
+    expected, exact = (by_cpu_engine(name, images, Greedy(16), precision) for precision in ("bf16", "fp32"))
+    differing, rounded = (int((other != expected).flatten(1).any(dim=1).sum()) for other in (result, exact))
+    assert differing <= max(1, rounded), f"{differing} of {count} images differ; bf16 itself changes {rounded}"
+    if name == "wide":
+        team = dataclasses.replace(settings, members=2, multiprocessors=2, eager_copies=True)
+        by_team, said = decode(program, name, images, team)
+        assert "teams 1 members 2" in said
+        assert torch.equal(by_team, result), "the width of a tile changes bits"
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_order_teams_memory_and_batch_change_no_bit(program, kernel):
+    chosen, images = KERNELS[kernel], images_of("logistic-colour", 5)
+    bf16, groups = chosen.bf16, chosen.groups
+    alone = dataclasses.replace(chosen, order=SEQUENTIAL, members=1, multiprocessors=1)
+    expected, said = decode(program, "logistic-colour", images, alone)
+    assert "teams 1 members 1 capacity 5 cluster 1 speculative 0 stages 4 pieces 16" in said, "the path was taken"
+    for settings, path in (
+        (Settings(bf16, SPECULATIVE, 3, 11, False, 3), "teams 1 members 3 capacity 5 cluster 1 speculative 1"),
+        (Settings(bf16, SPECULATIVE, 1, 5, True, 5), "teams 5 members 1 capacity 1 cluster 1 speculative 1"),
+        (Settings(bf16, SEQUENTIAL, 2, 7, True, 4), "teams 2 members 2 capacity 3 cluster 1 speculative 0"),
+        (Settings(bf16, SEQUENTIAL, 1, 3, False, 2, SMALL_SHARED), "stages 2 pieces 8"),
+        (Settings(bf16, SEQUENTIAL, 1, 9, clusters=True), "teams 4 members 1 capacity 2 cluster 4"),
+    ):
+        result, said = decode(program, "logistic-colour", images, dataclasses.replace(settings, groups=groups))
+        assert path in said, "the path was taken"
+        assert torch.equal(result, expected), said
+    last, _ = decode(program, "logistic-colour", images[4:].contiguous(), dataclasses.replace(chosen, seed=1))
+    assert torch.equal(last, expected[4:]), "an image's result depends on its batch"
+
+
+@pytest.mark.parametrize("name", ["logistic-colour", "softmax-colour", "pixelcnn++"])
+def test_the_other_choosers_as_the_cpu_engine(program, name):
+    images = images_of(name, 3)
+    result, _ = decode(program, name, images, Settings(samples=True, chooser_seed=2**40 + 3, first=7))
+    assert torch.equal(result, by_cpu_engine(name, images, Sample(2**40 + 3, first=7), "fp32"))
+    cold = Settings(samples=True, chooser_seed=5, inverse_temperature=2.0)
+    result, _ = decode(program, name, images, cold)
+    assert torch.equal(result, by_cpu_engine(name, images, Sample(5, temperature=0.5), "fp32"))
+    result, _ = decode(program, name, images, Settings(eps=16, keep_probability=2.0**-7))
+    kept = by_cpu_engine(name, images, Greedy(16, keep_bits=7.0), "fp32")
+    assert torch.equal(result, kept)
+    assert not torch.equal(kept, by_cpu_engine(name, images, Greedy(16), "fp32")), "some sub-pixel is likely enough"
+
+
+def test_bounds_and_the_identity(program):
+    images = torch.cat((images_of("logistic", 1), torch.zeros(1, 1, 8, 8), torch.full((1, 1, 8, 8), 255))).byte()
+    result, _ = decode(program, "logistic", images, Settings(eps=0))
+    assert torch.equal(result, images)
+    result, _ = decode(program, "logistic", images, Settings(eps=40))
+    assert int((result.int() - images.int()).abs().max()) <= 40
+
+
+@pytest.mark.parametrize("sanitizer", ["address,undefined", "thread"])
+def test_sanitizers_find_nothing(sanitizer, program, tmp_path):
+    checking = cuda_shim.build(tmp_path, "g++", sanitizer)
+    environment = {**os.environ, "TSAN_OPTIONS": "halt_on_error=1", "ASAN_OPTIONS": "detect_stack_use_after_return=0"}
+    environment["UBSAN_OPTIONS"] = "halt_on_error=1"
+    for settings, count in (
+        (Settings(bf16=True, order=SPECULATIVE, members=2, multiprocessors=2), 2),
+        (Settings(order=SEQUENTIAL, members=2, multiprocessors=2, shared_bytes=SMALL_SHARED), 2),
+        (Settings(bf16=True, order=SPECULATIVE, members=2, eager_copies=True, multiprocessors=2, groups=True), 2),
+        (Settings(bf16=True, order=SEQUENTIAL, clusters=True, groups=True), 4),
+    ):
+        images = images_of("smallest", count)
+        result, _ = decode(checking, "smallest", images, settings, **environment)
+        expected, _ = decode(program, "smallest", images, settings)
+        assert torch.equal(result, expected)
+
+
+# 64 x 80 outputs from operands that lie in shared memory without a gap
+PRODUCT = (
+    "float sums[5][8] = {}; sync_block();"
+    " const uint64_t rows = describe_matrix(0, 128, 256), outputs = describe_matrix(2048, 128, 256);"
+    " begin_products(); multiply_group(sums, rows, outputs);"
+)
+# what the shim must notice; each ends the process
+FAULTS = {
+    "a thread that misses a barrier": ("if (thread_index() != 5) sync_block();", "", "deadlock"),
+    "a wait for a block that never comes": (
+        "static unsigned int count; wait_for_arrivals(&count, 1);",
+        "",
+        "livelock",
+    ),
+    "a read without a barrier": (
+        "auto* shared = shared_memory(); shared[thread_index()] = 1; total += shared[thread_index() ^ 1];",
+        "thread",
+        "data race",
+    ),
+    "a read that only the next barrier comes after": (
+        "sync_block(); if (thread_index() == 255) shared_memory()[0] = 1;"
+        " if (thread_index() == 0) total += shared_memory()[0]; sync_block();",
+        "thread",
+        "data race",
+    ),
+    "a read past the shared memory": (
+        "total += shared_memory()[16384 + thread_index()];",
+        "address",
+        "buffer-overflow",
+    ),
+    "a stage that is filled while products read it": (
+        f"{PRODUCT} commit_products(); sync_block(); shared_memory()[2 * thread_index()] = 1; sync_block();"
+        " wait_products<0>();",
+        "",
+        "an operand has changed",
+    ),
+    "a sum that is read before it is there": (
+        f'{PRODUCT} commit_products(); if (std::isnan(sums[4][7])) shim::fail("no sum yet"); wait_products<0>();',
+        "",
+        "no sum yet",
+    ),
+    "products of copies that are not fenced": (
+        "alignas(16) static unsigned char from[16]; copy_async(shared_memory() + 16 * thread_index(), from);"
+        f" commit_copies(); wait_copies<0>(); {PRODUCT}",
+        "",
+        "no fence has published",
+    ),
+    "products before the registers are fenced": (
+        f"{PRODUCT} commit_products(); multiply_group(sums, rows, outputs);",
+        "",
+        "without begin_products",
+    ),
+    "a matrix described as larger than the memory": (
+        f"sync_block(); {PRODUCT} multiply_group(sums, describe_matrix(0, 128, 2560), outputs);",
+        "",
+        "leaves the shared memory",
+    ),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_the_shim_notices(fault, tmp_path):
+    if compiler() is None:
+        pytest.skip("there is no g++ to build the shim with")
+    code, sanitizer, message = FAULTS[fault]
+    source = tmp_path / "fault.cpp"
+    source.write_text(
+        '#include "group_tile.cuh"\n#include <cstdio>\nusing namespace pxfast::cuda;\nint total;\n'
+        f"void kernel(void*) {{ {code} }}\n"
+        "int main() {\n  auto& grid = shim::grid();\n  grid.block.resize(1);\n  grid.block[0].start(16384);\n"
+        '  fibers::run(1, 256, 0, kernel, nullptr);\n  std::puts("unnoticed");\n}\n'
+    )
+    program = cuda_shim.compile_program(tmp_path, "g++", sanitizer, [source])
+    environment = {**os.environ, "TSAN_OPTIONS": "halt_on_error=1"}
+    done = subprocess.run([str(program)], capture_output=True, text=True, env=environment)
+    assert done.returncode != 0
+    assert message in done.stderr
+    assert "unnoticed" not in done.stdout
+
+
+def test_the_plan_refuses_what_it_cannot_hold(program):
+    images = images_of("logistic", 1)
+    described = compiled.program_of(schedule_for(model_of("logistic")))
+    with pytest.raises(AssertionError, match="too little shared memory: 49152 bytes"):
+        cuda_shim.decode(program, described, images.numpy(), Settings(shared_bytes=48 * 1024))
+    described["channels"] = 2
+    with pytest.raises(AssertionError, match="bad program: channels"):
+        cuda_shim.decode(program, described, np.repeat(images.numpy(), 2, axis=1), Settings())

@@ -1,0 +1,95 @@
+"""What an engine promises to the process it runs in: flat memory, and Ctrl-C. Each run has a process of its own."""
+
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from support.helpers import environment, run_python
+
+MODEL = """
+import sys
+import torch
+from support.helpers import noisy, real_images
+from pxfast.engines.choosers import Greedy
+from pxfast.engines.registry import select
+from pxfast.pixelcnn.network import PixelCNN, PixelCNNConfig
+from pxfast.engines.schedule import schedule_for
+
+torch.manual_seed(0)
+model = PixelCNN(PixelCNNConfig((12, 8), 1, 16, 1)).eval()
+model.initialise(real_images(1, (12, 8), 32))
+
+def decode(images):
+    return select(sys.argv[1]).decode(schedule_for(model), images, Greedy(16), precision="fp32")
+"""
+
+# Prints how much the peak of resident memory grew, in bytes, from few images to many, the images themselves not counted
+MEMORY = (
+    MODEL
+    + """
+import resource
+
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+few, many = int(sys.argv[2]), int(sys.argv[3])
+images = noisy(real_images(1, (12, 8), 64)).repeat(many // 64 + 1, 1, 1, 1)[:many]
+decode(images[:few].contiguous())
+before = peak()
+decode(images)
+print(peak() - before - 2 * images.numel())
+"""
+)
+
+# Says when it starts to decode far more images than it could finish
+ENDLESS = (
+    MODEL
+    + """
+images = real_images(1, (12, 8), 64).repeat(int(sys.argv[2]), 1, 1, 1)
+decode(images[:1])
+print("started", flush=True)
+decode(images)
+print("finished", flush=True)
+"""
+)
+
+
+def test_memory_does_not_grow_with_the_batch(engine):
+    if engine == "reference":
+        pytest.skip("the reference engine evaluates the whole batch at once: it is there to be right, not to be big")
+    pytest.importorskip("resource", reason="peak memory is read with getrusage")
+    from pxfast.engines.cpu import current_isa, packed
+    from pxfast.engines.schedule import schedule_for
+    from pxfast.pixelcnn.network import PixelCNN, PixelCNNConfig
+
+    model = PixelCNN(PixelCNNConfig((12, 8), 1, 16, 1)).eval()
+    per_image = packed(schedule_for(model), "fp32", current_isa()).bytes_per_image
+    few, many = 256, 8192  # few: enough for a full block of images on each of two threads
+    unchunked = (many - few) * per_image
+    allowed = 16 << 20  # the allocator's slack
+    assert unchunked > 4 * allowed, "too few images for a difference to be seen"
+    growth = int(run_python(MEMORY, engine, str(few), str(many), PXFAST_THREADS="2"))
+    assert growth < allowed, f"{growth} bytes more for {many} images than for {few}"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there is no SIGINT to send to one process")
+def test_interrupt_is_honoured_soon(engine):
+    # minutes of work; the reference engine holds the activations of all images at once
+    repeats = 16 if engine == "reference" else 40_000
+    command = [sys.executable, "-c", ENDLESS, engine, str(repeats)]
+    with subprocess.Popen(
+        command, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        try:
+            assert process.stdout.readline() == "started\n", process.stderr.read()
+            time.sleep(0.5)
+            process.send_signal(signal.SIGINT)
+            # the promise is a second; the rest is for the interpreter's end, and for a machine with other things to do
+            output, errors = process.communicate(timeout=30)
+        finally:
+            process.kill()
+    assert "KeyboardInterrupt" in errors
+    assert "finished" not in output
+    assert process.returncode != 0

@@ -1,0 +1,57 @@
+"""The schedule: what it costs, and that it is made anew when the weights change."""
+
+import pytest
+import torch
+
+from pxfast.engines import benchmark
+from pxfast.engines.schedule import Epilogue, schedule_for
+from pxfast.pixelcnn.network import forward_flops
+from pxfast.pixelcnn.oracle import oracle
+
+
+@pytest.mark.parametrize(
+    ("name", "row_gflop", "pixel_gflop"),
+    [("paper-cifar10", 28.16, 20.58), ("paper-fashion-mnist", 1.348, 0.986)],
+)
+def test_a_decode_costs_exactly_one_forward_pass(name, row_gflop, pixel_gflop):
+    found = benchmark.count(name)
+    assert found["row_gflop"] == pytest.approx(row_gflop, abs=5e-3)
+    assert found["pixel_gflop"] == pytest.approx(pixel_gflop, abs=5e-3)
+    total = 1e-9 * forward_flops(benchmark.network(name).config)
+    assert found["row_gflop"] + found["pixel_gflop"] == pytest.approx(total, rel=1e-9)
+
+
+def test_every_cell_is_written_before_it_is_read(tiny_model):
+    schedule = schedule_for(tiny_model)
+    written = {schedule.input_cache}
+    for step in schedule.steps:
+        for tap in step.taps:
+            # a cell of this very position must come from an earlier step; cells before it may come from any
+            assert tap.row < 0 or tap.column < 0 or tap.cache in written
+            assert schedule.caches[tap.cache].rows >= 1 - tap.row
+        outputs = {step.concat_elu, step.raw, step.elu} - {None}
+        assert outputs or step.epilogue == Epilogue.OUTPUT, "a step that nobody reads"
+        written |= outputs
+
+
+def test_a_schedule_is_kept_until_the_weights_change(make_model):
+    model = make_model()
+    first = schedule_for(model)
+    assert schedule_for(model) is first
+    with torch.no_grad():
+        model.output.b.add_(1.0)
+    second = schedule_for(model)
+    assert second is not first
+    assert torch.equal(second.model.output.b, model.output.b)
+
+
+def test_the_bf16_oracle_has_the_engines_weights(tiny_model):
+    schedule = schedule_for(tiny_model)
+    for (_, mine), (_, full) in zip(
+        oracle(schedule.model, "bf16").convolutions(), oracle(schedule.model, "fp32").convolutions(), strict=True
+    ):
+        rounded = full.weight().bfloat16()
+        assert torch.equal(mine.weight().bfloat16(), rounded)
+        torch.testing.assert_close(mine.weight(), rounded.float(), rtol=1e-6, atol=0)
+    with pytest.raises(ValueError, match="precision must be one of fp32, bf16, got 'fp8'"):
+        oracle(schedule.model, "fp8")

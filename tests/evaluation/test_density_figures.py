@@ -1,0 +1,134 @@
+"""The figures of densities: measured on real images, written whole, and never replaced unasked."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from support.helpers import real_images
+from typer.testing import CliRunner
+
+import pxfast
+from pxfast.cli.main import app
+from pxfast.data.datasets import DATASETS
+from pxfast.data.image_files import write_png
+from pxfast.evaluation.figures import DensityMeasurements, density_figures, measure_density, pictures
+from pxfast.pixelcnn.files import save_model
+from pxfast.pixelcnn.shipped import SHIPPED
+
+NAMES = ("samples", "bits-per-dim", "p-values", "roc", "lbfgs")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A data set of 60 crops of real images, every tenth of which is a test image."""
+    path = tmp_path_factory.mktemp("crops")
+    for i, image in enumerate(real_images(3, (8, 8), 60)):
+        write_png(image, path / f"{i:02}.png")
+    return path
+
+
+@pytest.fixture(scope="module")
+def small(folder, tiny_colour_model) -> DensityMeasurements:
+    return measure_density(
+        str(folder), model=tiny_colour_model, images=4, train_images=20, shown=5, lbfgs_images=2, lbfgs_starts=2
+    )
+
+
+def test_measurements_are_the_libraries_own(small, folder, tiny_colour_model):
+    model = tiny_colour_model
+    crops = real_images(3, (8, 8), 60)
+    clean, train = crops[::10][:4], crops[[i for i in range(60) if i % 10]][:20]
+    assert torch.equal(small.real, crops[::10][:5])
+    assert torch.equal(small.samples, pxfast.sample(5, model=model))
+    np.testing.assert_allclose(np.sort(small.train_bits), np.sort(pxfast.bits_per_dim(train, model=model)), rtol=1e-5)
+    first, noisy = small.series
+    assert (first.name, noisy.name) == ("clean", "rand")
+    purified = pxfast.purify(clean, 16, model=model)
+    np.testing.assert_allclose(first.bits, pxfast.bits_per_dim(clean, model=model), rtol=1e-5)
+    np.testing.assert_allclose(first.purified_bits, pxfast.bits_per_dim(purified, model=model), rtol=1e-5)
+    detector = pxfast.Detector(model).fit(train)
+    np.testing.assert_array_equal(first.p_values, detector.p_value(clean))
+    np.testing.assert_array_equal(first.purified_p_values, detector.p_value(purified))
+    assert not np.array_equal(noisy.bits, first.bits)
+    assert small.settings["attack eps"] == 8
+    assert {name: bits.shape for name, bits in small.baseline.items()} == {
+        "clean": (2,),
+        "rand": (2,),
+        "L-BFGS-B": (2, 2),
+        "greedy decoding": (2,),
+    }
+    np.testing.assert_array_equal(small.baseline["greedy decoding"], noisy.purified_bits[:2])
+
+
+def test_pictures_are_written_whole_and_never_replaced(small, folder, tiny_colour_model, tmp_path, monkeypatch):
+    monkeypatch.setattr("pxfast.evaluation.figures.density.measure_density", lambda *arguments, **settings: small)
+    out = tmp_path / "new" / "figures"
+    written = density_figures(str(folder), None, out)
+    expected = {f"density-{folder.name}-{name}{suffix}" for name in NAMES for suffix in (".png", ".svg")}
+    assert {path.name for path in out.iterdir()} == expected | {f"density-{folder.name}.json"}
+    assert sorted(written) == sorted(out.iterdir())
+    for path in written:
+        if path.suffix == ".png":
+            with Image.open(path) as image:
+                pixels = np.asarray(image.convert("RGB")).astype(int)
+            assert min(pixels.shape[:2]) > 300
+            assert pixels.std() > 5, "the picture is blank"
+            if "samples" not in path.name:  # all is told by grey, line style and hatching
+                assert (pixels.max(axis=2) - pixels.min(axis=2)).max() == 0
+        if path.suffix == ".svg":
+            assert path.read_text().rstrip().endswith("</svg>")
+    numbers = json.loads((out / f"density-{folder.name}.json").read_text())
+    assert numbers["images"] == 4
+    assert numbers["series"][1]["mean bits/dim"] == pytest.approx(small.series[1].bits.mean())
+    before = {path: path.read_bytes() for path in written}
+    with pytest.raises(FileExistsError, match="exists already"):
+        density_figures(str(folder), None, out)
+    density_figures(str(folder), None, out, force=True)
+    assert {path: path.read_bytes() for path in written} == before, "the same measurements give the same files"
+    (tmp_path / "file").touch()
+    with pytest.raises(FileExistsError, match="is not a folder"):
+        density_figures(str(folder), None, tmp_path / "file")
+
+
+def test_what_was_not_measured_is_not_drawn(small):
+    alone = dataclasses.replace(small, baseline={}, series=small.series[:1])
+    assert pictures.draw_baseline(alone) is None
+    assert [axes.get_title(loc="left") or axes.get_title() for axes in pictures.draw_bits_per_dim(alone).axes] == [
+        "clean"
+    ]
+
+
+def test_bad_settings_are_named(folder, tiny_colour_model):
+    with pytest.raises(ValueError, match="images must be positive, got 0"):
+        measure_density(str(folder), model=tiny_colour_model, images=0)
+    with pytest.raises(ValueError, match="'fgsm' needs a classifier"):
+        measure_density(str(folder), model=tiny_colour_model, images=1, train_images=1, shown=1, attacks=["fgsm"])
+    with pytest.raises(ValueError, match="unknown attack 'nonsense'"):
+        measure_density(str(folder), model=tiny_colour_model, images=1, train_images=1, shown=1, attacks=["nonsense"])
+
+
+@pytest.mark.parametrize("name", sorted(SHIPPED))
+def test_shipped_models(name, data_root):
+    measured = measure_density(name, data_root, images=3, train_images=4, shown=2, attacks=["rand"], lbfgs_images=0)
+    clean, noisy = measured.series
+    # noise is what the model finds unlikely, and purification what brings it back
+    assert (noisy.bits > clean.bits + 0.5).all()
+    assert (noisy.purified_bits < noisy.bits - 0.5).all()
+    assert measured.samples.shape == measured.real.shape == (2, *DATASETS[name])
+    assert measured.baseline == {}
+    assert all(0 < p <= 1 for each in measured.series for p in each.p_values)
+    assert np.median(measured.train_bits) < 5.0
+
+
+def test_command(tmp_path, folder, tiny_colour_model):
+    save_model(tiny_colour_model, tmp_path / "model.safetensors")
+    arguments = ["figures", "density", str(folder), "--out", str(tmp_path / "out"), "--images", "2"]
+    arguments += ["--train-images", "3", "--lbfgs-images", "0", "--model", str(tmp_path / "model.safetensors")]
+    done = CliRunner().invoke(app, arguments)
+    assert done.exit_code == 0, done.output
+    for name in NAMES[:-1]:
+        assert f"density-{folder.name}-{name}.svg" in done.output
+    assert isinstance(CliRunner().invoke(app, arguments).exception, FileExistsError)

@@ -1,0 +1,278 @@
+"""Tables computed from real images: what is in them, and that kill -9 and other settings mix nothing up."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from support.evaluation_folder import World, entries, make_world, timeless, tiny_classifier
+from support.helpers import environment
+
+import pxfast
+from pxfast.attacks import deepfool, fgsm
+from pxfast.classifiers import load_classifier, save_classifier
+from pxfast.data.datasets import load_dataset
+from pxfast.defences import Defended, FeatureSqueezing
+from pxfast.engines.registry import select
+from pxfast.evaluation.results import Table, read_table, table_path
+from pxfast.evaluation.run import Settings, evaluate_table
+from pxfast.evaluation.specification import load_table
+from pxfast.evaluation.store import FORMAT
+from pxfast.evaluation.text import table_text
+from pxfast.tensors.safetensors import read_safetensors
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory) -> World:
+    return make_world(tmp_path_factory.mktemp("world"))
+
+
+def evaluate(world: World, out: Path, *, rows=None, columns=None, table: Path | None = None, **settings) -> Table:
+    defaults = {"classifiers": world.classifiers, "model": world.model, "train": False, "shard": 4}
+    specification = load_table(table or world.table)
+    return evaluate_table(specification, None, out, Settings(**{**defaults, **settings}), rows=rows, columns=columns)
+
+
+@pytest.fixture(scope="module")
+def whole(world: World, tmp_path_factory) -> tuple[Path, Table]:
+    """The table, computed in one go, and where."""
+    out = tmp_path_factory.mktemp("whole")
+    return out, evaluate(world, out)
+
+
+def stored(file: Path) -> dict[str, list]:
+    """A store's file without its seconds."""
+    tensors, _ = read_safetensors(file, FORMAT)
+    return {name: tensor.tolist() for name, tensor in tensors.items()}
+
+
+def test_cells_are_what_the_parts_of_pxfast_give(world: World, whole) -> None:
+    _, table = whole
+    images, labels = (part[:12] for part in load_dataset(world.data, train=False))
+    classifier = load_classifier(world.classifiers / "data-resnet62-normal.safetensors")
+    purifier = pxfast.Purifier(16, model=world.model)
+
+    def correct(given, *defences) -> int:
+        with torch.no_grad():
+            return int((Defended(classifier, defences)(given).argmax(1) == labels).sum())
+
+    for eps in (4, 12):
+        attacked = fgsm(classifier, images, labels, eps)
+        assert table.cell("normal", "fgsm", eps).correct == correct(attacked)
+        assert table.cell("squeezed", "fgsm", eps).correct == correct(attacked, FeatureSqueezing())
+        assert table.cell("purified", "fgsm", eps).correct == correct(attacked, purifier)
+        attacked = deepfool(classifier, images, labels, eps, steps=5)
+        assert table.cell("normal", "deepfool", eps).correct == correct(attacked)
+    assert table.cell("normal", "clean", None).correct == correct(images)
+    assert table.cell("purified", "clean", None).correct == correct(images, purifier)
+    assert table.images == 12
+    assert all(cell.images == 12 for cell in table.cells)
+
+
+def test_the_strongest_attack_is_the_least_of_its_row_and_eps(whole) -> None:
+    _, table = whole
+    for row in ("normal", "squeezed", "purified"):
+        for eps in (4, 12):
+            attacks = {name: table.cell(row, name, eps).correct for name in ("rand", "fgsm", "deepfool")}
+            strongest = table.cell(row, "strongest", eps)
+            assert strongest.correct == min(attacks.values())
+            assert strongest.notes.lower() in [name for name, count in attacks.items() if count == strongest.correct]
+
+
+def test_a_row_without_a_classifier_is_named(whole) -> None:
+    _, table = whole
+    assert {row.name: row.missing for row in table.rows} == {
+        "normal": None,
+        "squeezed": None,
+        "purified": None,
+        "bim": "there is no data-resnet62-bim.safetensors",
+    }
+    assert not [cell for cell in table.cells if cell.row == "bim"]
+    assert table.finished
+
+
+def test_published_numbers_stand_beside_ours(whole) -> None:
+    _, table = whole
+    assert [table.cell("purified", "fgsm", eps).published for eps in (4, 12)] == [50, 40]
+    clean = table.cell("purified", "clean", None)
+    assert (clean.published, clean.published_note) == (80, "printed as 80/70, the first of which stands here")
+    assert table.cell("normal", "fgsm", 4).published is None
+
+
+def test_models_and_settings_are_recorded(world: World, whole) -> None:
+    _, table = whole
+    density, classifier = table.models
+    assert (density["role"], density["name"]) == ("density model", "model")
+    assert classifier["rows"] == ["normal", "squeezed", "purified"]
+    assert len(classifier["sha256"]) == len(density["sha256"]) == 64
+    assert table.settings["attack eps"] == [4, 12]
+    assert table.settings["defences"]["purified"][0]["eps"] == 16
+    assert {rate["what"] for rate in table.rates} >= {"attack by deepfool", "purifier, eps 16", "classification"}
+
+
+def test_an_attack_that_eps_only_clips_is_searched_once(whole) -> None:
+    _, table = whole
+    assert next(rate for rate in table.rates if rate["what"] == "attack by deepfool")["images"] == 12
+    assert next(rate for rate in table.rates if rate["what"] == "clipping of deepfool")["images"] == 24
+
+
+def test_a_second_run_computes_nothing(world: World, whole) -> None:
+    out, table = whole
+    before = entries(out)
+    assert before
+    assert evaluate(world, out) == table
+    assert entries(out) == before
+    assert read_table(table_path(out, "small")) == table
+
+
+def test_a_killed_run_goes_on(world: World, whole, tmp_path) -> None:
+    out = tmp_path / "out"
+    command = [sys.executable, "-m", "pxfast.cli", *world.arguments(out, "--no-train")]
+    process = subprocess.Popen(command, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 200
+    while len(entries(out)) < 8 and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    _, errors = process.communicate()
+    before = entries(out)
+    assert process.returncode == -signal.SIGKILL, errors
+    assert 8 <= len(before) < len(entries(whole[0]))
+    assert not read_table(table_path(out, "small")).finished
+    table = evaluate(world, out)
+    after = entries(out)
+    assert {name: after[name] for name in before} == before
+    assert timeless(table) == timeless(whole[1])
+    assert set(after) == set(entries(whole[0]))
+
+
+def test_more_images_take_up_those_that_are_there(world: World, whole, tmp_path) -> None:
+    evaluate(world, tmp_path, images=8)
+    before = entries(tmp_path)
+    table = evaluate(world, tmp_path, images=12)
+    after = entries(tmp_path)
+    assert {name: after[name] for name in before} == before
+    assert set(after) == set(entries(whole[0]))
+    assert timeless(table) == timeless(whole[1])
+    assert timeless(evaluate(world, tmp_path, images=8)) != timeless(table)  # the file has the last run's
+
+
+def test_settings_do_not_mix_in_one_folder(world: World, tmp_path) -> None:
+    """A table of each setting from one folder is the table from a folder of its own."""
+    changed = tmp_path / "classifiers"
+    changed.mkdir()
+    save_classifier(tiny_classifier(1), changed / "data-resnet62-normal.safetensors")
+    weaker = tmp_path / "weaker.toml"
+    weaker.write_text(world.table.read_text().replace("eps = 16", "eps = 3").replace("steps = 5", "steps = 1"))
+    other = "fp32" if select("auto").best_precision() == "bf16" else "bf16"  # 'auto' is one of them
+    kinds = [{}, {"classifiers": changed}, {"table": weaker}, {"precision": other}]
+    chosen = {"rows": ["normal", "purified"], "columns": ["fgsm", "deepfool"]}
+    together = [evaluate(world, tmp_path / "together", **chosen, **kind) for kind in kinds]
+    again = [evaluate(world, tmp_path / "together", **chosen, **kind) for kind in kinds]
+    alone = [evaluate(world, tmp_path / f"alone{i}", **chosen, **kind) for i, kind in enumerate(kinds)]
+    assert [timeless(table) for table in together] == [timeless(table) for table in alone]
+    assert [timeless(table) for table in again] == [timeless(table) for table in alone]
+    assert len({json.dumps(timeless(table)["cells"]) for table in alone[:3]}) == 3
+    assert len({json.dumps(timeless(table)["settings"]) for table in alone}) == 3  # a classifier is no setting
+
+
+@pytest.mark.parametrize("damage", ["truncated", "flipped", "another's", "foreign"])
+def test_a_damaged_file_is_computed_again(world: World, whole, tmp_path, damage: str) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(whole[0], out)
+    files = sorted((out / "store").rglob("*.safetensors"))
+    other = max(files, key=lambda file: file.stat().st_size)
+    for file in files[:5]:
+        content = file.read_bytes()
+        file.write_bytes(
+            {
+                "truncated": content[: len(content) // 2],
+                "flipped": content[:-1] + bytes([content[-1] ^ 1]),
+                "another's": other.read_bytes() if file != other else files[-1].read_bytes(),
+                "foreign": b"not a safetensors file",
+            }[damage]
+        )
+    assert timeless(evaluate(world, out)) == timeless(whole[1])
+    for file in files:
+        assert stored(file) == stored(whole[0] / file.relative_to(out))
+
+
+def test_rows_may_be_computed_one_after_the_other(world: World, whole, tmp_path) -> None:
+    first = evaluate(world, tmp_path, rows=["purified"], columns=["fgsm", "strongest"])
+    assert {cell.row for cell in first.cells} == {"purified"}
+    assert first.cell("purified", "strongest", 4).notes == "FGSM; without RAND, DeepFool, not computed yet"
+    assert not first.finished
+    second = evaluate(world, tmp_path, rows=["normal", "squeezed", "bim"])
+    assert {cell.row for cell in second.cells} == {"normal", "squeezed", "purified"}
+    assert not second.finished
+    third = evaluate(world, tmp_path, rows=["purified"])
+    assert third.finished
+    assert {dataclasses.replace(cell, seconds=None) for cell in third.cells} == {
+        dataclasses.replace(cell, seconds=None) for cell in whole[1].cells
+    }
+
+
+def test_an_attack_may_know_the_defences(world: World, tmp_path) -> None:
+    table = tmp_path / "knows.toml"
+    text = world.table.read_text().replace('attack = "fgsm"', 'attack = "fgsm"\nknows_defences = true')
+    table.write_text(text)
+    found = evaluate(world, tmp_path / "out", rows=["normal", "purified"], columns=["fgsm"], table=table)
+    images, labels = (part[:12] for part in load_dataset(world.data, train=False))
+    classifier = load_classifier(world.classifiers / "data-resnet62-normal.safetensors")
+    defended = Defended(classifier, [pxfast.Purifier(16, model=world.model)])
+    with torch.no_grad():
+        correct = int((defended(fgsm(defended, images, labels, 12)).argmax(1) == labels).sum())
+    assert found.cell("purified", "fgsm", 12).correct == correct
+    assert found.cell("normal", "fgsm", 12) is not None
+
+
+def test_missing_classifiers_are_trained_first(world: World, tmp_path, run_here) -> None:
+    folder = tmp_path / "classifiers"
+    out, _ = run_here(*world.arguments(tmp_path / "out", "--classifiers", folder, "--train-budget", "0.5s",
+                                       "--rows", "bim", "--columns", "clean", "--images", 4))  # fmt: skip
+    assert "Adversarial BIM" in out
+    assert (folder / "data-resnet62-bim.safetensors").is_file()
+    table = read_table(table_path(tmp_path / "out", "small"))
+    notes = table.models[1]["notes"]
+    assert (notes["training"]["defense"], notes["training"]["budget"]) == ("bim", 0.5)
+
+
+def test_the_command_prints_the_table(world: World, whole, tmp_path, run_here) -> None:
+    shutil.copytree(whole[0], tmp_path / "out")
+    text, _ = run_here(*world.arguments(tmp_path / "out", "--no-train"))
+    assert text.strip() == table_text(whole[1])
+    assert "left out: ResNet, Adversarial BIM: there is no data-resnet62-bim.safetensors" in text
+    assert max(map(len, text.splitlines())) <= 120
+    as_json, _ = run_here(*world.arguments(tmp_path / "out", "--no-train", "--json"))
+    assert json.loads(as_json)["cells"] == json.loads(table_path(whole[0], "small").read_text())["cells"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--images", 21], "has 20 test images, and 21 were asked for"),
+        (["--rows", "resnet"], "the table has no row 'resnet'; it has: normal, squeezed, purified, bim"),
+        (["--columns", "cw"], "the table has no column 'cw'"),
+        (["--runner", "cluster"], "unknown runner 'cluster'; known: local"),
+        (["--model", "mine"], "mine"),
+        (["--device", "tpu"], "device must be"),
+        (["--train-budget", "soon"], "budget must be a duration"),
+    ],
+)
+def test_errors_are_clear_and_leave_nothing(world: World, tmp_path, refused, arguments, message) -> None:
+    assert message in refused(*world.arguments(tmp_path / "out", "--no-train", *arguments))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_classifier_of_other_images_is_refused(world: World, tmp_path) -> None:
+    shutil.copy(Path(pxfast.__file__).parent / "assets" / "fashion-mnist-resnet62.safetensors",
+                tmp_path / "data-resnet62-normal.safetensors")  # fmt: skip
+    with pytest.raises(ValueError, match=r"classifier of images of shape \(C, H, W\) = \(1, 28, 28\), not \(1, 8, 8\)"):
+        evaluate(world, tmp_path / "out", classifiers=tmp_path)

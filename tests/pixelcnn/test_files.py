@@ -1,0 +1,133 @@
+"""Model files: exact round trips; anything truncated, foreign or unfitting is refused by name; nothing is unpickled."""
+
+import dataclasses
+import json
+import os
+import pickle
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import pxfast
+from pxfast.pixelcnn.files import FORMAT, model_tensors, read_metadata, save_model
+from pxfast.pixelcnn.heads import HEADS
+
+
+def save_tensors(path, tensors, model, **changes):
+    config = {**dataclasses.asdict(model.config), **changes}
+    save_file(tensors, path, metadata={"format": FORMAT, "config": json.dumps(config), "notes": "{}"})
+    return path
+
+
+@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_round_trip(make_model, tmp_path, head, dtype):
+    model = make_model(channels=3, head=head)
+    first, second = tmp_path / "first.safetensors", tmp_path / "second.safetensors"
+    save_model(model, first, dtype=dtype, notes={"test_bits_per_dim": 3.5})
+    loaded = pxfast.load(first)
+    assert loaded.config == model.config
+    assert not loaded.training
+    expected = model_tensors(model, dtype)
+    stored = load_file(first)
+    assert stored.keys() == expected.keys()
+    assert all(torch.equal(stored[name], expected[name]) for name in expected)
+    # a loaded model has exactly the file's weights, up to one rounding of v / |v| * |v|, which bf16 swallows
+    for name, convolution in loaded.convolutions():
+        torch.testing.assert_close(convolution.weight(), stored[f"{name}.weight"].float(), rtol=1e-6, atol=0)
+        assert torch.equal(convolution.b, stored[f"{name}.bias"])
+    save_model(loaded, second, dtype=dtype)
+    if dtype == torch.bfloat16:
+        again = load_file(second)
+        assert all(torch.equal(stored[name], again[name]) for name in stored)
+    config, notes = read_metadata(first)
+    assert config == model.config
+    assert notes == {"test_bits_per_dim": 3.5}
+
+
+def test_loaded_fp32_model_gives_the_same_bits(tiny_model, tmp_path):
+    save_model(tiny_model, tmp_path / "m.safetensors", dtype=torch.float32)
+    images = torch.randint(0, 256, (4, 1, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(
+        pxfast.bits_per_dim(images, model=tmp_path / "m.safetensors"),
+        pxfast.bits_per_dim(images, model=tiny_model),
+        rtol=1e-5,
+        atol=0,
+    )
+
+
+@pytest.mark.parametrize("keep", [0, 7, 100, -1])
+def test_truncated_files_are_refused(tiny_model, tmp_path, keep):
+    path = tmp_path / "model.safetensors"
+    save_model(tiny_model, path)
+    path.write_bytes(path.read_bytes()[:keep])
+    with pytest.raises(ValueError, match=r"model\.safetensors is truncated or not a safetensors file"):
+        pxfast.load(path)
+
+
+class Bomb:
+    """Unpickling this makes a folder, which a test would see."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (self.path,)
+
+
+@pytest.mark.parametrize("name", ["model.pt", "model.safetensors"])
+def test_pickles_are_refused_unopened(tmp_path, name):
+    path, trace = tmp_path / name, tmp_path / "unpickled"
+    path.write_bytes(pickle.dumps(Bomb(str(trace))))
+    with pytest.raises(ValueError, match="not a safetensors file"):
+        pxfast.load(path)
+    assert not trace.exists()
+    torch.save({"a": Bomb(str(trace))}, path)
+    with pytest.raises(ValueError, match="not a safetensors file"):
+        pxfast.load(path)
+    assert not trace.exists()
+
+
+def test_foreign_safetensors_are_refused(tiny_model, tmp_path):
+    path = tmp_path / "other.safetensors"
+    save_file({"weight": torch.zeros(3)}, path)
+    with pytest.raises(ValueError, match=r"other\.safetensors .*expected 'pxfast-pixelcnn', found 'no format'"):
+        pxfast.load(path)
+    save_file({"weight": torch.zeros(3)}, path, metadata={"format": "pt"})
+    with pytest.raises(ValueError, match="found 'pt'"):
+        pxfast.load(path)
+
+
+def test_unfitting_tensors_are_refused_by_name(tiny_model, tmp_path):
+    path = tmp_path / "model.safetensors"
+    good = model_tensors(tiny_model, torch.bfloat16)
+    pxfast.load(save_tensors(path, good, tiny_model))
+
+    name = "up.0.0.vertical.conv_in.weight"
+    with pytest.raises(ValueError, match=rf"model\.safetensors: {name} should have shape .* found \(3,\)"):
+        pxfast.load(save_tensors(path, {**good, name: torch.zeros(3)}, tiny_model))
+    with pytest.raises(ValueError, match=rf"missing or unexpected tensors.*{name}"):
+        pxfast.load(save_tensors(path, {k: v for k, v in good.items() if k != name}, tiny_model))
+    with pytest.raises(ValueError, match=r"missing or unexpected tensors.*extra"):
+        pxfast.load(save_tensors(path, {**good, "extra": torch.zeros(1)}, tiny_model))
+    with pytest.raises(ValueError, match=rf"{name} has values that are not finite"):
+        pxfast.load(save_tensors(path, {**good, name: good[name] * float("nan")}, tiny_model))
+    with pytest.raises(ValueError, match="should have shape"):
+        pxfast.load(save_tensors(path, good, tiny_model, filters=16))
+
+
+@pytest.mark.parametrize("changes", [{"head": "gauss"}, {"image_size": [9, 8]}, {"colour": 1}, {"filters": "8"}])
+def test_bad_configurations_are_refused(tiny_model, tmp_path, changes):
+    path = save_tensors(tmp_path / "m.safetensors", model_tensors(tiny_model, torch.bfloat16), tiny_model, **changes)
+    with pytest.raises(ValueError, match=r"m\.safetensors: bad model configuration"):
+        pxfast.load(path)
+
+
+def test_names_and_paths(tmp_path):
+    with pytest.raises(ValueError, match=r"unknown model 'imagenet'; shipped: cifar10, fashion-mnist"):
+        pxfast.load("imagenet")
+    with pytest.raises(FileNotFoundError, match=r"no such file: .*missing\.safetensors"):
+        pxfast.load(tmp_path / "missing.safetensors")
+    with pytest.raises(TypeError, match="expected a model name or a path, got int"):
+        pxfast.load(3)

@@ -1,0 +1,459 @@
+"""Training: it learns, survives kill -9 with the same result, and refuses what would spoil a run."""
+
+import dataclasses
+import itertools
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from support.helpers import environment, real_images
+from support.small_training import CONFIG, SETTINGS
+
+from pxfast.data.datasets import load_dataset
+from pxfast.pixelcnn.files import load_model, read_metadata
+from pxfast.pixelcnn.network import PixelCNNConfig
+from pxfast.pixelcnn.training import Trainer, TrainingSettings, read_settings, record_bits_per_dim, train
+from pxfast.pixelcnn.training import trainer as trainer_module
+from pxfast.training.provenance import training_parts
+from pxfast.training.run import checkpoint_path
+
+# A training run in a process of its own: OUT, epochs, seconds between checkpoints, 'new' or 'resume'.
+RUN = """
+import sys
+import torch
+from support.helpers import real_images
+from support.small_training import CONFIG, SETTINGS
+import dataclasses
+from pxfast.pixelcnn.training import train
+torch.set_num_threads(1)
+out, epochs, interval, mode = sys.argv[1:]
+train(
+    CONFIG,
+    real_images(1, (8, 8), 64),
+    out,
+    settings=dataclasses.replace(SETTINGS, epochs=float(epochs)),
+    resume=mode == "resume",
+    checkpoint_interval=float(interval),
+    progress=False,
+)
+"""
+
+
+def position(checkpoint: Path) -> int:
+    """The step of a checkpoint; 0 while there is none."""
+    if not checkpoint.is_file():
+        return 0
+    with safe_open(checkpoint, framework="pt") as file:
+        return json.loads(file.metadata()["position"])["step"]
+
+
+@pytest.fixture
+def one_thread():
+    """Sums in one order."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def start(out: Path, *arguments: str) -> subprocess.Popen:
+    return subprocess.Popen([sys.executable, "-c", RUN, str(out), *arguments], env=environment(OMP_NUM_THREADS="1"))
+
+
+def start_and_wait(out: Path, *arguments: str, steps: int) -> subprocess.Popen:
+    """Start RUN and come back when its checkpoint has seen ``steps`` steps."""
+    process = start(out, *arguments)
+    deadline = time.monotonic() + 120
+    while position(checkpoint_path(out)) < steps:
+        assert process.poll() is None, "the run ended before it could be stopped"
+        assert time.monotonic() < deadline, "no checkpoint within two minutes"
+        time.sleep(0.01)
+    return process
+
+
+def test_kill_and_resume_gives_the_weights_of_an_uninterrupted_run(tmp_path):
+    whole, killed = tmp_path / "whole.safetensors", tmp_path / "killed.safetensors"
+    process = start_and_wait(killed, "10", "0", "new", steps=5)
+    os.kill(process.pid, signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    assert 5 <= position(checkpoint_path(killed)) < 40, "killed too late to say anything"
+    uninterrupted = start(whole, "10", "1000", "new")
+    resumed = start(killed, "10", "1000", "resume")
+    assert uninterrupted.wait(timeout=200) == resumed.wait(timeout=200) == 0
+    assert position(checkpoint_path(killed)) == position(checkpoint_path(whole)) == 40
+    for ours, theirs in ((checkpoint_path(killed), checkpoint_path(whole)), (killed, whole)):
+        ours, theirs = load_file(ours), load_file(theirs)
+        assert ours.keys() == theirs.keys()
+        for name in theirs:  # model, averaged model and the optimiser's state, bit for bit
+            assert torch.equal(ours[name], theirs[name]), name
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("head", ["logistic", "softmax"])
+def test_a_restored_trainer_goes_on_bit_for_bit(tmp_path, one_thread, head, channels):
+    config = dataclasses.replace(CONFIG, head=head, channels=channels)
+    images = real_images(channels, (8, 8), 64)
+    first, second = Trainer(config, SETTINGS, images), Trainer(config, SETTINGS, images)
+    first.initialise()
+    for _ in range(3):
+        first.train_step()
+    first.save(tmp_path / "checkpoint.safetensors")
+    second.restore(tmp_path / "checkpoint.safetensors")
+    for _ in range(3):
+        assert first.train_step() == second.train_step()
+    for (name, ours), theirs in zip(first.model.named_parameters(), second.model.parameters(), strict=True):
+        assert torch.equal(ours, theirs), name
+
+
+def test_a_restored_trainer_goes_on_bit_for_bit_with_muon(tmp_path, one_thread):
+    settings = dataclasses.replace(SETTINGS, optimiser="muon", precision="bf16")
+    images, path = real_images(1, (8, 8), 64), tmp_path / "checkpoint.safetensors"
+    first, second = Trainer(CONFIG, settings, images), Trainer(CONFIG, settings, images)
+    first.initialise()
+    for _ in range(3):
+        first.train_step()
+    first.save(path)
+    second.restore(path)
+    for _ in range(3):
+        assert first.train_step() == second.train_step()
+    for (name, ours), theirs in zip(first.model.named_parameters(), second.model.parameters(), strict=True):
+        assert torch.equal(ours, theirs), name
+    kept = [name.rpartition(".")[2] for name in load_file(path) if name.startswith("optimiser.")]
+    v = [name for name, _ in first.model.named_parameters() if name.endswith(".v") and not name.startswith("input_")]
+    assert kept.count("momentum") == len(v)
+    assert kept.count("exp_avg") == len(list(first.model.parameters())) - len(v)
+
+
+def test_the_checkpoint_of_an_older_version_goes_on(tmp_path):
+    images, path = real_images(1, (8, 8), 64), tmp_path / "checkpoint.safetensors"
+    first, second = Trainer(CONFIG, SETTINGS, images), Trainer(CONFIG, SETTINGS, images)
+    first.initialise()
+    first.train_step()
+    first.save(path)
+    with safe_open(path, framework="pt") as file:
+        metadata = file.metadata()
+    settings = json.loads(metadata["settings"])
+    for name in ("optimiser", "muon_learning_rate", "schedule", "decay"):  # which there were not then
+        del settings[name]
+    save_file(load_file(path), path, {**metadata, "settings": json.dumps(settings)})
+    assert read_settings(path) == (CONFIG, SETTINGS)
+    second.restore(path)
+    assert first.train_step() == second.train_step()
+    other = Trainer(CONFIG, dataclasses.replace(SETTINGS, optimiser="muon"), images)
+    with pytest.raises(ValueError, match="optimiser: adam then, muon now"):
+        other.restore(path)
+
+
+@pytest.mark.parametrize("optimiser", ["adam", "muon"])
+def test_learning_rates_follow_their_schedule(optimiser):
+    images = real_images(1, (8, 8), 64)
+    settings = dataclasses.replace(SETTINGS, warmup=10, learning_rate=0.3, muon_learning_rate=0.6, optimiser=optimiser)
+    trainer = Trainer(CONFIG, settings, images)
+    assert trainer.total_steps == 40
+    expected = {0: 0.1, 4: 0.5 * 0.5 * (1 + math.cos(math.pi * 4 / 40)), 20: 0.5, 40: 0.0}
+    for trainer.step, factor in expected.items():
+        assert trainer.learning_rate() == pytest.approx(0.3 * factor)
+    trainer.settings = dataclasses.replace(settings, schedule="linear")
+    for trainer.step, factor in {0: 0.1, 4: 0.5 * 0.9, 20: 0.5, 40: 0.0}.items():
+        assert trainer.learning_rate() == pytest.approx(0.3 * factor)
+    slow = dataclasses.replace(settings, schedule="exponential", decay=0.9, warmup=0)
+    trainer = Trainer(CONFIG, slow, images)
+    trainer.initialise()
+    for step in range(3):
+        assert trainer.learning_rate() == pytest.approx(0.3 * 0.9 ** (step + 1))
+        trainer.train_step()
+        used = [group["lr"] for each in trainer.optimisers for group in each.param_groups]
+        peaks = [0.6, 0.6, 0.3] if optimiser == "muon" else [0.3]
+        assert used == pytest.approx([peak * 0.9 ** (step + 1) for peak in peaks])
+
+
+def test_interrupt_keeps_everything_and_is_told(tmp_path):
+    out = tmp_path / "model.safetensors"
+    process = start_and_wait(out, "100000", "0.2", "new", steps=1)
+    before = position(checkpoint_path(out))
+    process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=120) not in (0, -signal.SIGKILL), "100000 epochs were left"
+    assert position(checkpoint_path(out)) >= before
+    assert load_model(out).config.filters == CONFIG.filters
+    assert not list(tmp_path.glob(".*")), "no temporary file is left"
+
+
+def test_loss_falls_on_real_images():
+    config = PixelCNNConfig((16, 16), channels=1, filters=10, resnets=1)
+    images = real_images(1, (16, 16), 192)
+    held_out, images = images[:64], images[64:]  # crops of the same photographs, but not the same crops
+    trainer = Trainer(config, TrainingSettings(batch_size=16, epochs=6, warmup=5, learning_rate=5e-3), images)
+    trainer.initialise()
+    before = trainer.evaluate(trainer.averaged, held_out)
+    losses = [trainer.train_step() for _ in range(trainer.total_steps)]
+    assert len(losses) == 48
+    after = trainer.evaluate(trainer.averaged, held_out)
+    assert sum(losses[-8:]) < sum(losses[:8]) - 8 * 0.5
+    assert after < before - 0.5
+    assert 1.0 < after < 8.0  # 8 bits are a coin toss per bit; less than one would be a leak of the answer
+
+
+def test_loss_falls_on_fashion_mnist(data_root):
+    images, _ = load_dataset("fashion-mnist", data_root, train=True)
+    config = PixelCNNConfig((28, 28), channels=1, filters=8, resnets=1)
+    trainer = Trainer(config, TrainingSettings(batch_size=16, epochs=30, warmup=5, learning_rate=5e-3), images[:16])
+    trainer.initialise()
+    losses = [trainer.train_step() for _ in range(20)]
+    assert losses[-1] < losses[0] - 0.5
+
+
+def test_the_order_of_data_depends_on_seed_and_step_alone():
+    images = real_images(1, (8, 8), 64)
+    first, second = Trainer(CONFIG, SETTINGS, images), Trainer(CONFIG, SETTINGS, images)
+    forwards = [first.batch(step) for step in range(9)]
+    for step in reversed(range(9)):
+        assert torch.equal(second.batch(step), forwards[step])
+    other = Trainer(CONFIG, dataclasses.replace(SETTINGS, seed=1), images)
+    assert not torch.equal(other.batch(0), forwards[0])
+    assert not torch.equal(forwards[4], forwards[0]), "each epoch has its own order"
+    unflipped = Trainer(CONFIG, dataclasses.replace(SETTINGS, horizontal_flips=False), images)
+    epoch = torch.cat([unflipped.batch(step) for step in range(4)]).flatten(1)
+    assert torch.equal(epoch.unique(dim=0), images.flatten(1).unique(dim=0)), "every image once an epoch"
+
+
+@pytest.mark.parametrize("better", ["averaged", "last"])
+def test_the_better_of_the_averaged_and_the_last_weights_are_saved(tmp_path, monkeypatch, better):
+    images = real_images(1, (8, 8), 64)
+    settings = dataclasses.replace(SETTINGS, epochs=2, ema_decay=0.6)
+    trainer = Trainer(CONFIG, settings, images)
+    trainer.initialise()
+    average = [parameter.detach().clone() for parameter in trainer.model.parameters()]
+    for step in range(trainer.total_steps):
+        trainer.train_step()
+        decay = min(0.6, (1 + step) / (10 + step))  # the average forgets its start as fast as it can at first
+        for mean, parameter in zip(average, trainer.model.parameters(), strict=True):
+            mean.lerp_(parameter.detach(), 1 - decay)
+    for mean, averaged in zip(average, trainer.averaged.parameters(), strict=True):
+        torch.testing.assert_close(averaged.detach(), mean)
+    assert trainer.best()[0] is min((trainer.averaged, trainer.model), key=lambda each: trainer.evaluate(each, images))
+    monkeypatch.setattr(Trainer, "evaluate", lambda self, model, _: float((model is self.model) == (better != "last")))
+    out = tmp_path / "model.safetensors"
+    returned = train(CONFIG, images, out, settings=settings, progress=False)
+    saved = load_file(out)
+    for name, convolution in returned.convolutions():
+        assert torch.equal(saved[f"{name}.weight"], convolution.weight().detach().bfloat16())
+    raw = load_file(checkpoint_path(out))
+    assert not torch.equal(raw["model.output.v"], raw["averaged.output.v"])
+    kept = {"averaged": "averaged", "last": "model"}[better]
+    assert torch.equal(raw[f"{kept}.output.v"], returned.output.v.detach())
+    assert not returned.training
+    notes = json.loads(safe_open(out, framework="pt").metadata()["notes"])
+    assert notes["steps"] == 8
+    assert notes["images_seen"] == 128
+    assert notes["weights"] == better
+
+
+def test_before_its_end_a_run_keeps_the_averaged_weights():
+    trainer = Trainer(CONFIG, SETTINGS, real_images(1, (8, 8), 64))
+    trainer.initialise()
+    trainer.train_step()
+    assert trainer.best() == (trainer.averaged, "averaged")
+
+
+def test_the_notes_tell_of_all_runs_that_made_the_weights(tmp_path):
+    images, settings = real_images(1, (8, 8), 64), dataclasses.replace(SETTINGS, epochs=2)
+    first, second, third = (tmp_path / f"{name}.safetensors" for name in ("first", "second", "third"))
+    train(CONFIG, images, first, settings=settings, progress=False)
+    _, alone = read_metadata(first)
+    assert "parts" not in alone
+    assert alone["machine"].startswith(f"{torch.get_num_threads()} thread")
+    more = dataclasses.replace(settings, seed=1)
+    given = {"start": load_model(first), "earlier": training_parts(alone), "progress": False}
+    train(CONFIG, images, second, settings=more, **given)
+    _, both = read_metadata(second)
+    assert [part["training"]["seed"] for part in both["parts"]] == [0, 1]
+    assert both["parts"][0] == alone
+    assert both["images_seen"] == 2 * alone["images_seen"]
+    train(CONFIG, images, second, settings=more, resume=True, progress=False)
+    assert len(read_metadata(second)[1]["parts"]) == 2, "a resumed run is still the second"
+    train(CONFIG, images, third, settings=settings, start=load_model(second), earlier=both["parts"], progress=False)
+    assert read_metadata(third)[1]["steps"] == 3 * alone["steps"]
+
+
+def test_the_budget_plans_the_rate_and_ends_the_run(tmp_path, monkeypatch):
+    ticks = itertools.count(step=0.125)  # a clock by which every step takes an eighth of a second
+    monkeypatch.setattr(trainer_module, "time", SimpleNamespace(perf_counter=lambda: next(ticks)))
+    settings = dataclasses.replace(SETTINGS, epochs=1e9, budget=1.0, warmup=0)
+    rates, true_step = [], Trainer.train_step
+
+    def noted_step(self):
+        rates.append(self.learning_rate())
+        return true_step(self)
+
+    monkeypatch.setattr(Trainer, "train_step", noted_step)
+    out, images = tmp_path / "model.safetensors", real_images(1, (8, 8), 64)
+    train(CONFIG, images, out, settings=settings, progress=False)
+    assert json.loads(safe_open(out, framework="pt").metadata()["notes"])["steps"] == 8
+    assert rates == pytest.approx([settings.learning_rate * (1 + math.cos(math.pi * i / 8)) / 2 for i in range(8)])
+    trainer = Trainer(CONFIG, settings, images)
+    trainer.restore(checkpoint_path(out))
+    assert trainer.seconds == trainer.progress == 1.0
+    assert trainer.learning_rate() == pytest.approx(0.0, abs=1e-12)
+
+
+def test_validation_is_recorded_at_every_checkpoint(tmp_path):
+    out = tmp_path / "model.safetensors"
+    images = real_images(1, (8, 8), 64)
+    settings = dataclasses.replace(SETTINGS, epochs=1)
+    model = train(
+        CONFIG, images[16:], out, settings=settings, validation=images[:16], checkpoint_interval=0, progress=False
+    )
+    history = json.loads(safe_open(checkpoint_path(out), framework="pt").metadata()["history"])
+    assert [entry["step"] for entry in history] == [1, 2, 3, 3]  # at every interval (0 s), and at the end
+    with torch.no_grad():
+        expected = -float(model.log_prob(images[:16]).mean()) / math.log(2)
+    assert history[-1]["validation_bits_per_dim"] == pytest.approx(expected, abs=1e-4)
+
+
+@pytest.fixture
+def finished(tmp_path) -> Path:
+    out = tmp_path / "model.safetensors"
+    settings = dataclasses.replace(SETTINGS, epochs=1)
+    train(CONFIG, real_images(1, (8, 8), 64), out, settings=settings, progress=False)
+    return out
+
+
+def test_resume_refuses_other_settings_by_name(finished):
+    images, settings = real_images(1, (8, 8), 64), dataclasses.replace(SETTINGS, epochs=1)
+    faster, wider = dataclasses.replace(settings, learning_rate=0.1), dataclasses.replace(CONFIG, filters=7)
+    with pytest.raises(ValueError, match=r"learning_rate: 0\.002 then, 0\.1 now"):
+        train(CONFIG, images, finished, settings=faster, resume=True)
+    with pytest.raises(ValueError, match="filters: 6 then, 7 now"):
+        train(wider, images, finished, settings=settings, resume=True)
+
+
+def test_resume_refuses_what_is_no_checkpoint(finished, tmp_path):
+    images, settings = real_images(1, (8, 8), 64), dataclasses.replace(SETTINGS, epochs=1)
+    with pytest.raises(FileNotFoundError, match=r"other\.checkpoint\.safetensors"):
+        train(CONFIG, images, tmp_path / "other.safetensors", settings=settings, resume=True)
+    checkpoint = checkpoint_path(finished)
+    whole = checkpoint.read_bytes()
+    checkpoint.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ValueError, match="truncated"):
+        train(CONFIG, images, finished, settings=settings, resume=True)
+    checkpoint.write_bytes(finished.read_bytes())  # a model is not a checkpoint
+    with pytest.raises(ValueError, match="another kind"):
+        train(CONFIG, images, finished, settings=settings, resume=True)
+
+
+def test_nothing_is_overwritten_unasked(finished):
+    images, settings = real_images(1, (8, 8), 64), dataclasses.replace(SETTINGS, epochs=1, seed=5)
+    before = finished.read_bytes()
+    with pytest.raises(FileExistsError, match=r"model\.safetensors exists already"):
+        train(CONFIG, images, finished, settings=settings, progress=False)
+    assert finished.read_bytes() == before
+    train(CONFIG, images, finished, settings=settings, force=True, progress=False)
+    assert finished.read_bytes() != before
+    finished.unlink()
+    with pytest.raises(FileExistsError, match=r"checkpoint\.safetensors exists already"):
+        train(CONFIG, images, finished, settings=settings, progress=False)
+
+
+def test_a_folder_that_is_missing_is_told_before_training(tmp_path):
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        train(CONFIG, real_images(1, (8, 8), 64), tmp_path / "nowhere" / "model.safetensors", settings=SETTINGS)
+
+
+@pytest.mark.parametrize("where", ["loss", "gradient"])
+def test_a_loss_or_gradient_that_is_not_finite_stops_the_run(tmp_path, monkeypatch, where):
+    out = tmp_path / "model.safetensors"
+    true_step = Trainer.train_step
+
+    def spoilt_step(self):
+        if self.step == 3:
+            honest = self._log_prob
+            if where == "loss":
+                self._log_prob = lambda images: honest(images) * math.nan
+            else:
+                self.model.output.g.register_hook(lambda gradient: gradient * math.inf)
+        return true_step(self)
+
+    monkeypatch.setattr(Trainer, "train_step", spoilt_step)
+    with pytest.raises(FloatingPointError, match="step 3"):
+        train(CONFIG, real_images(1, (8, 8), 64), out, settings=SETTINGS, checkpoint_interval=0, progress=False)
+    assert position(checkpoint_path(out)) == 3
+    assert all(tensor.isfinite().all() for tensor in load_file(checkpoint_path(out)).values())
+    assert all(tensor.isfinite().all() for tensor in load_file(out).values())
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"batch_size": 0}, "batch_size"),
+        ({"budget": 0.0}, "budget"),
+        ({"budget": math.nan}, "budget"),
+        ({"epochs": 0}, "epochs"),
+        ({"learning_rate": -1.0}, "learning_rate"),
+        ({"gradient_clip": -1.0}, "gradient_clip"),
+        ({"warmup": -1}, "warmup"),
+        ({"ema_decay": 1.0}, "ema_decay"),
+        ({"precision": "fp16"}, "precision"),
+        ({"optimiser": "sgd"}, "optimiser must be one of adam, muon, got 'sgd'"),
+        ({"muon_learning_rate": 0.0}, "muon_learning_rate"),
+        ({"schedule": "step"}, "schedule must be one of cosine, linear, exponential, got 'step'"),
+        ({"decay": 1.0}, "decay"),
+    ],
+)
+def test_a_wrong_setting_is_named(changes, message):
+    with pytest.raises(ValueError, match=message):
+        TrainingSettings(**changes)
+
+
+@pytest.mark.parametrize(
+    "images", [torch.zeros(4, 1, 8, 12, dtype=torch.uint8), torch.zeros(4, 1, 8, 8), torch.zeros(0, 1, 8, 8).byte()]
+)
+def test_wrong_images_are_told(images):
+    with pytest.raises(ValueError, match=r"expected uint8 training images \(N, 1, 8, 8\), N > 0, got"):
+        Trainer(CONFIG, SETTINGS, images)
+
+
+def test_a_run_may_start_from_a_model(tmp_path):
+    images = real_images(1, (8, 8), 64)
+    first = train(CONFIG, images, tmp_path / "first.safetensors", settings=SETTINGS, progress=False)
+    trainer = Trainer(CONFIG, SETTINGS, images)
+    trainer.initialise(first)
+    assert trainer.evaluate(trainer.averaged, images) == pytest.approx(
+        -first.log_prob(images).mean().item() / math.log(2), abs=1e-4
+    )
+    other = Trainer(dataclasses.replace(CONFIG, filters=5), SETTINGS, images)
+    with pytest.raises(ValueError, match=r"expected to start from a model of .*filters=5.* got .*filters=6"):
+        other.initialise(first)
+
+
+def test_resuming_on_other_images_is_refused(tmp_path):
+    images = real_images(1, (8, 8), 64)
+    out = tmp_path / "model.safetensors"
+    train(CONFIG, images, out, settings=dataclasses.replace(SETTINGS, epochs=1), progress=False)
+    with pytest.raises(ValueError, match="checkpoint of a run on other training images"):
+        Trainer(CONFIG, dataclasses.replace(SETTINGS, epochs=1), images.flip(0)).restore(checkpoint_path(out))
+
+
+def test_bits_per_dim_is_measured_and_kept_in_the_file(tmp_path):
+    images = real_images(1, (8, 8), 64)
+    out = tmp_path / "model.safetensors"
+    train(CONFIG, images, out, settings=dataclasses.replace(SETTINGS, epochs=1), progress=False)
+    before = load_file(out)
+    mean = record_bits_per_dim(out, images[:9])
+    _, notes = read_metadata(out)
+    assert notes["test_images"] == 9
+    assert notes["test_bits_per_dim"] == pytest.approx(mean, abs=1e-5)
+    assert notes["images_seen"] == 64, "what was there before stays"
+    expected = -load_model(out).log_prob(images[:9]).double().mean().item() / math.log(2)
+    assert mean == pytest.approx(expected, abs=1e-5)
+    after = load_file(out)
+    assert all(torch.equal(after[name], before[name]) for name in before), "the weights are as they were"

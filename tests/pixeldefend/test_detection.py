@@ -1,0 +1,231 @@
+"""Detection by p-value: the formula, its level, what is refused, and how well noise is told from real images."""
+
+import math
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+from support.helpers import bundled_images, noisy, real_images, trained_model
+from torch import Tensor
+
+import pxfast
+from pxfast.data.datasets import load_dataset
+from pxfast.pixelcnn.files import save_model
+from pxfast.pixelcnn.shipped import SHIPPED
+from pxfast.pixeldefend import detection
+from pxfast.pixeldefend.detection import Detector, roc_auc_score, roc_curve
+
+
+@pytest.fixture(scope="module")
+def images() -> Tensor:
+    return torch.randint(0, 256, (12, 1, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(6))
+
+
+@pytest.fixture
+def fitted(tiny_model, images) -> Detector:
+    return Detector(tiny_model).fit(images[:9])
+
+
+def test_p_value_is_the_papers_formula(fitted, tiny_model, images):
+    train, held_out = (pxfast.log_prob(part, model=tiny_model) for part in (images[:9], images[9:]))
+    assert fitted.log_likelihoods.dtype == torch.float32
+    torch.testing.assert_close(fitted.log_likelihoods, train.float())
+    expected = [(1 + sum(t <= x for t in train.tolist())) / 10 for x in held_out.tolist()]
+    assert len(set(expected)) > 1
+    found = fitted.p_value(images[9:])
+    assert found.dtype == torch.float64
+    assert found.tolist() == expected
+
+
+def test_ties_count(tiny_model, images):
+    image = images[:1]
+    detector = Detector(tiny_model).fit(image)
+    assert detector.p_value(image).tolist() == [1.0], "p(X_1) <= p(X) of the image itself"
+    same = detector.log_likelihoods
+    lower, higher = same - 1, same + 1
+    for known, p_value in (((same, same, same), 1.0), ((lower, same, higher), 3 / 4), ((higher,), 1 / 2)):
+        detector.log_likelihoods = torch.cat(known)
+        assert detector.p_value(image).tolist() == [p_value]
+
+
+def test_library_rank_and_range(fitted, images):
+    whole = fitted.p_value(images)
+    array = fitted.p_value(images.numpy())
+    assert isinstance(array, np.ndarray)
+    assert array.dtype == np.float64
+    np.testing.assert_array_equal(array, whole.numpy())
+    assert fitted.p_value(images[3]).shape == ()
+    assert fitted.p_value(images[:0]).shape == (0,)
+    assert ((whole >= 0.1) & (whole <= 1)).all()
+    flagged = fitted.is_adversarial(images, alpha=0.5)
+    assert flagged.dtype == torch.bool
+    assert torch.equal(flagged, whole <= 0.5)
+
+
+def test_score_is_bits_per_dim_and_orders_against_the_p_value(fitted, tiny_model, images):
+    score = fitted.score(images)
+    assert torch.equal(score, pxfast.bits_per_dim(images, model=tiny_model))
+    assert torch.equal(Detector(tiny_model).score(images), score), "needs no fit"
+    assert (fitted.p_value(images)[score.argsort()].diff() <= 0).all(), "the larger, the more suspicious"
+
+
+def test_partial_fit_adds_and_fit_forgets(fitted, tiny_model, images):
+    in_parts = Detector(tiny_model).partial_fit(images[:4]).partial_fit(images[4:9])
+    torch.testing.assert_close(in_parts.log_likelihoods, fitted.log_likelihoods)
+    in_parts.fit(images[:2])
+    assert len(in_parts.log_likelihoods) == 2
+
+
+def test_progress(tiny_model, images, capsys):
+    Detector(tiny_model).fit(images, progress=True)
+    assert "12/12" in capsys.readouterr().err
+
+
+def test_refusals(fitted, tiny_model, images):
+    with pytest.raises(ValueError, match="at least one training image, got none"):
+        Detector(tiny_model).fit(images[:0])
+    with pytest.raises(ValueError, match=r"\(C, H, W\) = \(1, 8, 8\), got \(1, 8, 4\)"):
+        fitted.fit(images[..., :4])
+    assert len(fitted.log_likelihoods) == 9, "a refused fit changes nothing"
+    with pytest.raises(ValueError, match=r"got \(1, 8, 4\)"):
+        fitted.p_value(images[..., :4])
+    with pytest.raises(TypeError, match=r"got a tensor of torch.int32"):
+        fitted.p_value(images.int())
+    with pytest.raises(TypeError, match="model must be a PixelCNN"):
+        Detector(5)
+    for alpha in (0.0, 1.0, -1, math.nan):
+        with pytest.raises(ValueError, match="alpha must be between 0 and 1"):
+            fitted.is_adversarial(images, alpha)
+    with pytest.raises(ValueError, match=r"at most alpha = 0.05 with 9 training images"):
+        fitted.is_adversarial(images)
+
+
+def test_a_model_that_gives_no_number_is_refused(make_model, images):
+    model = make_model()
+    with torch.no_grad():
+        model.output.b.fill_(math.nan)
+    with pytest.raises(ValueError, match="not a number"):
+        Detector(model).fit(images)
+
+
+def test_unfitted_detector_asks_for_fit(tiny_model, images, tmp_path):
+    detector = Detector(tiny_model)
+    with pytest.raises(RuntimeError, match=r"call fit\(train_images\) first"):
+        detector.p_value(images)
+    with pytest.raises(RuntimeError, match=r"call fit\(train_images\) first"):
+        detector.save(tmp_path / "detector.safetensors")
+    assert "not fitted" in repr(detector)
+
+
+def test_save_and_load(fitted, tiny_model, images, tmp_path):
+    path = tmp_path / "detector.safetensors"
+    fitted.save(path)
+    loaded = Detector.load(path, tiny_model)
+    assert torch.equal(loaded.log_likelihoods, fitted.log_likelihoods)
+    assert torch.equal(loaded.p_value(images), fitted.p_value(images))
+    assert "9 training images" in repr(loaded)
+    with pytest.raises(FileExistsError, match="exists already"):
+        fitted.save(path)
+    fitted.partial_fit(images[9:]).save(path, force=True)
+    assert len(Detector.load(path, tiny_model).log_likelihoods) == 12
+    assert [file.name for file in tmp_path.iterdir()] == ["detector.safetensors"]
+
+
+def test_another_models_log_likelihoods_are_refused(fitted, tiny_model, make_model, images, tmp_path):
+    path = tmp_path / "detector.safetensors"
+    fitted.save(path)
+    with pytest.raises(ValueError, match=r"detector.safetensors holds the log-likelihoods of another model"):
+        Detector.load(path, make_model(seed=1))
+    with pytest.raises(ValueError, match=r"no shipped model takes images of shape \(1, 8, 8\)"):
+        Detector.load(path)
+    model = make_model(seed=2)
+    changing = Detector(model).fit(images)
+    with torch.no_grad():
+        model.output.b.add_(0.01)  # as a training that goes on would
+    for use in (changing.p_value, changing.is_adversarial, changing.partial_fit):
+        with pytest.raises(ValueError, match="weights have changed"):
+            use(images)
+    changing.fit(images).p_value(images)
+
+
+def test_bad_files_are_named(fitted, tiny_model, tmp_path):
+    path = tmp_path / "detector.safetensors"
+    with pytest.raises(FileNotFoundError, match="no such file"):
+        Detector.load(path, tiny_model)
+    fitted.save(path)
+    path.write_bytes(path.read_bytes()[:-4])
+    with pytest.raises(ValueError, match=r"detector\.safetensors is truncated"):
+        Detector.load(path, tiny_model)
+    save_model(tiny_model, path)
+    with pytest.raises(ValueError, match="another kind: expected 'pxfast-detector'"):
+        Detector.load(path, tiny_model)
+
+
+def test_shipped_log_likelihoods_are_used_for_their_own_weights_only(tmp_path, monkeypatch):
+    monkeypatch.setattr(detection, "shipped_log_likelihoods_path", lambda name: tmp_path / f"{name}.safetensors")
+    images = bundled_images(1)[:8]
+    with pytest.raises(RuntimeError, match=r"shipped for the model's weights \(only for: none\)"):
+        Detector().p_value(images[:1])
+    fitted = Detector().fit(images[:6])
+    fitted.save(tmp_path / "fashion-mnist.safetensors")
+    for model in (None, "fashion-mnist", pxfast.load("fashion-mnist")):
+        assert torch.equal(Detector(model).p_value(images[6:]), fitted.p_value(images[6:]))
+    other = pxfast.load("fashion-mnist")
+    with torch.no_grad():
+        other.output.b.add_(0.01)
+    with pytest.raises(RuntimeError, match=r"\(only for: fashion-mnist\): call fit"):
+        Detector(other).p_value(images[:1])
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_what_is_shipped_belongs_to_the_shipped_model(name):
+    path = detection.shipped_log_likelihoods_path(name)
+    if not path.is_file():
+        pytest.skip(f"no {path.name} in this tree: bench/scripts/make_detection_assets.py makes it")
+    assert len(Detector.load(path, name).log_likelihoods) >= 1000
+
+
+def test_p_values_of_held_out_images_are_uniform():
+    """1600 real crops, split at random: 1280 for fitting, 320 held out, and these with noise."""
+    model = trained_model((8, 8), 1, 8, 1)
+    crops = real_images(1, (8, 8), 1600)[torch.randperm(1600, generator=torch.Generator().manual_seed(8))]
+    detector = Detector(model).fit(crops[:1280])
+    held_out = detector.p_value(crops[1280:])
+    assert stats.kstest(held_out, "uniform").pvalue > 0.01
+    assert abs(float(detector.is_adversarial(crops[1280:], 0.1).double().mean()) - 0.1) < 0.05
+    # the test can fail
+    assert stats.kstest(detector.p_value(noisy(crops[1280:], 12)), "uniform").pvalue < 1e-6
+
+
+def test_shipped_model_tells_noise_from_held_out_images(data_root: Path):
+    """Test images alone, so that those fitted and those held out are exchangeable; uniform noise of up to ±8."""
+    images, _ = load_dataset("fashion-mnist", data_root, train=False)
+    detector = Detector("fashion-mnist").fit(images[:160])
+    clean, noise = images[160:224], noisy(images[160:224], 8)
+    p_values = detector.p_value(clean)
+    assert stats.kstest(p_values, "uniform").pvalue > 0.01
+    assert (p_values <= 0.05).double().mean() < 0.15
+    assert detector.is_adversarial(noise).double().mean() > 0.3
+    assert roc_auc_score(detector.score(clean), detector.score(noise)) > 0.9
+
+
+def test_roc_by_hand():
+    clean, suspicious = torch.tensor([1.0, 2.0, 3.0]), np.array([2.5, 4.0])
+    assert roc_auc_score(clean, suspicious) == pytest.approx(5 / 6)  # of the six pairs one is the wrong way round
+    assert roc_auc_score(clean, clean.numpy()) == 0.5, "ties count half"
+    false_positives, true_positives, thresholds = roc_curve(clean, suspicious)
+    for threshold, false_rate, true_rate in zip(thresholds, false_positives, true_positives, strict=True):
+        assert float((clean >= threshold).double().mean()) == pytest.approx(false_rate)
+        assert (suspicious >= threshold).mean() == pytest.approx(true_rate)
+
+
+def test_roc_refusals(monkeypatch):
+    for bad in (torch.zeros(0), torch.zeros(2, 2), torch.tensor([math.nan])):
+        with pytest.raises(ValueError, match=r"expected scores \(N,\) and \(M,\)"):
+            roc_auc_score(torch.zeros(3), bad)
+    monkeypatch.setitem(sys.modules, "sklearn.metrics", None)
+    with pytest.raises(ImportError, match=r"sklearn.metrics is not installed: pip install 'pxfast\[evaluate\]'"):
+        roc_curve(torch.zeros(3), torch.ones(3))

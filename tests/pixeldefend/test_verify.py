@@ -1,0 +1,108 @@
+"""The judge must let exact results pass and nothing else."""
+
+import pytest
+import torch
+
+import pxfast
+from pxfast.pixeldefend.verify import Verification
+
+EPS = 16
+
+
+@pytest.fixture(scope="module")
+def case(tiny_colour_model):
+    """Model, images, and their purification by the reference engine."""
+    images = torch.randint(0, 256, (3, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(3))
+    return tiny_colour_model, images, pxfast.purify(images, EPS, model=tiny_colour_model, engine="reference")
+
+
+def test_exact_result_passes(case):
+    model, images, purified = case
+    found = pxfast.verify(images, purified, EPS, model=model)
+    assert found.passed
+    assert found.bounded
+    assert found.regret.shape == images.shape
+    assert found.regret.dtype == torch.float32
+    assert found.maximum <= 1e-3
+    assert found.fraction_within(1e-3) == 1.0
+    assert "passed" in str(found)
+
+
+def test_exact_result_passes_with_the_joint_mixture(make_model, case):
+    model, images = make_model(channels=3, head="pixelcnn++"), case[1][:1]
+    purified = pxfast.purify(images, EPS, model=model, engine="reference")
+    assert pxfast.verify(images, purified, EPS, model=model).passed
+    wrong = pxfast.purify(images, EPS, model=case[0], engine="reference")
+    assert not pxfast.verify(images, wrong, EPS, model=model).passed
+
+
+def test_bf16_result_is_judged_by_bf16_weights(case):
+    model, images, _ = case
+    purified = pxfast.purify(images, EPS, model=model, engine="reference", precision="bf16")
+    judged = pxfast.verify(images, purified, EPS, model=model, precision="bf16")
+    assert judged.passed
+    assert judged.mean <= 1e-5
+    assert pxfast.verify(images, purified, EPS, model=model).mean > judged.mean
+
+
+def test_unpurified_images_fail(case):
+    model, images, _ = case
+    found = pxfast.verify(images, images, EPS, model=model)
+    assert found.bounded
+    assert not found.passed
+    assert found.mean > 0.01
+    assert "FAILED" in str(found)
+
+
+@pytest.mark.parametrize("index", [(0, 0, 0, 0), (1, 1, 4, 5), (2, 2, 7, 7)])
+def test_one_wrong_sub_pixel_fails(case, index):
+    model, images, purified = case
+    corrupted = purified.clone()
+    given, chosen = int(images[index]), int(purified[index])
+    corrupted[index] = max(given - EPS, 0) if chosen != max(given - EPS, 0) else min(given + EPS, 255)
+    found = pxfast.verify(images, corrupted, EPS, model=model)
+    assert found.bounded
+    assert not found.passed
+    assert found.regret[index] > 1e-3
+
+
+def test_one_sub_pixel_out_of_range_fails(case):
+    model, images, purified = case
+    corrupted = purified.clone()
+    given = int(images[0, 0, 0, 0])
+    corrupted[0, 0, 0, 0] = given + EPS + 1 if given < 128 else given - EPS - 1
+    found = pxfast.verify(images, corrupted, EPS, model=model)
+    assert not found.bounded
+    assert not found.passed
+    assert "NOT within" in str(found)
+
+
+def test_another_eps_or_model_fails(case, make_model):
+    model, images, purified = case
+    assert not pxfast.verify(images, purified, EPS + 8, model=model).passed
+    assert not pxfast.verify(images, purified, EPS, model=make_model(channels=3, seed=1)).passed
+
+
+def test_thresholds():
+    regret = torch.zeros(1, 1, 100, 100)
+    regret[0, 0, 0, 0] = 2e-3
+    assert Verification(regret, True, EPS, "fp32").passed
+    assert not Verification(regret, False, EPS, "fp32").passed
+    regret[0, 0, 0, 1] = 2e-3
+    assert not Verification(regret, True, EPS, "fp32").passed, "99.98 % are not enough"
+    assert not Verification(torch.full_like(regret, 2e-5), True, EPS, "fp32").passed, "mean"
+    assert Verification(torch.full_like(regret, 4e-3), True, EPS, "bf16").passed
+    assert not Verification(torch.full_like(regret, 6e-3), True, EPS, "bf16").passed
+    for precision in ("fp32", "bf16"):
+        assert not Verification(torch.full_like(regret, float("nan")), True, EPS, precision).passed
+
+
+def test_empty_batches_and_refusals(case):
+    model, images, purified = case
+    assert pxfast.verify(images[:0], purified[:0], EPS, model=model).passed
+    with pytest.raises(ValueError, match="differ in shape"):
+        pxfast.verify(images, purified[:2], EPS, model=model)
+    with pytest.raises(ValueError, match="precision must be one of fp32, bf16, got 'auto'"):
+        pxfast.verify(images, purified, EPS, model=model, precision="auto")
+    with pytest.raises(TypeError, match="eps"):
+        pxfast.verify(images, purified, 0.1, model=model)

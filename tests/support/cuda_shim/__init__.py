@@ -1,0 +1,112 @@
+"""Running the CUDA engine's own sources on the host: compiles them against the shim, and talks to the program."""
+
+from __future__ import annotations
+
+import dataclasses
+import struct
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+HERE = Path(__file__).parent
+CSRC = HERE.parents[2] / "csrc"
+
+
+def compile_program(folder: Path, compiler: str, sanitizer: str, sources: list[Path]) -> Path:
+    """A program of ``sources`` and the fibers, in ``folder``. sanitizer: none, 'thread' or 'address,undefined'.
+
+    The thread sanitizer takes fibers for threads: the code that switches them is no part of what it watches.
+    """
+    sanitize = [f"-fsanitize={sanitizer}", "-fno-omit-frame-pointer", "-g"] if sanitizer else []
+    common = [compiler, "-std=c++17", "-O1", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas", "-ffp-contract=off"]
+    common += ["-DPXFAST_CUDA_SHIM", f"-I{HERE}", f"-I{CSRC}", f"-I{CSRC / 'cuda'}"]
+    fibers, program = folder / "fibers.o", folder / "program"
+    fiber_flags = ["-DPXFAST_THREAD_SANITIZER"] if sanitizer == "thread" else sanitize
+    subprocess.run([*common, *fiber_flags, "-c", str(HERE / "fibers.cpp"), "-o", str(fibers)], check=True)
+    subprocess.run([*common, *sanitize, *map(str, sources), str(fibers), "-o", str(program)], check=True)
+    return program
+
+
+def build(folder: Path, compiler: str, sanitizer: str = "") -> Path:
+    """The CUDA engine as a program that decodes stdin's images, made in ``folder``."""
+    cuda = CSRC / "cuda"
+    sources = [HERE / "main.cpp", HERE / "runtime.cpp", cuda / "pack.cpp", cuda / "engine.cpp"]
+    return compile_program(folder, compiler, sanitizer, sources)
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """How a decode runs: order 0 is auto, 1 sequential, 2 speculative; members 0 lets the engine choose.
+
+    seed: of the order in which threads run, 0 for one after the other. eager_copies: asynchronous copies happen at
+    once, not at the last moment. eps: one for all images, or one for each. groups: bf16, row steps by warpgroups.
+    """
+
+    bf16: bool = False
+    order: int = 0
+    members: int = 0
+    seed: int = 0
+    eager_copies: bool = False
+    multiprocessors: int = 4
+    shared_bytes: int = 227 * 1024
+    eps: int | tuple[int, ...] = 16
+    samples: bool = False
+    keep_probability: float = 2.0
+    chooser_seed: int = 0
+    first: int = 0
+    inverse_temperature: float = 1.0
+    clusters: bool = False
+    groups: bool = False
+
+    @property
+    def kernel(self) -> int:
+        """As csrc/cuda/program.h counts them."""
+        return 2 if self.groups else int(self.bf16)
+
+
+def decode(program: Path, described: dict[str, Any], images: np.ndarray, settings: Settings, **environment: str):
+    """The images (N, C, H, W) uint8 decoded, and what the program says of its plan."""
+    out: list[bytes] = []
+
+    def integers(*values: int) -> None:
+        out.append(struct.pack(f"<{len(values)}q", *values))
+
+    def reals(*values: float) -> None:
+        out.append(struct.pack(f"<{len(values)}d", *values))
+
+    def floats(values: np.ndarray) -> None:
+        values = np.ascontiguousarray(values, dtype=np.float32)
+        integers(values.size)
+        out.append(values.tobytes())
+
+    integers(*(described[key] for key in ("channels", "height", "width", "filters")))
+    integers(described["head"], described["mixtures"])
+    floats(described["tables"])
+    integers(described["input_cache"], len(described["caches"]))
+    for cache in described["caches"]:
+        integers(*cache)
+    integers(len(described["steps"]))
+    for step in described["steps"]:
+        integers(*(int(step[key]) for key in ("level", "per_row", "scale", "epilogue", "outputs")))
+        reals(step["multiplier"])
+        integers(step["concat_elu"], step["raw"], step["elu"], len(step["taps"]))
+        for *where, matrix in step["taps"]:
+            integers(*where)
+            floats(matrix)
+        integers(len(step["biases"]))
+        for values, row, column in step["biases"]:
+            floats(values)
+            integers(row, column)
+    integers(settings.kernel, settings.order, settings.members, settings.clusters, settings.seed, settings.eager_copies)
+    integers(settings.multiprocessors, settings.shared_bytes, settings.samples)
+    reals(settings.keep_probability)
+    integers(settings.chooser_seed, settings.first)
+    reals(settings.inverse_temperature)
+    integers(len(images))
+    out.append(np.broadcast_to(np.asarray(settings.eps, dtype=np.uint8), len(images)).tobytes())
+    out.append(np.ascontiguousarray(images).tobytes())
+    done = subprocess.run([str(program)], input=b"".join(out), capture_output=True, env=environment or None)
+    assert done.returncode == 0, done.stderr.decode()
+    return np.frombuffer(done.stdout, np.uint8).reshape(images.shape), done.stderr.decode()

@@ -1,0 +1,162 @@
+"""What several test modules share: real images, sharp small models, measures of exactness, subprocesses."""
+
+from __future__ import annotations
+
+import functools
+import os
+import resource
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pxfast.pixelcnn.heads import LogisticHead, make_head
+from pxfast.pixelcnn.network import PixelCNN, PixelCNNConfig
+
+TESTS = Path(__file__).parents[1]
+SOURCE = TESTS.parent
+KEYS = {1: "fashion_mnist", 3: "cifar10"}
+
+
+@functools.cache
+def bundled_images(channels: int) -> Tensor:
+    """Real images that lie in tests/data: 64 of Fashion-MNIST (1, 28, 28) or 48 of CIFAR-10 (3, 32, 32), uint8."""
+    with np.load(TESTS / "data" / "real_images.npz") as file:
+        return torch.from_numpy(file[KEYS[channels]])
+
+
+def real_images(channels: int, size: tuple[int, int], count: int) -> Tensor:
+    """``count`` crops (count, channels, H, W) of the bundled images, different ones, always the same ones.
+
+    A size beyond that of the images (28 or 32) is reached by mirroring at the border.
+    """
+    images = bundled_images(channels)
+    H, W = size
+    padding = (max(0, W - images.shape[3]), max(0, H - images.shape[2]))
+    if any(padding):
+        images = torch.nn.functional.pad(images.float(), (0, padding[0], 0, padding[1]), mode="reflect").byte()
+    generator = torch.Generator().manual_seed(0)
+    crops = []
+    for n in range(count):
+        top = int(torch.randint(0, images.shape[2] - H + 1, (), generator=generator))
+        left = int(torch.randint(0, images.shape[3] - W + 1, (), generator=generator))
+        crop = images[n % len(images), :, top : top + H, left : left + W]
+        crops.append(crop.flip(2) if (n // len(images)) % 2 else crop)
+    return torch.stack(crops)
+
+
+def random_model(
+    image_size: tuple[int, int] = (8, 8),
+    channels: int = 1,
+    filters: int = 8,
+    resnets: int = 1,
+    *,
+    seed: int = 0,
+    **changes,
+) -> PixelCNN:
+    """A random network in eval mode whose features have the spread that data-dependent initialisation gives.
+
+    The output layer is scaled up, so that the 256-way distributions differ from pixel to pixel.
+    """
+    config = PixelCNNConfig(image_size, channels, filters, resnets, **changes)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = PixelCNN(config)
+        model.initialise(torch.randint(0, 256, (16, channels, *image_size), dtype=torch.uint8))
+    with torch.no_grad():
+        model.output.g.mul_(10.0)
+    return model.eval()
+
+
+def noisy(images: Tensor, amount: int = 12, seed: int = 0) -> Tensor:
+    """The images plus uniform integer noise of up to ±amount, clipped to the grid."""
+    generator = torch.Generator().manual_seed(seed)
+    noise = torch.randint(-amount, amount + 1, images.shape, generator=generator)
+    return (images.int() + noise).clamp(0, 255).to(torch.uint8)
+
+
+@functools.cache
+def trained_model(
+    size: tuple[int, int], channels: int, filters: int, resnets: int, head: str = "logistic", steps: int = 25
+) -> PixelCNN:
+    """A small model trained for some dozens of steps on real crops: its distributions are sharp. Don't change it.
+
+    An untrained network's distributions are so flat that the argmax within a range hangs on rounding, and a wrong
+    feature would hardly move it; a few steps of Adam at a high rate give peaks as real ones have. 5 mixtures keep the
+    256-way evaluation cheap; the authors' golden models have 10.
+    """
+    config = PixelCNNConfig(size, channels, filters, resnets, mixtures=5, head=head)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(filters * 100 + resnets)
+        images = real_images(channels, size, 64)
+        model = PixelCNN(config)
+        model.initialise(images)
+        optimiser = torch.optim.Adam(model.parameters(), 1e-2)
+        for step in range(steps):
+            optimiser.param_groups[0]["lr"] = 1e-2 * min(1.0, (step + 1) / 10)
+            batch = images[(step * 8) % len(images) :][:8]
+            loss = -model.log_prob(batch).mean()
+            optimiser.zero_grad()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimiser.step()
+            assert loss.isfinite()
+    return model.eval().requires_grad_(False)
+
+
+def plain_mixture_log_prob(features: Tensor, images: Tensor, bins_per_unit: float, joint: bool) -> Tensor:
+    """What ``pxfast.kernels.mixture.mixture_log_prob`` computes, by the plain path of the heads."""
+    C = images.shape[1]
+    head = make_head("pixelcnn++" if joint else "logistic", C, features.shape[1] // (10 if C == 3 else 3))
+    assert isinstance(head, LogisticHead)
+    assert head.bins_per_unit == bins_per_unit
+    return head.plain_log_prob(features, images)
+
+
+@torch.no_grad()
+def regret(model: PixelCNN, before: Tensor, after: Tensor, eps: int) -> Tensor:
+    """Log-probability of the best value in range minus that of the chosen one, in nats: (N, C, H, W).
+
+    Written here apart from ``pxfast.verify``, which the tests compare with it.
+    """
+    log_probs = model.log_probs(after)
+    distance = (torch.arange(256) - before.int().unsqueeze(-1)).abs()
+    best = log_probs.masked_fill(distance > eps, -torch.inf).amax(dim=-1)
+    return best - log_probs.gather(-1, after.long().unsqueeze(-1)).squeeze(-1)
+
+
+def environment(**changes: str) -> dict[str, str]:
+    """The environment of a subprocess that imports pxfast and these helpers from where this process does."""
+    path = os.pathsep.join(filter(None, (str(SOURCE), str(TESTS), os.environ.get("PYTHONPATH", ""))))
+    return {**os.environ, "PYTHONPATH": path, **changes}
+
+
+def run_python(code: str, *arguments: str, timeout: float = 300.0, **changes: str) -> str:
+    """Run code in a fresh interpreter and give its standard output; its errors become the test's."""
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments],
+        env=environment(**changes),
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+    )
+    assert done.returncode == 0, f"exit status {done.returncode}:\n{done.stdout}\n{done.stderr}"
+    return done.stdout
+
+
+def limit_file_size() -> None:
+    """As on a full disk, writing beyond 64 KiB fails in this process with an OSError."""
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (65536, 65536))
+
+
+def error_line(stderr: str) -> str:
+    """The one line of a command that must fail."""
+    assert "Traceback" not in stderr
+    lines = [line for line in stderr.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1
+    return lines[0]
