@@ -10,16 +10,14 @@ import pytest
 from support.helpers import SOURCE, environment
 
 from pxfast.engines import benchmark
-from pxfast.engines.registry import ENGINES
 from pxfast.pixelcnn.network import forward_flops
 
-pytestmark = pytest.mark.skipif(
-    ENGINES["cpu"].unavailable() is not None, reason="the compiled module is missing, and there is nothing to measure"
-)
+pytestmark = pytest.mark.engine("cpu")
 SHIPPED = "shipped-fashion-mnist"
 profile = runpy.run_path(str(SOURCE / "bench" / "cpu_report.py"))["profile"]
 
 
+@pytest.mark.process
 def test_bench_prints_one_object_a_row():
     command = [sys.executable, "-m", "pxfast.cli", "bench", "--network", SHIPPED, "--batch", "4", "--json"]
     done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=200)

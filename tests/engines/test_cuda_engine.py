@@ -11,7 +11,7 @@ import torch
 from support.helpers import noisy, real_images, trained_model
 
 from pxfast.base.checks import PRECISIONS
-from pxfast.engines import benchmark, compiled, cpu, cuda, triton
+from pxfast.engines import benchmark, compiled, cuda, triton
 from pxfast.engines.choosers import Greedy, Sample
 from pxfast.engines.registry import select
 from pxfast.engines.schedule import schedule_for
@@ -77,8 +77,6 @@ def test_out_of_memory_names_what_was_asked_for(monkeypatch):
 
 @pytest.fixture(scope="module")
 def module():
-    if cpu.unavailable() is not None or not compiled._C.cuda:
-        pytest.skip("the compiled module has no CUDA part")
     return compiled._C
 
 
@@ -97,6 +95,7 @@ def ada(module):
     return module.CudaDevice("L4", 8, 9, multiprocessors=58, shared_bytes=101_376, clusters=0)
 
 
+@pytest.mark.engine("cuda-plan")
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_the_papers_network_stays_under_8_mb_an_image(engines, precision):
     assert engines[precision].bytes_per_image() < 8e6
@@ -106,6 +105,7 @@ def test_the_papers_network_stays_under_8_mb_an_image(engines, precision):
     assert engines[precision].weight_bytes == pytest.approx(parameters * element, rel=0.02)
 
 
+@pytest.mark.engine("cuda-plan")
 @pytest.mark.parametrize("images", [1, 2, 64, 131, 133, 2048, 8000])
 @pytest.mark.parametrize("device", [h200, ada])
 def test_a_plan_fits_the_gpu(module, engines, images, device):
@@ -120,7 +120,12 @@ def test_a_plan_fits_the_gpu(module, engines, images, device):
         assert engines["bf16"].workspace_bytes(plan) < 1.05 * most + 1e6
 
 
+<<<<<<< HEAD
 @pytest.mark.parametrize("wgmma", [None, True, False])
+=======
+@pytest.mark.engine("cuda-plan")
+@pytest.mark.parametrize("wgmma", ["", "1", "0"])
+>>>>>>> tests
 @pytest.mark.parametrize("groups", [True, False])
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_weights_are_packed_for_the_devices_instruction(module, monkeypatch, precision, groups, wgmma):
@@ -133,6 +138,7 @@ def test_weights_are_packed_for_the_devices_instruction(module, monkeypatch, pre
     assert found == packed[groups and wgmma is not False]
 
 
+@pytest.mark.engine("cuda-plan")
 def test_few_images_are_guessed_and_many_are_not(module, engines):
     gpu = h200(module)
     single = engines["bf16"].plan(1, gpu, compiled.ORDERS["auto"])
@@ -141,6 +147,7 @@ def test_few_images_are_guessed_and_many_are_not(module, engines):
     assert not engines["bf16"].plan(2048, gpu, compiled.ORDERS["auto"]).speculative
 
 
+@pytest.mark.engine("cuda-plan")
 def test_a_plan_that_cannot_be_is_refused(module, engines):
     engine, gpu = engines["bf16"], h200(module)
     with pytest.raises(ValueError, match="one image or more"):
@@ -158,16 +165,14 @@ def test_a_plan_that_cannot_be_is_refused(module, engines):
 # --- on a GPU ---
 
 
-@pytest.fixture
-def on_gpu() -> None:
-    reason = cuda.unavailable()
-    if reason is not None:
-        pytest.skip(f"engine 'cuda' can't run here: {reason}")
-
-
 @pytest.mark.gpu
+<<<<<<< HEAD
 @pytest.mark.usefixtures("on_gpu")
 @pytest.mark.parametrize("wgmma", [True, False])
+=======
+@pytest.mark.engine("cuda")
+@pytest.mark.parametrize("wgmma", ["1", "0"])
+>>>>>>> tests
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_order_teams_and_clusters_change_no_bit(precision, wgmma):
     model = trained_model((8, 12), 3, 10, 1)
@@ -186,9 +191,15 @@ def test_order_teams_and_clusters_change_no_bit(precision, wgmma):
 
 
 @pytest.mark.gpu
+<<<<<<< HEAD
 @pytest.mark.usefixtures("on_gpu")
 @pytest.mark.parametrize("wgmma", [True, False])
 def test_wide_row_steps_are_exact_and_the_same_in_any_team(wgmma):
+=======
+@pytest.mark.engine("cuda")
+@pytest.mark.parametrize("wgmma", ["1", "0"])
+def test_wide_row_steps_are_exact_and_the_same_in_any_team(wgmma, monkeypatch):
+>>>>>>> tests
     """48 filters and 136 rows: more than half of a tile's outputs, and more than one tile of rows."""
     model = trained_model((4, 8), 1, 48, 1)
     images = noisy(real_images(1, (4, 8), 17))
@@ -203,7 +214,7 @@ def test_wide_row_steps_are_exact_and_the_same_in_any_team(wgmma):
 
 
 @pytest.mark.gpu
-@pytest.mark.usefixtures("on_gpu")
+@pytest.mark.engine("cuda")
 def test_as_the_cpu_engine_for_every_chooser():
     model = trained_model((8, 12), 3, 10, 1)
     images = noisy(real_images(3, (8, 12), 24))
@@ -216,7 +227,7 @@ def test_as_the_cpu_engine_for_every_chooser():
 
 
 @pytest.mark.gpu
-@pytest.mark.usefixtures("on_gpu")
+@pytest.mark.engine("cuda")
 def test_images_on_the_gpu_stay_there_and_parts_change_no_bit(monkeypatch):
     model = trained_model((8, 8), 1, 8, 1)
     images = noisy(real_images(1, (8, 8), 50))

@@ -10,9 +10,12 @@ import itertools
 import math
 import threading
 import time
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import pytest
 import torch
+from support.engines import ENGINE_PARAMS, INSTRUCTION_SETS
 from support.golden import BUNDLED, NAMES, load_golden
 from support.helpers import noisy, real_images, regret, trained_model
 from torch import Tensor
@@ -65,11 +68,21 @@ EPS = (0, 1, 16, 255)
 BATCHES = (1, 2, 7, 64)
 
 
-@pytest.fixture(params=CASES, ids=str)
-def case(request: pytest.FixtureRequest, engine: str) -> Case:
-    if engine == "reference" and request.param.slow:
-        pytest.skip("the reference engine evaluates the whole network at every pixel: too slow for this case")
-    return request.param
+def with_engines(name: str, values: Iterable[Any], too_slow: Callable[[Any], bool]) -> pytest.MarkDecorator:
+    """Gives a test every engine with every value, but for those that the reference engine is too slow for.
+
+    It evaluates the whole network at every pixel.
+    """
+    pairs = [
+        pytest.param(engine, value, marks=marks, id=f"{engine}-{value}")
+        for (engine,), marks, _ in ENGINE_PARAMS
+        for value in values
+        if not (engine == "reference" and too_slow(value))
+    ]
+    return pytest.mark.parametrize(("engine", name), pairs)
+
+
+every_case = with_engines("case", CASES, lambda case: case.slow)
 
 
 @pytest.fixture(params=PRECISIONS)
@@ -109,6 +122,7 @@ def assert_exact(model: PixelCNN, images: Tensor, result: Tensor, eps: int, prec
 # --- 1. exact ---
 
 
+@every_case
 def test_exact_over_the_spread_of_models(engine, case, precision):
     model = case.model()
     most = max(1, 2000 // images_size(case))  # verification takes 256 logarithms of every sub-pixel
@@ -123,10 +137,8 @@ def test_exact_over_the_spread_of_models(engine, case, precision):
 
 
 @pytest.mark.parametrize("eps", EPS)
-@pytest.mark.parametrize("count", BATCHES)
+@with_engines("count", BATCHES, lambda count: count > 7)
 def test_exact_for_every_eps_and_batch(engine, precision, eps, count):
-    if engine == "reference" and count > 7:
-        pytest.skip("the reference engine evaluates the whole network at every pixel: too slow for this batch")
     images = attacked(SMALL, count)
     model = SMALL.model()
     result = decode(engine, model, images, eps, precision)
@@ -173,10 +185,8 @@ def runner_up_margin(model: PixelCNN, images: Tensor, given: Tensor, eps: int) -
     return best[..., 0] - best[..., 1]
 
 
-@pytest.mark.parametrize("name", NAMES)
+@with_engines("name", NAMES, lambda name: True)
 def test_bf16_changes_bits_per_dim_by_less_than_a_hundredth(engine, name):
-    if engine == "reference":
-        pytest.skip("the reference engine evaluates the whole network at every pixel: too slow for enough images")
     model = load_golden(BUNDLED / f"{name}.npz").model
     images = noisy(real_images(model.config.channels, model.config.image_size, 48))
     full, rounded = (bits_per_dim(model, decode(engine, model, images, 16, p)) for p in ("fp32", "bf16"))
@@ -184,11 +194,9 @@ def test_bf16_changes_bits_per_dim_by_less_than_a_hundredth(engine, name):
     assert full < bits_per_dim(model, images), "purified images are likelier than the noisy ones"
 
 
+@pytest.mark.engine("cpu")
 @pytest.mark.parametrize("case", [case for case in CASES if not case.slow], ids=str)
 def test_cpu_and_reference_agree_on_almost_all_images(case):
-    reason = ENGINES["cpu"].unavailable()
-    if reason is not None:
-        pytest.skip(f"engine 'cpu' can't run here: {reason}")
     model, images = case.model(), attacked(case, 12)
     cpu, reference = (decode(name, model, images, 16, "fp32") for name in ("cpu", "reference"))
     differing = int((cpu != reference).flatten(1).any(dim=1).sum())
@@ -217,6 +225,7 @@ def test_result_depends_neither_on_the_batch_nor_on_threads(engine, precision):
 # --- 3. bounded ---
 
 
+@every_case
 def test_bounds_hold_for_extreme_images(engine, case, precision):
     black = torch.zeros(1, case.channels, *case.size, dtype=torch.uint8)
     generator = torch.Generator().manual_seed(0)
@@ -263,7 +272,7 @@ def test_ties_go_to_the_smallest_value(engine, precision):
     assert torch.equal(result.int(), (images.int() - 16).clamp(min=0))
 
 
-# --- 4. flat: tests/test_engines_process.py; 5. polite, as far as one process shows it ---
+# --- 4. flat: test_engines_process.py; 5. polite, as far as one process shows it ---
 
 
 def test_two_threads_may_decode_at_once(engine, precision):
@@ -342,8 +351,8 @@ def test_changed_weights_are_noticed(engine, precision):
 
 # --- the instruction sets of the CPU engine ---
 
-ISAS = ("portable", "avx2", "avx512", "avx512bf16")
 
+<<<<<<< HEAD
 
 @pytest.fixture(params=ISAS)
 def isa(request: pytest.FixtureRequest) -> str:
@@ -354,6 +363,11 @@ def isa(request: pytest.FixtureRequest) -> str:
 
     if request.param not in _C.cpu_isas():
         pytest.skip(f"this processor or build has no {request.param}")
+=======
+@pytest.fixture(params=INSTRUCTION_SETS)
+def isa(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setenv("PXFAST_ISA", request.param)
+>>>>>>> tests
     return request.param
 
 
@@ -381,6 +395,7 @@ def test_speculation_and_teams_give_the_sequential_bits(isa, case, precision):
             assert torch.equal(alone, expected[4:]), f"eps {eps}, a team of {threads}"
 
 
+@pytest.mark.engine("cpu")
 @pytest.mark.parametrize(
     ("setting", "value", "error"),
     [
@@ -392,11 +407,18 @@ def test_speculation_and_teams_give_the_sequential_bits(isa, case, precision):
         ("isa", "avx1024", ValueError),
     ],
 )
+<<<<<<< HEAD
 def test_a_wrong_setting_is_named(engine, setting, value, error):
     if setting == "isa" and engine != "cpu":
         return  # the other engines have no use for it
     with pytest.raises(error, match=f"{setting} must be .*{value!r}" if value != 0 else f"{setting} must be"):
         decode(engine, SMALL.model(), attacked(SMALL, 1), 4, "fp32", **{setting: value})
+=======
+def test_a_wrong_environment_variable_is_named(monkeypatch, variable, value):
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(ValueError, match=f"{variable} must be .*'{value}'"):
+        decode("cpu", SMALL.model(), attacked(SMALL, 1), 4, "fp32")
+>>>>>>> tests
 
 
 # --- the registry ---

@@ -27,6 +27,7 @@ INTERPRETED_TESTS = Path(__file__).parent / "interpreted"
 MODULES = sorted(path.name for path in INTERPRETED_TESTS.glob("test_*.py"))
 
 
+@pytest.mark.interpret
 @needs_triton
 @pytest.mark.timeout(1200)  # less than a minute each on an idle core
 @pytest.mark.skipif(INTERPRETED, reason="TRITON_INTERPRET=1: this process runs the modules itself")
