@@ -94,7 +94,7 @@ def _rate(
     a, b = torch.randn(rows, inner).to(device, dtype), torch.randn(inner, columns).to(device, dtype)
     out = torch.empty(rows, columns, dtype=dtype, device=device)
     gpu = device.type == "cuda"
-    wait = torch.cuda.synchronize if gpu else lambda: None
+    wait: Callable[[], None] = torch.cuda.synchronize if gpu else lambda: None
     torch.mm(a, b, out=out)
     wait()
     gflop = 2e-9 * rows * inner * columns

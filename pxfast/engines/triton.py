@@ -7,6 +7,7 @@ one, which is for the tests: ``unavailable`` then says so, and nothing picks the
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import os
 import threading
@@ -123,7 +124,7 @@ class Runner:
             for launch in self.workspace.launches(phase, shape):
                 launch.run()
 
-        return {phase: lambda phase=phase: run(phase) for phase in set(PHASES)}
+        return {phase: functools.partial(run, phase) for phase in set(PHASES)}
 
     def _graph(self, phase: int, shape: ChooserShape) -> Any:
         launches = self.workspace.launches(phase, shape)

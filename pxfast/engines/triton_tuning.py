@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -12,6 +13,9 @@ from ..base.environment import tiles_file
 from ..base.files import whole_file
 from . import triton as engine
 from .schedule import Schedule
+
+if TYPE_CHECKING:
+    from ..kernels.launch import Tile
 
 
 def candidates(kind: str, architecture: str) -> list[tuple[int, int, int, int, int]]:
@@ -60,7 +64,7 @@ def tune(
     return path
 
 
-def _time(schedule: Schedule, tiles: dict, kind: str, precision: str, images: int) -> float | None:
+def _time(schedule: Schedule, tiles: dict[str, Tile], kind: str, precision: str, images: int) -> float | None:
     """Milliseconds of one launch of every step of the kind; None for tiles that don't fit into the machine."""
     from triton.runtime.errors import OutOfResources
     from triton.testing import do_bench_cudagraph

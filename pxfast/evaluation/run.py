@@ -214,7 +214,7 @@ class TableRun:
 
     def compute(self, row: RowSpecification, column: ColumnSpecification, eps: int | None) -> None:
         """Add a cell. A strongest attack needs the row's attacks of this eps to be there."""
-        published = {
+        published: dict[str, Any] = {
             "published": self.specification.published(row, column, eps),
             "published_note": self.specification.published_note(row, column, eps),
         }

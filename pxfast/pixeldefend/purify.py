@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any, overload
 
 from torch import Tensor, nn
 
 from ..base.checks import check_eps, check_precision
 from ..base.progress import reporting
-from ..data.images import Images, to_grid
+from ..data.images import Images, ImagesT, to_grid
 from ..engines.choosers import Greedy
 from ..engines.registry import Engine, select
 from ..engines.schedule import schedule_for
@@ -25,7 +25,7 @@ DEFAULT_EPS = 16
 
 
 def purify(
-    images: Images,
+    images: ImagesT,
     eps: int = DEFAULT_EPS,
     *,
     adaptive: str | None = None,
@@ -35,7 +35,7 @@ def purify(
     precision: str = "auto",
     threads: int | None = None,
     progress: bool | Callable[[int], None] = False,
-) -> Images:
+) -> ImagesT:
     """Move every sub-pixel, in raster and channel order, to its likeliest value within ±eps of what was given.
 
     images: torch tensor (any device) or NumPy array, (N, C, H, W) or (C, H, W), uint8, or floating point in [0, 1],
@@ -119,6 +119,16 @@ class Purifier(nn.Module):
     raises RuntimeError. Raises what :func:`purify` raises for these settings, and ValueError for another ``backward``.
     """
 
+    model: PixelCNN | None
+
+    if TYPE_CHECKING:
+
+        @overload
+        def __call__(self, images: ImagesT) -> ImagesT: ...
+        @overload
+        def __call__(self, images: Mapping[str, Any]) -> dict[str, Any]: ...
+        def __call__(self, images: Any) -> Any: ...
+
     def __init__(
         self,
         eps: int = DEFAULT_EPS,
@@ -135,24 +145,29 @@ class Purifier(nn.Module):
     ) -> None:
         super().__init__()
         select(engine)
-        self.eps = check_eps(eps)
+        self.eps: int = check_eps(eps)
         check_adaptive(adaptive, threshold)
-        self.adaptive, self.threshold = adaptive, threshold
+        self.adaptive = adaptive
+        self.threshold = threshold
         object.__setattr__(self, "model", SHIPPED.resolve(model))
         self.engine = engine
-        self.precision = check_precision(precision)
-        self.threads = DecodeSettings(threads=threads).threads
-        self.backward = check_backward(backward)
+        self.precision: str = check_precision(precision)
+        self.threads: int | None = DecodeSettings(threads=threads).threads
+        self.backward: str = check_backward(backward)
         self.column = column
         self.progress = progress
 
+    @overload
+    def forward(self, images: ImagesT) -> ImagesT: ...
+    @overload
+    def forward(self, images: Mapping[str, Any]) -> dict[str, Any]: ...
     def forward(self, images: Images | Mapping[str, Any]) -> Images | dict[str, Any]:
         """Purify images, (N, C, H, W) or (C, H, W): same type, shape, dtype and device; or those of a mapping.
 
         ValueError for a mapping that has no ``column``.
         """
         if isinstance(images, Mapping):
-            if self.column not in images:
+            if self.column is None or self.column not in images:
                 raise ValueError(
                     f"a mapping needs column= of its images, got {self.column!r} for one of {list(images)}"
                 )
@@ -169,7 +184,7 @@ class Purifier(nn.Module):
             threads=self.threads,
             progress=self.progress,
         )
-        if isinstance(images, Tensor) and images.is_floating_point():
+        if isinstance(images, Tensor) and isinstance(purified, Tensor) and images.is_floating_point():
             return with_backward(images, purified, self.backward)
         return purified
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import numbers
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from ..base.checks import check_integer, check_precision
+from ..base.checks import check_integer, check_precision, is_number
 from ..base.progress import reporting
 from ..engines.choosers import Sample
 from ..engines.registry import select
@@ -45,7 +44,7 @@ def sample(
     n = check_integer("n", n, 2**31)
     seed = check_integer("seed", seed, 2**64)
     first = check_integer("first", first, 2**64 - n)
-    if isinstance(temperature, bool) or not isinstance(temperature, numbers.Real) or not 0 < temperature < float("inf"):
+    if not is_number(temperature) or not 0 < temperature < float("inf"):
         raise ValueError(f"temperature must be a positive number, got {temperature!r}")
     check_precision(precision)
     settings = DecodeSettings(threads=threads)

@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from torch import Tensor, nn
@@ -40,6 +41,7 @@ def fitted_detector(
     except RuntimeError:
         images, _ = load_dataset(dataset, root, train=True)
         detector.fit(images[:count])
+        assert detector.log_likelihoods is not None  # fitted
         return detector, detector.log_likelihoods
 
 
@@ -106,7 +108,8 @@ def measure_density(
         bar.set_description("samples")
         samples = sample(shown, model=network, seed=seed)
         bar.update()
-        series, by_name = [], {}
+        series: list[Series] = []
+        by_name: dict[str, tuple[Tensor, Tensor]] = {}
         for kind in ("clean", *attacks):
             bar.set_description(kind)
             given = clean if kind == "clean" else attacked_images(kind, classifier, clean, labels, attack_eps, seed)
@@ -160,7 +163,7 @@ def measure_baseline(
     }
 
 
-def summary(measured: DensityMeasurements) -> dict[str, object]:
+def summary(measured: DensityMeasurements) -> dict[str, Any]:
     """Settings, and the figures' figures: mean bits/dim and areas under the ROC curves against the training images."""
     return {
         **measured.settings,
@@ -181,7 +184,12 @@ def summary(measured: DensityMeasurements) -> dict[str, object]:
 
 
 def density_figures(
-    dataset: str, root: str | os.PathLike[str] | None, out: str | os.PathLike[str], *, force: bool = False, **settings
+    dataset: str,
+    root: str | os.PathLike[str] | None,
+    out: str | os.PathLike[str],
+    *,
+    force: bool = False,
+    **settings: Any,
 ) -> list[Path]:
     """Measure, draw, and write the figures as PNG and SVG and their numbers as JSON into the folder ``out``.
 
