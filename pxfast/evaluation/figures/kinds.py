@@ -8,8 +8,8 @@ from collections.abc import Sequence
 
 import numpy as np
 from torch import Tensor
-from tqdm import tqdm
 
+from ...base.progress import Progress
 from ...data.datasets import load_dataset
 from ...pixelcnn.shipped import model_for
 from ...pixeldefend.detection import shipped_log_likelihoods
@@ -45,15 +45,15 @@ def measure(
     row: RowSpecification,
     columns: Sequence[ColumnSpecification],
     eps: int | None,
-    bar: tqdm | None = None,
+    progress: Progress | None = None,
 ) -> list[Kind]:
     """Clean images, then those of each column's attack on the row's classifier; purified as the row has it."""
     pipeline, classifier = prepared.pipeline, prepared.classifiers[row.name]
     defences = [describe(defence, pipeline.context) for defence in row.defences]
     kinds = []
     for column in (None, *columns):
-        if bar is not None:
-            bar.set_description_str("clean" if column is None else column.attack)
+        if progress is not None:
+            progress.entitle("clean" if column is None else column.attack)
         given = prepared.images
         if column is not None:
             given = pipeline.attacked(
@@ -78,8 +78,8 @@ def measure(
                 ),
             )
         )
-        if bar is not None:
-            bar.update()
+        if progress is not None:
+            progress.advance()
     return kinds
 
 
