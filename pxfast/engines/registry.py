@@ -72,19 +72,29 @@ ENGINES = {
 }
 
 
-def select(name: str = "auto") -> Engine:
+def select(name: str = "auto", *, gpu: bool | None = None) -> Engine:
     """The engine called ``name``; 'auto' takes the first of the registry that can run here and, on a GPU, passed its
     trial (:mod:`pxfast.kernels.trust`), which is held now if it never was.
 
-    ValueError for an unknown name lists the known ones; RuntimeError for an engine that can't run here says why.
+    gpu: True, an engine of a GPU is wanted; False, one of the CPU; None, any. ValueError for an unknown name lists the
+    known ones, and so does it for one that runs elsewhere; RuntimeError for an engine that can't run here says why.
     """
+    fitting = {each: engine for each, engine in ENGINES.items() if gpu is None or engine.gpu == gpu}
     if name == "auto":
-        return next(engine for engine in ENGINES.values() if engine.unavailable() is None and _passed(engine))
+        for engine in fitting.values():
+            if engine.unavailable() is None and _passed(engine):
+                return engine
+        reasons = "; ".join(
+            f"{each}: {engine.unavailable() or 'it failed its trial'}" for each, engine in fitting.items()
+        )
+        raise RuntimeError(f"no engine of a GPU can run here ({reasons})")
     if name not in ENGINES:
         raise ValueError(f"unknown engine {name!r}; known: auto, {', '.join(ENGINES)}")
     reason = ENGINES[name].unavailable()
     if reason is not None:
         raise RuntimeError(f"engine {name!r} can't run here: {reason}")
+    if name not in fitting:
+        raise ValueError(f"engine {name!r} does not run on a {'GPU' if gpu else 'CPU'}; known: {', '.join(fitting)}")
     return ENGINES[name]
 
 
@@ -96,6 +106,6 @@ def _passed(engine: Engine) -> bool:
             f"'auto' passes over the {engine.name} engine, which failed its trial on this GPU: {problem}; "
             f"engine={engine.name!r} uses it all the same, and verify tells whether a result is exact",
             RuntimeWarning,
-            stacklevel=4,
+            stacklevel=3,
         )
     return problem is None
