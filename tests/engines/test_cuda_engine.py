@@ -120,12 +120,8 @@ def test_a_plan_fits_the_gpu(module, engines, images, device):
         assert engines["bf16"].workspace_bytes(plan) < 1.05 * most + 1e6
 
 
-<<<<<<< HEAD
-@pytest.mark.parametrize("wgmma", [None, True, False])
-=======
 @pytest.mark.engine("cuda-plan")
-@pytest.mark.parametrize("wgmma", ["", "1", "0"])
->>>>>>> tests
+@pytest.mark.parametrize("wgmma", [None, True, False])
 @pytest.mark.parametrize("groups", [True, False])
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_weights_are_packed_for_the_devices_instruction(module, monkeypatch, precision, groups, wgmma):
@@ -166,13 +162,8 @@ def test_a_plan_that_cannot_be_is_refused(module, engines):
 
 
 @pytest.mark.gpu
-<<<<<<< HEAD
-@pytest.mark.usefixtures("on_gpu")
-@pytest.mark.parametrize("wgmma", [True, False])
-=======
 @pytest.mark.engine("cuda")
-@pytest.mark.parametrize("wgmma", ["1", "0"])
->>>>>>> tests
+@pytest.mark.parametrize("wgmma", [True, False])
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_order_teams_and_clusters_change_no_bit(precision, wgmma):
     model = trained_model((8, 12), 3, 10, 1)
@@ -191,15 +182,9 @@ def test_order_teams_and_clusters_change_no_bit(precision, wgmma):
 
 
 @pytest.mark.gpu
-<<<<<<< HEAD
-@pytest.mark.usefixtures("on_gpu")
+@pytest.mark.engine("cuda")
 @pytest.mark.parametrize("wgmma", [True, False])
 def test_wide_row_steps_are_exact_and_the_same_in_any_team(wgmma):
-=======
-@pytest.mark.engine("cuda")
-@pytest.mark.parametrize("wgmma", ["1", "0"])
-def test_wide_row_steps_are_exact_and_the_same_in_any_team(wgmma, monkeypatch):
->>>>>>> tests
     """48 filters and 136 rows: more than half of a tile's outputs, and more than one tile of rows."""
     model = trained_model((4, 8), 1, 48, 1)
     images = noisy(real_images(1, (4, 8), 17))

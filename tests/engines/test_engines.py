@@ -352,22 +352,8 @@ def test_changed_weights_are_noticed(engine, precision):
 # --- the instruction sets of the CPU engine ---
 
 
-<<<<<<< HEAD
-
-@pytest.fixture(params=ISAS)
-def isa(request: pytest.FixtureRequest) -> str:
-    reason = ENGINES["cpu"].unavailable()
-    if reason is not None:
-        pytest.skip(f"engine 'cpu' can't run here: {reason}")
-    from pxfast import _C
-
-    if request.param not in _C.cpu_isas():
-        pytest.skip(f"this processor or build has no {request.param}")
-=======
 @pytest.fixture(params=INSTRUCTION_SETS)
-def isa(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    monkeypatch.setenv("PXFAST_ISA", request.param)
->>>>>>> tests
+def isa(request: pytest.FixtureRequest) -> str:
     return request.param
 
 
@@ -407,18 +393,9 @@ def test_speculation_and_teams_give_the_sequential_bits(isa, case, precision):
         ("isa", "avx1024", ValueError),
     ],
 )
-<<<<<<< HEAD
-def test_a_wrong_setting_is_named(engine, setting, value, error):
-    if setting == "isa" and engine != "cpu":
-        return  # the other engines have no use for it
+def test_a_wrong_setting_is_named(setting, value, error):
     with pytest.raises(error, match=f"{setting} must be .*{value!r}" if value != 0 else f"{setting} must be"):
-        decode(engine, SMALL.model(), attacked(SMALL, 1), 4, "fp32", **{setting: value})
-=======
-def test_a_wrong_environment_variable_is_named(monkeypatch, variable, value):
-    monkeypatch.setenv(variable, value)
-    with pytest.raises(ValueError, match=f"{variable} must be .*'{value}'"):
-        decode("cpu", SMALL.model(), attacked(SMALL, 1), 4, "fp32")
->>>>>>> tests
+        decode("cpu", SMALL.model(), attacked(SMALL, 1), 4, "fp32", **{setting: value})
 
 
 # --- the registry ---

@@ -62,14 +62,7 @@ print("finished", flush=True)
 # the reference engine evaluates the whole batch at once: it is there to be right, not to be big
 @pytest.mark.parametrize("engine", [param for param in ENGINE_PARAMS if "reference" not in param.values])
 def test_memory_does_not_grow_with_the_batch(engine):
-<<<<<<< HEAD
-    if engine == "reference":
-        pytest.skip("the reference engine evaluates the whole batch at once: it is there to be right, not to be big")
-    pytest.importorskip("resource", reason="peak memory is read with getrusage")
     from pxfast.engines.cpu import isa_of, packed
-=======
-    from pxfast.engines.cpu import current_isa, packed
->>>>>>> tests
     from pxfast.engines.schedule import schedule_for
     from pxfast.pixelcnn.network import PixelCNN, PixelCNNConfig
 
