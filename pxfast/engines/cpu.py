@@ -21,7 +21,7 @@ from .choosers import Chooser
 from .compiled import current_order, plain_chooser, program_of
 from .schedule import Schedule
 
-unavailable = compiled.unavailable
+unavailable: Callable[[], str | None] = compiled.unavailable
 
 
 def best_precision() -> str:

@@ -47,7 +47,8 @@ class Models:
     """The networks of ``files`` on a device, each loaded once. ValueError when a file is no longer what it was."""
 
     def __init__(self, files: ModelFiles, device: str) -> None:
-        self.files, self.device = files, torch.device(device)
+        self.files = files
+        self.device: torch.device = torch.device(device)
         self._classifiers: dict[str, Classifier] = {}
         self._densities: dict[str, PixelCNN] = {}
 

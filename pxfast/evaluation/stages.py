@@ -47,7 +47,7 @@ class Worker:
     """Does tasks, and holds the networks for them. files: where these lie. device: 'cpu', 'cuda' or 'cuda:N'."""
 
     def __init__(self, files: ModelFiles, device: str = "cpu") -> None:
-        self.models = Models(files, device)
+        self.models: Models = Models(files, device)
 
     def __call__(self, task: Task) -> TaskResult:
         started = time.perf_counter()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -45,7 +46,7 @@ def measure(
     row: RowSpecification,
     columns: Sequence[ColumnSpecification],
     eps: int | None,
-    bar: tqdm | None = None,
+    bar: tqdm[Any] | None = None,
 ) -> list[Kind]:
     """Clean images, then those of each column's attack on the row's classifier; purified as the row has it."""
     pipeline, classifier = prepared.pipeline, prepared.classifiers[row.name]
