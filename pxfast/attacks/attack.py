@@ -10,9 +10,9 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from ..base.checks import check_eps
+from ..base.progress import reporting
 from ..defences.defended import Defended
 from ..tensors.batches import FIXED_BATCH, in_fixed_batches
 from ..tensors.seeds import image_key, image_seeds
@@ -306,12 +306,10 @@ def _by_block(
 ) -> list[Part]:
     """``function`` of ``size`` images at a time and their labels; none without images."""
     parts, done = [], 0
-    with tqdm(total=len(images), unit="image", disable=progress is not True) as bar:
+    with reporting(len(images), progress) as report:
         for start in range(0, len(images), size):
             block = images[start : start + size]
             parts.append(function(block, None if labels is None else labels[start : start + size]))
             done += len(block)
-            bar.update(len(block))
-            if callable(progress):
-                progress(done)
+            report(done)
     return parts

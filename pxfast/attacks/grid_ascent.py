@@ -16,8 +16,8 @@ from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
+from ..base.progress import progress_of
 from ..defences.defended import Defended
 from ..defences.protocol import DifferentiablePurifier, ScoredPurifier, is_stochastic
 from ..tensors.seeds import derived_seeds
@@ -111,7 +111,7 @@ def ascend(
     moved = given if start is None else given + start.to(given)
     moved = torch.minimum(torch.maximum(moved, lowest), highest)
     active = torch.arange(len(x), device=x.device)
-    with tqdm(total=steps, unit="step", leave=False, disable=not meter.progress) as bar:
+    with progress_of(steps, "step", shown=meter.progress, leave=False) as shown:
         for number in range(steps):
             if not len(active) or not meter.affords(active, queries, gradients):
                 break
@@ -122,5 +122,5 @@ def ascend(
                 active, way = active[~wrong], way[~wrong]
             change = (step * way).round().int()
             moved[active] = torch.minimum(torch.maximum(moved[active] + change, lowest[active]), highest[active])
-            bar.update()
+            shown.advance()
     return moved.float() / 255.0

@@ -15,9 +15,9 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from ..base.files import refuse_existing, whole_file
+from ..base.progress import progress_of
 from ..defences.protocol import HidesNetworks
 from ..tensors.safetensors import read_safetensors
 from .attack import Attack
@@ -72,7 +72,7 @@ def attack_to_file(
     parts = open_parts(parts_path(out), settings, force=force)
     results = []
     try:
-        with tqdm(total=len(images), unit="image", disable=not progress) as bar:
+        with progress_of(len(images), shown=progress) as shown:
             for start in range(0, len(images), attack.block):
                 part = parts / f"{start:08d}.safetensors"
                 if not part.exists():
@@ -80,7 +80,7 @@ def attack_to_file(
                     given = None if labels is None else labels[chosen]
                     write_part(attack.run(classifier, images[chosen], given, eps, seed=seed, **options), part)
                 results.append(read_part(part))
-                bar.update(len(results[-1].images))
+                shown.advance(len(results[-1].images))
     except BaseException:
         if not any(parts.glob("*.safetensors")):  # a wrong request leaves nothing behind
             shutil.rmtree(parts)

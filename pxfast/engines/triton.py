@@ -20,6 +20,7 @@ from torch import Tensor
 from .choosers import Chooser, Sample
 from .gpu import gpu_problem
 from .schedule import Schedule
+from .settings import DEFAULTS, DecodeSettings
 
 if TYPE_CHECKING:
     from .triton_program import ChooserShape, Program, Workspace
@@ -43,7 +44,7 @@ def unavailable() -> str | None:
     return None
 
 
-def best_precision() -> str:
+def best_precision(settings: DecodeSettings = DEFAULTS) -> str:
     """The faster precision: 'bf16'."""
     return "bf16"
 
@@ -187,6 +188,7 @@ def decode(
     chooser: Chooser,
     *,
     precision: str,
+    settings: DecodeSettings = DEFAULTS,
     report: Callable[[int], None] | None = None,
 ) -> Tensor:
     """See :class:`pxfast.engines.Decode`; the result is on the CPU. Images on a GPU are decoded there.

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-import os
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -84,7 +83,6 @@ class RayWorker:
         import ray
 
         torch.set_num_threads(threads)
-        os.environ["PXFAST_THREADS"] = str(threads)
         self.folder: tempfile.TemporaryDirectory[str] = tempfile.TemporaryDirectory(prefix="pxfast-")
         places = {}
         for number, (path, content) in enumerate(ray.get(contents).items()):
@@ -97,6 +95,7 @@ class RayWorker:
                 {key: places[str(path)] for key, path in files.densities.items()},
             ),
             device,
+            threads,
         )
 
     def __call__(self, batch: Batch) -> Batch:

@@ -12,11 +12,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from ..attacks import find_attack
 from ..attacks.resumable import library_versions
 from ..base.machine import parse_device, processor_name, usable_processors
+from ..base.progress import Progress, progress_of
 from ..base.version import __version__
 from ..classifiers.weights import read_notes
 from ..data.datasets import load_dataset
@@ -137,27 +137,21 @@ def evaluate_table(
     with progress_bars(prepared.pipeline, len(places), progress) as cells:
         write_table(out, run.table())
         for row, column, eps in places:
-            cells.set_description_str(f"{row.name}, {column.name}" + ("" if eps is None else f", eps {eps}"))
+            cells.entitle(f"{row.name}, {column.name}" + ("" if eps is None else f", eps {eps}"))
             run.compute(row, column, eps)
             write_table(out, run.table())
-            cells.update()
+            cells.advance()
     return run.table()
 
 
 @contextlib.contextmanager
-def progress_bars(pipeline: Pipeline, cells: int, progress: bool) -> Iterator[tqdm[Any]]:
-    """Show a bar of so many cells, which is given, and below it one of the images of the step at hand."""
+def progress_bars(pipeline: Pipeline, cells: int, progress: bool) -> Iterator[Progress]:
+    """Show how far so many cells are, which is to be told, and below it the images of the step at hand."""
     with (
-        tqdm(total=cells, unit="cell", disable=not progress) as outer,
-        tqdm(unit="image", leave=False, disable=not progress) as inner,
+        progress_of(cells, "cell", shown=progress) as outer,
+        progress_of(None, shown=progress, leave=False) as inner,
     ):
-
-        def report(what: str, done: int, total: int) -> None:
-            inner.set_description_str(f"  {what}", refresh=False)
-            inner.total, inner.n = total, done
-            inner.refresh()
-
-        pipeline.report = report
+        pipeline.report = lambda what, done, total: inner.turn_to(f"  {what}", done, total)
         yield outer
 
 

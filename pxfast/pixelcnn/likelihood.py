@@ -6,8 +6,8 @@ import math
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
+from ..base.progress import progress_of
 from ..data.images import ImagesT, to_grid
 from ..tensors.batches import in_fixed_batches
 from .heads import LogisticHead
@@ -26,12 +26,12 @@ def _log_prob(grid: Tensor, model: PixelCNN, batch_size: int, progress: bool) ->
     sums = [torch.zeros(0, dtype=torch.float64)]
     # cuDNN's convolutions would round to TF32, which costs a thousandth of a bit
     with (
-        tqdm(total=len(grid), unit="image", disable=not progress) as bar,
+        progress_of(len(grid), shown=progress) as shown,
         torch.backends.cudnn.flags(enabled=True, allow_tf32=False),
     ):
         for batch in grid.split(batch_size) if len(grid) else ():
             sums.append(network.log_prob(batch.to(device)).double().sum(dim=(1, 2, 3)).cpu())
-            bar.update(len(batch))
+            shown.advance(len(batch))
     return torch.cat(sums)
 
 

@@ -14,10 +14,10 @@ from typing import Generic
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from ..base.checks import check_eps
 from ..base.extras import require
+from ..base.progress import progress_of
 from ..data.images import Array, ImagesT, to_grid
 from ..pixelcnn.likelihood import bits_per_dim, relaxable
 from ..pixelcnn.network import PixelCNN
@@ -74,7 +74,7 @@ def lbfgs_purify(
     network = oracle(model, "fp32")
     relaxed = torch.empty(len(grid), starts)
     results = torch.empty(starts, *grid.shape, dtype=torch.uint8)
-    with tqdm(total=len(grid) * starts, unit="start", disable=not progress) as bar:
+    with progress_of(len(grid) * starts, "start", shown=progress) as shown:
         for i, image in enumerate(grid.numpy()):
             lowest, highest = (np.clip(image.astype(np.float64) + move, 0, 255).ravel() for move in (-eps, eps))
             for start in range(starts):
@@ -89,7 +89,7 @@ def lbfgs_purify(
                 )
                 relaxed[i, start] = float(found.fun)
                 results[start, i] = torch.from_numpy(np.rint(found.x).astype(np.uint8).reshape(image.shape))
-                bar.update()
+                shown.advance()
     rounded = torch.stack([bits_per_dim(result, model=model) for result in results], dim=1)
     best = results[rounded.argmin(dim=1), torch.arange(len(grid))] if len(grid) else grid
     return LBFGSPurification(form.images(best), bits_per_dim(grid, model=model), relaxed, rounded)

@@ -5,12 +5,11 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from torch import Tensor
-from tqdm import tqdm
 
+from ...base.progress import Progress
 from ...data.datasets import load_dataset
 from ...pixelcnn.shipped import model_for
 from ...pixeldefend.detection import shipped_log_likelihoods
@@ -46,7 +45,7 @@ def measure(
     row: RowSpecification,
     columns: Sequence[ColumnSpecification],
     eps: int | None,
-    bar: tqdm[Any] | None = None,
+    progress: Progress | None = None,
 ) -> list[Kind]:
     """Clean images, then those of each column's attack on the row's classifier; purified as the row has it."""
     pipeline, classifier = prepared.pipeline, prepared.classifiers[row.name]
@@ -54,8 +53,8 @@ def measure(
     kinds = []
     for column in (None, *columns):
         name = "clean" if column is None or column.attack is None else column.attack
-        if bar is not None:
-            bar.set_description_str(name)
+        if progress is not None:
+            progress.entitle(name)
         given = prepared.images
         if column is not None and column.attack is not None:
             given = pipeline.attacked(
@@ -80,8 +79,8 @@ def measure(
                 ),
             )
         )
-        if bar is not None:
-            bar.update()
+        if progress is not None:
+            progress.advance()
     return kinds
 
 

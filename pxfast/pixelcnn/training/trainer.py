@@ -12,8 +12,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
+from ...base.progress import progress_of
 from ...tensors.safetensors import read_safetensors
 from ...training.averaged_run import AveragedRun
 from ...training.processes import Processes
@@ -201,10 +201,10 @@ def mean_bits_per_dim(model: PixelCNN, images: Tensor, *, progress: bool = False
     device = next(model.parameters()).device
     total = torch.zeros((), dtype=torch.float64)
     with (
-        tqdm(total=len(images), unit="image", disable=not progress) as bar,
+        progress_of(len(images), shown=progress) as shown,
         torch.backends.cudnn.flags(enabled=True, allow_tf32=False),
     ):
         for part in images.split(EVALUATED_AT_ONCE):
             total += model.log_prob(part.to(device)).double().sum().cpu()
-            bar.update(len(part))
+            shown.advance(len(part))
     return -float(total) / images.numel() / LOG2
