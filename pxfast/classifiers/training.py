@@ -115,8 +115,8 @@ class ClassifierTrainer(TrainingRun):
             raise ValueError(f"a classifier is trained by one process, not by {self.processes.count}")
         self.labels = labels
         torch.manual_seed(settings.seed)
-        self.model = build(config).to(self.processes.device).to(memory_format=torch.channels_last)
-        self.optimiser = torch.optim.SGD(
+        self.model: Classifier = build(config).to(self.processes.device).to(memory_format=torch.channels_last)
+        self.optimiser: torch.optim.SGD = torch.optim.SGD(
             self.model.parameters(),
             settings.learning_rate,
             settings.momentum,

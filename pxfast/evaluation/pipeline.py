@@ -47,8 +47,11 @@ class Pipeline:
     ) -> None:
         if shard < 1:
             raise ValueError(f"shard must be positive, got {shard}")
-        self.store, self.runner, self.context, self.shard = store, runner, context, shard
-        self.report = report or (lambda what, done, total: None)
+        self.store = store
+        self.runner = runner
+        self.context = context
+        self.shard = shard
+        self.report: Report = report or (lambda what, done, total: None)
         self._spent: dict[str, dict[str, tuple[int, float]]] = {}  # by what was done, by entry: images and seconds
 
     def attacked(

@@ -23,7 +23,7 @@ class LocalRunner:
     """Does tasks one after the other in this process."""
 
     def __init__(self, files: ModelFiles, device: str) -> None:
-        self.worker = Worker(files, device)
+        self.worker: Worker = Worker(files, device)
 
     def run(self, tasks: Sequence[Task]) -> Iterator[TaskResult]:
         return map(self.worker, tasks)

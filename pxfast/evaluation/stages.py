@@ -50,7 +50,7 @@ class Worker:
     """
 
     def __init__(self, files: ModelFiles, device: str = "cpu", threads: int | None = None) -> None:
-        self.models = Models(files, device, threads)
+        self.models: Models = Models(files, device, threads)
 
     def __call__(self, task: Task) -> TaskResult:
         started = time.perf_counter()
