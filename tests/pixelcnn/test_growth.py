@@ -52,18 +52,18 @@ def test_the_same_size_is_a_copy() -> None:
 
 def test_what_is_new_learns(tmp_path) -> None:
     """A grown network beats the small one on its training images, by weights that had been zero too."""
-    small = trained_model((8, 8), 1, 5, 1, steps=200)
+    small = trained_model((8, 8), 1, 5, 1, steps=80)
     images = real_images(1, (8, 8), 64)
     config = dataclasses.replace(small.config, filters=8, resnets=2)
     trainer = Trainer(
-        config, TrainingSettings(batch_size=16, epochs=30, optimiser="muon", warmup=10, precision="fp32"), images
+        config, TrainingSettings(batch_size=16, epochs=10, optimiser="muon", warmup=5, precision="fp32"), images
     )
     trainer.initialise(small)
     before = trainer.evaluate(trainer.averaged, images)
     with torch.no_grad():
         assert before == pytest.approx(-small.log_prob(images).mean().item() / math.log(2), abs=1e-4)
     begun = {name: value.clone() for name, value in trainer.model.state_dict().items()}
-    while trainer.step < 120:
+    while trainer.step < 40:
         trainer.train_step()
     assert trainer.evaluate(trainer.averaged, images) < before - 0.05
     after = trainer.model.state_dict()
