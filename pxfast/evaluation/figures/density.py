@@ -85,7 +85,8 @@ def measure_density(
     16. shown: samples drawn, and real images beside them. lbfgs_images, lbfgs_starts: of the comparison with L-BFGS-B,
     which takes a second to some minutes for each (0 images: none). seed: of samples, attacks and starts. device: where
     likelihoods and the classifier are computed, as :func:`pxfast.base.machine.parse_device` takes it; a classifier that
-    is given as a module is there already. engine: of purification and samples. Raises TypeError or ValueError for bad input, FileNotFoundError without the data.
+    is given as a module is there already. engine: of purification and samples. Raises TypeError or ValueError for bad
+    input, FileNotFoundError without the data.
     """
     for name, value in (("images", images), ("train_images", train_images), ("shown", shown)):
         if value < 1:
