@@ -1,5 +1,5 @@
 // What the kernels ask of the machine: every PTX instruction stands here. On a host without a GPU the tests compile the
-// kernels against tests/cuda_shim/shim.h, which has a twin of each of these functions.
+// kernels against tests/support/cuda_shim/shim.h, which has a twin of each of these functions.
 #pragma once
 
 #include <cstdint>

@@ -11,15 +11,15 @@ from __future__ import annotations
 
 import copy
 import math
-import numbers
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
-from ..base.checks import check_integer
+from ..base.checks import check_integer, is_number
 from ..base.progress import reporting
-from ..data.images import Images, check_range, to_grid
+from ..data.images import ImagesT, check_range, to_grid
 from ..tensors.batches import FIXED_BATCH, in_fixed_batches
 from ..tensors.seeds import image_seeds, standard_normal
 from ..tensors.straight_through import check_backward, with_backward
@@ -90,6 +90,11 @@ class ADPPurifier(nn.Module):
     """
 
     stochastic = True
+    model: ScoreNetwork | None
+
+    if TYPE_CHECKING:
+
+        def __call__(self, images: ImagesT) -> ImagesT: ...
 
     def __init__(
         self,
@@ -103,20 +108,20 @@ class ADPPurifier(nn.Module):
         progress: bool | Callable[[int], None] = False,
     ) -> None:
         super().__init__()
-        if isinstance(sigma, bool) or not isinstance(sigma, numbers.Real) or not 0.0 <= sigma < math.inf:
+        if not is_number(sigma) or not 0.0 <= sigma < math.inf:
             raise ValueError(f"sigma must be a deviation of at least 0, on images in [0, 1], got {sigma!r}")
-        self.sigma = float(sigma)
-        self.steps = check_integer("steps", steps, 10_001)
-        self.runs = check_integer("runs", runs, 10_001)
+        self.sigma: float = float(sigma)
+        self.steps: int = check_integer("steps", steps, 10_001)
+        self.runs: int = check_integer("runs", runs, 10_001)
         if self.runs == 0:
             raise ValueError("runs must be at least 1, got 0")
         object.__setattr__(self, "model", SHIPPED.resolve(model))
-        self.backward = check_backward(backward, "full")
-        self.seed = check_integer("seed", seed, 2**63)
+        self.backward: str = check_backward(backward, "full")
+        self.seed: int = check_integer("seed", seed, 2**63)
         self.progress = progress
         self._elsewhere: dict[tuple[int, torch.device, torch.dtype], ScoreNetwork] = {}
 
-    def forward(self, images: Images) -> Images:
+    def forward(self, images: ImagesT) -> ImagesT:
         """One run. Images (N, C, H, W) or (C, H, W), of the types that ``purify`` takes; the same form comes back.
 
         Floating tensors are taken as they are and give a gradient; uint8 and NumPy images are rounded to the grid. The

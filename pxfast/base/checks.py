@@ -15,6 +15,11 @@ def check_integer(name: str, value: int, limit: int) -> int:
     return int(value)
 
 
+def is_number(value: object) -> bool:
+    """Whether it is a real number, of Python's or of NumPy's; bool is none. NaN and the infinities are."""
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)
+
+
 def check_eps(eps: int) -> int:
     """``eps``, in steps of the 0..255 grid, as a Python int; raises what :func:`check_integer` does."""
     return check_integer("eps", eps, 256)

@@ -73,7 +73,7 @@ def attack(
     chosen = find_attack(name)
     options = parse_options(chosen, [*(option or []), *([] if steps is None else [f"steps={steps}"])])
     place = parse_device(device)
-    defences = parse_defences(defence or [], engine=engine_on(device, "auto"))
+    defences = parse_defences(defence or [], engine=engine_on(device, "auto"), threads=threads)
     given, stored = load_dataset(dataset, root, train=None)
     given, stored = given[:images], stored[:images]
     model = load_classifier(classifier or default_classifier(dataset, tuple(given.shape[1:]))).to(place)

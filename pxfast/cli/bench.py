@@ -27,10 +27,10 @@ def bench(
     from ..base.checks import PRECISIONS, check_precision
     from ..base.progress import progress_of
     from ..engines import benchmark
-    from .machine import use_threads
+    from ..engines.settings import DecodeSettings
     from .output import print_json
 
-    use_threads(threads)
+    settings = DecodeSettings(threads=threads)
     names = network or benchmark.NETWORKS
     precisions = PRECISIONS if check_precision(precision) == "auto" else (precision,)
     rows = []
@@ -38,7 +38,7 @@ def bench(
         for name in names:
             for each in precisions:
                 progress.entitle(f"{name}, {each}")
-                rows.append(benchmark.measure(name, precision=each, batch=batch_size, rounds=rounds))
+                rows.append(benchmark.measure(name, precision=each, batch=batch_size, rounds=rounds, settings=settings))
                 progress.advance()
     if as_json:
         print_json([dataclasses.asdict(row) for row in rows])

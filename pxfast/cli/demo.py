@@ -19,7 +19,9 @@ def demo(
     from .output import print_json
 
     use_threads(threads)
-    shown = demonstration.run(out, force=force, device=device, engine=engine_on(device, "auto"), progress=not quiet)
+    shown = demonstration.run(
+        out, force=force, device=device, engine=engine_on(device, "auto"), threads=threads, progress=not quiet
+    )
     if as_json:
         print_json(demonstration.facts(shown))
     else:

@@ -75,12 +75,13 @@ def run(
     force: bool = False,
     device: str = "auto",
     engine: str = "auto",
+    threads: int | None = None,
     progress: bool = False,
 ) -> Demonstration:
     """Purify the shipped images and write the comparison picture.
 
     out: the PNG to write; refused with FileExistsError when it exists, unless ``force``. None: pxfast-demo.png in the
-    current folder, or pxfast-demo-1.png and so on when that is taken. device, engine: of purification.
+    current folder, or pxfast-demo-1.png and so on when that is taken. device, engine, threads: of purification.
     """
     if out is not None:
         refuse_existing(out, force=force)
@@ -88,7 +89,7 @@ def run(
     model, classifier = load(MODEL), load_classifier(MODEL)
     given = torch.cat((demo.attacked, demo.clean)).to(parse_device(device))
     started = time.perf_counter()
-    both = purify(given, eps=PURIFY_EPS, model=model, engine=engine, progress=progress).cpu()
+    both = purify(given, eps=PURIFY_EPS, model=model, engine=engine, threads=threads, progress=progress).cpu()
     seconds = time.perf_counter() - started
     purified, purified_clean = both.split(len(demo.clean))
     stages = [

@@ -222,6 +222,7 @@ def settings_of(
         device=device,
         engine=engine_on(device, engine),
         precision=precision,
+        threads=threads,
         runner=runner,
         shard=batch_size,
     )

@@ -83,6 +83,7 @@ def density(
         seed=seed,
         device=device,
         engine=engine_on(device, engine),
+        threads=threads,
         progress=not quiet,
     )
     print_files(written, as_json=as_json)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -10,12 +9,11 @@ if TYPE_CHECKING:
 
 
 def use_threads(threads: int | None) -> None:
-    """Let torch and the CPU engine use so many threads in this process and in those it starts; None: as they are."""
+    """Let torch use so many threads in this process; None: as they are. Engines have an argument of their own."""
     if threads is not None:
         import torch
 
         torch.set_num_threads(threads)
-        os.environ["PXFAST_THREADS"] = str(threads)
 
 
 def engine_on(device: str, engine: str) -> str:
@@ -32,13 +30,19 @@ def engine_on(device: str, engine: str) -> str:
 
 
 def parse_defences(
-    texts: list[str], *, engine: str = "auto", precision: str = "auto", **settings: Any
+    texts: list[str],
+    *,
+    engine: str = "auto",
+    precision: str = "auto",
+    threads: int | None = None,
+    **settings: Any,
 ) -> list[nn.Module]:
-    """Defences by name with their settings. engine, precision: of purifiers that do not say theirs.
+    """Defences by name with their settings. engine, precision, threads: of purifiers that do not say theirs.
 
     settings: of the only defence, where they are not None. Raises ValueError for settings of several defences, and what
     :func:`pxfast.defences.named.parse_defence` raises.
     """
+    from ..base.checks import check_precision
     from ..defences.named import parse_defence
     from ..pixeldefend.purify import Purifier
 
@@ -51,5 +55,7 @@ def parse_defences(
             if defence.engine == "auto":
                 defence.engine = engine
             if defence.precision == "auto":
-                defence.precision = precision
+                defence.precision = check_precision(precision)
+            if defence.threads is None:
+                defence.threads = threads
     return defences

@@ -74,6 +74,7 @@ def purify(
         defence or ["purifier"],
         engine=engine_on(device, engine),
         precision=precision,
+        threads=threads,
         eps=eps,
         adaptive=adaptive,
         threshold=threshold,

@@ -77,6 +77,7 @@ def sample(
             temperature=temperature,
             engine=chosen.name,
             precision=precision,
+            threads=threads,
             progress=not quiet,
         )
     seconds = time.perf_counter() - started

@@ -17,14 +17,15 @@ from ..kernels import trust
 from . import cpu, cuda, reference, triton
 from .choosers import Chooser
 from .schedule import Schedule
+from .settings import DecodeSettings
 
 
 class Decode(Protocol):
     """What an engine does.
 
     images: (N, C, H, W) uint8, contiguous, N >= 1, on the CPU or, for an engine of a GPU, there; a Sample chooser takes
-    the shape alone. precision: 'fp32' or 'bf16'. report: called now and then with the number of images finished so far.
-    Returns a new uint8 tensor of the same shape.
+    the shape alone. precision: 'fp32' or 'bf16'. settings: threads, order and the like. report: called now and then
+    with the number of images finished so far. Returns a new uint8 tensor of the same shape.
     """
 
     def __call__(
@@ -34,8 +35,15 @@ class Decode(Protocol):
         chooser: Chooser,
         *,
         precision: str,
+        settings: DecodeSettings = ...,
         report: Callable[[int], None] | None = None,
     ) -> Tensor: ...
+
+
+class BestPrecision(Protocol):
+    """An engine's fastest precision here, 'fp32' or 'bf16', under the same settings as the decode."""
+
+    def __call__(self, settings: DecodeSettings = ...) -> str: ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,7 +57,7 @@ class Engine:
     summary: str
     decode: Decode
     unavailable: Callable[[], str | None]
-    best_precision: Callable[[], str]
+    best_precision: BestPrecision
     gpu: bool = False
 
 
@@ -59,7 +67,7 @@ ENGINES = {
         Engine("cuda", "C++/CUDA, cached", cuda.decode, cuda.unavailable, cuda.best_precision, gpu=True),
         Engine("triton", "Triton, cached", triton.decode, triton.unavailable, triton.best_precision, gpu=True),
         Engine("cpu", "C++, cached, multi-threaded", cpu.decode, cpu.unavailable, cpu.best_precision),
-        Engine("reference", "plain torch, uncached, slow", reference.decode, lambda: None, lambda: "fp32"),
+        Engine("reference", "plain torch, uncached, slow", reference.decode, lambda: None, reference.best_precision),
     )
 }
 

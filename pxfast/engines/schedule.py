@@ -160,7 +160,7 @@ class _Flattener:
 
     def _publish(self, step: Step, kind: str) -> int:
         """The cache in which ``step`` publishes its result as 'concat_elu', 'raw' or 'elu'."""
-        cache = getattr(step, kind)
+        cache: int | None = getattr(step, kind)
         if cache is None:
             width = 2 * self.filters if kind == "concat_elu" else self.filters
             cache = self.schedule._cache(step.level, width)

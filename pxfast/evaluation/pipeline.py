@@ -177,14 +177,13 @@ class Pipeline:
             entries[result.number] = entry
             done += len(shards[result.number]["images"])
             self.report(what, done, count)
-        if missing := [number for number, entry in enumerate(entries) if entry is None]:
-            raise RuntimeError(f"the runner gave no result for {len(missing)} of {len(entries)} tasks")
+        found = [entry for entry in entries if entry is not None]
+        if missing := len(entries) - len(found):
+            raise RuntimeError(f"the runner gave no result for {missing} of {len(entries)} tasks")
         spent = self._spent.setdefault(what, {})
-        for each, part, entry in zip(recipes, shards, entries, strict=True):
+        for each, part, entry in zip(recipes, shards, found, strict=True):
             spent[self.store.path(each).name] = len(part["images"]), entry.seconds
-        return Computed(
-            torch.cat([entry.tensors[output] for entry in entries]), sum(entry.seconds for entry in entries)
-        )
+        return Computed(torch.cat([entry.tensors[output] for entry in found]), sum(entry.seconds for entry in found))
 
 
 def attack_code(name: str) -> str:

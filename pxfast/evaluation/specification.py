@@ -129,6 +129,7 @@ class TableSpecification:
 
 
 Named = TypeVar("Named", ColumnSpecification, RowSpecification)
+Specification = TypeVar("Specification", ColumnSpecification, RowSpecification, TableSpecification)
 
 
 def _named(kind: str, entries: tuple[Named, ...], names: Iterable[str] | None) -> tuple[Named, ...]:
@@ -168,7 +169,7 @@ def parse_table(values: dict[str, Any]) -> TableSpecification:
     return table
 
 
-def _made(kind: type, values: dict[str, Any], what: str) -> Any:
+def _made(kind: type[Specification], values: dict[str, Any], what: str) -> Specification:
     """A specification's dataclass from a TOML table, with tuples for arrays."""
     fields = {field.name: field for field in dataclasses.fields(kind)}
     name = values.get("name", "without a name")
@@ -181,7 +182,7 @@ def _made(kind: type, values: dict[str, Any], what: str) -> Any:
     }
     if missing := needed - set(values):
         raise ValueError(f"{what} {name!r} lacks {', '.join(sorted(missing))}")
-    made = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
+    made: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
     if "published" in made:
         made["published"] = {
             column: tuple(numbers) if isinstance(numbers, list) else (numbers,)

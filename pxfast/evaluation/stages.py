@@ -44,10 +44,13 @@ class TaskResult:
 
 
 class Worker:
-    """Does tasks, and holds the networks for them. files: where these lie. device: 'cpu', 'cuda' or 'cuda:N'."""
+    """Does tasks, and holds the networks for them.
 
-    def __init__(self, files: ModelFiles, device: str = "cpu") -> None:
-        self.models = Models(files, device)
+    files: where these lie. device: 'cpu', 'cuda' or 'cuda:N'. threads: of the CPU engine; None: its default.
+    """
+
+    def __init__(self, files: ModelFiles, device: str = "cpu", threads: int | None = None) -> None:
+        self.models = Models(files, device, threads)
 
     def __call__(self, task: Task) -> TaskResult:
         started = time.perf_counter()

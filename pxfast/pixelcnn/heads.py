@@ -95,7 +95,8 @@ class LogisticHead(nn.Module):
             from ..kernels import mixture
 
             joint = isinstance(self, JointLogisticHead)
-            return mixture.mixture_log_prob(features, images, self.bins_per_unit, joint).float()
+            found: Tensor = mixture.mixture_log_prob(features, images, self.bins_per_unit, joint)
+            return found.float()
         return self.plain_log_prob(features, images)
 
     def plain_log_prob(self, features: Tensor, images: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ iterations. ``pxfast figures density`` measures both.
 from __future__ import annotations
 
 import dataclasses
+from typing import Generic
 
 import numpy as np
 import torch
@@ -17,7 +18,7 @@ from torch import Tensor
 from ..base.checks import check_eps
 from ..base.extras import require
 from ..base.progress import progress_of
-from ..data.images import Images, to_grid
+from ..data.images import Array, ImagesT, to_grid
 from ..pixelcnn.likelihood import bits_per_dim, relaxable
 from ..pixelcnn.network import PixelCNN
 from ..pixelcnn.oracle import oracle
@@ -25,7 +26,7 @@ from ..pixelcnn.shipped import Model, model_for
 
 
 @dataclasses.dataclass(frozen=True)
-class LBFGSPurification:
+class LBFGSPurification(Generic[ImagesT]):
     """What :func:`lbfgs_purify` found for N images from S starts each.
 
     images: per image the likeliest of its S results, rounded to the grid; in the form in which the images were given.
@@ -33,14 +34,14 @@ class LBFGSPurification:
     bits_per_dim: (N, S) of the same, rounded to the grid. All float32.
     """
 
-    images: Images
+    images: ImagesT
     input_bits_per_dim: Tensor
     relaxed_bits_per_dim: Tensor
     bits_per_dim: Tensor
 
 
 def lbfgs_purify(
-    images: Images,
+    images: ImagesT,
     eps: int = 16,
     *,
     model: Model | None = None,
@@ -48,7 +49,7 @@ def lbfgs_purify(
     max_iterations: int = 100,
     seed: int = 0,
     progress: bool = False,
-) -> LBFGSPurification:
+) -> LBFGSPurification[ImagesT]:
     """Look for the likeliest image within ±eps by SciPy's L-BFGS-B, which follows the gradient of log p(X).
 
     The relaxation: sub-pixels are real numbers. The network reads them as it reads the integers, and the probability
@@ -94,7 +95,7 @@ def lbfgs_purify(
     return LBFGSPurification(form.images(best), bits_per_dim(grid, model=model), relaxed, rounded)
 
 
-def relaxed_bits_per_dim(values: np.ndarray, network: PixelCNN, shape: tuple[int, ...]) -> tuple[float, np.ndarray]:
+def relaxed_bits_per_dim(values: Array, network: PixelCNN, shape: tuple[int, ...]) -> tuple[float, Array]:
     """Relaxed bits/dim of one image, given as its values 0..255 (C * H * W,) float64, and their gradient."""
     x = torch.tensor(values, dtype=torch.float32).reshape(1, *shape).requires_grad_()
     with torch.enable_grad():

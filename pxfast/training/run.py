@@ -176,7 +176,7 @@ class TrainingRun:
 
 def fingerprint(images: Tensor) -> list[int]:
     """Shape and CRC-32 of the images, to notice that a run goes on with other data."""
-    return [*images.shape, zlib.crc32(images.contiguous().numpy())]
+    return [*images.shape, zlib.crc32(images.contiguous().numpy().data)]
 
 
 def laid_out_like(parameter: Tensor, value: Tensor) -> Tensor:

@@ -242,6 +242,7 @@ def position(checkpoint: Path) -> int:
         return json.loads(file.metadata()["position"])["step"]
 
 
+@pytest.mark.process
 def test_kill_and_resume_gives_the_weights_of_an_uninterrupted_run(tmp_path) -> None:
     whole, killed = tmp_path / "whole.safetensors", tmp_path / "killed.safetensors"
 

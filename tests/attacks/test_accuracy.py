@@ -23,7 +23,7 @@ PAPER = {
 }
 MARGIN = 10
 # The shipped Fashion-MNIST classifier (12 epochs) gives way less than the paper's. Our FGSM and BIM are Foolbox's bit
-# for bit (test_attacks_libraries.py), its probabilities are not saturated, and PGD of 100 steps still leaves it 14 % of
+# for bit (test_libraries.py), its probabilities are not saturated, and PGD of 100 steps still leaves it 14 % of
 # 64 images. Carlini and Wagner's attack, which seeks the nearest image in L2, loses much to the clipping; why so much,
 # is not known. Here it is held to what was measured.
 MEASURED = {"fashion-mnist": {"fgsm": 50, "bim": 23, "deepfool": 28, "cw": 58}}

@@ -351,6 +351,7 @@ def test_spsa_asks_nothing_but_logits_of_images_in_range() -> None:
         torch.testing.assert_close(255 * x, (255 * x).round(), rtol=0, atol=1e-4)
 
 
+@pytest.mark.external
 def test_spsa_agrees_with_torchattacks_on_where_to_go() -> None:
     """Theirs moves by Adam off the grid: the two share the direction, not the step."""
     torchattacks = pytest.importorskip("torchattacks", reason="torchattacks is not installed")

@@ -82,7 +82,7 @@ def test_deepfool_is_foolboxs(foolbox) -> None:
     theirs = by_foolbox(foolbox, foolbox.attacks.LinfDeepFoolAttack(), FIXTURE.network, FIXTURE.x, FIXTURE.labels, None)
     ours = deepfool.perturb(FIXTURE.network, FIXTURE.x, FIXTURE.labels, None)
     torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=0)
-    # within eps the attack only clips them: tests/test_attacks_clipped.py
+    # within eps the attack only clips them: test_clipped.py
 
 
 def test_carlini_wagner_finds_images_as_near_as_foolboxs(foolbox) -> None:

@@ -41,6 +41,7 @@ def test_exception_leaves_the_old_file_and_no_other(tmp_path):
     assert names(tmp_path) == {"out.bin"}
 
 
+@pytest.mark.process
 def test_kill_in_mid_write_leaves_the_old_file(tmp_path):
     target = tmp_path / "out.bin"
     target.write_bytes(b"old")
@@ -63,6 +64,7 @@ def test_kill_in_mid_write_leaves_the_old_file(tmp_path):
     assert any(path.stat().st_size >= 1_000_000 for path in tmp_path.iterdir()), "the write was not under way"
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("kind", ["npy", "pt", "safetensors", "folder"])
 def test_full_disk_leaves_the_old_output_and_says_so(tmp_path, kind):
     """Every writer, in a process of its own with a limit on the size of files."""

@@ -22,6 +22,7 @@ print(platform.libc_ver()[0] or "other", asked, before, faults())
 """
 
 
+@pytest.mark.process
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="asks for glibc, hence for Linux")
 def test_freed_memory_is_used_again() -> None:
     library, asked, before, after = run_python(SCRIPT).split()

@@ -25,8 +25,6 @@ def test_the_baseline_is_exact(channels, precision):
 
 @pytest.mark.gpu
 def test_the_graphs_decode_as_the_functions_do():
-    if not torch.cuda.is_available():
-        pytest.skip("torch finds no GPU")
     model = trained_model((12, 8), 1, 10, 1, steps=12)
     images = noisy(real_images(1, (12, 8), 5))
     result = TorchDecoder(schedule_for(model), 5, 16, "fp32", "cuda").decode(images.cuda()).cpu()

@@ -7,6 +7,8 @@ import sys
 import pytest
 from support.helpers import SOURCE
 
+pytestmark = pytest.mark.process
+
 SCRIPT = SOURCE / "bench" / "scripts" / "train_gpu.sh"
 
 # In place of pxfast: notes its arguments, is over at its third call, and keeps a checkpoint when interrupted.

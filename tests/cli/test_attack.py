@@ -248,6 +248,7 @@ def run_and_kill(code: str, out: Path) -> None:
         process.wait()
 
 
+@pytest.mark.process
 def test_killed_and_started_again(tmp_path: Path) -> None:
     out = tmp_path / "attacked.npy"
     run_and_kill(SLOW_RUN, out)
@@ -276,6 +277,7 @@ DEFENDED = Defended(FIXTURE.network, [Noisy()])
 QUICK = dataclasses.replace(bpda, block=8)
 
 
+@pytest.mark.process
 def test_an_attack_through_a_random_defence_is_killed_and_goes_on(tmp_path: Path) -> None:
     out = tmp_path / "attacked.npy"
     run_and_kill(SLOW_BPDA, out)

@@ -15,6 +15,8 @@ from support.helpers import environment
 
 from pxfast.cli.demonstration import CLASSES, SCALE, Stage, cell, default_path, load_demo_images, picture_size, table
 
+pytestmark = pytest.mark.process
+
 
 def pxfast(folder: Path, *arguments: str) -> subprocess.CompletedProcess:
     """Run the command line in a folder."""

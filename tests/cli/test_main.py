@@ -52,6 +52,7 @@ def purified(images, model):
     return pxfast.purify(images, 16, model=model, engine="reference")
 
 
+@pytest.mark.process
 def test_version_and_help(run_here):
     assert run("--version").stdout.strip() == f"pxfast {pxfast.__version__}"
     listing, _ = run_here("--help")
@@ -60,6 +61,7 @@ def test_version_and_help(run_here):
         assert name in listing
 
 
+@pytest.mark.process
 def test_errors_are_one_line_and_code_2(refused, tmp_path):
     assert "no such file or folder" in error_line(run("bpd", tmp_path / "missing.npy", code=2).stderr)
     assert "OUT" in refused("purify", tmp_path)
@@ -83,6 +85,7 @@ def test_purify_tensor_file_and_single_image(run_here, model, images, reference,
     assert torch.equal(result, purified(images[0], model))
 
 
+@pytest.mark.process
 def test_purify_folder(run_here, refused, model, images, reference, tmp_path):
     source, out = tmp_path / "in", tmp_path / "out"
     source.mkdir()
@@ -164,6 +167,7 @@ def test_folder_of_unequal_images_is_refused_by_name(refused, model, reference, 
     assert os.listdir(tmp_path) == ["in"]
 
 
+@pytest.mark.process
 def test_bpd(run_here, model, images, tmp_path):
     np.save(tmp_path / "in.npy", images.numpy())
     expected = pxfast.bits_per_dim(images, model=model)
@@ -176,6 +180,7 @@ def test_bpd(run_here, model, images, tmp_path):
     assert facts["mean"] == pytest.approx(float(expected.mean()), abs=1e-5)
 
 
+@pytest.mark.process
 def test_info(run_here):
     facts = json.loads(run("info", "--json").stdout)
     assert facts["pxfast"] == pxfast.__version__
@@ -191,6 +196,7 @@ def test_info(run_here):
         assert word in text
 
 
+@pytest.mark.process
 def test_ctrl_c_is_clean(model, tmp_path):
     """The interrupted run ends quickly with 130, one line, and neither output nor temporary files."""
     np.save(tmp_path / "in.npy", np.zeros((4096, 1, 8, 8), dtype=np.uint8))
@@ -221,6 +227,7 @@ def test_bad_budget(text):
         parse_budget(text)
 
 
+@pytest.mark.process
 def test_train(run_here, refused, data_root, tmp_path):
     out = tmp_path / "model.safetensors"
     options = ["--root", data_root, "--out", out, "--filters", 2, "--resnets", 1, "--threads", 1, "--batch-size", 8]

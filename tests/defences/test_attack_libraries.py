@@ -17,6 +17,8 @@ import pxfast
 from pxfast.classifiers import load_classifier
 from pxfast.defences import Defended, FeatureSqueezing
 
+pytestmark = pytest.mark.external
+
 EPS = 8 / 255
 COUNT = 4
 

@@ -1,8 +1,8 @@
 """The CUDA engine's own sources, run on the host: no GPU has a part in this.
 
-tests/cuda_shim turns a grid of threads into fibers with real barriers, shared memory into a buffer, and each function
-that holds a PTX instruction into a twin; the kernels, the packing of the weights and the planning are the ones that
-nvcc compiles. What is judged is what test_engines.py asks of every engine: exact, batch-invariant, bounded.
+tests/support/cuda_shim turns a grid of threads into fibers with real barriers, shared memory into a buffer, and each
+function that holds a PTX instruction into a twin; the kernels, the packing of the weights and the planning are the ones
+that nvcc compiles. What is judged is what test_engines.py asks of every engine: exact, batch-invariant, bounded.
 """
 
 from __future__ import annotations
@@ -19,16 +19,17 @@ import pytest
 import torch
 from support import cuda_shim
 from support.cuda_shim import Settings
-from support.helpers import noisy, real_images, trained_model
+from support.helpers import made_once, noisy, real_images, trained_model
 from torch import Tensor
 
 from pxfast.base.checks import PRECISIONS
 from pxfast.engines import compiled, cpu
 from pxfast.engines.choosers import Chooser, Greedy, Sample
-from pxfast.engines.registry import ENGINES
 from pxfast.engines.schedule import schedule_for
 from pxfast.pixelcnn.network import PixelCNN
 from pxfast.pixeldefend.verify import verify
+
+pytestmark = [pytest.mark.compile, pytest.mark.engine("cpu")]
 
 SEQUENTIAL, SPECULATIVE = 1, 2
 SMALLEST = ((4, 4), 1, 8, 1, "logistic")  # for the sanitizers: too small to be trained
@@ -58,14 +59,8 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The engine compiled for the host, without sanitizers."""
     if compiler() is None:
         pytest.skip("there is no g++ to build the shim with")
-    return cuda_shim.build(tmp_path_factory.mktemp("shim"), "g++")
-
-
-@pytest.fixture(autouse=True)
-def cpu_engine() -> None:
-    reason = ENGINES["cpu"].unavailable()
-    if reason is not None:
-        pytest.skip(f"engine 'cpu', the measure of the shim, can't run here: {reason}")
+    folder = made_once(tmp_path_factory, "cuda-shim", lambda folder: cuda_shim.build(folder, "g++"))
+    return folder / cuda_shim.PROGRAM
 
 
 def model_of(name: str) -> PixelCNN:

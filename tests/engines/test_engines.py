@@ -10,9 +10,12 @@ import itertools
 import math
 import threading
 import time
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import pytest
 import torch
+from support.engines import ENGINE_PARAMS, INSTRUCTION_SETS
 from support.golden import BUNDLED, NAMES, load_golden
 from support.helpers import noisy, real_images, regret, trained_model
 from torch import Tensor
@@ -21,6 +24,7 @@ from pxfast.base.checks import PRECISIONS
 from pxfast.engines.choosers import Greedy
 from pxfast.engines.registry import ENGINES, select
 from pxfast.engines.schedule import schedule_for
+from pxfast.engines.settings import DecodeSettings
 from pxfast.pixelcnn.network import PixelCNN
 from pxfast.pixelcnn.oracle import oracle
 from pxfast.pixeldefend.verify import verify
@@ -64,11 +68,21 @@ EPS = (0, 1, 16, 255)
 BATCHES = (1, 2, 7, 64)
 
 
-@pytest.fixture(params=CASES, ids=str)
-def case(request: pytest.FixtureRequest, engine: str) -> Case:
-    if engine == "reference" and request.param.slow:
-        pytest.skip("the reference engine evaluates the whole network at every pixel: too slow for this case")
-    return request.param
+def with_engines(name: str, values: Iterable[Any], too_slow: Callable[[Any], bool]) -> pytest.MarkDecorator:
+    """Gives a test every engine with every value, but for those that the reference engine is too slow for.
+
+    It evaluates the whole network at every pixel.
+    """
+    pairs = [
+        pytest.param(engine, value, marks=marks, id=f"{engine}-{value}")
+        for (engine,), marks, _ in ENGINE_PARAMS
+        for value in values
+        if not (engine == "reference" and too_slow(value))
+    ]
+    return pytest.mark.parametrize(("engine", name), pairs)
+
+
+every_case = with_engines("case", CASES, lambda case: case.slow)
 
 
 @pytest.fixture(params=PRECISIONS)
@@ -76,8 +90,9 @@ def precision(request: pytest.FixtureRequest) -> str:
     return request.param
 
 
-def decode(engine: str, model: PixelCNN, images: Tensor, eps: int, precision: str) -> Tensor:
-    return select(engine).decode(schedule_for(model), images, Greedy(eps), precision=precision)
+def decode(engine: str, model: PixelCNN, images: Tensor, eps: int, precision: str, **settings) -> Tensor:
+    settings = DecodeSettings(**settings)
+    return select(engine).decode(schedule_for(model), images, Greedy(eps), precision=precision, settings=settings)
 
 
 def images_size(case: Case) -> int:
@@ -107,6 +122,7 @@ def assert_exact(model: PixelCNN, images: Tensor, result: Tensor, eps: int, prec
 # --- 1. exact ---
 
 
+@every_case
 def test_exact_over_the_spread_of_models(engine, case, precision):
     model = case.model()
     most = max(1, 2000 // images_size(case))  # verification takes 256 logarithms of every sub-pixel
@@ -121,10 +137,8 @@ def test_exact_over_the_spread_of_models(engine, case, precision):
 
 
 @pytest.mark.parametrize("eps", EPS)
-@pytest.mark.parametrize("count", BATCHES)
+@with_engines("count", BATCHES, lambda count: count > 7)
 def test_exact_for_every_eps_and_batch(engine, precision, eps, count):
-    if engine == "reference" and count > 7:
-        pytest.skip("the reference engine evaluates the whole network at every pixel: too slow for this batch")
     images = attacked(SMALL, count)
     model = SMALL.model()
     result = decode(engine, model, images, eps, precision)
@@ -171,10 +185,8 @@ def runner_up_margin(model: PixelCNN, images: Tensor, given: Tensor, eps: int) -
     return best[..., 0] - best[..., 1]
 
 
-@pytest.mark.parametrize("name", NAMES)
+@with_engines("name", NAMES, lambda name: True)
 def test_bf16_changes_bits_per_dim_by_less_than_a_hundredth(engine, name):
-    if engine == "reference":
-        pytest.skip("the reference engine evaluates the whole network at every pixel: too slow for enough images")
     model = load_golden(BUNDLED / f"{name}.npz").model
     images = noisy(real_images(model.config.channels, model.config.image_size, 48))
     full, rounded = (bits_per_dim(model, decode(engine, model, images, 16, p)) for p in ("fp32", "bf16"))
@@ -182,11 +194,9 @@ def test_bf16_changes_bits_per_dim_by_less_than_a_hundredth(engine, name):
     assert full < bits_per_dim(model, images), "purified images are likelier than the noisy ones"
 
 
+@pytest.mark.engine("cpu")
 @pytest.mark.parametrize("case", [case for case in CASES if not case.slow], ids=str)
 def test_cpu_and_reference_agree_on_almost_all_images(case):
-    reason = ENGINES["cpu"].unavailable()
-    if reason is not None:
-        pytest.skip(f"engine 'cpu' can't run here: {reason}")
     model, images = case.model(), attacked(case, 12)
     cpu, reference = (decode(name, model, images, 16, "fp32") for name in ("cpu", "reference"))
     differing = int((cpu != reference).flatten(1).any(dim=1).sum())
@@ -196,7 +206,7 @@ def test_cpu_and_reference_agree_on_almost_all_images(case):
 # --- 2. batch-invariant ---
 
 
-def test_result_depends_neither_on_the_batch_nor_on_threads(engine, precision, monkeypatch):
+def test_result_depends_neither_on_the_batch_nor_on_threads(engine, precision):
     count = 5 if engine == "reference" else 70  # more than any block of images that is decoded together
     model, images = SMALL.model(), attacked(SMALL, count)
     whole = decode(engine, model, images, 16, precision)
@@ -207,14 +217,15 @@ def test_result_depends_neither_on_the_batch_nor_on_threads(engine, precision, m
     company = images.clone()
     company[1:] = 255 - company[1:]
     assert torch.equal(decode(engine, model, company, 16, precision)[0], whole[0])
-    for threads in ("1", "2", "3", "16"):
-        monkeypatch.setenv("PXFAST_THREADS", threads)
-        assert torch.equal(decode(engine, model, images, 16, precision), whole), f"{threads} threads"
+    for threads in (1, 2, 3, 16):
+        again = decode(engine, model, images, 16, precision, threads=threads)
+        assert torch.equal(again, whole), f"{threads} threads"
 
 
 # --- 3. bounded ---
 
 
+@every_case
 def test_bounds_hold_for_extreme_images(engine, case, precision):
     black = torch.zeros(1, case.channels, *case.size, dtype=torch.uint8)
     generator = torch.Generator().manual_seed(0)
@@ -261,7 +272,7 @@ def test_ties_go_to_the_smallest_value(engine, precision):
     assert torch.equal(result.int(), (images.int() - 16).clamp(min=0))
 
 
-# --- 4. flat: tests/test_engines_process.py; 5. polite, as far as one process shows it ---
+# --- 4. flat: test_engines_process.py; 5. polite, as far as one process shows it ---
 
 
 def test_two_threads_may_decode_at_once(engine, precision):
@@ -340,19 +351,9 @@ def test_changed_weights_are_noticed(engine, precision):
 
 # --- the instruction sets of the CPU engine ---
 
-ISAS = ("portable", "avx2", "avx512", "avx512bf16")
 
-
-@pytest.fixture(params=ISAS)
-def isa(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    reason = ENGINES["cpu"].unavailable()
-    if reason is not None:
-        pytest.skip(f"engine 'cpu' can't run here: {reason}")
-    from pxfast import _C
-
-    if request.param not in _C.cpu_isas():
-        pytest.skip(f"this processor or build has no {request.param}")
-    monkeypatch.setenv("PXFAST_ISA", request.param)
+@pytest.fixture(params=INSTRUCTION_SETS)
+def isa(request: pytest.FixtureRequest) -> str:
     return request.param
 
 
@@ -362,37 +363,39 @@ ISA_CASES = [SMALL, CASES[2], CASES[3], CASES[-1]]  # both heads, even and odd s
 @pytest.mark.parametrize("case", ISA_CASES, ids=str)
 def test_every_instruction_set_is_exact_and_batch_invariant(isa, case, precision):
     model, images = case.model(), attacked(case, 7)
-    result = decode("cpu", model, images, 16, precision)
+    result = decode("cpu", model, images, 16, precision, isa=isa)
     assert isa in {key[2] for key in schedule_for(model).compiled}, "the path was taken"
     assert_exact(model, images, result, 16, precision)
-    assert torch.equal(decode("cpu", model, images[3:4], 16, precision), result[3:4])
+    assert torch.equal(decode("cpu", model, images[3:4], 16, precision, isa=isa), result[3:4])
 
 
 @pytest.mark.parametrize("case", ISA_CASES, ids=str)
-def test_speculation_and_teams_give_the_sequential_bits(isa, case, precision, monkeypatch):
+def test_speculation_and_teams_give_the_sequential_bits(isa, case, precision):
     model, images = case.model(), attacked(case, 5)
     for eps in (16, 255):
-        monkeypatch.setenv("PXFAST_ORDER", "sequential")
-        expected = decode("cpu", model, images, eps, precision)
-        monkeypatch.setenv("PXFAST_ORDER", "speculative")
-        for threads in ("2", "3"):  # a single image is shared by a team of them
-            monkeypatch.setenv("PXFAST_THREADS", threads)
-            assert torch.equal(decode("cpu", model, images, eps, precision), expected), (eps, threads)
-            alone = decode("cpu", model, images[4:], eps, precision)
+        expected = decode("cpu", model, images, eps, precision, isa=isa, order="sequential")
+        for threads in (2, 3):  # a single image is shared by a team of them
+            way = {"isa": isa, "order": "speculative", "threads": threads}
+            assert torch.equal(decode("cpu", model, images, eps, precision, **way), expected), (eps, threads)
+            alone = decode("cpu", model, images[4:], eps, precision, **way)
             assert torch.equal(alone, expected[4:]), f"eps {eps}, a team of {threads}"
 
 
+@pytest.mark.engine("cpu")
 @pytest.mark.parametrize(
-    ("variable", "value"),
-    [("PXFAST_ISA", "avx1024"), ("PXFAST_THREADS", "0"), ("PXFAST_THREADS", "many"), ("PXFAST_ORDER", "random")],
+    ("setting", "value", "error"),
+    [
+        ("threads", 0, ValueError),
+        ("threads", "2", TypeError),
+        ("threads", True, TypeError),
+        ("team", 0, ValueError),
+        ("order", "random", ValueError),
+        ("isa", "avx1024", ValueError),
+    ],
 )
-def test_a_wrong_environment_variable_is_named(monkeypatch, variable, value):
-    reason = ENGINES["cpu"].unavailable()
-    if reason is not None:
-        pytest.skip(f"engine 'cpu' can't run here: {reason}")
-    monkeypatch.setenv(variable, value)
-    with pytest.raises(ValueError, match=f"{variable} must be .*'{value}'"):
-        decode("cpu", SMALL.model(), attacked(SMALL, 1), 4, "fp32")
+def test_a_wrong_setting_is_named(setting, value, error):
+    with pytest.raises(error, match=f"{setting} must be .*{value!r}" if value != 0 else f"{setting} must be"):
+        decode("cpu", SMALL.model(), attacked(SMALL, 1), 4, "fp32", **{setting: value})
 
 
 # --- the registry ---

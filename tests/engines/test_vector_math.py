@@ -7,6 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+pytestmark = pytest.mark.compile
+
 CSRC = Path(__file__).resolve().parents[2] / "csrc" / "cpu"
 
 DRIVER = """

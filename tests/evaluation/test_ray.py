@@ -25,7 +25,7 @@ if os.environ.get("PXFAST_TEST_RAY") != "1":
     pytest.skip("a local Ray takes minutes on a busy machine: PXFAST_TEST_RAY=1 runs these", allow_module_level=True)
 ray = pytest.importorskip("ray", reason="ray is not installed: pip install 'pxfast[ray]'")
 
-pytestmark = pytest.mark.timeout(900)
+pytestmark = [pytest.mark.timeout(900), pytest.mark.external]
 SHARD, SHARDS = 4, 16
 
 

@@ -10,6 +10,8 @@ from support.report_folder import make_folder
 
 from pxfast.evaluation.report import write_report
 
+pytestmark = pytest.mark.external
+
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install 'pxfast[test]'")
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")

@@ -133,6 +133,7 @@ def test_a_second_run_computes_nothing(world: World, whole) -> None:
     assert read_table(table_path(out, "small")) == table
 
 
+@pytest.mark.process
 def test_a_killed_run_goes_on(world: World, whole, tmp_path) -> None:
     out = tmp_path / "out"
     command = [sys.executable, "-m", "pxfast.cli", *world.arguments(out, "--no-train")]

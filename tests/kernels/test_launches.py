@@ -12,7 +12,7 @@ import torch
 from support.helpers import random_model, run_python
 from support.triton_targets import TARGETS, compiles, needs_triton
 
-from pxfast.engines import cpu
+from pxfast.engines import compiled
 from pxfast.engines import triton as engine
 from pxfast.engines.registry import select
 from pxfast.engines.schedule import Schedule
@@ -189,6 +189,7 @@ def test_a_pipeline_on_amd_has_two_stages_at_most():
 # --- which engine ---
 
 
+@pytest.mark.engine("cpu")
 @pytest.mark.parametrize(
     ("hip", "capability", "triton_is_there", "expected"),
     [
@@ -201,8 +202,6 @@ def test_a_pipeline_on_amd_has_two_stages_at_most():
 def test_a_gpu_without_the_compiled_cuda_part_gets_the_triton_engine(
     monkeypatch, hip, capability, triton_is_there, expected
 ):
-    if cpu.unavailable() is not None:
-        pytest.skip(f"engine 'cpu' can't run here: {cpu.unavailable()}")
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     monkeypatch.setenv("PXFAST_TRIAL", "0")  # on a GPU that is not there
     there = SimpleNamespace(
@@ -212,7 +211,7 @@ def test_a_gpu_without_the_compiled_cuda_part_gets_the_triton_engine(
         current_device=lambda: 0,
         _is_in_bad_fork=lambda: False,
     )
-    monkeypatch.setattr(cpu, "_C", SimpleNamespace(cuda=False))
+    monkeypatch.setattr(compiled, "_C", SimpleNamespace(cuda=False))
     monkeypatch.setattr(engine.importlib.util, "find_spec", lambda name: object() if triton_is_there else None)
     monkeypatch.setattr(torch, "cuda", there)
     monkeypatch.setattr(torch.version, "hip", hip)
@@ -247,6 +246,7 @@ print("alike")
 """
 
 
+@pytest.mark.interpret
 @needs_triton
 def test_torch_compile_makes_one_graph_of_a_heads_likelihood():
     assert run_python(COMPILED, TRITON_INTERPRET="1") == "alike\n"

@@ -279,6 +279,7 @@ with tf.Graph().as_default(), tf.compat.v1.Session() as session:
 """
 
 
+@pytest.mark.external
 @torch.no_grad()
 def test_what_tensorflow_itself_wrote(tmp_path):
     if importlib.util.find_spec("tensorflow") is None:

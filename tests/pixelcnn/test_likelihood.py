@@ -60,7 +60,6 @@ def test_progress_and_refusals(tiny_colour_model, images, capsys):
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
 @pytest.mark.parametrize("head", HEADS)
 def test_images_on_a_gpu_are_judged_there(make_model, images, head):
     model = make_model(channels=3, head=head)

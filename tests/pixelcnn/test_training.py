@@ -81,6 +81,7 @@ def start_and_wait(out: Path, *arguments: str, steps: int) -> subprocess.Popen:
     return process
 
 
+@pytest.mark.process
 def test_kill_and_resume_gives_the_weights_of_an_uninterrupted_run(tmp_path):
     whole, killed = tmp_path / "whole.safetensors", tmp_path / "killed.safetensors"
     process = start_and_wait(killed, "10", "0", "new", steps=5)
@@ -177,6 +178,7 @@ def test_learning_rates_follow_their_schedule(optimiser):
         assert used == pytest.approx([peak * 0.9 ** (step + 1) for peak in peaks])
 
 
+@pytest.mark.process
 def test_interrupt_keeps_everything_and_is_told(tmp_path):
     out = tmp_path / "model.safetensors"
     process = start_and_wait(out, "100000", "0.2", "new", steps=1)

@@ -154,6 +154,7 @@ def test_shipped_model_is_picked_by_shape(name, shape):
     assert torch.equal(picked, pxfast.bits_per_dim(image, model=pxfast.load(name)))
 
 
+@pytest.mark.process
 def test_import_is_light():
     heavy = "matplotlib", "torchvision", "typer", "scipy", "PIL"
     code = f"import sys, pxfast; print([name for name in {heavy} if name in sys.modules])"

@@ -87,20 +87,27 @@ def test_a_likelihood_is_judged(change, expected):
     assert found is None if expected is None else found.startswith(expected)
 
 
+@pytest.mark.process
 def test_the_process_that_is_started_tries_an_engine():
     assert trust.run(trust.command_of("cpu", 0)) == (True, None)
 
 
+@pytest.mark.process
 @pytest.mark.gpu
 @pytest.mark.timeout(1000)  # Triton compiles
-@pytest.mark.parametrize("name", ["cuda", "triton", "likelihood"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param("cuda", marks=pytest.mark.engine("cuda")),
+        pytest.param("triton", marks=pytest.mark.engine("triton")),
+        pytest.param("likelihood", marks=pytest.mark.engine("triton")),
+    ],
+)
 def test_the_kernels_of_this_gpu_pass(name):
-    reason = ENGINES["triton" if name == "likelihood" else name].unavailable()
-    if reason is not None:
-        pytest.skip(f"{name} can't run here: {reason}")
     assert trust.run(trust.command_of(name, 0)) == (True, None)
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
     ("program", "expected"),
     [
@@ -115,6 +122,7 @@ def test_how_a_trial_ends(program, expected):
     assert trust.run([sys.executable, "-c", program], seconds=2) == expected
 
 
+@pytest.mark.process
 def test_no_process_can_be_started(tmp_path):
     verdict, found = trust.run([str(tmp_path / "missing")])
     assert not verdict
@@ -149,6 +157,7 @@ def gpu(monkeypatch, tmp_path):
     trust._code.cache_clear()
 
 
+@pytest.mark.process
 def test_a_verdict_is_kept(gpu, caplog):
     start, trials = gpu
     assert engines.select().name == "fast"
@@ -163,15 +172,17 @@ def test_a_verdict_is_kept(gpu, caplog):
     assert torch.__version__ in key
 
 
+@pytest.mark.process
 def test_other_code_is_tried_again(gpu, monkeypatch):
     start, trials = gpu
     engines.select()
     start("raise SystemExit(0)")
-    monkeypatch.setattr(trial, "_code", functools.cache(lambda: "other"))
+    monkeypatch.setattr(trust, "_code", functools.cache(lambda: "other"))
     engines.select()
     assert len(trials) == 2
 
 
+@pytest.mark.process
 def test_auto_passes_over_an_engine_that_failed(gpu):
     start, trials = gpu
     start(f"print('not exact'); raise SystemExit({trust.WRONG})")
@@ -185,6 +196,7 @@ def test_auto_passes_over_an_engine_that_failed(gpu):
         assert engines.select("fast").name == "fast", "who asks for it gets it"
 
 
+@pytest.mark.process
 def test_info_tells_of_a_failed_trial(gpu):
     start, _ = gpu
     start(f"print('not exact'); raise SystemExit({trust.WRONG})")
@@ -196,6 +208,7 @@ def test_info_tells_of_a_failed_trial(gpu):
     assert "picked by 'auto'" in text
 
 
+@pytest.mark.process
 def test_a_likelihood_whose_kernel_failed_takes_plain_torch(gpu, monkeypatch):
     """Eagerly the trial decides; a trace takes the kernel on trust, unless it has failed before."""
     start, trials = gpu
@@ -216,6 +229,7 @@ def test_a_likelihood_whose_kernel_failed_takes_plain_torch(gpu, monkeypatch):
     assert len(trials) == 2
 
 
+@pytest.mark.process
 def test_a_trial_that_could_not_be_held_is_held_again(gpu):
     start, trials = gpu
     start(f"print('GPU busy'); raise SystemExit({trust.UNTRIED})")
@@ -229,6 +243,7 @@ def test_a_trial_that_could_not_be_held_is_held_again(gpu):
     assert len(trials) == 2
 
 
+@pytest.mark.process
 def test_engines_are_trusted_on_demand(gpu, monkeypatch):
     _, trials = gpu
     monkeypatch.setenv("PXFAST_TRIAL", "0")
@@ -236,6 +251,7 @@ def test_engines_are_trusted_on_demand(gpu, monkeypatch):
     assert not trials
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("content", ["", "[]", '{"format": "another", "trials": {}}', '{"format": "pxfast-trials"}'])
 def test_a_spoilt_record_is_replaced(gpu, content):
     _, trials = gpu
@@ -246,12 +262,14 @@ def test_a_spoilt_record_is_replaced(gpu, content):
     assert list(json.loads(trust.record_file().read_text())["trials"].values()) == [None]
 
 
+@pytest.mark.process
 def test_a_folder_that_cannot_be_written_is_no_error(gpu, monkeypatch, tmp_path):
     (tmp_path / "file").touch()
     monkeypatch.setenv("XDG_CACHE_HOME", os.fspath(tmp_path / "file"))
     assert engines.select().name == "fast"
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("file", ["engines/cuda.py", "engines/schedule.py", "kernels/step.py", "pixelcnn/heads.py"])
 def test_a_change_of_what_decodes_is_other_code(gpu, monkeypatch, tmp_path, file):
     before, package = trust._code(), tmp_path / "pxfast"

@@ -1,8 +1,8 @@
 """Where the tests of the Triton kernels run: on a GPU, or in Triton's interpreter.
 
 Triton decides at its import whether kernels are compiled or interpreted, so one process does one of the two.
-``tests/test_kernels.py`` runs the modules ``test_kernels_*.py`` in processes of their own under TRITON_INTERPRET=1;
-in a process without that variable they need a GPU.
+``tests/kernels/test_kernels.py`` runs the modules in ``tests/kernels/interpreted`` in processes of their own under
+TRITON_INTERPRET=1. Without that variable they need a GPU, and are not collected where there is none.
 """
 
 import importlib.util
@@ -22,14 +22,9 @@ def few_examples(count: int) -> hypothesis.settings:
     return hypothesis.settings(max_examples=count, deadline=None, derandomize=True, phases=phases)
 
 
-def missing() -> str | None:
-    """Why no kernel can run in this process, or None."""
-    if importlib.util.find_spec("triton") is None:
-        return "triton is not installed"
-    if not INTERPRETED and not torch.cuda.is_available():
-        return "no GPU here; tests/test_kernels.py runs this module in Triton's interpreter"
-    return None
+def can_run() -> bool:
+    """Whether kernels can run in this process."""
+    return importlib.util.find_spec("triton") is not None and (INTERPRETED or torch.cuda.is_available())
 
 
-_run = [pytest.mark.skipif(missing() is not None, reason=str(missing()))]
-on_device = _run if INTERPRETED else [*_run, pytest.mark.gpu]
+on_device = pytest.mark.interpret if INTERPRETED else [pytest.mark.gpu, pytest.mark.engine("triton")]

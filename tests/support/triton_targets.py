@@ -1,13 +1,19 @@
 """The GPUs for which the Triton kernels are compiled ahead of time."""
 
 import importlib.util
+from collections.abc import Callable
 from typing import NamedTuple
 
 import pytest
 from support.triton_device import INTERPRETED
 
 needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
-compiles = pytest.mark.skipif(INTERPRETED, reason="TRITON_INTERPRET=1: this process interprets kernels")
+
+
+def compiles(test: Callable[..., None]) -> Callable[..., None]:
+    """Marks a test that compiles kernels ahead of time."""
+    skip = pytest.mark.skipif(INTERPRETED, reason="TRITON_INTERPRET=1: this process interprets kernels")
+    return pytest.mark.compile(skip(test))
 
 
 class Target(NamedTuple):

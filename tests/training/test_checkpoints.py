@@ -106,6 +106,7 @@ checkpoints.write_checkpoint(path, some_tensors(1), {"format": FORMAT})
 """
 
 
+@pytest.mark.process
 def test_kill_between_shards_leaves_the_checkpoint_before(tmp_path, small_shards):
     path = tmp_path / "m.checkpoint.safetensors"
     command = [sys.executable, "-c", KILLED, str(path), "3"]

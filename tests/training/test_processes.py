@@ -11,7 +11,6 @@ from safetensors.torch import load_file
 from support.helpers import environment, real_images
 from support.small_training import CONFIG, SETTINGS
 
-from pxfast.base.machine import parse_device
 from pxfast.pixelcnn.files import load_model
 from pxfast.pixelcnn.training import Trainer, train
 from pxfast.training.processes import Processes
@@ -79,6 +78,7 @@ def together(tmp_path_factory) -> list[dict]:
     return said
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("optimiser", ["adam", "muon"])
 def test_two_processes_have_the_loss_of_one_with_the_whole_batch(together, optimiser):
     trainer = Trainer(PLAIN, dataclasses.replace(UNEVEN, optimiser=optimiser), real_images(1, (8, 8), 64))
@@ -91,16 +91,19 @@ def test_two_processes_have_the_loss_of_one_with_the_whole_batch(together, optim
         torch.testing.assert_close(torch.tensor(said[optimiser]["averaged"]).double(), averaged, atol=1e-3, rtol=0)
 
 
+@pytest.mark.process
 def test_the_processes_have_the_same_averaged_weights_bit_for_bit(together):
     first, second = together
     for optimiser in ("adam", "muon"):
         assert first[optimiser] == second[optimiser]
 
 
+@pytest.mark.process
 def test_processes_agree_on_time_and_end(together):
     assert [said["agreed"] for said in together] == [[10.0, True], [10.0, True]]
 
 
+@pytest.mark.process
 def test_a_whole_run_of_two_processes_writes_once_and_what_one_process_writes(together, tmp_path):
     folder = together[0]["folder"]
     ours = folder / "whole.safetensors"
@@ -124,13 +127,3 @@ def test_shares_are_the_whole_batch(images, count, sizes):
 def test_a_batch_too_small_to_share_is_refused():
     with pytest.raises(ValueError, match="a batch of 2 images can't be shared by 3 processes"):
         Processes(0, 3).share(torch.zeros(2))
-
-
-def test_devices():
-    assert parse_device("cpu") == torch.device("cpu")
-    assert parse_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
-    for name in ("gpu", "cpu:0", "cuda:x", ""):
-        with pytest.raises(ValueError, match="device must be auto, cpu, cuda or cuda:N, got"):
-            parse_device(name)
-    with pytest.raises(ValueError, match="torch finds"):
-        parse_device("cuda:99")

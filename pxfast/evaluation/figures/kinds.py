@@ -52,10 +52,11 @@ def measure(
     defences = [describe(defence, pipeline.context) for defence in row.defences]
     kinds = []
     for column in (None, *columns):
+        name = "clean" if column is None or column.attack is None else column.attack
         if progress is not None:
-            progress.entitle("clean" if column is None else column.attack)
+            progress.entitle(name)
         given = prepared.images
-        if column is not None:
+        if column is not None and column.attack is not None:
             given = pipeline.attacked(
                 given,
                 prepared.labels,
@@ -68,7 +69,7 @@ def measure(
         purified, rest = pipeline.defended(given, defences)
         kinds.append(
             Kind(
-                "clean" if column is None else column.attack,
+                name,
                 given,
                 purified.values,
                 (pipeline.log_likelihoods(given).values, pipeline.log_likelihoods(purified.values).values),

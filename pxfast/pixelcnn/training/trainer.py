@@ -71,9 +71,9 @@ class Trainer(AveragedRun):
         self, config: PixelCNNConfig, settings: TrainingSettings, images: Tensor, processes: Processes | None = None
     ) -> None:
         check_images(config, images, "training")
-        super().__init__(settings, images, processes)
+        super().__init__(settings, images, processes, ema_decay=settings.ema_decay)
         torch.manual_seed(settings.seed)
-        self.model = PixelCNN(config).to(self.processes.device, memory_format=torch.channels_last)
+        self.model = PixelCNN(config).to(self.processes.device).to(memory_format=torch.channels_last)
         self.averaged = copy.deepcopy(self.model)
         self.optimisers = self._make_optimisers()
         self._log_prob: Callable[[Tensor], Tensor] = self.processes.parallel(_LogProb(self.model))
@@ -149,10 +149,11 @@ class Trainer(AveragedRun):
             loss = -self._log_prob(share).mean() * (len(share) * processes.count / len(batch)) / LOG2
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.gradient_clip or math.inf)
-        bits_per_dim, norm = torch.stack((processes.mean(loss), norm.detach())).tolist()
-        if not math.isfinite(bits_per_dim) or not math.isfinite(norm):
+        values: list[float] = torch.stack((processes.mean(loss), norm.detach())).tolist()
+        bits_per_dim, size = values
+        if not math.isfinite(bits_per_dim) or not math.isfinite(size):
             raise FloatingPointError(
-                f"training broke down at step {self.step}: {bits_per_dim} bits/dim, gradient of norm {norm}"
+                f"training broke down at step {self.step}: {bits_per_dim} bits/dim, gradient of norm {size}"
             )
         for optimiser in self.optimisers:
             optimiser.step()

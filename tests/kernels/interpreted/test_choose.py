@@ -1,4 +1,4 @@
-"""The fused choice against its twin: a head's own 256 probabilities. Where it runs: tests/triton_device.py."""
+"""The fused choice against its twin: a head's own 256 probabilities. Where it runs: tests/support/triton_device.py."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""The fused mixture log-likelihood against its twin and the heads. Where it runs: tests/triton_device.py."""
+"""The fused mixture log-likelihood against its twin and the heads. Where it runs: tests/support/triton_device.py."""
 
 import math
 

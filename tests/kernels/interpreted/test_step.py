@@ -1,4 +1,4 @@
-"""The step kernel against its twin. Where it runs: tests/triton_device.py."""
+"""The step kernel against its twin. Where it runs: tests/support/triton_device.py."""
 
 import pytest
 import torch

@@ -1,7 +1,7 @@
-"""The triton engine decodes small networks with every promise kept. Where it runs: tests/triton_device.py.
+"""The triton engine decodes small networks with every promise kept. Where it runs: tests/support/triton_device.py.
 
-On a GPU tests/test_engines.py holds it to the same and more; a decode in the interpreter takes ten seconds or more,
-so that here one decode serves several promises.
+On a GPU tests/engines/test_engines.py holds it to the same and more; a decode in the interpreter takes ten seconds or
+more, so that here one decode serves several promises.
 """
 
 import collections

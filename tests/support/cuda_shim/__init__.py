@@ -12,6 +12,7 @@ import numpy as np
 
 HERE = Path(__file__).parent
 CSRC = HERE.parents[2] / "csrc"
+PROGRAM = "program"
 
 
 def compile_program(folder: Path, compiler: str, sanitizer: str, sources: list[Path]) -> Path:
@@ -22,7 +23,7 @@ def compile_program(folder: Path, compiler: str, sanitizer: str, sources: list[P
     sanitize = [f"-fsanitize={sanitizer}", "-fno-omit-frame-pointer", "-g"] if sanitizer else []
     common = [compiler, "-std=c++17", "-O1", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas", "-ffp-contract=off"]
     common += ["-DPXFAST_CUDA_SHIM", f"-I{HERE}", f"-I{CSRC}", f"-I{CSRC / 'cuda'}"]
-    fibers, program = folder / "fibers.o", folder / "program"
+    fibers, program = folder / "fibers.o", folder / PROGRAM
     fiber_flags = ["-DPXFAST_THREAD_SANITIZER"] if sanitizer == "thread" else sanitize
     subprocess.run([*common, *fiber_flags, "-c", str(HERE / "fibers.cpp"), "-o", str(fibers)], check=True)
     subprocess.run([*common, *sanitize, *map(str, sources), str(fibers), "-o", str(program)], check=True)

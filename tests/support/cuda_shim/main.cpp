@@ -1,4 +1,4 @@
-// Decodes a batch with the CUDA engine's own sources on the host. stdin: numbers as tests/cuda_shim/__init__.py writes
+// Decodes a batch with the CUDA engine's own sources on the host. stdin: numbers as tests/support/cuda_shim/__init__.py writes
 // them; stdout: the decoded images. Exits with 1 and a message when the engine throws.
 #include <cstdio>
 #include <cstdlib>

@@ -1,0 +1,38 @@
+"""Which engines and instruction sets are here. Tests of the others are left out, and the report's last lines say why.
+
+A test that needs one engine is marked ``engine("cpu")``; the fixture ``engine`` gives every engine that is here. What
+needs only the CUDA part of the compiled module, which plans without a GPU, is marked ``engine("cuda-plan")``.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from pxfast.engines import compiled
+from pxfast.engines.registry import ENGINES
+
+MISSING = {name: reason for name, entry in ENGINES.items() if (reason := entry.unavailable()) is not None}
+ENGINE_PARAMS = [
+    pytest.param(name, marks=[pytest.mark.gpu] * entry.gpu) for name, entry in ENGINES.items() if name not in MISSING
+]
+
+
+ABSENT = {*MISSING, *(() if compiled._C is not None and compiled._C.cuda else ("cuda-plan",))}
+ISAS = ("portable", "avx2", "avx512", "avx512bf16")
+INSTRUCTION_SETS = [] if compiled._C is None else [isa for isa in ISAS if isa in compiled._C.cpu_isas()]
+
+
+def is_here(item: pytest.Item) -> bool:
+    """Whether what a test's marks ``engine`` and ``gpu`` name is on this machine."""
+    if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+        return False
+    return not any(name in ABSENT for mark in item.iter_markers("engine") for name in mark.args)
+
+
+def left_out() -> list[str]:
+    """A line for each engine whose tests are left out, and one for the instruction sets."""
+    lines = [f"engine {name!r} is not here, its tests are left out: {reason}" for name, reason in MISSING.items()]
+    if INSTRUCTION_SETS and (absent := set(ISAS) - set(INSTRUCTION_SETS)):
+        lines.append(f"instruction sets not here, their tests are left out: {', '.join(sorted(absent))}")
+    return lines
