@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from pxfast.attacks import fgsm
 from pxfast.base.files import refuse_existing, whole_file
 from pxfast.classifiers import load_classifier, predict
-from pxfast.cli.demo import CLASSES, FORMAT, MODEL
+from pxfast.cli.demonstration import CLASSES, FORMAT, MODEL
 from pxfast.data.datasets import load_dataset
 
 IMAGES = 16

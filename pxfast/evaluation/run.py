@@ -40,8 +40,9 @@ class Settings:
     images: how many of the test images, the first ones; None: the specification's number. model: as
     :func:`pxfast.load` takes it; None: the shipped one of the images' shape. classifiers: the folder of classifiers;
     None: a folder of that name in the output folder. train: whether missing classifiers are trained, for
-    ``train_budget`` seconds each. device, engine, precision: for networks and purification. runner: a name that
-    :data:`pxfast.evaluation.runners.RUNNERS` knows. shard: images computed and kept at a time.
+    ``train_budget`` seconds each. device, engine, precision: for networks and purification. threads: of the CPU
+    engine. runner: a name that :data:`pxfast.evaluation.runners.RUNNERS` knows. shard: images computed and kept at a
+    time.
     """
 
     images: int | None = None
@@ -52,6 +53,7 @@ class Settings:
     device: str = "auto"
     engine: str = "auto"
     precision: str = "auto"
+    threads: int | None = None
     runner: str = "local"
     shard: int = SHARD
 
@@ -107,7 +109,7 @@ def prepare(
         classifiers[row.name] = files[need]
     model_files = ModelFiles({file.key: str(file.path) for file in files.values()}, {fingerprint: str(density)})
     context = Context(fingerprint, shape[0], settings.engine, settings.precision, device)
-    runner = make_runner(settings.runner, model_files, device)
+    runner = make_runner(settings.runner, model_files, device, settings.threads)
     pipeline = Pipeline(Store(Path(out) / "store"), runner, context, shard=settings.shard)
     return Prepared(images, labels, classifiers, missing, density, pipeline)
 

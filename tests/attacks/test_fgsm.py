@@ -7,7 +7,7 @@ from support.helpers import bundled_images
 
 from pxfast.attacks import fgsm
 from pxfast.classifiers import ResNet, accuracy, load_classifier, predict
-from pxfast.cli.demo import load_demo_images
+from pxfast.cli.demonstration import load_demo_images
 
 
 @pytest.fixture(scope="module")

@@ -332,7 +332,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(small_data) -> None:
 
 def test_command(small_data, tmp_path, monkeypatch, capsys) -> None:
     out = tmp_path / "vgg.safetensors"
-    words = ["train-classifier", "fashion-mnist", "vgg16", "--root", "unused", "--out", str(out), "--defense", "fgsm"]
+    words = ["train-classifier", "fashion-mnist", "vgg16", "--root", "unused", "--out", str(out), "--defence", "fgsm"]
     words += ["--delta", "25", "--epochs", "0.5", "--batch-size", "16", "--no-flips", "--max-shift", "2"]
     monkeypatch.setattr("sys.argv", ["pxfast", *words])
     with pytest.raises(SystemExit) as stop:

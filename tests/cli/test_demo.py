@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from support.helpers import environment
 
-from pxfast.cli.demo import CLASSES, SCALE, Stage, cell, default_path, load_demo_images, picture_size, table
+from pxfast.cli.demonstration import CLASSES, SCALE, Stage, cell, default_path, load_demo_images, picture_size, table
 
 pytestmark = pytest.mark.process
 

@@ -12,7 +12,7 @@ MODEL = ("--model", "fashion-mnist")
 
 def test_samples_as_array_and_as_grid(run_here, tmp_path):
     array, grid = tmp_path / "samples.npy", tmp_path / "samples.png"
-    _, err = run_here("sample", "5", *MODEL, "--out", array, "--grid", grid, "--columns", "3", "--seed", "7")
+    _, err = run_here("sample", "5", *MODEL, "--out", array, "--grid", grid, "--per-row", "3", "--seed", "7")
     assert "5/5" in err
     samples = np.load(array)
     np.testing.assert_array_equal(samples, pxfast.sample(5, model="fashion-mnist", seed=7).numpy())

@@ -18,12 +18,12 @@ profile = runpy.run_path(str(SOURCE / "bench" / "cpu_report.py"))["profile"]
 
 
 @pytest.mark.process
-def test_bench_prints_one_object_a_row():
-    command = [sys.executable, "-m", "pxfast.cli", "bench", "--network", SHIPPED, "--batch", "4", "--json"]
+def test_bench_prints_an_object_for_every_row():
+    command = [sys.executable, "-m", "pxfast.cli", "bench", "--network", SHIPPED, "--batch-size", "4", "--json"]
     done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr
-    rows = [benchmark.Row(**json.loads(line)) for line in done.stdout.splitlines()]
-    assert [row.precision for row in rows] == ["bf16", "fp32"]
+    rows = [benchmark.Row(**row) for row in json.loads(done.stdout)]
+    assert [row.precision for row in rows] == ["fp32", "bf16"]
     for row in rows:
         assert (row.network, row.engine, row.batch) == (SHIPPED, "cpu", 4)
         limit = row.matrix_gflops / (1e-9 * forward_flops(benchmark.network(SHIPPED).config))

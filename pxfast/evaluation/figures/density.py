@@ -76,6 +76,7 @@ def measure_density(
     seed: int = 0,
     device: str = "cpu",
     engine: str = "auto",
+    threads: int | None = None,
     progress: bool = False,
 ) -> DensityMeasurements:
     """Measure what the figures show, on the first ``images`` test images of a data set.
@@ -87,8 +88,8 @@ def measure_density(
     16. shown: samples drawn, and real images beside them. lbfgs_images, lbfgs_starts: of the comparison with L-BFGS-B,
     which takes a second to some minutes for each (0 images: none). seed: of samples, attacks and starts. device: where
     likelihoods and the classifier are computed, as :func:`pxfast.base.machine.parse_device` takes it; a classifier that
-    is given as a module is there already. engine: of purification and samples. Raises TypeError or ValueError for bad
-    input, FileNotFoundError without the data.
+    is given as a module is there already. engine, threads: of purification and samples. Raises TypeError or
+    ValueError for bad input, FileNotFoundError without the data.
     """
     for name, value in (("images", images), ("train_images", train_images), ("shown", shown)):
         if value < 1:
@@ -116,7 +117,7 @@ def measure_density(
         progress_of(None, shown=progress, leave=False) as within,
     ):
         steps.entitle("samples")
-        samples = sample(shown, model=network, seed=seed, engine=engine)
+        samples = sample(shown, model=network, seed=seed, engine=engine, threads=threads)
         steps.advance()
         series: list[Series] = []
         by_name: dict[str, tuple[Tensor, Tensor]] = {}
@@ -124,7 +125,7 @@ def measure_density(
             steps.entitle(kind)
             given = clean if kind == "clean" else attacked_images(kind, classifier, clean, labels, attack_eps, seed)
             finished = functools.partial(within.turn_to, f"  purify {kind}", total=len(given))
-            purified = purify(given, purify_eps, model=network, engine=engine, progress=finished)
+            purified = purify(given, purify_eps, model=network, engine=engine, threads=threads, progress=finished)
             by_name[kind] = given, purified
             found = [
                 measured.double().cpu().numpy()
