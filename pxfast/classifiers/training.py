@@ -179,8 +179,7 @@ class ClassifierTrainer(TrainingRun):
         loss.backward()
         self.optimiser.step()
         self.optimiser.zero_grad()
-        self.step += 1
-        self.seconds += time.perf_counter() - started
+        self.count_step(time.perf_counter() - started)
         return loss.item(), (logits.argmax(1) == labels).double().mean().item()
 
     def save(self, path: Path) -> None:

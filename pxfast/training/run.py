@@ -92,6 +92,11 @@ class TrainingRun:
         """Steps of the whole run, where it is bounded by epochs."""
         return max(1, round(self.settings.epochs * self.steps_per_epoch))
 
+    def count_step(self, seconds: float) -> None:
+        """Another step is done, which took so many seconds."""
+        self.step += 1
+        self.seconds += seconds
+
     def cosine(self) -> float:
         """The peak learning rate times a cosine from 1 to 0 over the run."""
         return self.settings.learning_rate * 0.5 * (1.0 + math.cos(math.pi * self.progress))

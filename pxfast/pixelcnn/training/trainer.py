@@ -159,8 +159,7 @@ class Trainer(AveragedRun):
             optimiser.step()
             optimiser.zero_grad()
         self.average()
-        self.step += 1
-        self.seconds += time.perf_counter() - started
+        self.count_step(time.perf_counter() - started)
         return bits_per_dim
 
     def evaluate(self, model: PixelCNN, images: Tensor) -> float:
