@@ -69,7 +69,7 @@ class Bar(Progress):
 
     def __init__(self, total: int | None, unit: str, done: int, *, leave: bool) -> None:
         super().__init__(total, unit, done)
-        self._bar = tqdm(total=total, unit=unit, initial=done, leave=leave, mininterval=0.2)
+        self._bar = tqdm(total=total, unit=unit, initial=done, leave=leave, mininterval=0.2, file=sys.stderr)
 
     @property
     def rate(self) -> float:
@@ -105,7 +105,8 @@ class Lines(Progress):
         self._began, self._told = self._mark, done
 
     def show(self) -> None:
-        if time.monotonic() - self._mark[0] >= LINE_INTERVAL:
+        ended = self.leave and self.done == self.total  # of which the last line tells
+        if not ended and time.monotonic() - self._mark[0] >= LINE_INTERVAL:
             self._tell()
 
     def close(self) -> None:

@@ -234,4 +234,4 @@ def draw(path: Path, stages: list[Stage], demo: DemoImages) -> None:
             bits = f"{float(stages[row].bits[column]):.2f} bits/dim"
             text(centre, below + 18, bits, ha="center", fontsize=7, color="#444444")
     with whole_file(path) as temporary:
-        canvas.print_png(temporary)
+        canvas.print_png(temporary)  # type: ignore[no-untyped-call]

@@ -339,8 +339,14 @@ def test_command(small_data, tmp_path, monkeypatch, capsys) -> None:
         main()
     assert not stop.value.code
     assert "accuracy on 64 test images" in capsys.readouterr().out
+    monkeypatch.setattr("sys.argv", ["pxfast", *words, "--force", "--json"])
+    with pytest.raises(SystemExit):
+        main()
+    facts = json.loads(capsys.readouterr().out)
+    assert (facts["test_images"], facts["steps"], facts["files"]) == (64, 2, [str(out)])
     with safe_open(out, framework="pt") as file:
         notes = json.loads(file.metadata()["notes"])
+    assert facts["test_accuracy"] == notes["test_accuracy"]
     settings = notes["training"]
     assert (settings["defense"], settings["delta"], settings["max_shift"]) == ("fgsm", 25.0, 2)
     assert not settings["horizontal_flips"]
