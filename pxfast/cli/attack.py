@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -14,7 +13,7 @@ from .options import ForceOption, JsonOption, RootOption
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from ..attacks import Attack, AttackResult
+    from ..attacks import AttackResult
 
 
 def attack(
@@ -56,15 +55,14 @@ def attack(
     """Attack a classifier's images, and count what it gets wrong before and after rounding; a killed run goes on."""
     import torch
 
-    from ..attacks import find_attack
-    from ..attacks.resumable import attack_to_file
+    from ..attacks import attack_to_file, find_attack
     from ..classifiers import load_classifier
     from ..data.datasets import UNLABELLED, load_dataset
     from ..defences import Defended
     from ..defences.named import parse_defence
 
-    chosen = find_attack(name)
-    options = parse_options(chosen, [*(option or []), *([] if steps is None else [f"steps={steps}"])])
+    settings = [*(option or []), *([] if steps is None else [f"steps={steps}"])]
+    chosen = find_attack(name, **parse_options(name, settings))
     defences = [parse_defence(text) for text in defence or []]
     given, labels = load_dataset(dataset, root, train=None)
     given, labels = given[:images], labels[:images]
@@ -80,7 +78,6 @@ def attack(
         out,
         eps=8 if eps is None and chosen.bounded else eps,
         seed=seed,
-        options=options,
         force=force,
         progress=True,
     )
@@ -146,14 +143,12 @@ def default_classifier(dataset: str, shape: tuple[int, ...]) -> str:
     raise ValueError(f"no classifier is shipped for {dataset}, images (C, H, W) = {shape}; pass --classifier")
 
 
-def parse_options(attack: Attack, given: list[str]) -> dict[str, Any]:
-    """'steps=100' and the like as an attack's options: numbers where they are some, or else text.
+def parse_options(name: str, given: list[str]) -> dict[str, Any]:
+    """'steps=100' and the like as options of the attack of this name: numbers where they are some, or else text.
 
-    ValueError for text without '=', and for a name that is no option of the attack.
+    ValueError for text without '=', and for a name that is no attack or no option of it.
     """
-    from ..attacks.meter import LIMITS
+    from ..attacks import find_attack
     from ..defences.named import parse_setting
 
-    own = ("classifier", "x", "labels", "eps", "generators", "seed", "targets", "foolbox_name", "euclidean", "options")
-    known = [name for name in inspect.signature(attack.perturb).parameters if name not in (*own, "meter", "name")]
-    return dict(parse_setting(text, known + list(LIMITS) * attack.metered) for text in given)
+    return dict(parse_setting(text, list(find_attack(name).options)) for text in given)
