@@ -1,12 +1,11 @@
 """Options of the benchmark suite, and the table that closes it."""
 
 import dataclasses
-import os
 
 import pytest
 
-from pxfast.engines import cpu
 from pxfast.engines.benchmark import Row, table
+from pxfast.engines.settings import DecodeSettings
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -16,12 +15,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 @pytest.fixture(scope="session")
-def threads(request: pytest.FixtureRequest) -> int:
+def settings(request: pytest.FixtureRequest) -> DecodeSettings:
     """Threads of engine and matrix product alike."""
-    wish = request.config.getoption("threads")
-    if wish is not None:
-        os.environ["PXFAST_THREADS"] = str(wish)
-    return cpu.current_threads()
+    return DecodeSettings(threads=request.config.getoption("threads"))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:

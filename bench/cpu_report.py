@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import os
 import statistics
 import subprocess
 import sys
@@ -18,10 +17,14 @@ import time
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from pxfast.base.files import refuse_existing, whole_file
-from pxfast.engines import benchmark, cpu
+from pxfast.base.machine import processor_name
+from pxfast.engines import benchmark, compiled, cpu
 from pxfast.engines.choosers import Greedy
 from pxfast.engines.schedule import schedule_for
+from pxfast.engines.settings import DecodeSettings
 from pxfast.pixelcnn.network import forward_flops
 
 BATCHES = {"paper-cifar10": 128, "paper-fashion-mnist": 128, "shipped-fashion-mnist": 128}
@@ -29,19 +32,77 @@ BATCHES = {"paper-cifar10": 128, "paper-fashion-mnist": 128, "shipped-fashion-mn
 
 def decode_seconds(name: str, precision: str, batch: int, threads: int, order: str, rounds: int) -> float:
     """Median seconds of decoding ``batch`` images."""
-    os.environ |= {"PXFAST_THREADS": str(threads), "PXFAST_ORDER": order}
-    try:
-        model = benchmark.network(name)
-        schedule, images = schedule_for(model), benchmark.smooth_images(batch, model.config)
-        cpu.packed(schedule, precision, cpu.current_isa())
-        times = []
-        for _ in range(rounds):
-            started = time.perf_counter()
-            cpu.decode(schedule, images, Greedy(benchmark.EPS), precision=precision)
-            times.append(time.perf_counter() - started)
-        return statistics.median(times)
-    finally:
-        del os.environ["PXFAST_THREADS"], os.environ["PXFAST_ORDER"]
+    settings = DecodeSettings(threads=threads, order=order)
+    model = benchmark.network(name)
+    schedule, images = schedule_for(model), benchmark.smooth_images(batch, model.config)
+    cpu.packed(schedule, precision, cpu.isa_of(settings))
+    times = []
+    for _ in range(rounds):
+        started = time.perf_counter()
+        cpu.decode(schedule, images, Greedy(benchmark.EPS), precision=precision, settings=settings)
+        times.append(time.perf_counter() - started)
+    return statistics.median(times)
+
+
+def profile(name: str, *, precision: str, batch: int, order: str = "auto") -> dict[str, float]:
+    """Seconds per image of one thread by kind of work, and speculative sweeps per image, for the CPU engine.
+
+    Keys: row_products, pixel_products, gather, elementwise, head, sweeps. order: auto, sequential or speculative.
+    """
+    model = benchmark.network(name)
+    engine = cpu.packed(schedule_for(model), precision, cpu.isa_of())
+    spent = engine.profile(
+        benchmark.smooth_images(batch, model.config).numpy(),
+        compiled.plain_chooser(Greedy(benchmark.EPS), batch),
+        compiled.ORDERS[order],
+    )
+    return {part: value / batch for part, value in spent.items()}
+
+
+def count(name: str, block: int = 64) -> dict[str, float]:
+    """What one decoded image costs by arithmetic alone, in bf16: GFLOP and MB, from the schedule's steps.
+
+    Keys: row_gflop, pixel_gflop; row_weight_mb, pixel_weight_mb: weights streamed per image when ``block`` images are
+    decoded together; activation_mb: cells read by all taps.
+    """
+    schedule = schedule_for(benchmark.network(name))
+    H, W = schedule.config.image_size
+    found = dict.fromkeys(("row_gflop", "pixel_gflop", "row_weight_mb", "pixel_weight_mb", "activation_mb"), 0.0)
+    for step in schedule.steps:
+        rows, columns = H >> step.level, W >> step.level
+        kind = "row" if step.per_row else "pixel"
+        for tap in step.taps:
+            share = (0.5 if tap.row_parity >= 0 else 1.0) * (0.5 if tap.column_parity >= 0 else 1.0)
+            positions = rows * columns * share
+            found[f"{kind}_gflop"] += 2e-9 * tap.matrix.numel() * positions
+            streamed = rows * share if step.per_row else positions
+            found[f"{kind}_weight_mb"] += 2e-6 * tap.matrix.numel() * streamed / block
+            found["activation_mb"] += 2e-6 * tap.matrix.shape[0] * positions
+    return found
+
+
+def plain_torch_rate(name: str) -> float:
+    """Images/s of uncached decoding in plain PyTorch, one whole bf16 forward pass per pixel, from a few of them."""
+    model = benchmark.network(name)
+    images = benchmark.smooth_images(8, model.config)
+    times = []
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16), benchmark.torch_threads(cpu.threads_of()):
+        for _ in range(4):
+            before = time.perf_counter()
+            model(images)
+            times.append(time.perf_counter() - before)
+    height, width = model.config.image_size
+    return len(images) / (min(times) * height * width)
+
+
+def machine() -> dict[str, str | int]:
+    """What the rows were measured on."""
+    return {
+        "processor": processor_name(),
+        "threads": cpu.threads_of(),
+        "isa": cpu.isa_of(),
+        "torch": torch.__version__,
+    }
 
 
 def throughput() -> list[dict[str, Any]]:
@@ -58,7 +119,7 @@ def profiles() -> list[dict[str, Any]]:
     rows = []
     for name in benchmark.NETWORKS:
         for precision in ("bf16", "fp32"):
-            spent = benchmark.profile(name, precision=precision, batch=64, order="sequential")
+            spent = profile(name, precision=precision, batch=64, order="sequential")
             rows.append({"network": name, "precision": precision, **spent})
     return rows
 
@@ -69,7 +130,7 @@ def single_images(threads: int) -> list[dict[str, Any]]:
         row: dict[str, Any] = {"network": name}
         for order in ("sequential", "speculative"):
             row[order] = decode_seconds(name, "bf16", 1, threads, order, 5)
-        row["sweeps"] = benchmark.profile(name, precision="bf16", batch=1, order="speculative")["sweeps"]
+        row["sweeps"] = profile(name, precision="bf16", batch=1, order="speculative")["sweeps"]
         row["sweeps_per_row"] = row["sweeps"] / benchmark.network(name).config.image_size[0]
         rows.append(row)
     return rows
@@ -88,7 +149,7 @@ def small_batches(threads: int) -> list[dict[str, Any]]:
 
 
 def counts() -> list[dict[str, Any]]:
-    return [{"network": name, **benchmark.count(name)} for name in benchmark.NETWORKS]
+    return [{"network": name, **count(name)} for name in benchmark.NETWORKS]
 
 
 def scaling() -> list[dict[str, Any]]:
@@ -103,7 +164,10 @@ def scaling() -> list[dict[str, Any]]:
 
 FLAT = """
 import json, sys, time
-from pxfast.engines import benchmark, cpu
+import torch
+
+from pxfast.base.machine import processor_name
+from pxfast.engines import benchmark, compiled, cpu
 from pxfast.engines.choosers import Greedy
 from pxfast.engines.schedule import schedule_for
 name, count = sys.argv[1], int(sys.argv[2])
@@ -134,8 +198,8 @@ def flatness(name: str = "shipped-fashion-mnist") -> list[dict[str, Any]]:
 
 def plain_torch(name: str = "paper-cifar10") -> dict[str, Any]:
     """The engine against one whole bf16 forward pass per pixel in plain PyTorch, both for a batch of 8."""
-    plain = benchmark.plain_torch_rate(name)
-    engine = 8 / decode_seconds(name, "bf16", 8, cpu.current_threads(), "auto", 3)
+    plain = plain_torch_rate(name)
+    engine = 8 / decode_seconds(name, "bf16", 8, cpu.threads_of(), "auto", 3)
     return {
         "network": name,
         "plain_images_per_second": plain,
@@ -233,8 +297,8 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.json:
         refuse_existing(arguments.json, force=arguments.force)
-    threads = cpu.current_threads()
-    results: dict[str, Any] = {"machine": benchmark.machine()}
+    threads = cpu.threads_of()
+    results: dict[str, Any] = {"machine": machine()}
     for part, run in {
         "counts": counts,
         "throughput": throughput,

@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import os
 import re
 import statistics
 import sys
@@ -29,6 +28,7 @@ from pxfast.engines import benchmark, cuda
 from pxfast.engines.choosers import Greedy
 from pxfast.engines.registry import select
 from pxfast.engines.schedule import schedule_for
+from pxfast.engines.settings import DecodeSettings
 from pxfast.pixelcnn.network import forward_flops
 from pxfast.pixeldefend.verify import verify
 
@@ -80,10 +80,14 @@ def checked(name: str, precision: str) -> None:
         raise SystemExit(f"{name}, {precision}: what would be measured is wrong: {verdict}")
 
 
-def decode_seconds(name: str, precision: str, batch: int, repeats: int) -> float:
+def decode_seconds(name: str, precision: str, batch: int, repeats: int, **settings: Any) -> float:
+    """Median seconds of a decode. settings: those of a DecodeSettings."""
     model = benchmark.network(name)
     schedule, images = schedule_for(model), benchmark.smooth_images(batch, model.config).cuda()
-    return median_seconds(lambda: cuda.decode(schedule, images, Greedy(EPS), precision=precision), repeats)
+    way = DecodeSettings(**settings)
+    return median_seconds(
+        lambda: cuda.decode(schedule, images, Greedy(EPS), precision=precision, settings=way), repeats
+    )
 
 
 def throughput(repeats: int) -> list[dict[str, Any]]:
@@ -130,18 +134,14 @@ def teams(repeats: int) -> list[dict[str, Any]]:
     hopper = torch.cuda.get_device_capability() == (9, 0)
     for batch in (64, 2048):
         for team in (0, 1, 2, 3, 4, 6, 10, 20):
-            os.environ["PXFAST_CUDA_TEAM"] = str(team) if team else ""
-            rate = batch / decode_seconds("paper-cifar10", "bf16", batch, repeats)
+            rate = batch / decode_seconds("paper-cifar10", "bf16", batch, repeats, team=team or None)
             row = {"part": "teams", "batch": batch, "team": team, "clusters": 0, "wgmma": int(hopper)}
             rows.append({**row, "images_per_second": rate})
         for clusters, wgmma in ((1, 1), (1, 0), (0, 0)) if hopper else ():
-            os.environ.update(PXFAST_CUDA_TEAM="", PXFAST_CUDA_CLUSTERS=str(clusters), PXFAST_CUDA_WGMMA=str(wgmma))
-            os.environ["PXFAST_ORDER"] = "sequential" if clusters else "auto"
-            rate = batch / decode_seconds("paper-cifar10", "bf16", batch, repeats)
+            way = {"clusters": bool(clusters), "wgmma": bool(wgmma), "order": "sequential" if clusters else "auto"}
+            rate = batch / decode_seconds("paper-cifar10", "bf16", batch, repeats, **way)
             row = {"part": "teams", "batch": batch, "team": clusters, "clusters": clusters, "wgmma": wgmma}
             rows.append({**row, "images_per_second": rate})
-        for variable in ("PXFAST_CUDA_TEAM", "PXFAST_CUDA_CLUSTERS", "PXFAST_CUDA_WGMMA", "PXFAST_ORDER"):
-            os.environ.pop(variable, None)
     return rows
 
 
@@ -149,10 +149,8 @@ def latency(repeats: int) -> list[dict[str, Any]]:
     rows = []
     for name in ("paper-cifar10", "paper-fashion-mnist", "shipped-fashion-mnist"):
         for order in ("sequential", "speculative"):
-            os.environ["PXFAST_ORDER"] = order
             row = {"part": "latency", "network": name, "precision": "bf16", "order": order}
-            rows.append({**row, "milliseconds": 1e3 * decode_seconds(name, "bf16", 1, repeats)})
-    del os.environ["PXFAST_ORDER"]
+            rows.append({**row, "milliseconds": 1e3 * decode_seconds(name, "bf16", 1, repeats, order=order)})
     return rows
 
 
@@ -163,10 +161,8 @@ def crossover(repeats: int) -> list[dict[str, Any]]:
         for batch in CROSSOVER:
             row: dict[str, Any] = {"part": "crossover", "network": name, "precision": "bf16", "batch": batch}
             for order in ("auto", "sequential", "speculative"):
-                os.environ["PXFAST_ORDER"] = order
-                row[f"{order}_milliseconds"] = 1e3 * decode_seconds(name, "bf16", batch, repeats)
+                row[f"{order}_milliseconds"] = 1e3 * decode_seconds(name, "bf16", batch, repeats, order=order)
             rows.append(row)
-    del os.environ["PXFAST_ORDER"]
     return rows
 
 

@@ -24,10 +24,12 @@ BATCH = {"paper-cifar10": 64}
 
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("name", measurements.NETWORKS)
-def test_purify(benchmark, request, name, precision, threads):
+def test_purify(benchmark, request, name, precision, settings):
     model = measurements.network(name)
     image = measurements.smooth_images(1, model.config)
-    decoded = select("cpu").decode(schedule_for(model), image, Greedy(measurements.EPS), precision=precision)
+    decoded = select("cpu").decode(
+        schedule_for(model), image, Greedy(measurements.EPS), precision=precision, settings=settings
+    )
     verdict = verify(image, decoded, measurements.EPS, model=model, precision=precision)
     assert verdict.passed, f"{verdict}"  # what is measured is right
 
@@ -36,5 +38,5 @@ def test_purify(benchmark, request, name, precision, threads):
         return statistics.median(benchmark.stats.stats.data)
 
     batch = request.config.getoption("images") or BATCH.get(name, 128)
-    row = measurements.measure(name, precision=precision, batch=batch, timer=timer)
+    row = measurements.measure(name, precision=precision, batch=batch, settings=settings, timer=timer)
     benchmark.extra_info.update(dataclasses.asdict(row), torch=torch.__version__)

@@ -2,8 +2,8 @@
 
 A step's kind is its precision, whether it runs per row or per pixel, and whether it is gated (two products at once).
 ``TILES`` holds the choices; ``pxfast tune`` measures others on the GPU at hand and keeps the best in a file of the
-user's (``user_file``), which then goes first. A tile decides the order of a sum, so results may differ in near-ties
-between machines with other tiles, as they do between engines; on one machine they don't.
+user's (``pxfast.base.environment.tiles_file``), which then goes first. A tile decides the order of a sum, so results
+may differ in near-ties between machines with other tiles, as they do between engines; on one machine they don't.
 
 None of the entries has been measured yet: they follow from the shapes (bench/README.md, "Triton").
 """
@@ -13,11 +13,11 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
-import os
 from pathlib import Path
 
 import torch
 
+from ..base.environment import tiles_file
 from .launch import INTERPRETED, Tile
 
 FORMAT = "pxfast-tiles"
@@ -56,14 +56,6 @@ def architecture() -> str:
     return f"sm_{properties.major}{properties.minor}"
 
 
-def user_file() -> Path:
-    """Where ``pxfast tune`` keeps its choices: PXFAST_TILES, or pxfast/tiles.json where the user keeps settings."""
-    wish = os.environ.get("PXFAST_TILES")
-    if wish:
-        return Path(wish)
-    return Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "pxfast" / "tiles.json"
-
-
 def read_tiles(path: Path) -> dict[str, dict[str, Tile]]:
     """The choices in a file; none where there is no file. ValueError for a file that is not what ``dump`` writes."""
     if not path.is_file():
@@ -91,4 +83,4 @@ def dump(tiles: dict[str, dict[str, Tile]]) -> str:
 @functools.cache
 def tiles_for(name: str) -> dict[str, Tile]:
     """The tile of every kind of step on the architecture ``name``. Read once per process."""
-    return {**_DEFAULT, **TILES.get(name, {}), **read_tiles(user_file()).get(name, {})}
+    return {**_DEFAULT, **TILES.get(name, {}), **read_tiles(tiles_file()).get(name, {})}

@@ -16,7 +16,6 @@ import hashlib
 import importlib.util
 import json
 import logging
-import os
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -26,6 +25,7 @@ from typing import Any
 
 import torch
 
+from ..base import environment
 from ..base.files import whole_file
 
 _log = logging.getLogger(__name__)
@@ -50,7 +50,7 @@ def problem(name: str) -> str | None:
     A trial that could not be held, such as on a GPU that another process has for itself, is a problem too, but is held
     again by the next process.
     """
-    if os.environ.get("PXFAST_TRIAL") == "0":
+    if not environment.trial():
         return None
     return _problem(name, torch.cuda.current_device())
 
@@ -99,7 +99,7 @@ def run(command: Sequence[str], seconds: float = SECONDS) -> tuple[bool, str | N
 
 def record_file() -> Path:
     """Where verdicts are kept: pxfast/trials.json where the user keeps caches. It may be deleted at any time."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pxfast" / "trials.json"
+    return environment.cache_folder() / "trials.json"
 
 
 def _read_record() -> dict[str, str | None]:

@@ -31,7 +31,7 @@ def main() -> None:
     noise = torch.randint(-8, 9, clean.shape, generator=torch.Generator().manual_seed(0))
     noisy = (clean.int() + noise).clamp(0, 255).to(torch.uint8)
     model = pxfast.load(arguments.model or arguments.dataset)
-    engine = cpu.packed(schedule_for(model), "bf16", cpu.current_isa())
+    engine = cpu.packed(schedule_for(model), "bf16", cpu.isa_of())
     rows = len(clean) * clean.shape[2]
     print("| images | eps | sweeps a row, carried | input | columns |")
     print("|---|---:|---:|---:|---:|")

@@ -1,8 +1,8 @@
-"""Write the README's table of shipped models: what the files record, and the AUC of detecting uniform noise.
+"""Write the tables of shipped models in docs/results.md: what the files record, and the AUC of detecting noise.
 
-python bench/scripts/model_table.py --root DIR [--images 1000] [--readme README.md]
+python bench/scripts/model_table.py --root DIR [--images 500] [--document docs/results.md]
 
-bits/dim, training time and machine are read from the model files' notes, where ``pxfast train`` and
+bits/dim, training runs and machines are read from the model files' notes, where ``pxfast train`` and
 bench/scripts/record_bits_per_dim.py put them. The AUC is measured here: of telling the first test images of the data
 set from the same images plus uniform noise of up to ±8 (a fixed seed), by log p(X).
 """
@@ -10,7 +10,6 @@ set from the same images plus uniform noise of up to ±8 (a fixed seed), by log 
 from __future__ import annotations
 
 import argparse
-import itertools
 from pathlib import Path
 
 import torch
@@ -21,13 +20,15 @@ from pxfast.base.files import whole_file
 from pxfast.data.datasets import DATASETS, load_dataset
 from pxfast.evaluation.report.network_facts import PUBLISHED_BITS_PER_DIM
 from pxfast.pixelcnn.files import read_metadata
-from pxfast.pixelcnn.network import PixelCNNConfig
 from pxfast.pixelcnn.shipped import SHIPPED
 from pxfast.pixelcnn.training import network_size
 from pxfast.pixeldefend.detection import roc_auc_score
+from pxfast.training.provenance import training_parts
 
 BEGIN, END = "<!-- models: bench/scripts/model_table.py -->", "<!-- end of models -->"
 NOISE = 8
+TEST_IMAGES = 10_000  # of either data set
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def noise_auc(name: str, images: Tensor) -> float:
@@ -38,51 +39,65 @@ def noise_auc(name: str, images: Tensor) -> float:
     return roc_auc_score(*scores)
 
 
-def training(notes: dict, config: PixelCNNConfig) -> str:
-    """What a file's notes say of how it was trained: a phrase per size of network, one grown from another."""
-    parts = notes.get("parts", [notes])
-    phrases = []
-    for size, runs in itertools.groupby(parts, lambda part: part.get("network", network_size(config))):
-        runs = list(runs)
-        images, minutes = sum(run["images_seen"] for run in runs), sum(run["seconds"] for run in runs) / 60
-        phrase = f"{images:,} images, {minutes:.0f} minutes" + (f" in {len(runs)} runs" if len(runs) > 1 else "")
-        if size != network_size(config):
-            phrase += f" with filters {size['filters']}, resnets {size['resnets']}"
-        phrases.append(phrase)
-    machines = dict.fromkeys(part.get("machine", "a machine not recorded") for part in parts)
-    return f"{', then '.join(phrases)}; on {', '.join(machines)}"
-
-
 def row(name: str, images: Tensor) -> str:
+    """A model's figures."""
     config, notes = read_metadata(SHIPPED[name])
-    network = f"filters {config.filters}, resnets {config.resnets}, {config.mixtures} logistics"
-    paper = PUBLISHED_BITS_PER_DIM[name]
-    bits = f"{notes['test_bits_per_dim']:.3f} on {notes['test_images']:,} images (the paper's: {paper})"
-    size = SHIPPED[name].stat().st_size / 1e6
-    auc = noise_auc(name, images)
-    detection = f"{auc:.4f} ({len(images):,} images)"
-    return f"| `{name}` | {network} | {size:.1f} MB | {bits} | {detection} | {training(notes, config)} |"
+    assert notes["test_images"] == TEST_IMAGES
+    cells = (
+        f"`{name}`",
+        config.filters,
+        config.resnets,
+        config.mixtures,
+        f"{SHIPPED[name].stat().st_size / 1e6:.1f}",
+        f"{notes['test_bits_per_dim']:.3f}",
+        PUBLISHED_BITS_PER_DIM[name],
+        f"{noise_auc(name, images):.4f}",
+        f"{notes['images_seen']:,}",
+        f"{notes['seconds'] / 60:.0f}",
+    )
+    return f"| {' | '.join(map(str, cells))} |"
+
+
+def runs(name: str) -> list[str]:
+    """A row for every training run that made a model's weights."""
+    config, notes = read_metadata(SHIPPED[name])
+    rows = []
+    for number, run in enumerate(training_parts(notes), start=1):
+        size = run.get("network", network_size(config))
+        machine = run.get("machine", "not recorded")
+        cells = (f"`{name}`", number, size["filters"], f"{run['images_seen']:,}", f"{run['seconds'] / 60:.0f}", machine)
+        rows.append(f"| {' | '.join(map(str, cells))} |")
+    return rows
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--root", type=Path, required=True, help="torchvision's root folder")
-    parser.add_argument("--images", type=int, default=1000, help="test images for the AUC")
-    parser.add_argument("--readme", type=Path, default=Path(__file__).parent.parent / "README.md")
+    parser.add_argument("--images", type=int, default=500, help="test images for the AUC")
+    parser.add_argument("--document", type=Path, default=ROOT / "docs" / "results.md")
     arguments = parser.parse_args()
-    lines = [
-        f"| model | network | file | test bits/dim | AUC, uniform noise of ±{NOISE} | training |",
-        "|---|---|---:|---:|---:|---|",
+    figures = [
+        "| model | filters | resnets | logistics | file, MB | test bits/dim | the paper's "
+        f"| AUC, noise of ±{NOISE} | images seen | minutes |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|",
     ]
+    trainings = ["| model | run | filters | images seen | minutes | machine |", "|---|---:|---:|---:|---:|---|"]
     for name in sorted(SHIPPED):
         assert name in DATASETS
-        lines.append(row(name, load_dataset(name, arguments.root, train=False)[0][: arguments.images]))
-    text = arguments.readme.read_text()
+        figures.append(row(name, load_dataset(name, arguments.root, train=False)[0][: arguments.images]))
+        trainings += runs(name)
+    between = (
+        f"bits/dim of all {TEST_IMAGES:,} test images; AUC of telling uniform noise, of the first {arguments.images}.",
+        "\n".join(figures),
+        "The runs that made them, each from the weights of the one before:",
+        "\n".join(trainings),
+    )
+    text = arguments.document.read_text()
     before, rest = text.split(BEGIN)
     _, after = rest.split(END)
-    with whole_file(arguments.readme) as temporary:
-        Path(temporary).write_text(f"{before}{BEGIN}\n\n" + "\n".join(lines) + f"\n\n{END}{after}")
-    print("\n".join(lines))
+    with whole_file(arguments.document) as temporary:
+        Path(temporary).write_text("\n\n".join((f"{before}{BEGIN}", *between, f"{END}{after}")))
+    print("\n\n".join(between))
 
 
 if __name__ == "__main__":

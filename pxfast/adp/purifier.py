@@ -9,18 +9,18 @@ that nothing of it would ever be removed.
 
 from __future__ import annotations
 
-import copy
 import math
-import numbers
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
-from ..base.checks import check_integer
+from ..base.checks import check_integer, is_number
 from ..base.progress import reporting
-from ..data.images import Images, check_range, to_grid
+from ..data.images import ImagesT, check_range, to_grid
 from ..tensors.batches import FIXED_BATCH, in_fixed_batches
+from ..tensors.copies import Copies
 from ..tensors.seeds import image_seeds, standard_normal
 from ..tensors.straight_through import check_backward, with_backward
 from .files import SHIPPED, Scorer
@@ -33,6 +33,8 @@ PROBE = 1e-3  # how far along the score it is looked at again
 STEP_SCALE = 0.05  # the step is as long as this and PROBE say where the score keeps none of its direction
 SMALLEST_STEP, LARGEST_STEP = 1e-5, 0.1
 STOPPING_STEP = 1e-3  # an image that asks for a step as small is done
+_copies: Copies[ScoreNetwork] = Copies()  # of score networks in other types and places
+
 CPU_BATCH = 8  # images that the network sees at once; on a GPU FIXED_BATCH
 
 
@@ -90,6 +92,11 @@ class ADPPurifier(nn.Module):
     """
 
     stochastic = True
+    model: ScoreNetwork | None
+
+    if TYPE_CHECKING:
+
+        def __call__(self, images: ImagesT) -> ImagesT: ...
 
     def __init__(
         self,
@@ -103,20 +110,19 @@ class ADPPurifier(nn.Module):
         progress: bool | Callable[[int], None] = False,
     ) -> None:
         super().__init__()
-        if isinstance(sigma, bool) or not isinstance(sigma, numbers.Real) or not 0.0 <= sigma < math.inf:
+        if not is_number(sigma) or not 0.0 <= sigma < math.inf:
             raise ValueError(f"sigma must be a deviation of at least 0, on images in [0, 1], got {sigma!r}")
-        self.sigma = float(sigma)
-        self.steps = check_integer("steps", steps, 10_001)
-        self.runs = check_integer("runs", runs, 10_001)
+        self.sigma: float = float(sigma)
+        self.steps: int = check_integer("steps", steps, 10_001)
+        self.runs: int = check_integer("runs", runs, 10_001)
         if self.runs == 0:
             raise ValueError("runs must be at least 1, got 0")
         object.__setattr__(self, "model", SHIPPED.resolve(model))
-        self.backward = check_backward(backward, "full")
-        self.seed = check_integer("seed", seed, 2**63)
+        self.backward: str = check_backward(backward, "full")
+        self.seed: int = check_integer("seed", seed, 2**63)
         self.progress = progress
-        self._elsewhere: dict[tuple[int, torch.device, torch.dtype], ScoreNetwork] = {}
 
-    def forward(self, images: Images) -> Images:
+    def forward(self, images: ImagesT) -> ImagesT:
         """One run. Images (N, C, H, W) or (C, H, W), of the types that ``purify`` takes; the same form comes back.
 
         Floating tensors are taken as they are and give a gradient; uint8 and NumPy images are rounded to the grid. The
@@ -210,7 +216,4 @@ class ADPPurifier(nn.Module):
         weight = next(network.parameters())
         if (weight.device, weight.dtype) == (like.device, like.dtype):
             return network
-        key = (id(network), like.device, like.dtype)
-        if key not in self._elsewhere:
-            self._elsewhere[key] = copy.deepcopy(network).to(like.device, like.dtype)
-        return self._elsewhere[key]
+        return _copies.get(network, like.dtype, like.device)

@@ -7,12 +7,14 @@ A pre-activation residual network whose last two stages are dilated instead of s
 from __future__ import annotations
 
 import dataclasses
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..tensors.activations import elu
+from ..tensors.modules import ModuleList
 
 SMALLEST_SIDE = 4  # pixels: instance normalisation needs several at half the size
 
@@ -56,11 +58,15 @@ class InstanceNormPlus(nn.Module):
     features of its image, is added, and the whole is scaled and moved.
     """
 
+    if TYPE_CHECKING:
+
+        def __call__(self, x: Tensor) -> Tensor: ...
+
     def __init__(self, features: int, epsilon: float = 1e-5) -> None:
         super().__init__()
-        self.alpha = nn.Parameter(torch.empty(features).normal_(1.0, 0.02))
-        self.gamma = nn.Parameter(torch.empty(features).normal_(1.0, 0.02))
-        self.beta = nn.Parameter(torch.zeros(features))
+        self.alpha: nn.Parameter = nn.Parameter(torch.empty(features).normal_(1.0, 0.02))
+        self.gamma: nn.Parameter = nn.Parameter(torch.empty(features).normal_(1.0, 0.02))
+        self.beta: nn.Parameter = nn.Parameter(torch.zeros(features))
         self.epsilon = epsilon
 
     def forward(self, x: Tensor) -> Tensor:
@@ -85,13 +91,17 @@ def _halved(x: Tensor) -> Tensor:
 class ResidualBlock(nn.Module):
     """Twice normalisation, ELU and a 3x3 convolution, beside a shortcut. halve: give half the height and width."""
 
+    if TYPE_CHECKING:
+
+        def __call__(self, x: Tensor) -> Tensor: ...
+
     def __init__(self, features: int, out_features: int, dilation: int = 1, *, first: bool, halve: bool) -> None:
         super().__init__()
         middle = features if first else out_features
-        self.norm1 = InstanceNormPlus(features)
-        self.conv1 = _conv3x3(features, middle, dilation)
-        self.norm2 = InstanceNormPlus(middle)
-        self.conv2 = _conv3x3(middle, out_features, dilation)
+        self.norm1: InstanceNormPlus = InstanceNormPlus(features)
+        self.conv1: nn.Conv2d = _conv3x3(features, middle, dilation)
+        self.norm2: InstanceNormPlus = InstanceNormPlus(middle)
+        self.conv2: nn.Conv2d = _conv3x3(middle, out_features, dilation)
         # the first block of a stage changes size or dilation, and its shortcut with it
         self.shortcut: nn.Module = nn.Identity()
         if first:
@@ -110,10 +120,14 @@ class ResidualBlock(nn.Module):
 class ConvolutionUnits(nn.Module):
     """RefineNet's residual convolution units: each adds two rounds of ELU and a 3x3 convolution."""
 
+    if TYPE_CHECKING:
+
+        def __call__(self, x: Tensor) -> Tensor: ...
+
     def __init__(self, features: int, units: int) -> None:
         super().__init__()
-        self.units = nn.ModuleList(
-            nn.ModuleList(_conv3x3(features, features, bias=False) for _ in range(2)) for _ in range(units)
+        self.units: ModuleList[ModuleList[nn.Conv2d]] = ModuleList(
+            ModuleList(_conv3x3(features, features, bias=False) for _ in range(2)) for _ in range(units)
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -128,9 +142,13 @@ class ConvolutionUnits(nn.Module):
 class ChainedPooling(nn.Module):
     """RefineNet's chained residual pooling: 5x5 maxima and a 3x3 convolution, twice, each adding what it has found."""
 
+    if TYPE_CHECKING:
+
+        def __call__(self, x: Tensor) -> Tensor: ...
+
     def __init__(self, features: int) -> None:
         super().__init__()
-        self.convs = nn.ModuleList(_conv3x3(features, features, bias=False) for _ in range(2))
+        self.convs: ModuleList[nn.Conv2d] = ModuleList(_conv3x3(features, features, bias=False) for _ in range(2))
 
     def forward(self, x: Tensor) -> Tensor:
         x = path = elu(x)
@@ -143,12 +161,18 @@ class ChainedPooling(nn.Module):
 class RefineBlock(nn.Module):
     """One stage of RefineNet: the residual stage's features, and what the coarser stage made of its own, to one map."""
 
+    if TYPE_CHECKING:
+
+        def __call__(self, *inputs: Tensor) -> Tensor: ...
+
     def __init__(self, inputs: tuple[int, ...], features: int, *, last: bool = False) -> None:
         super().__init__()
-        self.adapt = nn.ModuleList(ConvolutionUnits(given, 2) for given in inputs)
-        self.fuse = nn.ModuleList(_conv3x3(given, features) for given in inputs) if len(inputs) > 1 else None
-        self.pool = ChainedPooling(features)
-        self.output = ConvolutionUnits(features, 3 if last else 1)
+        self.adapt: ModuleList[ConvolutionUnits] = ModuleList(ConvolutionUnits(given, 2) for given in inputs)
+        self.fuse: ModuleList[nn.Conv2d] | None = None
+        if len(inputs) > 1:
+            self.fuse = ModuleList(_conv3x3(given, features) for given in inputs)
+        self.pool: ChainedPooling = ChainedPooling(features)
+        self.output: ConvolutionUnits = ConvolutionUnits(features, 3 if last else 1)
 
     def forward(self, *inputs: Tensor) -> Tensor:
         x, *coarser = (adapt(given) for adapt, given in zip(self.adapt, inputs, strict=True))
@@ -173,12 +197,16 @@ class ScoreNetwork(nn.Module):
     Raises ValueError for another shape.
     """
 
+    if TYPE_CHECKING:
+
+        def __call__(self, images: Tensor) -> Tensor: ...
+
     def __init__(self, config: ScoreNetworkConfig) -> None:
         super().__init__()
         self.config = config
         n = config.ngf
-        self.begin = _conv3x3(config.channels, n)
-        self.stages = nn.ModuleList(
+        self.begin: nn.Conv2d = _conv3x3(config.channels, n)
+        self.stages: ModuleList[nn.Sequential] = ModuleList(
             (
                 nn.Sequential(*(ResidualBlock(n, n, first=False, halve=False) for _ in range(2))),
                 self._stage(n, 2 * n, 1, halve=True),
@@ -187,7 +215,7 @@ class ScoreNetwork(nn.Module):
             )
         )
         # from the last stage to the first
-        self.refine = nn.ModuleList(
+        self.refine: ModuleList[RefineBlock] = ModuleList(
             (
                 RefineBlock((2 * n,), 2 * n),
                 RefineBlock((2 * n, 2 * n), 2 * n),
@@ -195,8 +223,8 @@ class ScoreNetwork(nn.Module):
                 RefineBlock((n, n), n, last=True),
             )
         )
-        self.norm = InstanceNormPlus(n)
-        self.end = _conv3x3(n, config.channels)
+        self.norm: InstanceNormPlus = InstanceNormPlus(n)
+        self.end: nn.Conv2d = _conv3x3(n, config.channels)
 
     @staticmethod
     def _stage(features: int, out_features: int, dilation: int, *, halve: bool) -> nn.Sequential:
@@ -219,4 +247,5 @@ class ScoreNetwork(nn.Module):
         x = self.refine[0](found.pop())
         for refine in self.refine[1:]:
             x = refine(found.pop(), x)
-        return self.end(elu(self.norm(x)))
+        score: Tensor = self.end(elu(self.norm(x)))
+        return score

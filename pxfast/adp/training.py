@@ -8,7 +8,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +66,8 @@ class ScoreSettings(RunSettings):
     def sigmas(self) -> Tensor:
         """The noise levels (levels,), fp32, the largest first."""
         ends = torch.tensor((self.sigma_max, self.sigma_min), dtype=torch.float64).log()
-        return torch.linspace(*ends.tolist(), self.levels, dtype=torch.float64).exp().float()
+        first, last = ends.tolist()
+        return torch.linspace(first, last, self.levels, dtype=torch.float64).exp().float()
 
 
 PRESETS = {
@@ -93,7 +94,11 @@ def score_preset(name: str, dataset: str | os.PathLike[str]) -> tuple[ScoreNetwo
 
 
 def denoising_losses(
-    network: torch.nn.Module, images: Tensor, sigmas: Tensor, noise: Tensor, clamped: Tensor | None = None
+    network: Callable[[Tensor], Tensor],
+    images: Tensor,
+    sigmas: Tensor,
+    noise: Tensor,
+    clamped: Tensor | None = None,
 ) -> Tensor:
     """The denoising score matching losses (N,), weighted by sigma^2: means over the values of (f(x + sigma z) + z)^2.
 
@@ -128,7 +133,7 @@ class ScoreTrainer(AveragedRun):
         images: Tensor,
         processes: Processes | None = None,
     ) -> None:
-        super().__init__(settings, images, processes)
+        super().__init__(settings, images, processes, ema_decay=settings.ema_decay)
         shape = (config.channels, *config.image_size)
         if images.dtype != torch.uint8 or tuple(images.shape[1:]) != shape:
             raise ValueError(f"expected uint8 images (N, {shape}), got {images.dtype} {tuple(images.shape)}")
@@ -137,11 +142,13 @@ class ScoreTrainer(AveragedRun):
         if self.processes.count > 1:
             raise ValueError(f"a score network is trained by one process, not by {self.processes.count}")
         torch.manual_seed(settings.seed)
-        self.model = ScoreNetwork(config).to(self.processes.device, memory_format=torch.channels_last)
+        self.model = ScoreNetwork(config).to(self.processes.device).to(memory_format=torch.channels_last)
         self.averaged = copy.deepcopy(self.model)
-        self.optimisers = [torch.optim.Adam(self.model.parameters(), settings.learning_rate, fused=True)]
+        self.optimisers: list[torch.optim.Optimizer] = [
+            torch.optim.Adam(self.model.parameters(), settings.learning_rate, fused=True)
+        ]
         self._sigmas = settings.sigmas()
-        self._network = torch.compile(self.model) if settings.compile else self.model
+        self._network: Callable[[Tensor], Tensor] = torch.compile(self.model) if settings.compile else self.model
 
     def start_from(self, network: ScoreNetwork) -> None:
         """Begin with the weights of ``network``. ValueError when it is of another size."""
@@ -177,14 +184,14 @@ class ScoreTrainer(AveragedRun):
             loss = denoising_losses(self._network, *parts).mean()
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.gradient_clip or math.inf)
-        found, norm = torch.stack((loss.detach(), norm.detach())).tolist()
-        if not math.isfinite(found) or not math.isfinite(norm):
-            raise FloatingPointError(f"training broke down at step {self.step}: loss {found}, gradient of norm {norm}")
+        values: list[float] = torch.stack((loss.detach(), norm.detach())).tolist()
+        found, size = values
+        if not math.isfinite(found) or not math.isfinite(size):
+            raise FloatingPointError(f"training broke down at step {self.step}: loss {found}, gradient of norm {size}")
         adam.step()
         adam.zero_grad()
         self.average()
-        self.step += 1
-        self.seconds += time.perf_counter() - started
+        self.count_step(time.perf_counter() - started)
         return found
 
 

@@ -1,19 +1,162 @@
-"""How long work tells of its progress."""
+"""How long work tells of its progress: by bars in a terminal, elsewhere by a line now and then, on standard error."""
 
 from __future__ import annotations
 
 import contextlib
+import sys
+import time
 from collections.abc import Callable, Iterator
 
 from tqdm import tqdm
 
+LINE_INTERVAL = 30.0  # seconds from one line to the next
+
+
+class Progress:
+    """How far some work is: ``done`` of ``total`` units. This class shows nothing; its children do.
+
+    total: None where nobody knows it. unit: what is counted, in the singular.
+    """
+
+    def __init__(self, total: int | None = None, unit: str = "image", done: int = 0) -> None:
+        self.total: int | None = total
+        self.unit = unit
+        self.done: int = done
+        self.title: str = ""
+        self.note: str = ""
+        self._mark = time.monotonic(), done
+
+    @property
+    def rate(self) -> float:
+        """Units a second of late; 0 before the first of them."""
+        since, before = self._mark
+        return (self.done - before) / max(time.monotonic() - since, 1e-9)
+
+    def advance(self, count: int = 1) -> None:
+        """``count`` more units are done."""
+        self.reach(self.done + count)
+
+    def reach(self, done: int) -> None:
+        """``done`` units are done by now."""
+        self.done = done
+        self.show()
+
+    def entitle(self, title: str) -> None:
+        """Say what is being done, in front of the count."""
+        self.title = title
+
+    def annotate(self, note: str) -> None:
+        """Say more, behind the count."""
+        self.note = note
+
+    def turn_to(self, title: str, done: int, total: int) -> None:
+        """Show other work than before, or the same further on."""
+        if title != self.title:
+            self._mark = time.monotonic(), done
+        self.title = title
+        self.total = total
+        self.reach(done)
+
+    def show(self) -> None:
+        """Bring the display up to date, where that is due."""
+
+    def close(self) -> None:
+        """Nothing more is done."""
+
+
+class Bar(Progress):
+    """A bar in a terminal. leave: whether it stays there when it is closed."""
+
+    def __init__(self, total: int | None, unit: str, done: int, *, leave: bool) -> None:
+        super().__init__(total, unit, done)
+        self._bar = tqdm(total=total, unit=unit, initial=done, leave=leave, mininterval=0.2, file=sys.stderr)
+
+    @property
+    def rate(self) -> float:
+        return float(self._bar.format_dict["rate"] or 0.0)
+
+    def entitle(self, title: str) -> None:
+        super().entitle(title)
+        self._bar.set_description_str(title)
+
+    def annotate(self, note: str) -> None:
+        super().annotate(note)
+        self._bar.set_postfix_str(note, refresh=False)
+
+    def turn_to(self, title: str, done: int, total: int) -> None:
+        self._bar.set_description_str(title, refresh=False)
+        self._bar.total, self._bar.n = total, done
+        super().turn_to(title, done, total)
+        self._bar.refresh()
+
+    def show(self) -> None:
+        self._bar.update(self.done - self._bar.n)
+
+    def close(self) -> None:
+        self._bar.close()
+
+
+class Lines(Progress):
+    """A line every ``LINE_INTERVAL`` seconds, for logs and pipes. leave: whether a last one says how it ended."""
+
+    def __init__(self, total: int | None, unit: str, done: int, *, leave: bool) -> None:
+        super().__init__(total, unit, done)
+        self.leave = leave
+        self._began, self._told = self._mark, done
+
+    def show(self) -> None:
+        ended = self.leave and self.done == self.total  # of which the last line tells
+        if not ended and time.monotonic() - self._mark[0] >= LINE_INTERVAL:
+            self._tell()
+
+    def close(self) -> None:
+        if self.leave and self.done != self._told:
+            self._mark = self._began  # the last line has the rate of the whole
+            self._tell()
+
+    def line(self) -> str:
+        """Such as 'clean: 64/500 images, 3.2 images/s, 2:16 left, loss 3.1'."""
+        units = f"{self.unit}s"
+        parts = [f"{self.done} {units}" if self.total is None else f"{self.done}/{self.total} {units}"]
+        rate = self.rate
+        if rate > 0:
+            parts.append(f"{rate:.3g} {units}/s")
+            if self.total is not None and self.done < self.total:
+                parts.append(f"{tqdm.format_interval((self.total - self.done) / rate)} left")
+        if self.note:
+            parts.append(self.note)
+        title = self.title.strip()
+        return (f"{title}: " if title else "") + ", ".join(parts)
+
+    def _tell(self) -> None:
+        print(self.line(), file=sys.stderr, flush=True)
+        self._mark, self._told = (time.monotonic(), self.done), self.done
+
+
+@contextlib.contextmanager
+def progress_of(
+    total: int | None, unit: str = "image", *, shown: bool, done: int = 0, leave: bool = True
+) -> Iterator[Progress]:
+    """What to tell how far some work is, which starts at ``done`` of ``total`` units; see :class:`Progress`.
+
+    shown: False shows nothing, and neither does a process without standard error. leave: whether a trace of finished
+    work stays.
+    """
+    progress: Progress
+    if not shown or sys.stderr is None:
+        progress = Progress(total, unit, done)
+    elif sys.stderr.isatty():
+        progress = Bar(total, unit, done, leave=leave)
+    else:
+        progress = Lines(total, unit, done, leave=leave)
+    try:
+        yield progress
+    finally:
+        progress.close()
+
 
 @contextlib.contextmanager
 def reporting(total: int, progress: bool | Callable[[int], None]) -> Iterator[Callable[[int], None]]:
-    """What to call with the number of images finished: ``progress`` itself, or a bar's update, shown if it is True."""
-    with tqdm(total=total, unit="image", disable=progress is not True) as bar:
-
-        def advance(finished: int) -> None:
-            bar.update(finished - bar.n)
-
-        yield progress if callable(progress) else advance
+    """What to call with the number of images finished: ``progress`` itself, or what shows it if that is True."""
+    with progress_of(total, shown=progress is True) as shown:
+        yield progress if callable(progress) else shown.reach

@@ -22,7 +22,8 @@ def draw_eps(count: int, delta: float, generator: torch.Generator) -> Tensor:
     """(count,) fp32 values in [0, 2 delta], in grey levels: |N(0, delta)| given that it is at most 2 delta."""
     below_two = torch.special.ndtr(torch.tensor(2.0, dtype=torch.float64)) - 0.5
     uniform = torch.rand(count, generator=generator, dtype=torch.float64)
-    return (delta * torch.special.ndtri(0.5 + uniform * below_two)).clamp(0.0, 2.0 * delta).float()
+    drawn: Tensor = delta * torch.special.ndtri(0.5 + uniform * below_two)
+    return drawn.clamp(0.0, 2.0 * delta).float()
 
 
 def bim_iterations(eps: Tensor) -> Tensor:

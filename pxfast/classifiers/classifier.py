@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -73,6 +73,10 @@ class Classifier(nn.Module):
 
     config: ClassifierConfig
 
+    if TYPE_CHECKING:
+
+        def __call__(self, images: Tensor) -> Tensor: ...
+
     def forward(self, images: Tensor) -> Tensor:
         expected = (self.config.channels, *self.config.image_size)
         if images.dim() != 4 or tuple(images.shape[1:]) != expected:
@@ -89,9 +93,13 @@ class Classifier(nn.Module):
 class NormActivation(nn.Module):
     """Batch normalisation and (leaky) ReLU."""
 
+    if TYPE_CHECKING:
+
+        def __call__(self, x: Tensor) -> Tensor: ...
+
     def __init__(self, features: int, leakiness: float = 0.0, epsilon: float = BATCH_NORM_EPSILON) -> None:
         super().__init__()
-        self.norm = nn.BatchNorm2d(features, eps=epsilon)
+        self.norm: nn.BatchNorm2d = nn.BatchNorm2d(features, eps=epsilon)
         self.leakiness = leakiness
 
     def forward(self, x: Tensor) -> Tensor:

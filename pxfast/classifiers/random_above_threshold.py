@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 
 from ..data.images import to_grid
 from ..pixelcnn.likelihood import bits_per_dim
+from ..pixelcnn.network import PixelCNN
 from ..pixelcnn.shipped import SHIPPED, Model
 
 
@@ -24,6 +26,12 @@ class RandomAboveThreshold(nn.Module):
     A label is random in that it is drawn from a hash of the seed and the image's own values 0..255: the same image
     always gets the same one, whatever else is in its batch. Raises TypeError or ValueError for a bad model.
     """
+
+    model: PixelCNN | None
+
+    if TYPE_CHECKING:
+
+        def __call__(self, images: Tensor) -> Tensor: ...
 
     def __init__(
         self, classifier: nn.Module, *, threshold: float = 4.5, model: Model | None = None, seed: int = 0
@@ -42,7 +50,7 @@ class RandomAboveThreshold(nn.Module):
         grid, form = to_grid(images)
         if not form.batched:
             raise ValueError(f"expected images (N, C, H, W), got {tuple(images.shape)}")
-        logits = self.classifier(images)
+        logits: Tensor = self.classifier(images)
         unlikely = bits_per_dim(grid, model=self.model) >= self.threshold
         labels = torch.tensor([random_label(image, logits.shape[1], self.seed) for image in grid[unlikely]])
         result = logits.clone()

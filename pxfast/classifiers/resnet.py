@@ -47,11 +47,13 @@ class ResidualUnit(nn.Module):
 
     def __init__(self, i: int, o: int, *, stride: int, shared: bool, leakiness: float) -> None:
         super().__init__()
-        self.activation1 = NormActivation(i, leakiness)
-        self.conv1 = convolution(i, o, stride)
-        self.activation2 = NormActivation(o, leakiness)
-        self.conv2 = convolution(o, o)
-        self.stride, self.shared, self.padding = stride, shared, (o - i) // 2
+        self.activation1: NormActivation = NormActivation(i, leakiness)
+        self.conv1: nn.Conv2d = convolution(i, o, stride)
+        self.activation2: NormActivation = NormActivation(o, leakiness)
+        self.conv2: nn.Conv2d = convolution(o, o)
+        self.stride = stride
+        self.shared = shared
+        self.padding: int = (o - i) // 2
 
     def forward(self, x: Tensor) -> Tensor:
         activated = self.activation1(x)
@@ -60,7 +62,8 @@ class ResidualUnit(nn.Module):
             shortcut = F.avg_pool2d(shortcut, self.stride)
         if self.padding:
             shortcut = F.pad(shortcut, (0, 0, 0, 0, self.padding, self.padding))
-        return shortcut + self.conv2(self.activation2(self.conv1(activated)))
+        found: Tensor = self.conv2(self.activation2(self.conv1(activated)))
+        return shortcut + found
 
 
 class ResNet(Classifier):
@@ -71,7 +74,7 @@ class ResNet(Classifier):
     def __init__(self, config: ResNetConfig) -> None:
         super().__init__()
         self.config = config
-        self.initial = convolution(config.channels, config.widths[0])
+        self.initial: nn.Conv2d = convolution(config.channels, config.widths[0])
         units = []
         width = config.widths[0]
         for block, wider in enumerate(config.widths):
@@ -81,11 +84,12 @@ class ResNet(Classifier):
                 shared = first and block == 0
                 units.append(ResidualUnit(width, wider, stride=stride, shared=shared, leakiness=config.leakiness))
                 width = wider
-        self.units = nn.Sequential(*units)
-        self.final = NormActivation(width, config.leakiness)
-        self.output = nn.Linear(width, config.classes)
+        self.units: nn.Sequential = nn.Sequential(*units)
+        self.final: NormActivation = NormActivation(width, config.leakiness)
+        self.output: nn.Linear = nn.Linear(width, config.classes)
         nn.init.zeros_(self.output.bias)
 
     def logits(self, standardised: Tensor) -> Tensor:
         x = self.units(self.initial(standardised.contiguous(memory_format=torch.channels_last)))
-        return self.output(self.final(x).mean((2, 3))).float()
+        logits: Tensor = self.output(self.final(x).mean((2, 3)))
+        return logits.float()

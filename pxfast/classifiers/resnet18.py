@@ -28,9 +28,10 @@ class ResNet18(Classifier):
 
         super().__init__()
         self.config = config
-        self.network = resnet18(weights=None, num_classes=config.classes)
+        self.network: nn.Module = resnet18(weights=None, num_classes=config.classes)
         self.network.conv1 = convolution(config.channels, 64)
         self.network.maxpool = nn.Identity()
 
     def logits(self, standardised: Tensor) -> Tensor:
-        return self.network(standardised.contiguous(memory_format=torch.channels_last)).float()
+        logits: Tensor = self.network(standardised.contiguous(memory_format=torch.channels_last))
+        return logits.float()

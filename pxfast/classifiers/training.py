@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..data.datasets import load_dataset
+from ..tensors.safetensors import fill, stored_tensors
 from ..training.checkpoints import read_checkpoint, write_checkpoint
 from ..training.processes import Processes
 from ..training.run import RunSettings, TrainingRun, check_outputs, laid_out_like, run_to_the_end
@@ -20,7 +21,7 @@ from .adversarial import ADVERSARIAL_WEIGHT, attacked, bim_examples, draw_eps, f
 from .architectures import architecture_for, build
 from .classifier import Classifier, ClassifierConfig, standardise
 from .prediction import accuracy
-from .weights import fill, load_classifier, save_classifier, stored_tensors
+from .weights import load_classifier, save_classifier
 
 CHECKPOINT_FORMAT = "pxfast-classifier-training"
 DEFENSES = ("none", "fgsm", "bim", "label-smoothing")
@@ -114,8 +115,8 @@ class ClassifierTrainer(TrainingRun):
             raise ValueError(f"a classifier is trained by one process, not by {self.processes.count}")
         self.labels = labels
         torch.manual_seed(settings.seed)
-        self.model = build(config).to(self.processes.device, memory_format=torch.channels_last)
-        self.optimiser = torch.optim.SGD(
+        self.model: Classifier = build(config).to(self.processes.device).to(memory_format=torch.channels_last)
+        self.optimiser: torch.optim.SGD = torch.optim.SGD(
             self.model.parameters(),
             settings.learning_rate,
             settings.momentum,
@@ -178,8 +179,7 @@ class ClassifierTrainer(TrainingRun):
         loss.backward()
         self.optimiser.step()
         self.optimiser.zero_grad()
-        self.step += 1
-        self.seconds += time.perf_counter() - started
+        self.count_step(time.perf_counter() - started)
         return loss.item(), (logits.argmax(1) == labels).double().mean().item()
 
     def save(self, path: Path) -> None:
@@ -205,7 +205,7 @@ class ClassifierTrainer(TrainingRun):
 def train_classifier(
     dataset: str,
     arch: str,
-    root: str | os.PathLike[str],
+    root: str | os.PathLike[str] | None,
     out: str | os.PathLike[str],
     *,
     settings: ClassifierSettings | None = None,

@@ -67,11 +67,11 @@ class VGG(Classifier):
                 layers.append(nn.MaxPool2d(2))
             blocks.append(nn.Sequential(*layers))
             before = size
-        self.blocks = nn.Sequential(*blocks)
+        self.blocks: nn.Sequential = nn.Sequential(*blocks)
         H, W = before
-        self.dropout = nn.Dropout(config.dropout)
-        self.hidden = nn.Linear(width * H * W, config.hidden)
-        self.output = nn.Linear(config.hidden, config.classes)
+        self.dropout: nn.Dropout = nn.Dropout(config.dropout)
+        self.hidden: nn.Linear = nn.Linear(width * H * W, config.hidden)
+        self.output: nn.Linear = nn.Linear(config.hidden, config.classes)
         for linear in (self.hidden, self.output):
             nn.init.zeros_(linear.bias)
         nn.init.kaiming_normal_(self.hidden.weight, nonlinearity="relu")
@@ -79,4 +79,5 @@ class VGG(Classifier):
     def logits(self, standardised: Tensor) -> Tensor:
         x = self.blocks(standardised.contiguous(memory_format=torch.channels_last))
         x = F.relu(self.hidden(self.dropout(x.flatten(1))))
-        return self.output(self.dropout(x)).float()
+        logits: Tensor = self.output(self.dropout(x))
+        return logits.float()

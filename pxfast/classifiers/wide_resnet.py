@@ -39,17 +39,18 @@ class WideUnit(nn.Module):
 
     def __init__(self, i: int, o: int, *, stride: int, dropout: float) -> None:
         super().__init__()
-        self.activation1 = NormActivation(i, epsilon=EPSILON)
-        self.conv1 = convolution(i, o, stride)
-        self.activation2 = NormActivation(o, epsilon=EPSILON)
-        self.dropout = nn.Dropout(dropout)
-        self.conv2 = convolution(o, o)
-        self.shortcut = None if i == o and stride == 1 else convolution(i, o, stride, size=1)
+        self.activation1: NormActivation = NormActivation(i, epsilon=EPSILON)
+        self.conv1: nn.Conv2d = convolution(i, o, stride)
+        self.activation2: NormActivation = NormActivation(o, epsilon=EPSILON)
+        self.dropout: nn.Dropout = nn.Dropout(dropout)
+        self.conv2: nn.Conv2d = convolution(o, o)
+        self.shortcut: nn.Conv2d | None = None if i == o and stride == 1 else convolution(i, o, stride, size=1)
 
     def forward(self, x: Tensor) -> Tensor:
         activated = self.activation1(x)
         shortcut = x if self.shortcut is None else self.shortcut(activated)
-        return shortcut + self.conv2(self.dropout(self.activation2(self.conv1(activated))))
+        found: Tensor = self.conv2(self.dropout(self.activation2(self.conv1(activated))))
+        return shortcut + found
 
 
 class WideResNet(Classifier):
@@ -60,7 +61,7 @@ class WideResNet(Classifier):
     def __init__(self, config: WideResNetConfig) -> None:
         super().__init__()
         self.config = config
-        self.initial = convolution(config.channels, STEM)
+        self.initial: nn.Conv2d = convolution(config.channels, STEM)
         units, width = [], STEM
         for block in range(3):
             wider = STEM * config.widen << block
@@ -68,11 +69,12 @@ class WideResNet(Classifier):
                 stride = 2 if block > 0 and unit == 0 else 1
                 units.append(WideUnit(width, wider, stride=stride, dropout=config.dropout))
                 width = wider
-        self.units = nn.Sequential(*units)
-        self.final = NormActivation(width, epsilon=EPSILON)
-        self.output = nn.Linear(width, config.classes)
+        self.units: nn.Sequential = nn.Sequential(*units)
+        self.final: NormActivation = NormActivation(width, epsilon=EPSILON)
+        self.output: nn.Linear = nn.Linear(width, config.classes)
         nn.init.zeros_(self.output.bias)
 
     def logits(self, standardised: Tensor) -> Tensor:
         x = self.units(self.initial(standardised.contiguous(memory_format=torch.channels_last)))
-        return self.output(self.final(x).mean((2, 3))).float()
+        logits: Tensor = self.output(self.final(x).mean((2, 3)))
+        return logits.float()

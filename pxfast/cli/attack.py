@@ -2,45 +2,43 @@
 
 from __future__ import annotations
 
-import inspect
-import json
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .options import ForceOption, JsonOption, RootOption
+from .options import (
+    ClassifierOption,
+    DatasetArgument,
+    DefenceOption,
+    DeviceOption,
+    EpsOption,
+    ForceOption,
+    JsonOption,
+    OptionalImagesOption,
+    OutOption,
+    QuietOption,
+    RootOption,
+    SeedOption,
+    ThreadsOption,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from ..attacks import Attack, AttackResult
+    from ..attacks import AttackResult
 
 
 def attack(
-    dataset: Annotated[
-        str, typer.Argument(metavar="DATASET", help="fashion-mnist, cifar10 (their test images) or a folder of images.")
-    ],
-    out: Annotated[Path, typer.Option(help="The attacked images, .npy; their labels go to OUT.labels.npy.")],
+    dataset: DatasetArgument,
+    out: OutOption,
     name: Annotated[
         str, typer.Option("--attack", help="fgsm, bim, pgd, bpda, spsa, ...: an unknown name lists all of them.")
     ] = "bim",
-    defence: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="In front of the classifier, such as purifier:eps=16 or adp:sigma=0.25; may be repeated. The attack "
-            "knows of it."
-        ),
-    ] = None,
-    eps: Annotated[
-        int | None,
-        typer.Option(help="Largest change of a value, in steps of 0..255; 8 unless given, and none if unbounded."),
-    ] = None,
+    defence: DefenceOption = None,
+    eps: EpsOption = None,
     root: RootOption = None,
-    classifier: Annotated[
-        str | None, typer.Option(help="A shipped classifier's name or a file; by default the data set's shipped one.")
-    ] = None,
-    images: Annotated[int | None, typer.Option(min=1, help="Only the first so many images.")] = None,
+    classifier: ClassifierOption = None,
+    images: OptionalImagesOption = None,
     option: Annotated[
         list[str] | None,
         typer.Option(
@@ -48,44 +46,53 @@ def attack(
         ),
     ] = None,
     steps: Annotated[int | None, typer.Option(min=0, help="The same as --option steps=N.")] = None,
-    seed: Annotated[int, typer.Option(help="Of random attacks.")] = 0,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    seed: SeedOption = 0,
+    device: DeviceOption = "auto",
+    threads: ThreadsOption = None,
     as_json: JsonOption = False,
+    quiet: QuietOption = False,
     force: ForceOption = False,
 ) -> None:
-    """Attack a classifier's images, and count what it gets wrong before and after rounding; a killed run goes on."""
-    import torch
+    """Attack a classifier's images, and count what it gets wrong before and after rounding; a killed run goes on.
 
-    from ..attacks import find_attack
-    from ..attacks.resumable import attack_to_file
+    The images of a data set called by name are its test images. OUT is a .npy file of the attacked ones; their labels
+    go to OUT.labels.npy. Defences stand in front of the classifier, and the attack knows of them. An attack without a
+    bound takes no --eps.
+    """
+    from ..attacks import attack_to_file, find_attack
+    from ..attacks.resumable import labels_path
+    from ..base.machine import parse_device
     from ..classifiers import load_classifier
     from ..data.datasets import UNLABELLED, load_dataset
     from ..defences import Defended
-    from ..defences.named import parse_defence
+    from .machine import engine_on, parse_defences, use_threads
+    from .output import print_json
 
-    chosen = find_attack(name)
-    options = parse_options(chosen, [*(option or []), *([] if steps is None else [f"steps={steps}"])])
-    defences = [parse_defence(text) for text in defence or []]
-    given, labels = load_dataset(dataset, root, train=None)
-    given, labels = given[:images], labels[:images]
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = load_classifier(classifier or default_classifier(dataset, tuple(given.shape[1:]))).to(device)
-    labels = None if bool((labels == UNLABELLED).all()) else labels.to(device)
+    use_threads(threads)
+    settings = [*(option or []), *([] if steps is None else [f"steps={steps}"])]
+    chosen = find_attack(name, **parse_options(name, settings))
+    place = parse_device(device)
+    defences = parse_defences(defence or [], engine=engine_on(device, "auto"), threads=threads)
+    given, stored = load_dataset(dataset, root, train=None)
+    given, stored = given[:images], stored[:images]
+    model = load_classifier(classifier or default_classifier(dataset, tuple(given.shape[1:]))).to(place)
+    labels = None if bool((stored == UNLABELLED).all()) else stored.to(place)
     result = attack_to_file(
         chosen,
         Defended(model, defences) if defences else model,
-        given.to(device),
+        given.to(place),
         labels,
         out,
         eps=8 if eps is None and chosen.bounded else eps,
         seed=seed,
-        options=options,
         force=force,
-        progress=True,
+        progress=not quiet,
     )
-    facts = summary(result, model, given.to(device), labels, defended=bool(defences))
-    print(json.dumps(facts) if as_json else "\n".join([str(result), *describe(facts)]))
+    facts = summary(result, model, given.to(place), labels, defended=bool(defences))
+    if as_json:
+        print_json({**facts, "files": [out, labels_path(out)]})
+    else:
+        print("\n".join([str(result), *describe(facts)]))
 
 
 def summary(
@@ -146,14 +153,12 @@ def default_classifier(dataset: str, shape: tuple[int, ...]) -> str:
     raise ValueError(f"no classifier is shipped for {dataset}, images (C, H, W) = {shape}; pass --classifier")
 
 
-def parse_options(attack: Attack, given: list[str]) -> dict[str, Any]:
-    """'steps=100' and the like as an attack's options: numbers where they are some, or else text.
+def parse_options(name: str, given: list[str]) -> dict[str, Any]:
+    """'steps=100' and the like as options of the attack of this name: numbers where they are some, or else text.
 
-    ValueError for text without '=', and for a name that is no option of the attack.
+    ValueError for text without '=', and for a name that is no attack or no option of it.
     """
-    from ..attacks.meter import LIMITS
+    from ..attacks import find_attack
     from ..defences.named import parse_setting
 
-    own = ("classifier", "x", "labels", "eps", "generators", "seed", "targets", "foolbox_name", "euclidean", "options")
-    known = [name for name in inspect.signature(attack.perturb).parameters if name not in (*own, "meter", "name")]
-    return dict(parse_setting(text, known + list(LIMITS) * attack.metered) for text in given)
+    return dict(parse_setting(text, list(find_attack(name).options)) for text in given)

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from .options import JsonOption, ModelOption
-
-BATCH_SIZE = 32  # images read and judged at a time, so that the bar moves
+from .options import (
+    BatchSizeOption,
+    DeviceOption,
+    JsonOption,
+    ModelOption,
+    QuietOption,
+    ThreadsOption,
+)
 
 
 def label(source: Path, name: str) -> str:
@@ -30,14 +34,23 @@ def detect(
         Path | None,
         typer.Option(help="The model's fitted detector; by default the shipped log-likelihoods of training images."),
     ] = None,
+    device: DeviceOption = "auto",
+    threads: ThreadsOption = None,
+    batch_size: BatchSizeOption = 32,
     as_json: JsonOption = False,
+    quiet: QuietOption = False,
 ) -> None:
     """Print a p-value per image, and whether it is too small for a clean image."""
-    from tqdm import tqdm
-
+    from ..base.machine import parse_device
+    from ..base.progress import progress_of
     from ..data.image_files import open_collection
+    from ..data.images import to_grid
     from ..pixeldefend.detection import Detector
+    from .machine import use_threads
+    from .output import print_json
 
+    use_threads(threads)
+    place = parse_device(device)
     fitted = Detector(model) if detector is None else Detector.load(detector, model)
     collections = [open_collection(source) for source in sources]
     names = [
@@ -46,18 +59,19 @@ def detect(
         for name in collection.names
     ]
     found: list[tuple[float, bool]] = []
-    with tqdm(total=len(names), unit="image", leave=False) as bar:
+    with progress_of(len(names), shown=not quiet, leave=False) as progress:
         for collection in collections:
-            for batch in collection.batches(BATCH_SIZE):
-                p_values, adversarial = fitted.judge(batch, alpha)
-                found += zip(p_values.tolist(), adversarial.tolist(), strict=True)
-                bar.update(len(batch))
+            for batch in collection.batches(batch_size):
+                grid, _ = to_grid(batch)
+                p_values, verdicts = fitted.judge(grid.to(place), alpha)
+                found += zip(p_values.tolist(), verdicts.tolist(), strict=True)
+                progress.reach(len(found))
     if as_json:
         images = [
             {"name": name, "p_value": p_value, "adversarial": adversarial}
             for name, (p_value, adversarial) in zip(names, found, strict=True)
         ]
-        print(json.dumps({"alpha": alpha, "images": images}))
+        print_json({"alpha": alpha, "images": images})
         return
     for name, (p_value, adversarial) in zip(names, found, strict=True):
         print(f"{name}\t{p_value:.6f}\t{'adversarial' if adversarial else '-'}")

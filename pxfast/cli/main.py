@@ -1,24 +1,31 @@
-"""The command line: ``pxfast purify``, ``bpd``, ``info``, ``train``, ``train-classifier``, ``bench`` and ``demo``."""
+"""The command line: all commands by what they are for, their errors and exit codes.
+
+torch and what is built on it are imported by the commands that need them, so that help and completion come at once.
+"""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from typing import Annotated
 
 import typer
-from safetensors import SafetensorError
+from typer.core import TyperGroup
 
 from ..base.memory import keep_freed_memory
 from ..base.version import __version__
 from .attack import attack
 from .bench import bench
+from .bpd import bpd
 from .convert import app as convert_app
 from .demo import demo
 from .detect import detect
 from .evaluate import app as evaluate_app
 from .figures import app as figures_app
+from .groups import add_command
 from .info import info
-from .purify import bpd, purify
+from .output import note, open_streams
+from .purify import purify
 from .report import report
 from .sample import sample
 from .train import train
@@ -26,7 +33,29 @@ from .train_adp import train_adp
 from .train_classifier import train_classifier
 from .tune import tune
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, no_args_is_help=False)
+COMMANDS: dict[str, dict[str, typer.Typer | Callable[..., None]]] = {
+    "Use": {"purify": purify, "detect": detect, "bpd": bpd, "sample": sample},
+    "Study": {"attack": attack, "evaluate": evaluate_app, "figures": figures_app, "report": report},
+    "Make": {
+        "train": train,
+        "train-classifier": train_classifier,
+        "train-adp": train_adp,
+        "convert": convert_app,
+    },
+    "Look": {"info": info, "bench": bench, "tune": tune, "demo": demo},
+}
+
+EXPECTED = (OSError, ImportError, ValueError, TypeError, RuntimeError, ArithmeticError, MemoryError)
+
+
+class InOrder(TyperGroup):
+    """Commands in the order of ``COMMANDS``; typer has those with commands of their own last."""
+
+    def list_commands(self, ctx: typer.Context) -> list[str]:  # type: ignore[override]
+        return [name for commands in COMMANDS.values() for name in commands]
+
+
+app = typer.Typer(cls=InOrder, pretty_exceptions_enable=False)
 
 
 def print_version(wanted: bool) -> None:
@@ -47,41 +76,37 @@ def root(
         print(context.get_help())
 
 
-app.command()(purify)
-app.command()(bpd)
-app.command()(info)
-app.command()(bench)
-app.command()(demo)
-app.command()(train)
-app.command()(train_classifier)
-app.command()(train_adp)
-app.command()(attack)
-app.command()(report)
-app.command()(sample)
-app.command()(detect)
-app.command()(tune)
-app.add_typer(convert_app, name="convert")
-app.add_typer(figures_app, name="figures")
-app.add_typer(evaluate_app, name="evaluate")
+for _panel, _commands in COMMANDS.items():
+    for _name, _command in _commands.items():
+        if isinstance(_command, typer.Typer):
+            app.add_typer(_command, name=_name, rich_help_panel=_panel)
+        else:
+            add_command(app, _name, _command, panel=_panel)
+
+
+def is_expected(error: Exception) -> bool:
+    """Whether one line tells users all about an error: it is about their input, their machine or their files."""
+    safetensors = sys.modules.get("safetensors")  # not imported for this: it raises nothing then
+    return isinstance(error, EXPECTED) or (safetensors is not None and isinstance(error, safetensors.SafetensorError))
 
 
 def main() -> None:
     """Run the command line. Errors are one line and exit code 2, Ctrl-C is 130."""
+    open_streams()
     keep_freed_memory()
     try:
-        code = app(standalone_mode=False)
+        code = app(prog_name="pxfast", standalone_mode=False)
     except (KeyboardInterrupt, typer.Abort):
         code = 130
     except Exception as error:
         usage = getattr(error, "format_message", None)  # typer's own errors, whose base class it does not export
-        expected = (OSError, ImportError, ValueError, TypeError, RuntimeError, ArithmeticError, MemoryError)
-        if usage is None and not isinstance(error, (*expected, SafetensorError)):
+        if usage is None and not is_expected(error):
             raise
         message = usage() if usage is not None else str(error)
-        print(f"error: {' '.join(message.split()) or type(error).__name__}", file=sys.stderr)
+        note(f"error: {' '.join(message.split()) or type(error).__name__}")
         code = 2
     if code == 130:
-        print("interrupted", file=sys.stderr)
+        note("interrupted")
     sys.exit(code)
 
 

@@ -1,25 +1,155 @@
-"""Options and arguments that several commands of the command line share."""
+"""Arguments and options of the command line, each declared once: a flag means the same in every command that has it.
+
+A command that gives an option a default of its own says so in its help. Where one command needs a value and another
+can do without, both types are declared from one description.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-EngineOption = Annotated[str, typer.Option(help="'auto', or one that `pxfast info` lists.")]
-ForceOption = Annotated[bool, typer.Option("--force", help="Replace an output that exists.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-ModelOption = Annotated[
-    str | None,
-    typer.Option(help="A shipped model's name or a model file; by default the shipped one of the images' shape."),
+
+def among(*values: str) -> Callable[[str], list[str]]:
+    """What a shell offers after a flag: those of the values that begin with what is typed already."""
+    return lambda incomplete: [value for value in values if value.startswith(incomplete)]
+
+
+# what is worked on, and what is written
+
+DatasetArgument = Annotated[
+    str,
+    typer.Argument(
+        metavar="DATASET",
+        help="fashion-mnist, cifar10 or a folder of images.",
+        autocompletion=among("fashion-mnist", "cifar10"),
+    ),
+]
+SourceArgument = Annotated[
+    Path, typer.Argument(metavar="IN", help="A folder of images, a .npy, a .pt or an image file.")
 ]
 RootOption = Annotated[
     Path | None,
     typer.Option(help="torchvision's root folder, for data sets called by name; nothing is downloaded."),
 ]
+_IMAGES = typer.Option(min=1, help="Only the first so many images.")
+ImagesOption = Annotated[int, _IMAGES]
+OptionalImagesOption = Annotated[int | None, _IMAGES]
+_OUT = typer.Option(help="The file or the folder to write.")
+OutOption = Annotated[Path, _OUT]
+OptionalOutOption = Annotated[Path | None, _OUT]
+ForceOption = Annotated[bool, typer.Option("--force", help="Replace an output that exists.")]
+
+# networks, defences and attacks
+
+MODEL = typer.Option(help="A shipped model's name or a model file; by default a shipped one of the images' shape.")
+ModelOption = Annotated[str | None, MODEL]
+ClassifierOption = Annotated[
+    str | None,
+    typer.Option(help="A shipped classifier's name or a file; by default the data set's shipped one."),
+]
+ClassifiersOption = Annotated[
+    Path | None, typer.Option(help="The folder of trained classifiers; by default OUT/classifiers.")
+]
+DefenceOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="A defence with its settings, such as purifier:eps=16, adp:sigma=0.1,seed=1 or feature-squeezing; may be "
+        "repeated, in the order in which images pass them."
+    ),
+]
+EpsOption = Annotated[
+    int | None,
+    typer.Option(help="Largest change of a value, in steps of 0..255; unless given, 16 to purify and 8 to attack."),
+]
+ColumnsOption = Annotated[str | None, typer.Option(help="Only these columns of the table, by name: a,b.")]
+HeadOption = Annotated[
+    str | None,
+    typer.Option(
+        help="The network's last layer: logistic, softmax or pixelcnn++.",
+        autocompletion=among("logistic", "softmax", "pixelcnn++"),
+    ),
+]
+TrainImagesOption = Annotated[
+    int, typer.Option(min=1, help="Training images that p-values compare with, where none are shipped.")
+]
+LbfgsImagesOption = Annotated[int, typer.Option(min=0, help="Images purified by L-BFGS-B, too.")]
+LbfgsStartsOption = Annotated[int, typer.Option(min=1, help="Its random starts per image; the paper's: 100.")]
+NetworkOption = Annotated[
+    list[str] | None,
+    typer.Option(help="paper-cifar10, paper-fashion-mnist or shipped-NAME; may be repeated."),
+]
+_SEED = typer.Option(help="Of everything random: the same seed gives the same result.")
+SeedOption = Annotated[int, _SEED]
+OptionalSeedOption = Annotated[int | None, _SEED]
+
+# the machine
+
+DeviceOption = Annotated[
+    str,
+    typer.Option(
+        help="auto, cpu, cuda or cuda:N; auto is a GPU where there is one.", autocompletion=among("auto", "cpu", "cuda")
+    ),
+]
+ThreadsOption = Annotated[
+    int | None,
+    typer.Option(min=1, help="Threads of torch and of the CPU engine; by default the usable processors."),
+]
+_BATCH_SIZE = typer.Option(min=1, help="Images worked on at a time.")
+BatchSizeOption = Annotated[int, _BATCH_SIZE]
+OptionalBatchSizeOption = Annotated[int | None, _BATCH_SIZE]
+EngineOption = Annotated[str, typer.Option(help="auto, or an engine that `pxfast info` lists.")]
+PrecisionOption = Annotated[
+    str,
+    typer.Option(
+        help="auto, fp32 or bf16; auto is the engine's fastest or, in training, the preset's.",
+        autocompletion=among("auto", "fp32", "bf16"),
+    ),
+]
+RunnerOption = Annotated[
+    str, typer.Option(help="Where the work is done: local, or ray.", autocompletion=among("local", "ray"))
+]
+
+# training
+
+PresetOption = Annotated[
+    str | None,
+    typer.Option(
+        help="Network and settings: full, unless given; small, for a CPU; paper, where there is one.",
+        autocompletion=among("full", "small", "paper"),
+    ),
+]
+_EPOCHS = typer.Option(help="Passes over the data, unless --budget is given.")
+EpochsOption = Annotated[float, _EPOCHS]
+OptionalEpochsOption = Annotated[float | None, _EPOCHS]
+BudgetOption = Annotated[str | None, typer.Option(help="Training time instead of epochs, such as 45m or 2h.")]
+_LEARNING_RATE = typer.Option(help="The learning rate at its peak.")
+LearningRateOption = Annotated[float, _LEARNING_RATE]
+OptionalLearningRateOption = Annotated[float | None, _LEARNING_RATE]
+WarmupOption = Annotated[int | None, typer.Option(help="Steps in which the learning rate rises.")]
+EmaDecayOption = Annotated[float | None, typer.Option(help="Of the averaged weights.")]
+GradientClipOption = Annotated[float | None, typer.Option(help="Largest norm of the gradient; 0: any.")]
+_FLIPS = typer.Option("--flips/--no-flips", help="Flip every second image left to right.")
+FlipsOption = Annotated[bool, _FLIPS]
+OptionalFlipsOption = Annotated[bool | None, _FLIPS]
+_COMPILE = typer.Option("--compile/--no-compile", help="Use torch.compile.")
+CompileOption = Annotated[bool, _COMPILE]
+OptionalCompileOption = Annotated[bool | None, _COMPILE]
+StartOption = Annotated[
+    str | None,
+    typer.Option(help="A network whose weights to begin with: a shipped one's name, or a file."),
+]
+ResumeOption = Annotated[bool, typer.Option("--resume", help="Go on from the checkpoint.")]
+
+# what is said
+
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")]
+QuietOption = Annotated[bool, typer.Option("--quiet", help="Show no progress and no notes.")]
 
 
 def parse_budget(text: str) -> float:
@@ -29,6 +159,21 @@ def parse_budget(text: str) -> float:
         raise ValueError(f"budget must be a duration such as 45m, 2h or 1h30m, got {text!r}")
     hours, minutes, seconds = (float(number or 0) for number in match.groups())
     return 3600 * hours + 60 * minutes + seconds
+
+
+def parse_names(text: str | None) -> list[str] | None:
+    """'a,b' as a list; None as None."""
+    return None if text is None else [name.strip() for name in text.split(",") if name.strip()]
+
+
+def settled(precision: str) -> str | None:
+    """A ``--precision`` to train or convert in: None for 'auto', which leaves it open.
+
+    ValueError for an unknown one.
+    """
+    from ..base.checks import check_precision
+
+    return None if check_precision(precision) == "auto" else precision
 
 
 def changed(values: Any, **options: Any) -> Any:

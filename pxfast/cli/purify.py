@@ -1,84 +1,132 @@
-"""``pxfast purify`` and ``pxfast bpd``."""
+"""``pxfast purify``."""
 
 from __future__ import annotations
 
-import json
+import time
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from tqdm import tqdm
 
-from .options import EngineOption, ForceOption, JsonOption, ModelOption
+from .options import (
+    BatchSizeOption,
+    DefenceOption,
+    DeviceOption,
+    EngineOption,
+    EpsOption,
+    ForceOption,
+    JsonOption,
+    ModelOption,
+    PrecisionOption,
+    QuietOption,
+    SourceArgument,
+    ThreadsOption,
+    among,
+)
 
-BATCH_SIZE = 256  # images read, purified and written at a time
+if TYPE_CHECKING:
+    from torch import Tensor, device, nn
+
+    from ..base.progress import Progress
 
 
 def purify(
-    source: Annotated[Path, typer.Argument(metavar="IN", help="A folder of images, a .npy, a .pt or an image file.")],
+    source: SourceArgument,
     out: Annotated[Path, typer.Argument(metavar="OUT", help="Written whole, as the same kind; images as PNG.")],
-    eps: Annotated[int | None, typer.Option(help="Largest change of a value, in steps of 0..255. Default: 16.")] = None,
+    eps: EpsOption = None,
     adaptive: Annotated[
         str | None,
-        typer.Option(help="'image' or 'sub-pixel': spare the images, or the sub-pixels, that are likely already."),
+        typer.Option(
+            help="'image' or 'sub-pixel': spare the images, or the sub-pixels, that are likely already.",
+            autocompletion=among("image", "sub-pixel"),
+        ),
     ] = None,
     threshold: Annotated[
         float | None,
         typer.Option(help="What counts as likely, in bits/dim or bits; by default the paper's 1.8 or 3.2, or 3."),
     ] = None,
     model: ModelOption = None,
+    defence: DefenceOption = None,
     engine: EngineOption = "auto",
-    precision: Annotated[str, typer.Option(help="auto, fp32 or bf16.")] = "auto",
-    defence: Annotated[
-        str | None,
-        typer.Option(help="Another purifier than PixelDefend, such as adp:sigma=0.1,seed=1; --model is then its own."),
-    ] = None,
+    precision: PrecisionOption = "auto",
+    device: DeviceOption = "auto",
+    threads: ThreadsOption = None,
+    batch_size: BatchSizeOption = 256,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
     force: ForceOption = False,
 ) -> None:
-    """Move images to the likeliest ones within ±eps."""
+    """Move images to the likeliest ones within ±eps: PixelDefend.
+
+    With --defence, images pass that defence instead, or several of them. Of a single one, --eps, --adaptive,
+    --threshold and --model are settings, where it has them. --engine and --precision are PixelDefend's.
+    """
+    from ..base.machine import parse_device
+    from ..base.progress import progress_of
     from ..data.image_files import open_collection
-    from ..defences.named import parse_defence
+    from ..data.images import to_grid
+    from .machine import engine_on, parse_defences, use_threads
+    from .output import note, print_json
 
+    use_threads(threads)
     collection = open_collection(source)
-    given = {"eps": eps, "adaptive": adaptive, "threshold": threshold, "model": model}
-    given |= {name: value for name, value in {"engine": engine, "precision": precision}.items() if value != "auto"}
-    purifier = parse_defence(defence or "purifier", **{k: v for k, v in given.items() if v is not None})
-    with (
-        collection.writer(out, force=force) as write,
-        tqdm(total=len(collection.names), unit="image") as bar,
-    ):
-        finished = 0
-        for batch in collection.batches(BATCH_SIZE):
-
-            def report(count: int, before: int = finished) -> None:
-                bar.update(before + count - bar.n)
-
-            purifier.progress = report
-            write(purifier(batch))
-            finished += len(batch)
-            bar.update(finished - bar.n)
-
-
-def bpd(
-    source: Annotated[Path, typer.Argument(metavar="IN", help="A folder of images, a .npy, a .pt or an image file.")],
-    model: ModelOption = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Print bits/dim, a line per image, and their mean: the lower, the likelier."""
-    from ..data.image_files import open_collection
-    from ..pixelcnn.likelihood import bits_per_dim
-
-    collection = open_collection(source)
-    found: list[float] = []
-    with tqdm(total=len(collection.names), unit="image", leave=False) as bar:
-        for batch in collection.batches(BATCH_SIZE // 8):  # so that the bar moves
-            found += bits_per_dim(batch, model=model).tolist()
-            bar.update(len(batch))
-    mean = sum(found) / len(found) if found else None
+    defences = parse_defences(
+        defence or ["purifier"],
+        engine=engine_on(device, engine),
+        precision=precision,
+        threads=threads,
+        eps=eps,
+        adaptive=adaptive,
+        threshold=threshold,
+        model=model,
+    )
+    place, started = parse_device(device), time.perf_counter()
+    with collection.writer(out, force=force) as write, progress_of(len(collection.names), shown=not quiet) as progress:
+        for batch in collection.batches(batch_size):
+            grid, form = to_grid(batch)
+            write(form.images(defended(grid, defences, place, progress)))
+    seconds, count = time.perf_counter() - started, len(collection.names)
+    facts = {
+        "images": count,
+        "seconds": seconds,
+        "images_per_second": count / seconds,
+        "defences": defence or ["purifier"],
+        **ran_on(defences),
+        "files": [out],
+    }
     if as_json:
-        images = [{"name": name, "bits_per_dim": bits} for name, bits in zip(collection.names, found, strict=True)]
-        print(json.dumps({"mean": mean, "images": images}))
-        return
-    for name, bits in zip(collection.names, found, strict=True):
-        print(f"{name}\t{bits:.4f}")
-    print("mean\t-" if mean is None else f"mean\t{mean:.4f}")
+        print_json(facts)
+    else:
+        how = "".join(f", {facts[name]}" for name in ("engine", "precision") if facts[name] is not None)
+        note(f"{out}: {count} images in {seconds:.1f} s, {count / seconds:.3g} images/s{how}", quiet=quiet)
+
+
+def defended(grid: Tensor, defences: list[nn.Module], place: device, progress: Progress) -> Tensor:
+    """uint8 images (N, C, H, W) on the CPU through all defences, on a device; ``progress`` is told of it."""
+    before, stages = progress.done, len(defences)
+    images = grid.to(place)
+    for stage, each in enumerate(defences):
+
+        def report(finished: int, stage: int = stage) -> None:
+            progress.reach(before + (stage * len(grid) + finished) // stages)
+
+        if hasattr(each, "progress"):
+            setattr(each, "progress", report)  # noqa: B010 - no declared attribute of a module
+        images = each(images)
+        report(len(grid))
+    return images.cpu()
+
+
+def ran_on(defences: list[nn.Module]) -> dict[str, Any]:
+    """The engine and the precision of the first of the defences that PixelDefend is; None where none is."""
+    from ..engines.registry import select
+    from ..pixeldefend.purify import Purifier
+
+    for each in defences:
+        if isinstance(each, Purifier):
+            chosen = select(each.engine)
+            return {
+                "engine": chosen.name,
+                "precision": chosen.best_precision() if each.precision == "auto" else each.precision,
+            }
+    return {"engine": None, "precision": None}

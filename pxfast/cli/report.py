@@ -7,17 +7,19 @@ from typing import Annotated
 
 import typer
 
-from .options import ForceOption
+from .options import ForceOption, JsonOption, OptionalOutOption
 
 
 def report(
     folder: Annotated[
         Path, typer.Argument(metavar="DIR", help="An output folder of pxfast evaluate, finished or not.")
     ],
-    out: Annotated[Path | None, typer.Option(help="The page to write; by default report.html in DIR.")] = None,
+    out: OptionalOutOption = None,
+    as_json: JsonOption = False,
     force: ForceOption = False,
 ) -> None:
-    """Write an evaluation's tables and figures as one HTML page that needs no network."""
+    """Write an evaluation's tables and figures as one HTML page that needs no network: OUT, or report.html in DIR."""
     from ..evaluation.report import write_report
+    from .output import print_files
 
-    print(write_report(folder, out, force=force))
+    print_files([write_report(folder, out, force=force)], as_json=as_json)

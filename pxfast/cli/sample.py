@@ -2,54 +2,104 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from .options import EngineOption, ForceOption
+from .options import (
+    MODEL,
+    DeviceOption,
+    EngineOption,
+    ForceOption,
+    JsonOption,
+    OptionalOutOption,
+    PrecisionOption,
+    QuietOption,
+    SeedOption,
+    ThreadsOption,
+)
 
 
 def sample(
     count: Annotated[int, typer.Argument(metavar="N", min=1, help="How many images.")] = 64,
-    model: Annotated[str, typer.Option(help="A shipped model's name or a model file.")] = "cifar10",
+    model: Annotated[str, MODEL] = "cifar10",
     grid: Annotated[Path | None, typer.Option(help="A PNG of all of them, side by side.")] = None,
-    out: Annotated[Path | None, typer.Option(help="A .npy file of the images: uint8 (N, C, H, W).")] = None,
-    columns: Annotated[int | None, typer.Option(min=1, help="Images in a row of the grid.")] = None,
+    out: OptionalOutOption = None,
+    per_row: Annotated[int | None, typer.Option(min=1, help="Images in a row of the grid.")] = None,
     enlarge: Annotated[int, typer.Option(min=1, help="Screen pixels to the side of a pixel in the grid.")] = 2,
-    seed: Annotated[int, typer.Option(help="0 to 2^64 - 1; image i of a seed is always the same.")] = 0,
+    seed: SeedOption = 0,
     first: Annotated[int, typer.Option(help="The number of the first image.")] = 0,
     temperature: Annotated[float, typer.Option(help="1 draws from the model itself; less, likelier images.")] = 1.0,
     engine: EngineOption = "auto",
-    precision: Annotated[str, typer.Option(help="auto, fp32 or bf16.")] = "auto",
+    precision: PrecisionOption = "auto",
+    device: DeviceOption = "auto",
+    threads: ThreadsOption = None,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
     force: ForceOption = False,
 ) -> None:
-    """Draw images from a model."""
+    """Draw images from a model.
+
+    OUT is a .npy file of them, uint8 (N, C, H, W). --seed is 0 to 2^64 - 1; image i of a seed is always the same.
+    """
+    import contextlib
+
     import numpy as np
+    import torch
 
     from ..base.files import whole_file
+    from ..base.machine import parse_device
     from ..data.image_files import check_output, write_png
     from ..data.image_grid import image_grid
+    from ..engines.registry import select
     from ..pixeldefend.sampling import sample as draw
+    from .machine import engine_on, use_threads
+    from .output import note, print_json
 
     if grid is None and out is None:
         raise ValueError("nothing would be written: pass --grid, --out or both")
     for path, suffix in ((grid, ".png"), (out, ".npy")):
         if path is not None:
             check_output(path, suffix, force=force)
-    images = draw(
-        count,
-        model=model,
-        seed=seed,
-        first=first,
-        temperature=temperature,
-        engine=engine,
-        precision=precision,
-        progress=True,
-    )
+    use_threads(threads)
+    place, chosen = parse_device(device), select(engine_on(device, engine))
+    if precision == "auto":
+        precision = chosen.best_precision()
+    started = time.perf_counter()
+    with torch.cuda.device(place) if place.type == "cuda" else contextlib.nullcontext():
+        images = draw(
+            count,
+            model=model,
+            seed=seed,
+            first=first,
+            temperature=temperature,
+            engine=chosen.name,
+            precision=precision,
+            threads=threads,
+            progress=not quiet,
+        )
+    seconds = time.perf_counter() - started
     if out is not None:
         with whole_file(out) as temporary, open(temporary, "wb") as file:
             np.save(file, images.numpy())
     if grid is not None:
         with whole_file(grid) as temporary:
-            write_png(image_grid(images, columns, enlarge=enlarge), temporary)
+            write_png(image_grid(images, per_row, enlarge=enlarge), temporary)
+    files = [path for path in (out, grid) if path is not None]
+    if as_json:
+        print_json(
+            {
+                "images": count,
+                "seconds": seconds,
+                "images_per_second": count / seconds,
+                "engine": chosen.name,
+                "precision": precision,
+                "files": files,
+            }
+        )
+    else:
+        names = ", ".join(map(str, files))
+        speed = f"{seconds:.1f} s, {count / seconds:.3g} images/s"
+        note(f"{names}: {count} images in {speed}, {chosen.name}, {precision}", quiet=quiet)

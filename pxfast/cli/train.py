@@ -2,59 +2,79 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from .options import ForceOption, RootOption, changed, parse_budget
+from .options import (
+    BudgetOption,
+    DatasetArgument,
+    DeviceOption,
+    EmaDecayOption,
+    ForceOption,
+    GradientClipOption,
+    HeadOption,
+    JsonOption,
+    OptionalBatchSizeOption,
+    OptionalCompileOption,
+    OptionalEpochsOption,
+    OptionalFlipsOption,
+    OptionalLearningRateOption,
+    OptionalSeedOption,
+    OutOption,
+    PrecisionOption,
+    PresetOption,
+    QuietOption,
+    ResumeOption,
+    RootOption,
+    StartOption,
+    ThreadsOption,
+    WarmupOption,
+    changed,
+    parse_budget,
+    settled,
+)
 
 
 def train(
-    dataset: Annotated[str, typer.Argument(metavar="DATASET", help="fashion-mnist, cifar10 or a folder of images.")],
-    out: Annotated[Path, typer.Option(help="The model file; its checkpoint is kept beside it.")],
+    dataset: DatasetArgument,
+    out: OutOption,
     root: RootOption = None,
-    preset: Annotated[
-        str | None,
-        typer.Option(help="paper: as the authors trained; full, the default: the same network; small: for a CPU."),
-    ] = None,
+    preset: PresetOption = None,
     filters: Annotated[int | None, typer.Option(help="Features per stream.")] = None,
     resnets: Annotated[int | None, typer.Option(help="Gated layers per level.")] = None,
-    head: Annotated[str | None, typer.Option(help="logistic, softmax or pixelcnn++.")] = None,
+    head: HeadOption = None,
     dropout: Annotated[float | None, typer.Option(help="Probability of dropping a feature.")] = None,
-    epochs: Annotated[float | None, typer.Option(help="Passes over the data, unless --budget is given.")] = None,
-    budget: Annotated[str | None, typer.Option(help="Training time instead of epochs, such as 45m or 2h.")] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Images a step, of all processes together.")] = None,
+    epochs: OptionalEpochsOption = None,
+    budget: BudgetOption = None,
+    batch_size: OptionalBatchSizeOption = None,
     optimiser: Annotated[str | None, typer.Option(help="adam or muon.")] = None,
-    learning_rate: Annotated[float | None, typer.Option(help="Adam's, at its peak.")] = None,
+    learning_rate: OptionalLearningRateOption = None,
     muon_learning_rate: Annotated[float | None, typer.Option(help="Muon's, at its peak.")] = None,
     schedule: Annotated[str | None, typer.Option(help="cosine, linear or exponential.")] = None,
-    warmup: Annotated[int | None, typer.Option(help="Steps in which the learning rate rises.")] = None,
-    ema_decay: Annotated[float | None, typer.Option(help="Of the averaged weights.")] = None,
-    gradient_clip: Annotated[float | None, typer.Option(help="Largest norm of the gradient; 0: any.")] = None,
-    flips: Annotated[
-        bool | None, typer.Option("--flips/--no-flips", help="Flip every second image; the default for cifar10.")
-    ] = None,
-    seed: int | None = None,
-    precision: Annotated[str | None, typer.Option(help="bf16 or fp32.")] = None,
-    compiled: Annotated[bool | None, typer.Option("--compile/--no-compile", help="Use torch.compile.")] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
-    start: Annotated[
-        str | None,
-        typer.Option(help="A model to begin with: a shipped one's name, or a file; a smaller one is grown."),
-    ] = None,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Go on from the checkpoint, by its own settings unless others are given.")
-    ] = False,
+    warmup: WarmupOption = None,
+    ema_decay: EmaDecayOption = None,
+    gradient_clip: GradientClipOption = None,
+    flips: OptionalFlipsOption = None,
+    seed: OptionalSeedOption = None,
+    compiled: OptionalCompileOption = None,
+    start: StartOption = None,
+    resume: ResumeOption = False,
+    precision: PrecisionOption = "auto",
+    device: DeviceOption = "auto",
+    threads: ThreadsOption = None,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
     force: ForceOption = False,
-    threads: Annotated[int | None, typer.Option(min=1, help="Threads of torch.")] = None,
 ) -> None:
     """Train a model on a data set; killed runs go on with --resume.
 
-    The options change what the preset says. `torchrun --nproc-per-node 2 -m pxfast.cli train ...` trains on two GPUs.
+    OUT is the model file; its checkpoint is kept beside it, and is resumed by its own settings unless others are given.
+    The options change what the preset says: paper is as the authors trained, full is the same network, small is for a
+    CPU; colour images are flipped. --batch-size counts the images of a step, of all processes together. --learning-rate
+    is Adam's. A smaller network to --start with is grown.
+    `torchrun --nproc-per-node 2 -m pxfast.cli train ...` trains on two GPUs.
     """
-    import torch
-
     from ..data.datasets import load_dataset
     from ..pixelcnn.files import load_model, read_metadata
     from ..pixelcnn.shipped import model_path
@@ -64,6 +84,8 @@ def train(
     from ..training.processes import join
     from ..training.provenance import training_parts
     from ..training.run import checkpoint_path
+    from .machine import use_threads
+    from .output import print_json
 
     config, settings = preset_called(preset or "full", dataset)
     if resume and preset is None:
@@ -83,11 +105,10 @@ def train(
         gradient_clip=gradient_clip,
         horizontal_flips=flips,
         seed=seed,
-        precision=precision,
+        precision=settled(precision),
         compile=compiled,
     )
-    if threads is not None:
-        torch.set_num_threads(threads)
+    use_threads(threads)
     first, earlier = None, []
     if start is not None:
         path = model_path(start, (config.channels, *config.image_size))
@@ -106,8 +127,21 @@ def train(
             earlier=earlier,
             resume=resume,
             force=force,
+            progress=not quiet,
             processes=processes,
         )
     if processes.first:
-        bits_per_dim = record_bits_per_dim(out, held_out, progress=True, device=processes.device)
-        print(f"{bits_per_dim:.4f} bits/dim on the test set")
+        bits_per_dim = record_bits_per_dim(out, held_out, progress=not quiet, device=processes.device)
+        if as_json:
+            notes = read_metadata(out)[1]
+            print_json(
+                {
+                    "bits_per_dim": bits_per_dim,
+                    "test_images": len(held_out),
+                    "steps": notes["steps"],
+                    "seconds": notes["seconds"],
+                    "files": [out],
+                }
+            )
+        else:
+            print(f"{bits_per_dim:.4f} bits/dim on the test set")

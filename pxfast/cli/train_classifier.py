@@ -2,52 +2,79 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from .options import ForceOption, RootOption, parse_budget
+from .options import (
+    BatchSizeOption,
+    BudgetOption,
+    CompileOption,
+    DatasetArgument,
+    DeviceOption,
+    EpochsOption,
+    FlipsOption,
+    ForceOption,
+    JsonOption,
+    LearningRateOption,
+    OutOption,
+    PrecisionOption,
+    QuietOption,
+    ResumeOption,
+    RootOption,
+    SeedOption,
+    StartOption,
+    ThreadsOption,
+    among,
+    parse_budget,
+    settled,
+)
 
 
 def train_classifier(
-    dataset: Annotated[str, typer.Argument(metavar="DATASET", help="fashion-mnist, cifar10 or a folder of images.")],
+    dataset: DatasetArgument,
     arch: Annotated[str, typer.Argument(metavar="ARCH", help="resnet62, vgg16, vgg16-released, resnet18 or wrn28-10.")],
-    out: Annotated[Path, typer.Option(help="The classifier file; its checkpoint is kept beside it.")],
+    out: OutOption,
     root: RootOption = None,
-    defense: Annotated[str, typer.Option(help="none, fgsm, bim (adversarial training) or label-smoothing.")] = "none",
+    defence: Annotated[
+        str,
+        typer.Option(
+            help="A defence by training: none, fgsm, bim (adversarial training) or label-smoothing.",
+            autocompletion=among("none", "fgsm", "bim", "label-smoothing"),
+        ),
+    ] = "none",
     delta: Annotated[float, typer.Option(help="Spread of the eps of fgsm and bim, in grey levels.")] = 8.0,
     smoothing: Annotated[float, typer.Option(help="What label-smoothing takes from the right class.")] = 0.1,
-    epochs: Annotated[float, typer.Option(help="Passes over the data, unless --budget is given.")] = 12.0,
-    budget: Annotated[
-        str | None,
-        typer.Option(help="Training time instead of epochs, such as 45m or 2h."),
-    ] = None,
-    batch_size: int = 128,
-    learning_rate: float = 0.1,
-    momentum: float = 0.9,
-    weight_decay: float = 2e-4,
-    flips: Annotated[bool, typer.Option("--flips/--no-flips", help="Flip every second image left to right.")] = True,
+    epochs: EpochsOption = 12.0,
+    budget: BudgetOption = None,
+    batch_size: BatchSizeOption = 128,
+    learning_rate: LearningRateOption = 0.1,
+    momentum: Annotated[float, typer.Option(help="Of SGD, after Nesterov.")] = 0.9,
+    weight_decay: Annotated[float, typer.Option(help="Of SGD, on all weights.")] = 2e-4,
+    flips: FlipsOption = True,
     max_shift: Annotated[int, typer.Option(help="Random crops: pixels to move images by, at most.")] = 1,
-    start: Annotated[
-        str | None,
-        typer.Option(help="A shipped classifier or a file whose weights to begin with, not with random ones."),
-    ] = None,
-    seed: int = 0,
-    precision: Annotated[str, typer.Option(help="bf16 or fp32.")] = "bf16",
-    compiled: Annotated[bool, typer.Option("--compile/--no-compile", help="Use torch.compile.")] = False,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from the checkpoint.")] = False,
+    seed: SeedOption = 0,
+    compiled: CompileOption = False,
+    start: StartOption = None,
+    resume: ResumeOption = False,
+    precision: PrecisionOption = "auto",
+    device: DeviceOption = "auto",
+    threads: ThreadsOption = None,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
     force: ForceOption = False,
-    threads: Annotated[int | None, typer.Option(min=1, help="Threads of torch.")] = None,
 ) -> None:
-    """Train a classifier on a data set; killed runs go on with --resume."""
-    import torch
+    """Train a classifier on a data set; killed runs go on with --resume.
 
+    OUT is the classifier's file; its checkpoint is kept beside it. --batch-size counts the images of a step.
+    --precision is bf16 unless given.
+    """
     from ..classifiers.training import ClassifierSettings
     from ..classifiers.training import train_classifier as train
     from ..classifiers.weights import read_notes
     from ..training.processes import join
+    from .machine import use_threads
+    from .output import print_json
 
     settings = ClassifierSettings(
         batch_size=batch_size,
@@ -58,17 +85,30 @@ def train_classifier(
         weight_decay=weight_decay,
         horizontal_flips=flips,
         max_shift=max_shift,
-        defense=defense,
+        defense=defence,
         delta=delta,
         smoothing=smoothing,
         start=start,
-        precision=precision,
+        precision=settled(precision) or "bf16",
         compile=compiled,
         seed=seed,
     )
-    if threads is not None:
-        torch.set_num_threads(threads)
+    use_threads(threads)
     with join(device) as processes:
-        train(dataset, arch, root, out, settings=settings, resume=resume, force=force, processes=processes)
+        train(
+            dataset,
+            arch,
+            root,
+            out,
+            settings=settings,
+            resume=resume,
+            force=force,
+            progress=not quiet,
+            processes=processes,
+        )
     notes = read_notes(out)
-    print(f"{100 * notes['test_accuracy']:.2f} % accuracy on {notes['test_images']} test images")
+    if as_json:
+        facts = {name: notes[name] for name in ("test_accuracy", "test_images", "steps", "seconds")}
+        print_json({**facts, "files": [out]})
+    else:
+        print(f"{100 * notes['test_accuracy']:.2f} % accuracy on {notes['test_images']} test images")

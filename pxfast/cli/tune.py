@@ -2,25 +2,36 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
-import typer
+from .options import BatchSizeOption, JsonOption, NetworkOption, PrecisionOption, QuietOption, settled
 
 
 def tune(
-    network: Annotated[str, typer.Option(help="paper-cifar10, paper-fashion-mnist or shipped-NAME.")] = "paper-cifar10",
-    precision: Annotated[str, typer.Option(help="bf16 or fp32.")] = "bf16",
-    images: Annotated[int, typer.Option(min=16, help="Images decoded at once; a multiple of 16.")] = 1024,
+    network: NetworkOption = None,
+    precision: PrecisionOption = "auto",
+    batch_size: BatchSizeOption = 1024,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
 ) -> None:
-    """Measure the Triton kernels' tiles on this machine's GPU and keep the fastest for this user."""
-    from ..base.checks import PRECISIONS
+    """Measure the Triton kernels' tiles on this machine's GPU and keep the fastest for this user.
+
+    They are tried on paper-cifar10, unless networks are given, in bf16, unless --precision says otherwise; --batch-size
+    is a multiple of 16.
+    """
     from ..engines.benchmark import network as load_network
     from ..engines.schedule import schedule_for
     from ..engines.triton_tuning import tune as measure
+    from .output import note, print_files
 
-    if precision not in PRECISIONS:
-        raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
-    if images % 16:
-        raise ValueError(f"images must be a multiple of 16, got {images}")
-    path = measure(schedule_for(load_network(network)), images=images, precision=precision)
-    print(f"kept in {path}")
+    chosen = settled(precision) or "bf16"
+    if batch_size % 16:
+        raise ValueError(f"batch-size must be a multiple of 16, got {batch_size}")
+    paths = [
+        measure(
+            schedule_for(load_network(name)),
+            images=batch_size,
+            precision=chosen,
+            log=lambda line: note(line, quiet=quiet),
+        )
+        for name in network or ["paper-cifar10"]
+    ]
+    print_files(paths[-1:], as_json=as_json)

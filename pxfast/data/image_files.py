@@ -10,17 +10,17 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 import numpy as np
 import torch
 from PIL import Image
 
 from ..base.files import refuse_existing, whole_file
-from .images import Images, to_grid
+from .images import Array, Images, ImagesT, to_grid
 
 IMAGE_SUFFIXES = (".png", ".bmp", ".gif", ".jpg", ".jpeg", ".pbm", ".pgm", ".ppm", ".tif", ".tiff", ".webp")
-Write = Callable[[Images], object]
+Write: TypeAlias = Callable[[Images], object]
 
 
 class Collection(Protocol):
@@ -54,13 +54,14 @@ def open_collection(path: str | os.PathLike[str]) -> Collection:
     return kind(path)
 
 
-def read_image(path: Path) -> np.ndarray:
+def read_image(path: Path) -> Array:
     """An image file as uint8 (C, H, W): grey as one channel, colour as three.
 
     ValueError names the file when it can't be read, or holds something else, such as transparency or 16 bits.
     """
     try:
-        with Image.open(path) as image:
+        with Image.open(path) as opened:
+            image: Image.Image = opened
             frames, mode = getattr(image, "n_frames", 1), image.mode
             if mode == "1":
                 image = image.convert("L")
@@ -100,9 +101,9 @@ class ImageFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.names = [path.name]
+        self.names: list[str] = [path.name]
 
-    def batches(self, size: int) -> Iterator[np.ndarray]:
+    def batches(self, size: int) -> Iterator[Array]:
         yield read_image(self.path)[None]
 
     @contextlib.contextmanager
@@ -121,12 +122,12 @@ class ImageFolder:
     def __init__(self, path: Path) -> None:
         self.path = path
         files = sorted(file for file in path.iterdir() if file.is_file() and not file.name.startswith("."))
-        self.files = [file for file in files if file.suffix.lower() in IMAGE_SUFFIXES]
-        self.names = [file.name for file in self.files]
+        self.files: list[Path] = [file for file in files if file.suffix.lower() in IMAGE_SUFFIXES]
+        self.names: list[str] = [file.name for file in self.files]
         if not self.files:
             raise ValueError(f"{path} has no image files ({' '.join(IMAGE_SUFFIXES)})")
 
-    def batches(self, size: int) -> Iterator[np.ndarray]:
+    def batches(self, size: int) -> Iterator[Array]:
         first = read_image(self.files[0]).shape
         for start in range(0, len(self.files), size):
             batch = []
@@ -190,13 +191,13 @@ class ArrayFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
-            self.array = np.load(path, mmap_mode="r", allow_pickle=False)
+            self.array: Array = np.load(path, mmap_mode="r", allow_pickle=False)
         except (ValueError, EOFError) as error:
             raise ValueError(f"{path} is truncated or not a .npy file of numbers: {error}") from None
-        self.batched = _batched(self.array, path)
-        self.names = [str(i) for i in range(len(self.batched))]
+        self.batched: Array = _batched(self.array, path)
+        self.names: list[str] = [str(i) for i in range(len(self.batched))]
 
-    def batches(self, size: int) -> Iterator[np.ndarray]:
+    def batches(self, size: int) -> Iterator[Array]:
         for start in range(0, len(self.batched), size):
             yield self.batched[start : start + size]
 
@@ -222,9 +223,9 @@ class TensorFile:
             raise ValueError(f"{path} is truncated or no file of a plain tensor: {reason}") from None
         if not isinstance(tensor, torch.Tensor):
             raise TypeError(f"{path}: expected a tensor of images, found {type(tensor).__name__}")
-        self.tensor = tensor.detach()
-        self.batched = _batched(self.tensor, path)
-        self.names = [str(i) for i in range(len(self.batched))]
+        self.tensor: torch.Tensor = tensor.detach()
+        self.batched: torch.Tensor = _batched(self.tensor, path)
+        self.names: list[str] = [str(i) for i in range(len(self.batched))]
 
     def batches(self, size: int) -> Iterator[torch.Tensor]:
         if len(self.batched):
@@ -235,17 +236,25 @@ class TensorFile:
         check_output(out, ".pt", force=force)
         with whole_file(out) as temporary:
             parts: list[torch.Tensor] = []
-            yield parts.append
+
+            def write(images: Images) -> None:
+                parts.append(torch.as_tensor(images))
+
+            yield write
             result = torch.cat(parts) if parts else self.batched.clone()
             buffer = io.BytesIO()  # torch.save itself hides why a write failed
             torch.save(result.reshape(self.tensor.shape), buffer)
             temporary.write_bytes(buffer.getbuffer())
 
 
-def _batched(images: Images, path: Path) -> Images:
+def _batched(images: ImagesT, path: Path) -> ImagesT:
     if images.ndim not in (3, 4):
         raise ValueError(f"{path}: expected images (N, C, H, W) or (C, H, W), found shape {tuple(images.shape)}")
     return images if images.ndim == 4 else images[None]
 
 
-KINDS = {".npy": ArrayFile, ".pt": TensorFile, **dict.fromkeys(IMAGE_SUFFIXES, ImageFile)}
+KINDS: dict[str, Callable[[Path], Collection]] = {
+    ".npy": ArrayFile,
+    ".pt": TensorFile,
+    **dict.fromkeys(IMAGE_SUFFIXES, ImageFile),
+}

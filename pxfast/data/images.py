@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any, Generic, TypeAlias, TypeVar
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
-Images = Tensor | np.ndarray
+Array: TypeAlias = npt.NDArray[Any]
+Images: TypeAlias = Tensor | Array
+# what comes in goes out: tensors for tensors, arrays for arrays; the third is for callers who do not know which
+ImagesT = TypeVar("ImagesT", Tensor, Array, Tensor | Array)
 
 TORCH_DTYPES = (torch.uint8, torch.float16, torch.bfloat16, torch.float32, torch.float64)
 NUMPY_DTYPES = tuple(map(np.dtype, ("uint8", "float16", "float32", "float64")))
@@ -19,7 +24,7 @@ EXPECTED = (
 
 
 @dataclasses.dataclass(frozen=True)
-class ImageForm:
+class ImageForm(Generic[ImagesT]):
     """How the caller's images came: enough to give a result back in the same form.
 
     batched: whether they had a batch axis. numpy: whether they were a NumPy array.
@@ -30,22 +35,24 @@ class ImageForm:
     dtype: torch.dtype
     device: torch.device
 
-    def images(self, grid: Tensor) -> Images:
+    def images(self, grid: Tensor) -> ImagesT:
         """uint8 (N, C, H, W) on the CPU to the caller's type, rank, dtype and device; floating point is value / 255."""
         if self.dtype.is_floating_point:
             wide = torch.promote_types(self.dtype, torch.float32)
             grid = (grid.to(wide) / 255).to(self.dtype)
         return self.per_image(grid)
 
-    def per_image(self, values: Tensor) -> Images:
+    def per_image(self, values: Tensor) -> ImagesT:
         """Any (N, ...) tensor of results to the caller's type, rank and device, keeping its own dtype."""
         values = values if self.batched else values[0]
-        return values.numpy() if self.numpy else values.to(self.device)
+        found: Any = values.numpy() if self.numpy else values.to(self.device)
+        form: ImagesT = found  # which of them, ``numpy`` says
+        return form
 
 
 def to_grid(
-    images: Images, image_shape: tuple[int, int, int] | None = None, *, keep_device: bool = False
-) -> tuple[Tensor, ImageForm]:
+    images: ImagesT, image_shape: tuple[int, int, int] | None = None, *, keep_device: bool = False
+) -> tuple[Tensor, ImageForm[ImagesT]]:
     """Check images and bring them to the grid: contiguous uint8 (N, C, H, W) on the CPU, detached.
 
     images: torch tensor or NumPy array, (N, C, H, W) or (C, H, W), any device, uint8 or floating point in [0, 1].
@@ -56,8 +63,8 @@ def to_grid(
     if isinstance(images, np.ndarray):
         if images.dtype.newbyteorder("=") not in NUMPY_DTYPES:
             raise TypeError(f"{EXPECTED}; got a NumPy array of {images.dtype}")
-        images = np.require(images, images.dtype.newbyteorder("="), ["C", "W"])
-        tensor, numpy = torch.from_numpy(images), True
+        array = np.require(images, images.dtype.newbyteorder("="), ["C", "W"])
+        tensor, numpy = torch.from_numpy(array), True
     elif isinstance(images, Tensor):
         if images.dtype not in TORCH_DTYPES:
             raise TypeError(f"{EXPECTED}; got a tensor of {images.dtype}")
@@ -70,7 +77,7 @@ def to_grid(
     if image_shape is not None and shape[-3:] != tuple(image_shape):
         C, H, W = image_shape
         raise ValueError(f"expected images of shape (N, {C}, {H}, {W}) or ({C}, {H}, {W}), got {shape}")
-    form = ImageForm(numpy, tensor.ndim == 4, tensor.dtype, tensor.device)
+    form: ImageForm[ImagesT] = ImageForm(numpy, tensor.ndim == 4, tensor.dtype, tensor.device)
     if not form.batched:
         tensor = tensor.unsqueeze(0)
     if not keep_device:

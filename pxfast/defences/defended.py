@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -30,14 +31,18 @@ class Defended(nn.Module):
     Raises TypeError when one of the parts is no module, or a stochastic one lacks what such need.
     """
 
+    if TYPE_CHECKING:
+
+        def __call__(self, images: Tensor) -> Tensor: ...
+
     def __init__(self, classifier: nn.Module, defences: Iterable[nn.Module] = (), *, seed: int = 0) -> None:
         super().__init__()
         defences = tuple(defences)
         for part in (classifier, *defences):
             if not isinstance(part, nn.Module):
                 raise TypeError(f"expected a classifier and a list of defences, all nn.Module, got {part!r}")
-        self.runs = max((defence.runs for defence in defences if is_stochastic(defence)), default=0)
-        self.defences = nn.Sequential(*defences)
+        self.runs: int = max((defence.runs for defence in defences if is_stochastic(defence)), default=0)
+        self.defences: nn.Sequential = nn.Sequential(*defences)
         self.classifier = classifier
         self.seed = seed
         self.train(classifier.training)
@@ -55,7 +60,8 @@ class Defended(nn.Module):
             raise ValueError(f"expected images (N, C, H, W), got {tuple(images.shape)}")
         x = images.float() / 255 if images.dtype == torch.uint8 else images
         if not self.runs:
-            return self.defences(x)
+            defended: Tensor = self.defences(x)
+            return defended
         if seeds is None:
             seeds = derived_seeds(image_seeds(x, self.seed), 0)
         for place, defence in enumerate(self.defences):
@@ -64,7 +70,8 @@ class Defended(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         if not self.runs or not isinstance(images, Tensor) or images.dim() != 4:  # the last two: defend's errors
-            return self.classifier(self.defend(images))
+            logits: Tensor = self.classifier(self.defend(images))
+            return logits
         seeds = image_seeds(images / 255 if images.dtype == torch.uint8 else images, self.seed)
         draws = (self.classifier(self.defend(images, derived_seeds(seeds, run))) for run in range(self.runs))
         return torch.stack(list(draws)).mean(dim=0)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -41,6 +43,10 @@ class FeatureSqueezing(nn.Module):
     on to the value it picked. Raises ValueError for other settings.
     """
 
+    if TYPE_CHECKING:
+
+        def __call__(self, images: Tensor) -> Tensor: ...
+
     def __init__(
         self, colours: int | None = None, *, padding: str = "symmetric", backward: str = "straight-through"
     ) -> None:
@@ -49,7 +55,9 @@ class FeatureSqueezing(nn.Module):
             raise ValueError(f"colours must be an integer of at least 2, or None, got {colours!r}")
         if padding not in PADDINGS:
             raise ValueError(f"padding must be one of {', '.join(PADDINGS)}, got {padding!r}")
-        self.colours, self.padding, self.backward = colours, padding, check_backward(backward)
+        self.colours = colours
+        self.padding = padding
+        self.backward: str = check_backward(backward)
 
     def forward(self, images: Tensor) -> Tensor:
         """Squeeze images (N, C, H, W), uint8, or floating point in [0, 1].

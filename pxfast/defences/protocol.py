@@ -14,7 +14,7 @@ independently of the others in its batch, bit for bit. That is all that most att
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol, runtime_checkable
+from typing import Protocol, TypeGuard, runtime_checkable
 
 from torch import Tensor, nn
 
@@ -66,7 +66,7 @@ class HidesNetworks(Protocol):
     def hidden_networks(self, image_shape: tuple[int, ...]) -> list[nn.Module]: ...
 
 
-def is_stochastic(purifier: object) -> bool:
+def is_stochastic(purifier: object) -> TypeGuard[StochasticPurifier]:
     """Whether a purifier's result is random. TypeError where it says so and has no ``draw`` or no ``runs``."""
     if not getattr(purifier, "stochastic", False):
         return False

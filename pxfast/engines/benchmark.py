@@ -17,13 +17,13 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from ..base.machine import processor_name
 from ..pixelcnn.network import PixelCNN, PixelCNNConfig, forward_flops
 from ..pixelcnn.shipped import SHIPPED, load
-from . import compiled, cpu
+from . import cpu
 from .choosers import Greedy
 from .registry import select
 from .schedule import schedule_for
+from .settings import DEFAULTS, DecodeSettings
 
 EPS = 16
 # (rows, inner, columns): blocks of images times the taps and channels of the paper's layers, and a larger square
@@ -94,7 +94,7 @@ def _rate(
     a, b = torch.randn(rows, inner).to(device, dtype), torch.randn(inner, columns).to(device, dtype)
     out = torch.empty(rows, columns, dtype=dtype, device=device)
     gpu = device.type == "cuda"
-    wait = torch.cuda.synchronize if gpu else lambda: None
+    wait: Callable[[], None] = torch.cuda.synchronize if gpu else lambda: None
     torch.mm(a, b, out=out)
     wait()
     gflop = 2e-9 * rows * inner * columns
@@ -145,12 +145,13 @@ def measure(
     precision: str,
     batch: int,
     rounds: int = 3,
+    settings: DecodeSettings = DEFAULTS,
     timer: Callable[[Callable[[], None]], float] | None = None,
 ) -> Row:
     """Decode ``batch`` images ``rounds`` times on the CPU engine, and compare with the matrix rate before and after.
 
-    Threads and instruction set are those of the environment (PXFAST_THREADS, PXFAST_ISA). timer: runs a function and
-    gives the median of its seconds, in place of ``rounds`` plain timings. Raises ValueError for an unknown network or
+    settings: threads, order and instruction set. timer: runs a function and gives the median of its seconds, in place
+    of ``rounds`` plain timings. Raises ValueError for an unknown network or
     precision, RuntimeError where the compiled module is missing.
     """
     if precision not in DTYPES:
@@ -158,11 +159,11 @@ def measure(
     chosen = select("cpu")
     model = network(name)
     schedule, images = schedule_for(model), smooth_images(batch, model.config)
-    threads, isa = cpu.current_threads(), cpu.current_isa()
+    threads, isa = cpu.threads_of(settings), cpu.isa_of(settings)
     bytes_per_image = cpu.packed(schedule, precision, isa).bytes_per_image
 
     def decode() -> None:
-        chosen.decode(schedule, images, Greedy(EPS), precision=precision)
+        chosen.decode(schedule, images, Greedy(EPS), precision=precision, settings=settings)
 
     def plain_timer(function: Callable[[], None]) -> float:
         times = []
@@ -203,62 +204,3 @@ def table(rows: list[Row]) -> str:
             f"| {row.bytes_per_image / 1e6:.2f} |"
         )
     return "\n".join(lines)
-
-
-def profile(name: str, *, precision: str, batch: int, order: str = "auto") -> dict[str, float]:
-    """Seconds per image of one thread by kind of work, and speculative sweeps per image, for the CPU engine.
-
-    Keys: row_products, pixel_products, gather, elementwise, head, sweeps. order: auto, sequential or speculative.
-    """
-    model = network(name)
-    engine = cpu.packed(schedule_for(model), precision, cpu.current_isa())
-    spent = engine.profile(
-        smooth_images(batch, model.config).numpy(), compiled.plain_chooser(Greedy(EPS), batch), compiled.ORDERS[order]
-    )
-    return {part: value / batch for part, value in spent.items()}
-
-
-def count(name: str, block: int = 64) -> dict[str, float]:
-    """What one decoded image costs by arithmetic alone, in bf16: GFLOP and MB, from the schedule's steps.
-
-    Keys: row_gflop, pixel_gflop; row_weight_mb, pixel_weight_mb: weights streamed per image when ``block`` images are
-    decoded together; activation_mb: cells read by all taps.
-    """
-    schedule = schedule_for(network(name))
-    H, W = schedule.config.image_size
-    found = dict.fromkeys(("row_gflop", "pixel_gflop", "row_weight_mb", "pixel_weight_mb", "activation_mb"), 0.0)
-    for step in schedule.steps:
-        rows, columns = H >> step.level, W >> step.level
-        kind = "row" if step.per_row else "pixel"
-        for tap in step.taps:
-            share = (0.5 if tap.row_parity >= 0 else 1.0) * (0.5 if tap.column_parity >= 0 else 1.0)
-            positions = rows * columns * share
-            found[f"{kind}_gflop"] += 2e-9 * tap.matrix.numel() * positions
-            streamed = rows * share if step.per_row else positions
-            found[f"{kind}_weight_mb"] += 2e-6 * tap.matrix.numel() * streamed / block
-            found["activation_mb"] += 2e-6 * tap.matrix.shape[0] * positions
-    return found
-
-
-def plain_torch_rate(name: str) -> float:
-    """Images/s of uncached decoding in plain PyTorch, one whole bf16 forward pass per pixel, from a few of them."""
-    model = network(name)
-    images = smooth_images(8, model.config)
-    times = []
-    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16), torch_threads(cpu.current_threads()):
-        for _ in range(4):
-            before = time.perf_counter()
-            model(images)
-            times.append(time.perf_counter() - before)
-    height, width = model.config.image_size
-    return len(images) / (min(times) * height * width)
-
-
-def machine() -> dict[str, str | int]:
-    """What the rows were measured on."""
-    return {
-        "processor": processor_name(),
-        "threads": cpu.current_threads(),
-        "isa": cpu.current_isa(),
-        "torch": torch.__version__,
-    }

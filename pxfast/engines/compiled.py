@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import importlib
-import os
 from typing import Any
 
 import torch
 
+from ..base import environment
 from .choosers import Chooser, Sample
 from .schedule import Schedule
+from .settings import DecodeSettings
 
 try:
     _C: Any = importlib.import_module("pxfast._C")
     _import_error: str | None = None
-except ImportError as error:  # an install without the compiled module is a normal state: the reference engine works
+except ImportError as _error:  # an install without the compiled module is a normal state: the reference engine works
     _C = None
-    _import_error = str(error)
+    _import_error = str(_error)
 
 
 def unavailable() -> str | None:
@@ -27,15 +28,12 @@ def unavailable() -> str | None:
 
 
 HEADS = {"logistic": 0, "softmax": 1, "pixelcnn++": 2}
-ORDERS = {"": 0, "auto": 0, "sequential": 1, "speculative": 2}
+ORDERS = {"auto": 0, "sequential": 1, "speculative": 2}
 
 
-def current_order() -> int:
-    """The compiled engine's number for the order of evaluation. ValueError when PXFAST_ORDER is none of them."""
-    wish = os.environ.get("PXFAST_ORDER", "")
-    if wish not in ORDERS:
-        raise ValueError(f"PXFAST_ORDER must be auto, sequential or speculative, got {wish!r}")
-    return ORDERS[wish]
+def order_of(settings: DecodeSettings) -> int:
+    """The compiled engines' number for the order of evaluation."""
+    return ORDERS[settings.order or environment.order()]
 
 
 def program_of(schedule: Schedule) -> dict[str, Any]:

@@ -1,13 +1,7 @@
-"""The CPU engine: the compiled decode loop of csrc/cpu, over all images of a batch at once.
-
-Environment, read at every call: ``PXFAST_THREADS`` (default: the processors this process may use), ``PXFAST_ISA``
-(avx512bf16, avx512, avx2 or portable; default: the best one here), ``PXFAST_ORDER`` (sequential or speculative;
-default: by the batch size). Neither threads nor order change a bit of the result.
-"""
+"""The CPU engine: the compiled decode loop of csrc/cpu, over all images of a batch at once."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from typing import Any
 
@@ -15,37 +9,38 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..base import environment
 from ..base.machine import usable_processors
 from . import compiled
 from .choosers import Chooser
-from .compiled import current_order, plain_chooser, program_of
+from .compiled import order_of, plain_chooser, program_of
 from .schedule import Schedule
+from .settings import DEFAULTS, DecodeSettings
 
-unavailable = compiled.unavailable
+unavailable: Callable[[], str | None] = compiled.unavailable
 
 
-def best_precision() -> str:
+def best_precision(settings: DecodeSettings = DEFAULTS) -> str:
     """The faster precision: 'bf16' where the machine multiplies bf16, 'fp32' elsewhere."""
-    return "bf16" if current_isa() == "avx512bf16" else "fp32"
+    return "bf16" if isa_of(settings) == "avx512bf16" else "fp32"
 
 
-def current_isa() -> str:
-    """The instruction set that a decode would use now. ValueError when PXFAST_ISA asks for one not usable here."""
-    usable = compiled._C.cpu_isas()
-    wish = os.environ.get("PXFAST_ISA") or usable[0]
+def isa_of(settings: DecodeSettings = DEFAULTS) -> str:
+    """The instruction set that a decode uses: the best one here unless another is asked for.
+
+    ValueError when that is not usable here.
+    """
+    usable = list(compiled._C.cpu_isas())
+    wish = settings.isa or environment.instruction_set() or usable[0]
     if wish not in usable:
-        raise ValueError(f"PXFAST_ISA must be one of {', '.join(usable)} on this machine, got {wish!r}")
-    return wish
+        origin = "isa" if settings.isa else "PXFAST_ISA"
+        raise ValueError(f"{origin} must be one of {', '.join(usable)} on this machine, got {wish!r}")
+    return str(wish)
 
 
-def current_threads() -> int:
-    """The number of threads that a decode would use now. ValueError when PXFAST_THREADS is no positive integer."""
-    wish = os.environ.get("PXFAST_THREADS")
-    if not wish:
-        return usable_processors()
-    if not wish.isdecimal() or int(wish) < 1:
-        raise ValueError(f"PXFAST_THREADS must be a positive integer, got {wish!r}")
-    return int(wish)
+def threads_of(settings: DecodeSettings = DEFAULTS) -> int:
+    """The number of threads that a decode uses: one for each processor this process may use, unless others say."""
+    return settings.threads or environment.threads() or usable_processors()
 
 
 def packed(schedule: Schedule, precision: str, isa: str) -> Any:
@@ -63,10 +58,11 @@ def decode(
     chooser: Chooser,
     *,
     precision: str,
+    settings: DecodeSettings = DEFAULTS,
     report: Callable[[int], None] | None = None,
 ) -> Tensor:
     """See :class:`pxfast.engines.Decode`. The GIL is released; Ctrl-C raises KeyboardInterrupt within a second."""
-    engine = packed(schedule, precision, current_isa())
+    engine = packed(schedule, precision, isa_of(settings))
     plain = plain_chooser(chooser, len(images))
-    result: np.ndarray = engine.decode(images.numpy(), plain, current_threads(), current_order(), report)
+    result: np.ndarray = engine.decode(images.numpy(), plain, threads_of(settings), order_of(settings), report)
     return torch.from_numpy(result)

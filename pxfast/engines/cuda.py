@@ -1,28 +1,24 @@
 """The CUDA engine: the decode loop of csrc/cuda on one NVIDIA GPU, a launch for every row of a batch.
 
 All device memory comes from torch's allocator; the compiled part is given addresses and torch's current stream.
-Environment, read at every call: ``PXFAST_ORDER`` (sequential or speculative; default: by the batch size),
-``PXFAST_CUDA_TEAM`` (blocks that decode images together; default: by the batch size), ``PXFAST_CUDA_CLUSTERS`` (1:
-blocks decode alone and share the weights in clusters, on GPUs that have them; default: 0). None of these changes a bit
-of the result. ``PXFAST_CUDA_WGMMA`` (0: bf16 row steps by mma.sync on Hopper too, where wgmma is the default) may,
-since the two instructions need not add alike.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-import os
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..base import environment
 from . import compiled
 from .choosers import Chooser, Sample
 from .gpu import gpu_problem
 from .schedule import Schedule
+from .settings import DEFAULTS, DecodeSettings
 
 MEMORY_SHARE = 0.9  # of the free device memory that a decode may take
 IMAGES_PER_MULTIPROCESSOR = 64  # in flight at most: more would not read the weights less often
@@ -53,35 +49,9 @@ def _gpu(device: int) -> Any:
     return compiled._C.cuda_device(device)
 
 
-def best_precision() -> str:
+def best_precision(settings: DecodeSettings = DEFAULTS) -> str:
     """The faster precision: 'bf16'."""
     return "bf16"
-
-
-def current_team() -> int:
-    """Blocks of a team, 0 for the engine's choice. ValueError when PXFAST_CUDA_TEAM is no positive integer."""
-    wish = os.environ.get("PXFAST_CUDA_TEAM")
-    if not wish:
-        return 0
-    if not wish.isdecimal() or int(wish) < 1:
-        raise ValueError(f"PXFAST_CUDA_TEAM must be a positive integer, got {wish!r}")
-    return int(wish)
-
-
-def current_clusters() -> bool:
-    """Whether blocks share weights in clusters. ValueError when PXFAST_CUDA_CLUSTERS is neither 0 nor 1."""
-    wish = os.environ.get("PXFAST_CUDA_CLUSTERS", "")
-    if wish not in ("", "0", "1"):
-        raise ValueError(f"PXFAST_CUDA_CLUSTERS must be 0 or 1, got {wish!r}")
-    return wish == "1"
-
-
-def current_wgmma() -> bool:
-    """Whether bf16 row steps may use wgmma. ValueError when PXFAST_CUDA_WGMMA is neither 0 nor 1."""
-    wish = os.environ.get("PXFAST_CUDA_WGMMA", "")
-    if wish not in ("", "0", "1"):
-        raise ValueError(f"PXFAST_CUDA_WGMMA must be 0 or 1, got {wish!r}")
-    return wish != "0"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,10 +62,11 @@ class Resident:
     block: Tensor
 
 
-def packed(schedule: Schedule, precision: str, device: torch.device) -> Resident:
+def packed(schedule: Schedule, precision: str, device: torch.device, settings: DecodeSettings = DEFAULTS) -> Resident:
     """The schedule's program on ``device``, weights packed for its matrix instruction; made once for each of these."""
     bf16 = precision == "bf16"
-    groups = bf16 and current_wgmma() and _gpu(device.index).groups
+    wgmma = environment.cuda_wgmma() if settings.wgmma is None else settings.wgmma
+    groups = bf16 and wgmma and _gpu(device.index).groups
     key = ("cuda", precision, groups, str(device))
     with schedule.lock:
         if key not in schedule.compiled:
@@ -138,6 +109,7 @@ def decode(
     chooser: Chooser,
     *,
     precision: str,
+    settings: DecodeSettings = DEFAULTS,
     report: Callable[[int], None] | None = None,
 ) -> Tensor:
     """See :class:`pxfast.engines.Decode`; images may lie on a GPU as well, and the result lies where they do.
@@ -147,7 +119,7 @@ def decode(
     """
     device = images.device if images.is_cuda else torch.device("cuda", torch.cuda.current_device())
     with torch.cuda.device(device):
-        resident = packed(schedule, precision, device)
+        resident = packed(schedule, precision, device, settings)
         given = images.to(device).contiguous()
         result = torch.empty_like(given)
         eps = None
@@ -164,7 +136,7 @@ def decode(
                 plain["first"] = chooser.first + done
             part = slice(done, done + count)
             some = None if eps is None else eps[part]
-            _decode_part(resident, gpu, given[part], result[part], some, plain, report, done)
+            _decode_part(resident, gpu, given[part], result[part], some, plain, settings, report, done)
             done += count
     return result.to(images.device)
 
@@ -176,12 +148,15 @@ def _decode_part(
     result: Tensor,
     eps: Tensor | None,
     plain: dict[str, Any],
+    settings: DecodeSettings,
     report: Callable[[int], None] | None,
     before: int,
 ) -> None:
     """Decode images that are in flight together. gpu: a CudaDevice; before: images of the batch finished already."""
     engine, device = resident.engine, given.device
-    plan = engine.plan(len(given), gpu, compiled.current_order(), current_team(), current_clusters())
+    team = settings.team or environment.cuda_team() or 0
+    clusters = environment.cuda_clusters() if settings.clusters is None else settings.clusters
+    plan = engine.plan(len(given), gpu, compiled.order_of(settings), team, clusters)
     workspace = _allocate(engine.workspace_bytes(plan), device, f"{len(given)} images in flight")
     engine.decode(
         plan,

@@ -30,7 +30,7 @@ def collect() -> dict[str, Any]:
         "cpu": {
             "compiled": compiled.unavailable() is None,
             "instruction_sets": list(compiled._C.cpu_isas()) if compiled.unavailable() is None else [],
-            "threads": cpu.current_threads(),
+            "threads": cpu.threads_of(),
         },
         "cuda": {"compiled": compiled.unavailable() is None and bool(compiled._C.cuda)},
         "engines": [_engine(engine) for engine in ENGINES.values()],

@@ -10,6 +10,12 @@ from torch import Tensor
 from ..pixelcnn.oracle import oracle
 from .choosers import Chooser
 from .schedule import Schedule
+from .settings import DEFAULTS, DecodeSettings
+
+
+def best_precision(settings: DecodeSettings = DEFAULTS) -> str:
+    """'fp32': the arithmetic is the oracle's."""
+    return "fp32"
 
 
 @torch.no_grad()
@@ -19,6 +25,7 @@ def decode(
     chooser: Chooser,
     *,
     precision: str,
+    settings: DecodeSettings = DEFAULTS,
     report: Callable[[int], None] | None = None,
 ) -> Tensor:
     """One sub-pixel after the other, literally: see :class:`pxfast.engines.Decode`."""

@@ -17,14 +17,15 @@ from ..kernels import trust
 from . import cpu, cuda, reference, triton
 from .choosers import Chooser
 from .schedule import Schedule
+from .settings import DecodeSettings
 
 
 class Decode(Protocol):
     """What an engine does.
 
     images: (N, C, H, W) uint8, contiguous, N >= 1, on the CPU or, for an engine of a GPU, there; a Sample chooser takes
-    the shape alone. precision: 'fp32' or 'bf16'. report: called now and then with the number of images finished so far.
-    Returns a new uint8 tensor of the same shape.
+    the shape alone. precision: 'fp32' or 'bf16'. settings: threads, order and the like. report: called now and then
+    with the number of images finished so far. Returns a new uint8 tensor of the same shape.
     """
 
     def __call__(
@@ -34,8 +35,15 @@ class Decode(Protocol):
         chooser: Chooser,
         *,
         precision: str,
+        settings: DecodeSettings = ...,
         report: Callable[[int], None] | None = None,
     ) -> Tensor: ...
+
+
+class BestPrecision(Protocol):
+    """An engine's fastest precision here, 'fp32' or 'bf16', under the same settings as the decode."""
+
+    def __call__(self, settings: DecodeSettings = ...) -> str: ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,7 +57,7 @@ class Engine:
     summary: str
     decode: Decode
     unavailable: Callable[[], str | None]
-    best_precision: Callable[[], str]
+    best_precision: BestPrecision
     gpu: bool = False
 
 
@@ -59,24 +67,34 @@ ENGINES = {
         Engine("cuda", "C++/CUDA, cached", cuda.decode, cuda.unavailable, cuda.best_precision, gpu=True),
         Engine("triton", "Triton, cached", triton.decode, triton.unavailable, triton.best_precision, gpu=True),
         Engine("cpu", "C++, cached, multi-threaded", cpu.decode, cpu.unavailable, cpu.best_precision),
-        Engine("reference", "plain torch, uncached, slow", reference.decode, lambda: None, lambda: "fp32"),
+        Engine("reference", "plain torch, uncached, slow", reference.decode, lambda: None, reference.best_precision),
     )
 }
 
 
-def select(name: str = "auto") -> Engine:
+def select(name: str = "auto", *, gpu: bool | None = None) -> Engine:
     """The engine called ``name``; 'auto' takes the first of the registry that can run here and, on a GPU, passed its
     trial (:mod:`pxfast.kernels.trust`), which is held now if it never was.
 
-    ValueError for an unknown name lists the known ones; RuntimeError for an engine that can't run here says why.
+    gpu: True, an engine of a GPU is wanted; False, one of the CPU; None, any. ValueError for an unknown name lists the
+    known ones, and so does it for one that runs elsewhere; RuntimeError for an engine that can't run here says why.
     """
+    fitting = {each: engine for each, engine in ENGINES.items() if gpu is None or engine.gpu == gpu}
     if name == "auto":
-        return next(engine for engine in ENGINES.values() if engine.unavailable() is None and _passed(engine))
+        for engine in fitting.values():
+            if engine.unavailable() is None and _passed(engine):
+                return engine
+        reasons = "; ".join(
+            f"{each}: {engine.unavailable() or 'it failed its trial'}" for each, engine in fitting.items()
+        )
+        raise RuntimeError(f"no engine of a GPU can run here ({reasons})")
     if name not in ENGINES:
         raise ValueError(f"unknown engine {name!r}; known: auto, {', '.join(ENGINES)}")
     reason = ENGINES[name].unavailable()
     if reason is not None:
         raise RuntimeError(f"engine {name!r} can't run here: {reason}")
+    if name not in fitting:
+        raise ValueError(f"engine {name!r} does not run on a {'GPU' if gpu else 'CPU'}; known: {', '.join(fitting)}")
     return ENGINES[name]
 
 
@@ -88,6 +106,6 @@ def _passed(engine: Engine) -> bool:
             f"'auto' passes over the {engine.name} engine, which failed its trial on this GPU: {problem}; "
             f"engine={engine.name!r} uses it all the same, and verify tells whether a result is exact",
             RuntimeWarning,
-            stacklevel=4,
+            stacklevel=3,
         )
     return problem is None

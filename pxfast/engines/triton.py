@@ -7,6 +7,7 @@ one, which is for the tests: ``unavailable`` then says so, and nothing picks the
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import os
 import threading
@@ -19,6 +20,7 @@ from torch import Tensor
 from .choosers import Chooser, Sample
 from .gpu import gpu_problem
 from .schedule import Schedule
+from .settings import DEFAULTS, DecodeSettings
 
 if TYPE_CHECKING:
     from .triton_program import ChooserShape, Program, Workspace
@@ -42,7 +44,7 @@ def unavailable() -> str | None:
     return None
 
 
-def best_precision() -> str:
+def best_precision(settings: DecodeSettings = DEFAULTS) -> str:
     """The faster precision: 'bf16'."""
     return "bf16"
 
@@ -53,7 +55,7 @@ class Decoder:
     def __init__(self, program: Program) -> None:
         self.program = program
         self.idle: list[Runner] = []
-        self.lock = threading.Lock()
+        self.lock: threading.Lock = threading.Lock()
 
     def images_for(self, N: int) -> int:
         """Images in flight when N are decoded: as many as needed, by powers of two, and as memory and limit allow."""
@@ -93,7 +95,7 @@ class Runner:
         from .triton_program import Workspace
 
         self.program = program
-        self.on_gpu = program.device.type == "cuda"
+        self.on_gpu: bool = program.device.type == "cuda"
         self.stream: Any = torch.cuda.Stream(program.device) if self.on_gpu else None
         with self.current():
             self.workspace: Workspace = Workspace(program, images)
@@ -122,7 +124,7 @@ class Runner:
             for launch in self.workspace.launches(phase, shape):
                 launch.run()
 
-        return {phase: lambda phase=phase: run(phase) for phase in set(PHASES)}
+        return {phase: functools.partial(run, phase) for phase in set(PHASES)}
 
     def _graph(self, phase: int, shape: ChooserShape) -> Any:
         launches = self.workspace.launches(phase, shape)
@@ -186,6 +188,7 @@ def decode(
     chooser: Chooser,
     *,
     precision: str,
+    settings: DecodeSettings = DEFAULTS,
     report: Callable[[int], None] | None = None,
 ) -> Tensor:
     """See :class:`pxfast.engines.Decode`; the result is on the CPU. Images on a GPU are decoded there.

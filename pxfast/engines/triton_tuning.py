@@ -5,12 +5,17 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
+from ..base.environment import tiles_file
 from ..base.files import whole_file
 from . import triton as engine
 from .schedule import Schedule
+
+if TYPE_CHECKING:
+    from ..kernels.launch import Tile
 
 
 def candidates(kind: str, architecture: str) -> list[tuple[int, int, int, int, int]]:
@@ -25,7 +30,7 @@ def candidates(kind: str, architecture: str) -> list[tuple[int, int, int, int, i
 def tune(
     schedule: Schedule, *, images: int = 1024, precision: str = "bf16", log: Callable[[str], None] = print
 ) -> Path:
-    """Time the candidates of every kind of step of the schedule, and keep the fastest in ``tiles.user_file()``.
+    """Time the candidates of every kind of step of the schedule, and keep the fastest in ``tiles.tiles_file()``.
 
     The file is written after every kind; what it holds for other architectures and kinds stays. log: told a line per
     kind. Returns the file. Raises RuntimeError where there is no GPU, or where none of a kind's tiles fit into it.
@@ -34,9 +39,9 @@ def tune(
     if reason is not None:
         raise RuntimeError(f"pxfast tune measures on a GPU, and none can be used here: {reason}")
     from ..kernels.launch import Tile
-    from ..kernels.tiles import KINDS, architecture, dump, read_tiles, tiles_for, user_file
+    from ..kernels.tiles import KINDS, architecture, dump, read_tiles, tiles_for
 
-    path, name = user_file(), architecture()
+    path, name = tiles_file(), architecture()
     kept = read_tiles(path)
     best = dict(tiles_for(name))
     for kind in (kind for kind in KINDS if kind.startswith(precision)):
@@ -59,7 +64,7 @@ def tune(
     return path
 
 
-def _time(schedule: Schedule, tiles: dict, kind: str, precision: str, images: int) -> float | None:
+def _time(schedule: Schedule, tiles: dict[str, Tile], kind: str, precision: str, images: int) -> float | None:
     """Milliseconds of one launch of every step of the kind; None for tiles that don't fit into the machine."""
     from triton.runtime.errors import OutOfResources
     from triton.testing import do_bench_cudagraph

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 from pathlib import Path
+from typing import Any
 
 from ..classifiers.training import ClassifierSettings, train_classifier
 from ..classifiers.weights import SHIPPED
@@ -50,7 +51,7 @@ class ClassifierNeed:
         """How it is trained in ``budget`` seconds. A defence is fine-tuned where a shipped classifier can be its start,
         which reaches further in the same time than random weights do.
         """
-        changes: dict[str, object] = {"budget": budget}
+        changes: dict[str, Any] = {"budget": budget}
         if self.training != "normal":
             changes["defense"] = self.training
             if self.architecture == SHIPPED_ARCHITECTURE and self.dataset in SHIPPED:

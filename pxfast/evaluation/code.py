@@ -114,8 +114,8 @@ def _read(module: str) -> _Source:
         elif isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
             definitions[node.name] = node
         elif isinstance(node, (ast.Assign, ast.AnnAssign)):
-            for target in node.targets if isinstance(node, ast.Assign) else [node.target]:
-                definitions |= {each.id: node for each in ast.walk(target) if isinstance(each, ast.Name)}
+            for assigned in node.targets if isinstance(node, ast.Assign) else [node.target]:
+                definitions |= {each.id: node for each in ast.walk(assigned) if isinstance(each, ast.Name)}
     source = _Source(package, _bare(tree), (), names, definitions)
     return dataclasses.replace(source, imports=tuple(sorted(set(_imported(tree, source)))))
 

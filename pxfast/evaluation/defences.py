@@ -75,7 +75,7 @@ def purifier_description(options: dict[str, Any], context: Context) -> Descripti
         "model": context.density,
         "engine": engine.name,
         "precision": engine.best_precision() if precision == "auto" else precision,
-        "instructions": cpu.current_isa() if engine.name == "cpu" else processor(context.device),
+        "instructions": cpu.isa_of() if engine.name == "cpu" else processor(context.device),
         "code": code_hash(build_purifier, engine.decode.__module__, without=ELSEWHERE),
     }
 
@@ -88,6 +88,7 @@ def build_purifier(description: Description, models: Models) -> Purifier:
         model=models.density(description["model"]),
         engine=description["engine"],
         precision=description["precision"],
+        threads=models.threads,
     )
 
 

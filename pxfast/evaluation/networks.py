@@ -44,10 +44,15 @@ class ModelFiles:
 
 
 class Models:
-    """The networks of ``files`` on a device, each loaded once. ValueError when a file is no longer what it was."""
+    """The networks of ``files`` on a device, each loaded once. ValueError when a file is no longer what it was.
 
-    def __init__(self, files: ModelFiles, device: str) -> None:
-        self.files, self.device = files, torch.device(device)
+    threads: of the CPU engine; None: its default.
+    """
+
+    def __init__(self, files: ModelFiles, device: str, threads: int | None = None) -> None:
+        self.files = files
+        self.device: torch.device = torch.device(device)
+        self.threads = threads
         self._classifiers: dict[str, Classifier] = {}
         self._densities: dict[str, PixelCNN] = {}
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-import os
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -31,27 +30,29 @@ class RayRunner:
     """Does tasks by Ray Data, on the cluster that RAY_ADDRESS names or, without it, on this machine.
 
     device: 'cpu', of which each worker takes as many processors as torch has threads here, so that its results have
-    the same bytes as here; or 'cuda', of which each takes one. There are as many workers as the cluster has room for,
-    and they get the networks' files from here. ImportError, naming the extra, without Ray; RuntimeError where the
-    cluster has no room for a single worker, and for a task that fails on its worker.
+    the same bytes as here; or 'cuda', of which each takes one. threads: of a worker's CPU engine; None: as torch.
+    There are as many workers as the cluster has room for, and they get the networks' files from here. ImportError,
+    naming the extra, without Ray; RuntimeError where the cluster has no room for a single worker, and for a task that
+    fails on its worker.
     """
 
-    def __init__(self, files: ModelFiles, device: str) -> None:
+    def __init__(self, files: ModelFiles, device: str, threads: int | None = None) -> None:
         ray = require("ray", "ray")
         require("ray.data", "ray")
         logging.getLogger("ray.data").setLevel(logging.WARNING)  # it tells of every dataset's beginning and end
         if not ray.is_initialized():
             ray.init(include_dashboard=False, log_to_driver=False, logging_level="warning")
-        self.threads = torch.get_num_threads()
-        self.gpu = torch.device(device).type == "cuda"
+        self.threads: int = torch.get_num_threads()
+        self.engine_threads: int = threads or self.threads
+        self.gpu: bool = torch.device(device).type == "cuda"
         kind, share = ("GPU", 1) if self.gpu else ("CPU", self.threads)
         found = ray.cluster_resources().get(kind, 0)
-        self.workers = int(found // share)
+        self.workers: int = int(found // share)
         if self.workers < 1:
             raise RuntimeError(f"a worker takes {share} {kind}, of which the Ray cluster has {found:g}")
         paths = {*files.classifiers.values(), *files.densities.values()}
         self.files = files
-        self.contents = ray.put({path: Path(path).read_bytes() for path in sorted(paths)})
+        self.contents: Any = ray.put({path: Path(path).read_bytes() for path in sorted(paths)})
 
     def run(self, tasks: Sequence[Task]) -> Iterator[TaskResult]:
         """The results of tasks, as they come. RuntimeError when a task fails, with its message."""
@@ -60,7 +61,13 @@ class RayRunner:
         ray.data.DataContext.get_current().enable_progress_bars = False  # the evaluation has its own
         dataset = ray.data.from_items([to_row(task) for task in tasks], override_num_blocks=len(tasks)).map_batches(
             RayWorker,
-            fn_constructor_args=(self.contents, self.files, "cuda" if self.gpu else "cpu", self.threads),
+            fn_constructor_args=(
+                self.contents,
+                self.files,
+                "cuda" if self.gpu else "cpu",
+                self.threads,
+                self.engine_threads,
+            ),
             batch_size=1,
             compute=ray.data.ActorPoolStrategy(size=min(self.workers, len(tasks))),
             num_cpus=0 if self.gpu else self.threads,
@@ -80,23 +87,23 @@ class RayRunner:
 class RayWorker:
     """A :class:`Worker` in an actor of Ray's. contents: the networks' files by the paths that ``files`` gives them."""
 
-    def __init__(self, contents: Any, files: ModelFiles, device: str, threads: int) -> None:
+    def __init__(self, contents: Any, files: ModelFiles, device: str, threads: int, engine_threads: int) -> None:
         import ray
 
         torch.set_num_threads(threads)
-        os.environ["PXFAST_THREADS"] = str(threads)
-        self.folder = tempfile.TemporaryDirectory(prefix="pxfast-")
+        self.folder: tempfile.TemporaryDirectory[str] = tempfile.TemporaryDirectory(prefix="pxfast-")
         places = {}
         for number, (path, content) in enumerate(ray.get(contents).items()):
             place = Path(self.folder.name) / f"{number}{Path(path).suffix}"
             place.write_bytes(content)
             places[path] = str(place)
-        self.worker = Worker(
+        self.worker: Worker = Worker(
             ModelFiles(
                 {key: places[str(path)] for key, path in files.classifiers.items()},
                 {key: places[str(path)] for key, path in files.densities.items()},
             ),
             device,
+            engine_threads,
         )
 
     def __call__(self, batch: Batch) -> Batch:

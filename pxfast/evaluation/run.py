@@ -12,11 +12,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from ..attacks import find_attack
 from ..attacks.resumable import library_versions
 from ..base.machine import parse_device, processor_name, usable_processors
+from ..base.progress import Progress, progress_of
 from ..base.version import __version__
 from ..classifiers.weights import read_notes
 from ..data.datasets import load_dataset
@@ -40,8 +40,9 @@ class Settings:
     images: how many of the test images, the first ones; None: the specification's number. model: as
     :func:`pxfast.load` takes it; None: the shipped one of the images' shape. classifiers: the folder of classifiers;
     None: a folder of that name in the output folder. train: whether missing classifiers are trained, for
-    ``train_budget`` seconds each. device, engine, precision: for networks and purification. runner: a name that
-    :data:`pxfast.evaluation.runners.RUNNERS` knows. shard: images computed and kept at a time.
+    ``train_budget`` seconds each. device, engine, precision: for networks and purification. threads: of the CPU
+    engine. runner: a name that :data:`pxfast.evaluation.runners.RUNNERS` knows. shard: images computed and kept at a
+    time.
     """
 
     images: int | None = None
@@ -52,6 +53,7 @@ class Settings:
     device: str = "auto"
     engine: str = "auto"
     precision: str = "auto"
+    threads: int | None = None
     runner: str = "local"
     shard: int = SHARD
 
@@ -107,7 +109,7 @@ def prepare(
         classifiers[row.name] = files[need]
     model_files = ModelFiles({file.key: str(file.path) for file in files.values()}, {fingerprint: str(density)})
     context = Context(fingerprint, shape[0], settings.engine, settings.precision, device)
-    runner = make_runner(settings.runner, model_files, device)
+    runner = make_runner(settings.runner, model_files, device, settings.threads)
     pipeline = Pipeline(Store(Path(out) / "store"), runner, context, shard=settings.shard)
     return Prepared(images, labels, classifiers, missing, density, pipeline)
 
@@ -137,27 +139,21 @@ def evaluate_table(
     with progress_bars(prepared.pipeline, len(places), progress) as cells:
         write_table(out, run.table())
         for row, column, eps in places:
-            cells.set_description_str(f"{row.name}, {column.name}" + ("" if eps is None else f", eps {eps}"))
+            cells.entitle(f"{row.name}, {column.name}" + ("" if eps is None else f", eps {eps}"))
             run.compute(row, column, eps)
             write_table(out, run.table())
-            cells.update()
+            cells.advance()
     return run.table()
 
 
 @contextlib.contextmanager
-def progress_bars(pipeline: Pipeline, cells: int, progress: bool) -> Iterator[tqdm]:
-    """Show a bar of so many cells, which is given, and below it one of the images of the step at hand."""
+def progress_bars(pipeline: Pipeline, cells: int, progress: bool) -> Iterator[Progress]:
+    """Show how far so many cells are, which is to be told, and below it the images of the step at hand."""
     with (
-        tqdm(total=cells, unit="cell", disable=not progress) as outer,
-        tqdm(unit="image", leave=False, disable=not progress) as inner,
+        progress_of(cells, "cell", shown=progress) as outer,
+        progress_of(None, shown=progress, leave=False) as inner,
     ):
-
-        def report(what: str, done: int, total: int) -> None:
-            inner.set_description_str(f"  {what}", refresh=False)
-            inner.total, inner.n = total, done
-            inner.refresh()
-
-        pipeline.report = report
+        pipeline.report = lambda what, done, total: inner.turn_to(f"  {what}", done, total)
         yield outer
 
 
@@ -173,17 +169,18 @@ class TableRun:
     """A table in the making: its cells, and what they were computed from."""
 
     def __init__(self, specification: TableSpecification, prepared: Prepared) -> None:
-        self.specification, self.prepared = specification, prepared
+        self.specification = specification
+        self.prepared = prepared
         self.cells: dict[tuple[str, str, int | None], Cell] = {}
-        self.missing = dict(prepared.missing)
+        self.missing: dict[str, str] = dict(prepared.missing)
         self.defences: dict[str, list[Description]] = {}
         for row in specification.rows:
             try:
                 self.defences[row.name] = [describe(each, prepared.pipeline.context) for each in row.defences]
             except FileNotFoundError as error:  # of a network that a defence needs
                 self.missing[row.name] = str(error)
-        self.models = [_density_entry(prepared), *_classifier_entries(prepared)]
-        self.settings = self._settings()
+        self.models: list[dict[str, Any]] = [_density_entry(prepared), *_classifier_entries(prepared)]
+        self.settings: dict[str, Any] = self._settings()
         self.earlier_rates: list[dict[str, Any]] = []
 
     def places(self, chosen: TableSpecification) -> Iterator[tuple[RowSpecification, ColumnSpecification, int | None]]:
@@ -214,7 +211,7 @@ class TableRun:
 
     def compute(self, row: RowSpecification, column: ColumnSpecification, eps: int | None) -> None:
         """Add a cell. A strongest attack needs the row's attacks of this eps to be there."""
-        published = {
+        published: dict[str, Any] = {
             "published": self.specification.published(row, column, eps),
             "published_note": self.specification.published_note(row, column, eps),
         }

@@ -22,28 +22,28 @@ class Runner(Protocol):
 class LocalRunner:
     """Does tasks one after the other in this process."""
 
-    def __init__(self, files: ModelFiles, device: str) -> None:
-        self.worker = Worker(files, device)
+    def __init__(self, files: ModelFiles, device: str, threads: int | None = None) -> None:
+        self.worker: Worker = Worker(files, device, threads)
 
     def run(self, tasks: Sequence[Task]) -> Iterator[TaskResult]:
         return map(self.worker, tasks)
 
 
-def ray_runner(files: ModelFiles, device: str) -> Runner:
+def ray_runner(files: ModelFiles, device: str, threads: int | None = None) -> Runner:
     """A :class:`~pxfast.evaluation.ray_runner.RayRunner`; ImportError without Ray."""
     from .ray_runner import RayRunner
 
-    return RayRunner(files, device)
+    return RayRunner(files, device, threads)
 
 
-RUNNERS: dict[str, Callable[[ModelFiles, str], Runner]] = {"local": LocalRunner, "ray": ray_runner}
+RUNNERS: dict[str, Callable[[ModelFiles, str, int | None], Runner]] = {"local": LocalRunner, "ray": ray_runner}
 
 
-def make_runner(name: str, files: ModelFiles, device: str) -> Runner:
+def make_runner(name: str, files: ModelFiles, device: str, threads: int | None = None) -> Runner:
     """The runner of this name. files: all networks that tasks will name. device: where a worker runs them.
 
-    ValueError lists the known names.
+    threads: of a worker's CPU engine; None: the runner's default. ValueError lists the known names.
     """
     if name not in RUNNERS:
         raise ValueError(f"unknown runner {name!r}; known: {', '.join(RUNNERS)}")
-    return RUNNERS[name](files, device)
+    return RUNNERS[name](files, device, threads)

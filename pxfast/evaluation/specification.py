@@ -129,6 +129,7 @@ class TableSpecification:
 
 
 Named = TypeVar("Named", ColumnSpecification, RowSpecification)
+Specification = TypeVar("Specification", ColumnSpecification, RowSpecification, TableSpecification)
 
 
 def _named(kind: str, entries: tuple[Named, ...], names: Iterable[str] | None) -> tuple[Named, ...]:
@@ -168,7 +169,7 @@ def parse_table(values: dict[str, Any]) -> TableSpecification:
     return table
 
 
-def _made(kind: type, values: dict[str, Any], what: str) -> Any:
+def _made(kind: type[Specification], values: dict[str, Any], what: str) -> Specification:
     """A specification's dataclass from a TOML table, with tuples for arrays."""
     fields = {field.name: field for field in dataclasses.fields(kind)}
     name = values.get("name", "without a name")
@@ -181,7 +182,7 @@ def _made(kind: type, values: dict[str, Any], what: str) -> Any:
     }
     if missing := needed - set(values):
         raise ValueError(f"{what} {name!r} lacks {', '.join(sorted(missing))}")
-    made = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
+    made: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
     if "published" in made:
         made["published"] = {
             column: tuple(numbers) if isinstance(numbers, list) else (numbers,)
@@ -204,8 +205,13 @@ def _check(table: TableSpecification) -> None:
         if len(set(names)) < len(names):
             raise ValueError(f"each {kind} must be there once, got {', '.join(map(str, names))}")
     for column in table.columns:
-        if column.attack is not None and find_attack(column.attack).bounded and not table.attack_eps:
-            raise ValueError(f"column {column.name!r} needs attack_eps")
+        if column.attack is not None:
+            try:
+                attack = find_attack(column.attack, **column.options)
+            except (TypeError, ValueError) as error:
+                raise type(error)(f"column {column.name!r}: {error}") from None
+            if attack.bounded and not table.attack_eps:
+                raise ValueError(f"column {column.name!r} needs attack_eps")
         if column.strongest and column.attack is not None:
             raise ValueError(f"column {column.name!r} is the strongest attack, and can't have one of its own")
     counts = {column.name: len(column.eps(table.attack_eps)) for column in table.columns}

@@ -22,7 +22,7 @@ def model_fingerprint(model: PixelCNN) -> str:
     def add(name: str, tensor: Tensor) -> None:
         values = tensor.detach().to("cpu", torch.float32).contiguous()
         digest.update(f" {name} {tuple(values.shape)} ".encode())
-        digest.update(values.flatten().numpy())
+        digest.update(values.flatten().numpy().data)
 
     for name, convolution in model.convolutions():
         # of a model from a file g is |v|, whose last digit hangs on the processor: its ratio to |v| is 1 everywhere

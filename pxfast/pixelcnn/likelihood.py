@@ -6,9 +6,9 @@ import math
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
-from ..data.images import Images, to_grid
+from ..base.progress import progress_of
+from ..data.images import ImagesT, to_grid
 from ..tensors.batches import in_fixed_batches
 from .heads import LogisticHead
 from .network import PixelCNN
@@ -26,16 +26,16 @@ def _log_prob(grid: Tensor, model: PixelCNN, batch_size: int, progress: bool) ->
     sums = [torch.zeros(0, dtype=torch.float64)]
     # cuDNN's convolutions would round to TF32, which costs a thousandth of a bit
     with (
-        tqdm(total=len(grid), unit="image", disable=not progress) as bar,
+        progress_of(len(grid), shown=progress) as shown,
         torch.backends.cudnn.flags(enabled=True, allow_tf32=False),
     ):
         for batch in grid.split(batch_size) if len(grid) else ():
             sums.append(network.log_prob(batch.to(device)).double().sum(dim=(1, 2, 3)).cpu())
-            bar.update(len(batch))
+            shown.advance(len(batch))
     return torch.cat(sums)
 
 
-def log_prob(images: Images, *, model: Model | None = None, batch_size: int = 64, progress: bool = False) -> Images:
+def log_prob(images: ImagesT, *, model: Model | None = None, batch_size: int = 64, progress: bool = False) -> ImagesT:
     """log p(X) in nats of each image: (N,) float64, or 0-d for a single (C, H, W) image.
 
     images and model: as :func:`pxfast.purify` takes them; the result is of the same library and on the same device.
@@ -46,7 +46,9 @@ def log_prob(images: Images, *, model: Model | None = None, batch_size: int = 64
     return form.per_image(_log_prob(grid, model_for(model, grid.shape[1:]), batch_size, progress))
 
 
-def bits_per_dim(images: Images, *, model: Model | None = None, batch_size: int = 64, progress: bool = False) -> Images:
+def bits_per_dim(
+    images: ImagesT, *, model: Model | None = None, batch_size: int = 64, progress: bool = False
+) -> ImagesT:
     """-log2 p(X) / (C H W) of each image, its mean bits per sub-pixel: (N,) float32, or 0-d for one (C, H, W) image.
 
     An image drawn uniformly from the grid has 8 or more on average; the lower, the likelier. The arguments and errors

@@ -10,14 +10,16 @@ Everything else in pxfast is judged by this network: it is the oracle of every d
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..tensors.activations import concat_elu, elu
-from .heads import LEVELS, check_head, make_head, to_unit
+from ..tensors.modules import ModuleList
+from .heads import LEVELS, Head, check_head, make_head, to_unit
 
 NUM_LEVELS = 3
 
@@ -76,6 +78,10 @@ class WeightNormConv(nn.Module):
     v: (out, in, kh, kw), or (in, out, kh, kw) when transposed, as PyTorch's convolutions have it; g, b: (out,).
     """
 
+    if TYPE_CHECKING:
+
+        def __call__(self, x: Tensor) -> Tensor: ...
+
     def __init__(
         self,
         in_features: int,
@@ -88,13 +94,17 @@ class WeightNormConv(nn.Module):
         init_scale: float = 1.0,
     ) -> None:
         super().__init__()
-        self.in_features, self.out_features, self.kernel = in_features, out_features, kernel
-        self.centred, self.stride, self.transposed = centred, stride, transposed
+        self.in_features = in_features
+        self.out_features = out_features
+        self.kernel = kernel
+        self.centred = centred
+        self.stride = stride
+        self.transposed = transposed
         self.init_scale = init_scale
         shape = (in_features, out_features) if transposed else (out_features, in_features)
-        self.v = nn.Parameter(torch.randn(*shape, *kernel) * 0.05)
-        self.g = nn.Parameter(torch.ones(out_features))
-        self.b = nn.Parameter(torch.zeros(out_features))
+        self.v: nn.Parameter = nn.Parameter(torch.randn(*shape, *kernel) * 0.05)
+        self.g: nn.Parameter = nn.Parameter(torch.ones(out_features))
+        self.b: nn.Parameter = nn.Parameter(torch.zeros(out_features))
         self.initialising = False
 
     def weight(self) -> Tensor:
@@ -137,12 +147,12 @@ class WeightNormConv(nn.Module):
         self.b.copy_(-mean * self.g)
 
 
-def down_conv(i: int, o: int, kernel: tuple[int, int] = (2, 3), **kwargs) -> WeightNormConv:
+def down_conv(i: int, o: int, kernel: tuple[int, int] = (2, 3), **kwargs: Any) -> WeightNormConv:
     """A convolution of the vertical stream: sees its own row and those above, at both sides."""
     return WeightNormConv(i, o, kernel, centred=True, **kwargs)
 
 
-def down_right_conv(i: int, o: int, kernel: tuple[int, int] = (2, 2), **kwargs) -> WeightNormConv:
+def down_right_conv(i: int, o: int, kernel: tuple[int, int] = (2, 2), **kwargs: Any) -> WeightNormConv:
     """A convolution of the horizontal stream: sees nothing to the right."""
     return WeightNormConv(i, o, kernel, **kwargs)
 
@@ -153,16 +163,21 @@ class GatedResnet(nn.Module):
     ``auxiliary`` features enter by a 1x1 convolution of their concat-ELU (0: none).
     """
 
-    def __init__(self, conv, filters: int, auxiliary: int, dropout: float) -> None:
+    if TYPE_CHECKING:
+
+        def __call__(self, x: Tensor, auxiliary: Tensor | None = None) -> Tensor: ...
+
+    def __init__(self, conv: Callable[..., WeightNormConv], filters: int, auxiliary: int, dropout: float) -> None:
         super().__init__()
-        self.conv_in = conv(2 * filters, filters)
-        self.skip = down_right_conv(2 * auxiliary, filters, (1, 1)) if auxiliary else None
-        self.conv_out = conv(2 * filters, 2 * filters, init_scale=0.1)
-        self.dropout = nn.Dropout(dropout)
+        self.conv_in: WeightNormConv = conv(2 * filters, filters)
+        self.skip: WeightNormConv | None = down_right_conv(2 * auxiliary, filters, (1, 1)) if auxiliary else None
+        self.conv_out: WeightNormConv = conv(2 * filters, 2 * filters, init_scale=0.1)
+        self.dropout: nn.Dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor, auxiliary: Tensor | None = None) -> Tensor:
         hidden = self.conv_in(concat_elu(x))
         if self.skip is not None:
+            assert auxiliary is not None
             hidden = hidden + self.skip(concat_elu(auxiliary))
         hidden = self.conv_out(self.dropout(concat_elu(hidden)))
         return x + F.glu(hidden, dim=1)
@@ -173,8 +188,8 @@ class LayerPair(nn.Module):
 
     def __init__(self, filters: int, dropout: float, *, up: bool) -> None:
         super().__init__()
-        self.vertical = GatedResnet(down_conv, filters, filters if up else 0, dropout)
-        self.horizontal = GatedResnet(down_right_conv, filters, 2 * filters if up else filters, dropout)
+        self.vertical: GatedResnet = GatedResnet(down_conv, filters, filters if up else 0, dropout)
+        self.horizontal: GatedResnet = GatedResnet(down_right_conv, filters, 2 * filters if up else filters, dropout)
 
 
 class Resize(nn.Module):
@@ -182,8 +197,8 @@ class Resize(nn.Module):
 
     def __init__(self, filters: int, *, transposed: bool) -> None:
         super().__init__()
-        self.vertical = down_conv(filters, filters, stride=2, transposed=transposed)
-        self.horizontal = down_right_conv(filters, filters, stride=2, transposed=transposed)
+        self.vertical: WeightNormConv = down_conv(filters, filters, stride=2, transposed=transposed)
+        self.horizontal: WeightNormConv = down_right_conv(filters, filters, stride=2, transposed=transposed)
 
 
 class PixelCNN(nn.Module):
@@ -192,25 +207,31 @@ class PixelCNN(nn.Module):
     ``forward`` gives the head's parameters; ``log_prob`` log p(X) per sub-pixel; ``log_probs`` all 256 of them.
     """
 
+    if TYPE_CHECKING:
+
+        def __call__(self, images: Tensor) -> Tensor: ...
+
     def __init__(self, config: PixelCNNConfig) -> None:
         super().__init__()
         self.config = config
         f, r, dropout = config.filters, config.resnets, config.dropout
         inputs = config.channels + 1  # a channel of ones marks the inside of the image against the zero padding
-        self.input_vertical = down_conv(inputs, f, (2, 3))
-        self.input_above = down_conv(inputs, f, (1, 3))
-        self.input_left = down_right_conv(inputs, f, (2, 1))
+        self.input_vertical: WeightNormConv = down_conv(inputs, f, (2, 3))
+        self.input_above: WeightNormConv = down_conv(inputs, f, (1, 3))
+        self.input_left: WeightNormConv = down_right_conv(inputs, f, (2, 1))
 
-        def layers(count: int, up: bool) -> nn.ModuleList:
-            return nn.ModuleList(LayerPair(f, dropout, up=up) for _ in range(count))
+        def layers(count: int, up: bool) -> ModuleList[LayerPair]:
+            return ModuleList(LayerPair(f, dropout, up=up) for _ in range(count))
 
-        self.down = nn.ModuleList(layers(r, up=False) for _ in range(NUM_LEVELS))
-        self.downsample = nn.ModuleList(Resize(f, transposed=False) for _ in range(NUM_LEVELS - 1))
+        self.down: ModuleList[ModuleList[LayerPair]] = ModuleList(layers(r, up=False) for _ in range(NUM_LEVELS))
+        self.downsample: ModuleList[Resize] = ModuleList(Resize(f, transposed=False) for _ in range(NUM_LEVELS - 1))
         # the way up is listed in the order of computation: coarsest level first
-        self.up = nn.ModuleList(layers(r if i == 0 else r + 1, up=True) for i in range(NUM_LEVELS))
-        self.upsample = nn.ModuleList(Resize(f, transposed=True) for _ in range(NUM_LEVELS - 1))
-        self.head = make_head(config.head, config.channels, config.mixtures)
-        self.output = down_right_conv(f, self.head.features, (1, 1), init_scale=0.1)
+        self.up: ModuleList[ModuleList[LayerPair]] = ModuleList(
+            layers(r if i == 0 else r + 1, up=True) for i in range(NUM_LEVELS)
+        )
+        self.upsample: ModuleList[Resize] = ModuleList(Resize(f, transposed=True) for _ in range(NUM_LEVELS - 1))
+        self.head: Head = make_head(config.head, config.channels, config.mixtures)
+        self.output: WeightNormConv = down_right_conv(f, self.head.features, (1, 1), init_scale=0.1)
 
     def forward(self, images: Tensor) -> Tensor:
         """Parameters of the head at every pixel: uint8 (N, C, H, W) to (N, head.features, H, W)."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..base.extras import require
 from ..base.files import refuse_existing, whole_file
-from ..data.images import Images, to_grid
+from ..data.images import Array, ImageForm, Images, ImagesT, to_grid
 from ..pixelcnn.fingerprint import model_fingerprint
 from ..pixelcnn.likelihood import bits_per_dim, log_prob
 from ..pixelcnn.network import PixelCNN
@@ -23,7 +23,7 @@ from ..tensors.safetensors import read_safetensors
 
 FORMAT = "pxfast-detector"
 
-Scores = Tensor | np.ndarray
+Scores: TypeAlias = Tensor | Array
 
 
 class Detector:
@@ -71,7 +71,7 @@ class Detector:
         self.model, self.log_likelihoods, self._fingerprint = model, torch.cat((*known, found)), fingerprint
         return self
 
-    def score(self, images: Images, *, batch_size: int = 64, progress: bool = False) -> Images:
+    def score(self, images: ImagesT, *, batch_size: int = 64, progress: bool = False) -> ImagesT:
         """Bits/dim of each image, -log2 p(X) / (C H W): the larger, the more suspicious.
 
         It orders images as the p-value does, the other way round, without its N + 1 steps: what :func:`roc_curve`
@@ -79,7 +79,7 @@ class Detector:
         """
         return bits_per_dim(images, model=self.model, batch_size=batch_size, progress=progress)
 
-    def p_value(self, images: Images, *, batch_size: int = 64, progress: bool = False) -> Images:
+    def p_value(self, images: ImagesT, *, batch_size: int = 64, progress: bool = False) -> ImagesT:
         """The permutation p-value of each image, (1 + #{i : p(X_i) <= p(X)}) / (N + 1): the smaller, the stranger.
 
         It is uniform for images from the training images' distribution, and at least 1 / (N + 1). images: as
@@ -88,11 +88,12 @@ class Detector:
         Raises TypeError or ValueError for bad input, ValueError when the model's weights are no longer those that gave
         the log-likelihoods, and RuntimeError when there are no log-likelihoods of the model.
         """
-        return self._p_value(images, batch_size, progress)[0]
+        values, form, _ = self._p_values(images, batch_size, progress)
+        return form.per_image(values)
 
     def is_adversarial(
-        self, images: Images, alpha: float = 0.05, *, batch_size: int = 64, progress: bool = False
-    ) -> Images:
+        self, images: ImagesT, alpha: float = 0.05, *, batch_size: int = 64, progress: bool = False
+    ) -> ImagesT:
         """Whether each image's p-value is at most ``alpha``: (N,) bool, as :meth:`p_value` has it.
 
         Images from the training images' distribution are called adversarial with a probability of at most ``alpha``.
@@ -102,15 +103,15 @@ class Detector:
         return self.judge(images, alpha, batch_size=batch_size, progress=progress)[1]
 
     def judge(
-        self, images: Images, alpha: float = 0.05, *, batch_size: int = 64, progress: bool = False
-    ) -> tuple[Images, Images]:
+        self, images: ImagesT, alpha: float = 0.05, *, batch_size: int = 64, progress: bool = False
+    ) -> tuple[ImagesT, ImagesT]:
         """:meth:`p_value` and :meth:`is_adversarial` of each image, for the work of one of them."""
         if not 0.0 < alpha < 1.0:
             raise ValueError(f"alpha must be between 0 and 1, got {alpha!r}")
-        values, count = self._p_value(images, batch_size, progress)
+        values, form, count = self._p_values(images, batch_size, progress)
         if alpha * (count + 1) < 1.0:
             raise ValueError(f"no p-value is at most alpha = {alpha:g} with {count} training images: use more of them")
-        return values, values <= alpha
+        return form.per_image(values), form.per_image(values <= alpha)
 
     def save(self, path: str | os.PathLike[str], *, force: bool = False, notes: dict[str, Any] | None = None) -> None:
         """Write the log-likelihoods and the fingerprint of the model's weights (safetensors), whole or not at all.
@@ -118,7 +119,7 @@ class Detector:
         The model itself is not in the file. notes: JSON-able facts kept in the metadata. Raises RuntimeError before
         :meth:`fit`, and FileExistsError when ``path`` exists and ``force`` is off.
         """
-        if self.log_likelihoods is None:
+        if self.model is None or self.log_likelihoods is None:
             raise RuntimeError("this detector is not fitted: call fit(train_images) first")
         refuse_existing(path, force=force)
         metadata = {
@@ -138,11 +139,12 @@ class Detector:
         foreign, or holds the log-likelihoods of another model.
         """
         log_likelihoods, fingerprint, image_shape = _read(Path(path))
-        detector = cls(model_for(model, image_shape))
-        if model_fingerprint(detector.model) != fingerprint:
+        fitted = model_for(model, image_shape)
+        if model_fingerprint(fitted) != fingerprint:
             raise ValueError(
                 f"{os.fspath(path)} holds the log-likelihoods of another model; fit a detector of this one"
             )
+        detector = cls(fitted)
         detector.log_likelihoods, detector._fingerprint = log_likelihoods, fingerprint
         return detector
 
@@ -151,8 +153,8 @@ class Detector:
         fitted = "not fitted" if self.log_likelihoods is None else f"{len(self.log_likelihoods)} training images"
         return f"Detector(model={model}; {fitted})"
 
-    def _p_value(self, images: Images, batch_size: int, progress: bool) -> tuple[Images, int]:
-        """What :meth:`p_value` gives, and N."""
+    def _p_values(self, images: ImagesT, batch_size: int, progress: bool) -> tuple[Tensor, ImageForm[ImagesT], int]:
+        """The p-values (M,) float64 of M images, on the CPU, the form of the images, and N."""
         grid, form = to_grid(images)
         model = model_for(self.model, grid.shape[1:])
         if self.log_likelihoods is None:
@@ -161,7 +163,7 @@ class Detector:
             self._check_fingerprint(model_fingerprint(model))
             known = self.log_likelihoods
         found = _log_likelihoods(grid, model, batch_size, progress)
-        return form.per_image(permutation_p_values(known, found)), len(known)
+        return permutation_p_values(known, found), form, len(known)
 
     def _check_fingerprint(self, fingerprint: str) -> None:
         if fingerprint != self._fingerprint:
@@ -220,7 +222,7 @@ def shipped_log_likelihoods(model: PixelCNN) -> Tensor:
     )
 
 
-def roc_curve(clean: Scores, suspicious: Scores) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def roc_curve(clean: Scores, suspicious: Scores) -> tuple[Array, Array, Array]:
     """scikit-learn's ROC curve of telling suspicious images from clean ones by their scores.
 
     clean, suspicious: scores (N,) and (M,), tensors or arrays, larger meaning more suspicious: those of
@@ -229,7 +231,8 @@ def roc_curve(clean: Scores, suspicious: Scores) -> tuple[np.ndarray, np.ndarray
     Needs the extra 'evaluate'. Raises ValueError for other shapes, no scores, or NaN; ImportError without the extra.
     """
     metrics = require("sklearn.metrics", "evaluate")
-    return metrics.roc_curve(*_labels_and_scores(clean, suspicious))
+    rates: tuple[Array, Array, Array] = metrics.roc_curve(*_labels_and_scores(clean, suspicious))
+    return rates
 
 
 def roc_auc_score(clean: Scores, suspicious: Scores) -> float:
@@ -238,7 +241,7 @@ def roc_auc_score(clean: Scores, suspicious: Scores) -> float:
     return float(metrics.roc_auc_score(*_labels_and_scores(clean, suspicious)))
 
 
-def _labels_and_scores(clean: Scores, suspicious: Scores) -> tuple[np.ndarray, np.ndarray]:
+def _labels_and_scores(clean: Scores, suspicious: Scores) -> tuple[Array, Array]:
     scores = [np.asarray(torch.as_tensor(each).detach().cpu().double()) for each in (clean, suspicious)]
     if any(each.ndim != 1 or len(each) == 0 or np.isnan(each).any() for each in scores):
         shapes = " and ".join(str(each.shape) for each in scores)

@@ -9,15 +9,16 @@ iterations. ``pxfast figures density`` measures both.
 from __future__ import annotations
 
 import dataclasses
+from typing import Generic
 
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from ..base.checks import check_eps
 from ..base.extras import require
-from ..data.images import Images, to_grid
+from ..base.progress import progress_of
+from ..data.images import Array, ImagesT, to_grid
 from ..pixelcnn.likelihood import bits_per_dim, relaxable
 from ..pixelcnn.network import PixelCNN
 from ..pixelcnn.oracle import oracle
@@ -25,7 +26,7 @@ from ..pixelcnn.shipped import Model, model_for
 
 
 @dataclasses.dataclass(frozen=True)
-class LBFGSPurification:
+class LBFGSPurification(Generic[ImagesT]):
     """What :func:`lbfgs_purify` found for N images from S starts each.
 
     images: per image the likeliest of its S results, rounded to the grid; in the form in which the images were given.
@@ -33,14 +34,14 @@ class LBFGSPurification:
     bits_per_dim: (N, S) of the same, rounded to the grid. All float32.
     """
 
-    images: Images
+    images: ImagesT
     input_bits_per_dim: Tensor
     relaxed_bits_per_dim: Tensor
     bits_per_dim: Tensor
 
 
 def lbfgs_purify(
-    images: Images,
+    images: ImagesT,
     eps: int = 16,
     *,
     model: Model | None = None,
@@ -48,7 +49,7 @@ def lbfgs_purify(
     max_iterations: int = 100,
     seed: int = 0,
     progress: bool = False,
-) -> LBFGSPurification:
+) -> LBFGSPurification[ImagesT]:
     """Look for the likeliest image within ±eps by SciPy's L-BFGS-B, which follows the gradient of log p(X).
 
     The relaxation: sub-pixels are real numbers. The network reads them as it reads the integers, and the probability
@@ -72,8 +73,8 @@ def lbfgs_purify(
     model = relaxable(model_for(model, grid.shape[1:]))
     network = oracle(model, "fp32")
     relaxed = torch.empty(len(grid), starts)
-    results = torch.empty((starts, *grid.shape), dtype=torch.uint8)
-    with tqdm(total=len(grid) * starts, unit="start", disable=not progress) as bar:
+    results = torch.empty(starts, *grid.shape, dtype=torch.uint8)
+    with progress_of(len(grid) * starts, "start", shown=progress) as shown:
         for i, image in enumerate(grid.numpy()):
             lowest, highest = (np.clip(image.astype(np.float64) + move, 0, 255).ravel() for move in (-eps, eps))
             for start in range(starts):
@@ -88,13 +89,13 @@ def lbfgs_purify(
                 )
                 relaxed[i, start] = float(found.fun)
                 results[start, i] = torch.from_numpy(np.rint(found.x).astype(np.uint8).reshape(image.shape))
-                bar.update()
+                shown.advance()
     rounded = torch.stack([bits_per_dim(result, model=model) for result in results], dim=1)
     best = results[rounded.argmin(dim=1), torch.arange(len(grid))] if len(grid) else grid
     return LBFGSPurification(form.images(best), bits_per_dim(grid, model=model), relaxed, rounded)
 
 
-def relaxed_bits_per_dim(values: np.ndarray, network: PixelCNN, shape: tuple[int, ...]) -> tuple[float, np.ndarray]:
+def relaxed_bits_per_dim(values: Array, network: PixelCNN, shape: tuple[int, ...]) -> tuple[float, Array]:
     """Relaxed bits/dim of one image, given as its values 0..255 (C * H * W,) float64, and their gradient."""
     x = torch.tensor(values, dtype=torch.float32).reshape(1, *shape).requires_grad_()
     with torch.enable_grad():

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any, overload
 
 from torch import Tensor, nn
 
 from ..base.checks import check_eps, check_precision
 from ..base.progress import reporting
-from ..data.images import Images, to_grid
+from ..data.images import Images, ImagesT, to_grid
 from ..engines.choosers import Greedy
 from ..engines.registry import Engine, select
 from ..engines.schedule import schedule_for
+from ..engines.settings import DecodeSettings
 from ..pixelcnn.likelihood import score
 from ..pixelcnn.network import PixelCNN
 from ..pixelcnn.shipped import SHIPPED, Model, model_for
@@ -24,7 +25,7 @@ DEFAULT_EPS = 16
 
 
 def purify(
-    images: Images,
+    images: ImagesT,
     eps: int = DEFAULT_EPS,
     *,
     adaptive: str | None = None,
@@ -32,8 +33,9 @@ def purify(
     model: Model | None = None,
     engine: str = "auto",
     precision: str = "auto",
+    threads: int | None = None,
     progress: bool | Callable[[int], None] = False,
-) -> Images:
+) -> ImagesT:
     """Move every sub-pixel, in raster and channel order, to its likeliest value within ±eps of what was given.
 
     images: torch tensor (any device) or NumPy array, (N, C, H, W) or (C, H, W), uint8, or floating point in [0, 1],
@@ -48,8 +50,9 @@ def purify(
 
     model: a PixelCNN, a shipped model's name, the path of a model file, or None
     for the shipped model of the images' shape. engine: 'auto', or a name that ``pxfast info`` lists. precision:
-    'fp32', 'bf16' or 'auto', the engine's fastest. progress: True shows a bar; a function is called now and then with
-    the number of images finished so far.
+    'fp32', 'bf16' or 'auto', the engine's fastest. threads: of the CPU engine, which change no bit of the result; by
+    default one for each processor that this process may use. progress: True shows a bar; a function is called now and
+    then with the number of images finished so far.
 
     Returns a new tensor or array of the same type, shape, dtype and device; floats are multiples of 1/255. Each
     image's result is independent of its batch. There is no gradient: inputs that require one are detached.
@@ -60,14 +63,15 @@ def purify(
     eps = check_eps(eps)
     check_adaptive(adaptive, threshold)
     check_precision(precision)
+    settings = DecodeSettings(threads=threads)
     chosen = select(engine)
     grid, form = to_grid(images, keep_device=chosen.gpu)
     model = model_for(model, grid.shape[1:])
     if precision == "auto":
-        precision = chosen.best_precision()
+        precision = chosen.best_precision(settings)
     chooser = greedy(grid, model, eps, adaptive, threshold)
     with reporting(len(grid), progress) as report:
-        result = _decode_suspicious(chosen, model, grid, chooser, precision, report)
+        result = _decode_suspicious(chosen, model, grid, chooser, precision, settings, report)
     return form.images(result)
 
 
@@ -77,6 +81,7 @@ def _decode_suspicious(
     grid: Tensor,
     chooser: Greedy,
     precision: str,
+    settings: DecodeSettings,
     report: Callable[[int], None],
 ) -> Tensor:
     """Decode the images whose eps is not 0; the others are their own result."""
@@ -93,6 +98,7 @@ def _decode_suspicious(
             grid[suspicious],
             chooser,
             precision=precision,
+            settings=settings,
             report=lambda finished: report(spared + finished),
         )
         result[suspicious] = decoded.to(result.device)
@@ -113,6 +119,16 @@ class Purifier(nn.Module):
     raises RuntimeError. Raises what :func:`purify` raises for these settings, and ValueError for another ``backward``.
     """
 
+    model: PixelCNN | None
+
+    if TYPE_CHECKING:
+
+        @overload
+        def __call__(self, images: ImagesT) -> ImagesT: ...
+        @overload
+        def __call__(self, images: Mapping[str, Any]) -> dict[str, Any]: ...
+        def __call__(self, images: Any) -> Any: ...
+
     def __init__(
         self,
         eps: int = DEFAULT_EPS,
@@ -122,29 +138,36 @@ class Purifier(nn.Module):
         model: Model | None = None,
         engine: str = "auto",
         precision: str = "auto",
+        threads: int | None = None,
         backward: str = "straight-through",
         column: str | None = None,
         progress: bool | Callable[[int], None] = False,
     ) -> None:
         super().__init__()
         select(engine)
-        self.eps = check_eps(eps)
+        self.eps: int = check_eps(eps)
         check_adaptive(adaptive, threshold)
-        self.adaptive, self.threshold = adaptive, threshold
+        self.adaptive = adaptive
+        self.threshold = threshold
         object.__setattr__(self, "model", SHIPPED.resolve(model))
         self.engine = engine
-        self.precision = check_precision(precision)
-        self.backward = check_backward(backward)
+        self.precision: str = check_precision(precision)
+        self.threads: int | None = DecodeSettings(threads=threads).threads
+        self.backward: str = check_backward(backward)
         self.column = column
         self.progress = progress
 
+    @overload
+    def forward(self, images: ImagesT) -> ImagesT: ...
+    @overload
+    def forward(self, images: Mapping[str, Any]) -> dict[str, Any]: ...
     def forward(self, images: Images | Mapping[str, Any]) -> Images | dict[str, Any]:
         """Purify images, (N, C, H, W) or (C, H, W): same type, shape, dtype and device; or those of a mapping.
 
         ValueError for a mapping that has no ``column``.
         """
         if isinstance(images, Mapping):
-            if self.column not in images:
+            if self.column is None or self.column not in images:
                 raise ValueError(
                     f"a mapping needs column= of its images, got {self.column!r} for one of {list(images)}"
                 )
@@ -158,9 +181,10 @@ class Purifier(nn.Module):
             model=self.model,
             engine=self.engine,
             precision=self.precision,
+            threads=self.threads,
             progress=self.progress,
         )
-        if isinstance(images, Tensor) and images.is_floating_point():
+        if isinstance(images, Tensor) and isinstance(purified, Tensor) and images.is_floating_point():
             return with_backward(images, purified, self.backward)
         return purified
 

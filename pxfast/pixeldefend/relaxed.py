@@ -9,12 +9,12 @@ network, all of which autograd keeps for the way back: time and memory grow with
 from __future__ import annotations
 
 import math
-import numbers
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
-from ..base.checks import check_eps
+from ..base.checks import check_eps, is_number
 from ..data.images import to_grid
 from ..pixelcnn.heads import LogisticHead, log_bin_mass
 from ..pixelcnn.likelihood import relaxable
@@ -36,12 +36,18 @@ class RelaxedPurifier(nn.Module):
     path. temperature: positive. Raises TypeError or ValueError for other ones.
     """
 
+    model: Model
+
+    if TYPE_CHECKING:
+
+        def __call__(self, images: Tensor) -> Tensor: ...
+
     def __init__(self, eps: int, model: Model, *, temperature: float = 1.0) -> None:
         super().__init__()
-        self.eps = check_eps(eps)
-        if isinstance(temperature, bool) or not isinstance(temperature, numbers.Real) or not 0 < temperature < math.inf:
+        self.eps: int = check_eps(eps)
+        if not is_number(temperature) or not 0 < temperature < math.inf:
             raise ValueError(f"temperature must be a positive number, got {temperature!r}")
-        self.temperature = float(temperature)
+        self.temperature: float = float(temperature)
         object.__setattr__(self, "model", model)
 
     @classmethod
@@ -55,6 +61,8 @@ class RelaxedPurifier(nn.Module):
         grid, _ = to_grid(images)  # its checks
         model = relaxable(model_for(self.model, grid.shape[1:]))
         network = oracle(model, "fp32", images.device)
+        head = network.head
+        assert isinstance(head, LogisticHead)  # relaxable's
         given = 255.0 * images.float()
         _, C, H, W = given.shape
         offsets = torch.arange(-self.eps, self.eps + 1, device=given.device, dtype=given.dtype)
@@ -64,7 +72,7 @@ class RelaxedPurifier(nn.Module):
                 features = network(done)[:, :, i : i + 1, j : j + 1]  # depend on earlier pixels only
                 for k in range(C):
                     values = given[:, k, i, j, None] + offsets
-                    log_probs = log_prob_of(network.head, features, done[:, :, i : i + 1, j : j + 1], values, k)
+                    log_probs = log_prob_of(head, features, done[:, :, i : i + 1, j : j + 1], values, k)
                     outside = (values < -TOLERANCE) | (values > 255.0 + TOLERANCE)
                     weights = (log_probs / self.temperature).masked_fill(outside, -torch.inf).softmax(dim=1)
                     place = torch.zeros_like(given[:1])

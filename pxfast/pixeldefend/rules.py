@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import numbers
-
 import torch
 from torch import Tensor
 
+from ..base.checks import is_number
 from ..engines.choosers import Greedy
 from ..pixelcnn.likelihood import bits_per_dim
 from ..pixelcnn.network import PixelCNN
 
 # Adaptive purification: bits/dim by channels (the paper, section 4.2: Fashion-MNIST, CIFAR-10), bits of a sub-pixel
 IMAGE_THRESHOLD = {1: 1.8, 3: 3.2}
-
-
 SUB_PIXEL_THRESHOLD = 3.0
 
 
@@ -26,7 +23,7 @@ def check_adaptive(adaptive: str | None, threshold: float | None) -> None:
         return
     if adaptive is None:
         raise ValueError(f"threshold={threshold!r} means nothing without adaptive='image' or 'sub-pixel'")
-    if isinstance(threshold, bool) or not isinstance(threshold, numbers.Real) or not threshold >= 0:
+    if not is_number(threshold) or not threshold >= 0:
         raise ValueError(f"threshold must be a number of bits, at least 0, got {threshold!r}")
 
 

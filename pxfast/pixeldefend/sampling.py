@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import numbers
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from ..base.checks import check_integer, check_precision
+from ..base.checks import check_integer, check_precision, is_number
 from ..base.progress import reporting
 from ..engines.choosers import Sample
 from ..engines.registry import select
 from ..engines.schedule import schedule_for
+from ..engines.settings import DecodeSettings
 from ..pixelcnn.shipped import SHIPPED, Model
 
 
@@ -25,6 +25,7 @@ def sample(
     first: int = 0,
     engine: str = "auto",
     precision: str = "auto",
+    threads: int | None = None,
     progress: bool | Callable[[int], None] = False,
 ) -> Tensor:
     """Draw images from p(X): every sub-pixel in raster and channel order from its distribution given the earlier ones.
@@ -35,7 +36,7 @@ def sample(
     on seed, i, temperature, model, engine and precision alone: n, batches and threads don't matter, and
     ``sample(2, first=3)`` continues ``sample(3)``. The random numbers are counter-based and the same for all engines
     (see :mod:`pxfast.engines.choosers`), whose rounding differs, so that another engine's image i mostly but not
-    always is the same. engine, precision, progress: as for :func:`pxfast.purify`.
+    always is the same. engine, precision, threads, progress: as for :func:`pxfast.purify`.
 
     Returns uint8 (n, C, H, W). Raises TypeError or ValueError for bad arguments, RuntimeError for an engine that can't
     run here.
@@ -43,18 +44,21 @@ def sample(
     n = check_integer("n", n, 2**31)
     seed = check_integer("seed", seed, 2**64)
     first = check_integer("first", first, 2**64 - n)
-    if isinstance(temperature, bool) or not isinstance(temperature, numbers.Real) or not 0 < temperature < float("inf"):
+    if not is_number(temperature) or not 0 < temperature < float("inf"):
         raise ValueError(f"temperature must be a positive number, got {temperature!r}")
     check_precision(precision)
+    settings = DecodeSettings(threads=threads)
     chosen = select(engine)
     network = SHIPPED.resolve(model)
     if network is None:
         raise TypeError("model must be a PixelCNN, a shipped model's name or a path, got None")
     if precision == "auto":
-        precision = chosen.best_precision()
+        precision = chosen.best_precision(settings)
     blank = torch.zeros((n, network.config.channels, *network.config.image_size), dtype=torch.uint8)
     if n == 0:
         return blank
     chooser = Sample(seed, float(temperature), first)
     with reporting(n, progress) as report:
-        return chosen.decode(schedule_for(network), blank, chooser, precision=precision, report=report)
+        return chosen.decode(
+            schedule_for(network), blank, chooser, precision=precision, settings=settings, report=report
+        )

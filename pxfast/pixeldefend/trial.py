@@ -52,7 +52,9 @@ def judge_likelihood(log_prob: Callable[..., Tensor] | None = None, device: str 
     log_prob: a function like ``pxfast.kernels.mixture.mixture_log_prob``, by default that one.
     """
     if log_prob is None:
-        from ..kernels.mixture import mixture_log_prob as log_prob
+        from ..kernels import mixture
+
+        log_prob = mixture.mixture_log_prob
 
     random = torch.Generator().manual_seed(0)
     for name in HEADS:

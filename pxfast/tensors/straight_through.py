@@ -48,4 +48,5 @@ def with_backward(images: Tensor, result: Tensor, backward: str) -> Tensor:
     for it raises RuntimeError.
     """
     function = _StraightThrough if backward == "straight-through" else _Refused
-    return function.apply(images, result)
+    found: Tensor = function.apply(images, result)
+    return found

@@ -17,8 +17,9 @@ from .run import RunSettings, TrainingRun, laid_out_like
 class AveragedRun(TrainingRun):
     """What a trainer of a network with averaged weights is made of: the two networks, the optimisers, and a history.
 
-    Derived classes set ``model``, with its ``config``, ``averaged``, a copy of it, and ``optimisers``; their settings
-    have an ``ema_decay``. checkpoint_format: what their checkpoints are called. history: JSON-able, kept with the rest.
+    Derived classes set ``model``, with its ``config``, ``averaged``, a copy of it, and ``optimisers``. ema_decay: how
+    much of the averaged weights a step keeps. checkpoint_format: what their checkpoints are called. history: JSON-able,
+    kept with the rest.
     """
 
     checkpoint_format: str
@@ -26,14 +27,17 @@ class AveragedRun(TrainingRun):
     averaged: nn.Module
     optimisers: list[torch.optim.Optimizer]
 
-    def __init__(self, settings: RunSettings, images: Tensor, processes: Processes | None = None) -> None:
+    def __init__(
+        self, settings: RunSettings, images: Tensor, processes: Processes | None = None, *, ema_decay: float
+    ) -> None:
         super().__init__(settings, images, processes)
+        self.ema_decay = ema_decay
         self.history: list[dict[str, Any]] = []
 
     @torch.no_grad()
     def average(self) -> None:
         """Bring the averaged weights nearer to the model's; faster at first, when there is little to remember."""
-        decay = min(self.settings.ema_decay, (1 + self.step) / (10 + self.step))
+        decay = min(self.ema_decay, (1 + self.step) / (10 + self.step))
         torch._foreach_lerp_(list(self.averaged.parameters()), list(self.model.parameters()), 1.0 - decay)
 
     def save(self, path: Path) -> None:

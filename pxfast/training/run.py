@@ -1,4 +1,4 @@
-"""What all training runs share: their end, data order, learning rate, checkpoints, progress bar and Ctrl-C."""
+"""What all training runs share: their end, data order, learning rate, checkpoints, progress and Ctrl-C."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from ..base.files import refuse_existing
+from ..base.progress import progress_of
 from .processes import Processes
 from .provenance import training_machine
 
@@ -75,10 +75,10 @@ class TrainingRun:
     def __init__(self, settings: RunSettings, images: Tensor, processes: Processes | None = None) -> None:
         self.settings = settings
         self.images = images
-        self.processes = processes or Processes()
-        self.steps_per_epoch = max(1, len(images) // settings.batch_size)
-        self.step = 0
-        self.seconds = 0.0
+        self.processes: Processes = processes or Processes()
+        self.steps_per_epoch: int = max(1, len(images) // settings.batch_size)
+        self.step: int = 0
+        self.seconds: float = 0.0
 
     @property
     def progress(self) -> float:
@@ -91,6 +91,11 @@ class TrainingRun:
     def total_steps(self) -> int:
         """Steps of the whole run, where it is bounded by epochs."""
         return max(1, round(self.settings.epochs * self.steps_per_epoch))
+
+    def count_step(self, seconds: float) -> None:
+        """Another step is done, which took so many seconds."""
+        self.step += 1
+        self.seconds += seconds
 
     def cosine(self) -> float:
         """The peak learning rate times a cosine from 1 to 0 over the run."""
@@ -171,12 +176,13 @@ class TrainingRun:
         if json.loads(metadata.get("images", "null")) not in (None, fingerprint(self.images)):
             raise ValueError(f"{path} is the checkpoint of a run on other training images")
         position = json.loads(metadata["position"])
-        self.step, self.seconds = position["step"], position["seconds"]
+        self.step = int(position["step"])
+        self.seconds = float(position["seconds"])
 
 
 def fingerprint(images: Tensor) -> list[int]:
     """Shape and CRC-32 of the images, to notice that a run goes on with other data."""
-    return [*images.shape, zlib.crc32(images.contiguous().numpy())]
+    return [*images.shape, zlib.crc32(images.contiguous().numpy().data)]
 
 
 def laid_out_like(parameter: Tensor, value: Tensor) -> Tensor:
@@ -240,7 +246,7 @@ def run_to_the_end(
     checkpoint_interval: float,
     progress: bool,
 ) -> None:
-    """Take the steps that are left, with a progress bar, and ``keep`` every so many seconds and at the end.
+    """Take the steps that are left, show how far they are, and ``keep`` every so many seconds and at the end.
 
     describe: gets what every ``train_step`` returns, and gives the text to show behind the bar. Ctrl-C ends the run
     after the step at hand, with everything kept, and raises KeyboardInterrupt.
@@ -251,16 +257,15 @@ def run_to_the_end(
     total = run.total_steps if settings.budget is None else None
     with (
         deferred_interrupt(patient=run.processes.count > 1) as interrupted,
-        tqdm(total=total, initial=run.step, unit="step", mininterval=0.5, disable=not progress) as bar,
+        progress_of(total, "step", shown=progress, done=run.step) as shown,
     ):
         while run.progress < 1.0 and not stopping:
             text = describe(run.train_step())
             stopping = run.agree(interrupted.is_set())
-            bar.update()
             if run.step % 10 == 0:
-                speed = (bar.format_dict["rate"] or 0.0) * settings.batch_size
                 left = f"{100 * run.progress:.0f} % of budget, " if settings.budget is not None else ""
-                bar.set_postfix_str(f"{left}{text}, {speed:.0f} images/s", refresh=False)
+                shown.annotate(f"{left}{text}, {shown.rate * settings.batch_size:.0f} images/s")
+            shown.advance()
             if time.monotonic() - kept_at >= checkpoint_interval:
                 keep()
                 kept_at = time.monotonic()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import signal
 import subprocess
@@ -330,8 +331,11 @@ def test_command(run_here, refused, tmp_path) -> None:
     assert notes["training"] == dataclasses.asdict(dataclasses.replace(small, **changes))
     assert (notes["steps"], notes["test_images"]) == (6, 4)
     assert "exists already" in refused(*words, *options)
-    again, _ = run_here(*words, "--resume")
+    again, _ = run_here(*words, "--resume", "--quiet")
     assert again == printed
+    facts = json.loads(run_here(*words, "--resume", "--json")[0])
+    assert (facts["steps"], facts["test_images"], facts["files"]) == (6, 4, [str(out)])
+    assert facts["denoising"] == notes["denoising"]
     more = tmp_path / "more.safetensors"
     run_here("train-adp", folder, "--out", more, "--device", "cpu", "--start", out, *options, "--batch-size", 12)
     _, both = read_score_metadata(more)

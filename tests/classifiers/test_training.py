@@ -332,15 +332,21 @@ def test_a_loss_that_is_not_finite_stops_the_run(small_data) -> None:
 
 def test_command(small_data, tmp_path, monkeypatch, capsys) -> None:
     out = tmp_path / "vgg.safetensors"
-    words = ["train-classifier", "fashion-mnist", "vgg16", "--root", "unused", "--out", str(out), "--defense", "fgsm"]
+    words = ["train-classifier", "fashion-mnist", "vgg16", "--root", "unused", "--out", str(out), "--defence", "fgsm"]
     words += ["--delta", "25", "--epochs", "0.5", "--batch-size", "16", "--no-flips", "--max-shift", "2"]
     monkeypatch.setattr("sys.argv", ["pxfast", *words])
     with pytest.raises(SystemExit) as stop:
         main()
     assert not stop.value.code
     assert "accuracy on 64 test images" in capsys.readouterr().out
+    monkeypatch.setattr("sys.argv", ["pxfast", *words, "--force", "--json"])
+    with pytest.raises(SystemExit):
+        main()
+    facts = json.loads(capsys.readouterr().out)
+    assert (facts["test_images"], facts["steps"], facts["files"]) == (64, 2, [str(out)])
     with safe_open(out, framework="pt") as file:
         notes = json.loads(file.metadata()["notes"])
+    assert facts["test_accuracy"] == notes["test_accuracy"]
     settings = notes["training"]
     assert (settings["defense"], settings["delta"], settings["max_shift"]) == ("fgsm", 25.0, 2)
     assert not settings["horizontal_flips"]

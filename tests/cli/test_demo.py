@@ -1,5 +1,6 @@
 """`pxfast demo` as a newcomer runs it: the table, the figures and the picture."""
 
+import json
 import re
 import resource
 import subprocess
@@ -13,7 +14,7 @@ import torch
 from PIL import Image
 from support.helpers import environment
 
-from pxfast.cli.demo import CLASSES, SCALE, Stage, cell, default_path, load_demo_images, picture_size, table
+from pxfast.cli.demonstration import CLASSES, SCALE, Stage, cell, default_path, load_demo_images, picture_size, table
 
 pytestmark = pytest.mark.process
 
@@ -111,6 +112,18 @@ def test_an_existing_picture_is_not_overwritten(tmp_path: Path, monkeypatch: pyt
     for name in ("pxfast-demo.png", "pxfast-demo-1.png"):
         Path(name).touch()
     assert default_path() == Path("pxfast-demo-2.png")
+
+
+def test_json_has_what_the_table_shows(demo: Demo, run_here, tmp_path: Path) -> None:
+    out, err = run_here("demo", "--out", tmp_path / "demo.png", "--device", "cpu", "--json")
+    facts = json.loads(out)
+    assert facts["images"] == 32
+    assert facts["images_per_second"] == pytest.approx(32 / facts["seconds"])
+    assert facts["files"] == [str(tmp_path / "demo.png")]
+    assert "32/32 images" in err
+    (line,) = [line for line in demo.output.splitlines() if line.startswith("all ")]
+    shown = [f"{100 * stage['accuracy']:.0f}, {stage['bits_per_dim']:.2f}" for stage in facts["stages"].values()]
+    assert shown == [f"{right}, {bits}" for right, bits in re.findall(r"(\d+) % +([\d.]+)", line)]
 
 
 def test_table_marks_wrong_labels() -> None:

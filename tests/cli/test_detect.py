@@ -27,7 +27,9 @@ def options(tiny_model, images, tmp_path) -> list:
 def test_a_line_per_image(run_here, options, images, tmp_path):
     np.save(tmp_path / "in.npy", images[20:].numpy())
     expected = Detector.load(options[3], options[1]).p_value(images[20:])
-    *lines, summary = run_here("detect", tmp_path / "in.npy", "--alpha", 0.5, *options)[0].splitlines()
+    out, err = run_here("detect", tmp_path / "in.npy", "--alpha", 0.5, "--batch-size", 3, *options)
+    assert not err, "the result is the last that is said"
+    *lines, summary = out.splitlines()
     names, p_values, verdicts = zip(*(line.split("\t") for line in lines), strict=True)
     assert names == ("0", "1", "2", "3")
     assert [float(value) for value in p_values] == pytest.approx(expected.tolist(), abs=1e-6)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
+import pytest
 from PIL import Image
 
 import pxfast
@@ -12,8 +15,16 @@ MODEL = ("--model", "fashion-mnist")
 
 def test_samples_as_array_and_as_grid(run_here, tmp_path):
     array, grid = tmp_path / "samples.npy", tmp_path / "samples.png"
-    _, err = run_here("sample", "5", *MODEL, "--out", array, "--grid", grid, "--columns", "3", "--seed", "7")
-    assert "5/5" in err
+    words = ["sample", "5", *MODEL, "--out", array, "--grid", grid, "--per-row", "3", "--seed", "7"]
+    out, err = run_here(*words, "--json")
+    assert "5/5 images" in err
+    assert "\r" not in err
+    facts = json.loads(out)
+    assert facts["images"] == 5
+    assert facts["images_per_second"] == pytest.approx(5 / facts["seconds"])
+    assert facts["engine"] in pxfast.engines.registry.ENGINES
+    assert facts["precision"] in ("fp32", "bf16")
+    assert facts["files"] == [str(array), str(grid)]
     samples = np.load(array)
     np.testing.assert_array_equal(samples, pxfast.sample(5, model="fashion-mnist", seed=7).numpy())
     with Image.open(grid) as picture:
@@ -21,7 +32,8 @@ def test_samples_as_array_and_as_grid(run_here, tmp_path):
         width, height = picture.size
     assert width > 3 * 2 * 28
     assert 2 * 2 * 28 < height < 3 * 2 * 28
-    run_here("sample", "2", *MODEL, "--out", tmp_path / "more.npy", "--first", "3", "--seed", "7")
+    more = tmp_path / "more.npy"
+    assert run_here("sample", "2", *MODEL, "--out", more, "--first", "3", "--seed", "7", "--quiet") == ("", "")
     np.testing.assert_array_equal(np.load(tmp_path / "more.npy"), samples[3:])
 
 

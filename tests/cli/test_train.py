@@ -1,11 +1,16 @@
 """Which network and settings ``pxfast train`` makes of a preset, of options, and of a checkpoint."""
 
 import dataclasses
+import json
+import os
+from pathlib import Path
 
+import numpy as np
 import pytest
-from support.helpers import bundled_images, real_images
+from support.helpers import bundled_images, real_images, run_command
 from support.small_training import CONFIG, SETTINGS
 
+import pxfast
 from pxfast.data import datasets as data
 from pxfast.pixelcnn import training
 from pxfast.pixelcnn.files import read_metadata
@@ -97,8 +102,16 @@ def test_a_grown_networks_file_says_how_large_each_run_was(run_here, monkeypatch
     common = ["train", "cifar10", "--root", "-", "--device", "cpu", "--preset", "small", "--no-compile"]
     common += ["--batch-size", "8", "--epochs", "1", "--resnets", "1"]
     first, grown = tmp_path / "first.safetensors", tmp_path / "grown.safetensors"
-    run_here(*common, "--filters", "3", "--out", first)
-    run_here(*common, "--filters", "4", "--out", grown, "--start", first)
+    out, err = run_here(*common, "--filters", "3", "--out", first, "--json")
+    facts = json.loads(out)
+    assert facts.keys() == {"bits_per_dim", "test_images", "steps", "seconds", "files"}
+    assert (facts["test_images"], facts["steps"], facts["files"]) == (16, 2, [str(first)])
+    assert facts["bits_per_dim"] == pytest.approx(read_metadata(first)[1]["bits_per_dim"], abs=1e-3)
+    assert "2/2 steps" in err
+    assert "\r" not in err
+    out, err = run_here(*common, "--filters", "4", "--out", grown, "--start", first, "--quiet")
+    assert "bits/dim on the test set" in out
+    assert not err
     config, notes = read_metadata(grown)
     assert (config.filters, config.resnets) == (4, 1)
     assert [part["network"] for part in notes["parts"]] == [{"filters": f, "resnets": 1} for f in (3, 4)]
@@ -111,3 +124,30 @@ def test_what_is_unknown_is_told(refused, tmp_path):
     assert "no such file" in refused(*arguments, "--resume")
     with pytest.raises(ValueError, match="known: cifar10, fashion-mnist"):
         preset("small", "mnist")
+
+
+@pytest.mark.process
+def test_train(run_here, refused, data_root, tmp_path):
+    out = tmp_path / "model.safetensors"
+    options = ["--root", data_root, "--out", out, "--filters", 2, "--resnets", 1, "--threads", 1, "--batch-size", 8]
+    run_command("train", "fashion-mnist", *options, "--epochs", "0.0005", "--dropout", 0.1)
+    model = pxfast.load(out)
+    assert model.config == pxfast.PixelCNNConfig((28, 28), 1, 2, 1, dropout=0.1)
+    assert "exists already; pass --force" in refused("train", "fashion-mnist", *options)
+    bits = json.loads(run_here("bpd", _first_test_images(data_root, tmp_path), "--model", out, "--json")[0])
+    assert 0 < bits["mean"] < 100
+
+
+def _first_test_images(data_root, tmp_path) -> Path:
+    path = tmp_path / "first.npy"
+    np.save(path, data.load_dataset("fashion-mnist", data_root, train=False)[0][:4].numpy())
+    return path
+
+
+def test_train_refuses_bad_settings(refused, tmp_path):
+    options = ["--root", tmp_path, "--out", tmp_path / "model.safetensors"]
+    assert "known: cifar10, fashion-mnist" in refused("train", "mnist", *options)
+    assert "budget must be a duration" in refused("train", "cifar10", *options, "--budget", "long")
+    assert "filters must be a positive integer" in refused("train", "cifar10", *options, "--filters", 0)
+    assert "fashion-mnist was not found under" in refused("train", "fashion-mnist", *options)
+    assert os.listdir(tmp_path) == []

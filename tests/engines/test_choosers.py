@@ -17,6 +17,7 @@ import pxfast
 from pxfast.engines.choosers import Greedy, Sample, uniforms
 from pxfast.engines.registry import select
 from pxfast.engines.schedule import schedule_for
+from pxfast.engines.settings import DecodeSettings
 from pxfast.pixelcnn.network import PixelCNN
 from pxfast.pixelcnn.oracle import oracle
 from pxfast.pixeldefend.verify import regret_of
@@ -128,18 +129,21 @@ def test_a_sample_follows_its_random_numbers_on_every_engine(engine, model):
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_sample_i_is_the_same_in_any_batch_with_any_threads_in_any_order(monkeypatch, precision):
+def test_sample_i_is_the_same_in_any_batch_with_any_threads_in_any_order(precision):
     model = trained_model((8, 8), 3, 8, 1)
     whole = pxfast.sample(70, model=model, seed=4, precision=precision)
     assert len(torch.unique(whole.flatten(1), dim=0)) == 70
     for first, count in ((0, 1), (3, 2), (63, 7)):
         part = pxfast.sample(count, model=model, seed=4, first=first, precision=precision)
         assert torch.equal(part, whole[first : first + count])
-    for threads in ("1", "3"):
+    for threads in (1, 3):
+        assert torch.equal(pxfast.sample(5, model=model, seed=4, precision=precision, threads=threads), whole[:5])
         for order in ("sequential", "speculative"):
-            monkeypatch.setenv("PXFAST_THREADS", threads)
-            monkeypatch.setenv("PXFAST_ORDER", order)
-            assert torch.equal(pxfast.sample(5, model=model, seed=4, precision=precision), whole[:5])
+            way = DecodeSettings(threads=threads, order=order)
+            drawn = select("auto").decode(
+                schedule_for(model), torch.zeros_like(whole[:5]), Sample(4), precision=precision, settings=way
+            )
+            assert torch.equal(drawn, whole[:5]), way
 
 
 @pytest.mark.parametrize("temperature", [1.0, 2.0])

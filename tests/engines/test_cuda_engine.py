@@ -3,6 +3,7 @@
 That kernels are right is test_cuda_shim.py's and, on a GPU, test_engines.py's concern.
 """
 
+import dataclasses
 import types
 
 import pytest
@@ -14,6 +15,7 @@ from pxfast.engines import benchmark, compiled, cuda, triton
 from pxfast.engines.choosers import Greedy, Sample
 from pxfast.engines.registry import select
 from pxfast.engines.schedule import schedule_for
+from pxfast.engines.settings import DecodeSettings
 from pxfast.pixeldefend.verify import verify
 
 SEQUENTIAL, SPECULATIVE = compiled.ORDERS["sequential"], compiled.ORDERS["speculative"]
@@ -28,21 +30,6 @@ def test_chunks_hold_all_images_within_memory_and_size(images, free):
     most = max(1, min(int(0.9 * free) // 4_000_000, 64 * 132))
     assert max(sizes) <= most
     assert len(sizes) == -(-images // most), "no more parts than needed"
-
-
-@pytest.mark.parametrize(
-    ("variable", "value", "function"),
-    [
-        ("PXFAST_CUDA_TEAM", "0", cuda.current_team),
-        ("PXFAST_CUDA_TEAM", "two", cuda.current_team),
-        ("PXFAST_CUDA_CLUSTERS", "yes", cuda.current_clusters),
-        ("PXFAST_CUDA_WGMMA", "2", cuda.current_wgmma),
-    ],
-)
-def test_a_wrong_environment_variable_is_named(monkeypatch, variable, value, function):
-    monkeypatch.setenv(variable, value)
-    with pytest.raises(ValueError, match=f"{variable} must be .*'{value}'"):
-        function()
 
 
 def test_why_it_cannot_run_is_said(monkeypatch):
@@ -134,18 +121,17 @@ def test_a_plan_fits_the_gpu(module, engines, images, device):
 
 
 @pytest.mark.engine("cuda-plan")
-@pytest.mark.parametrize("wgmma", ["", "1", "0"])
+@pytest.mark.parametrize("wgmma", [None, True, False])
 @pytest.mark.parametrize("groups", [True, False])
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_weights_are_packed_for_the_devices_instruction(module, monkeypatch, precision, groups, wgmma):
-    monkeypatch.setenv("PXFAST_CUDA_WGMMA", wgmma)
     monkeypatch.setattr(cuda, "_gpu", lambda device: types.SimpleNamespace(groups=groups))
     schedule = schedule_for(benchmark.network("shipped-fashion-mnist"))
-    found = bytes(cuda.packed(schedule, precision, torch.device("cpu")).block.numpy())
+    found = bytes(cuda.packed(schedule, precision, torch.device("cpu"), DecodeSettings(wgmma=wgmma)).block.numpy())
     program, bf16 = compiled.program_of(schedule), precision == "bf16"
     packed = {groups: module.CudaEngine(program, bf16, groups).block().tobytes() for groups in (True, False)}
     assert (packed[True] == packed[False]) == (precision == "fp32"), "only bf16 has two orders"
-    assert found == packed[groups and wgmma != "0"]
+    assert found == packed[groups and wgmma is not False]
 
 
 @pytest.mark.engine("cuda-plan")
@@ -177,40 +163,37 @@ def test_a_plan_that_cannot_be_is_refused(module, engines):
 
 @pytest.mark.gpu
 @pytest.mark.engine("cuda")
-@pytest.mark.parametrize("wgmma", ["1", "0"])
+@pytest.mark.parametrize("wgmma", [True, False])
 @pytest.mark.parametrize("precision", PRECISIONS)
-def test_order_teams_and_clusters_change_no_bit(precision, wgmma, monkeypatch):
-    monkeypatch.setenv("PXFAST_CUDA_WGMMA", wgmma)
+def test_order_teams_and_clusters_change_no_bit(precision, wgmma):
     model = trained_model((8, 12), 3, 10, 1)
     images = noisy(real_images(3, (8, 12), 70))
     decode = select("cuda").decode
-    expected = decode(schedule_for(model), images, Greedy(16), precision=precision)
+    plain = DecodeSettings(wgmma=wgmma)
+    expected = decode(schedule_for(model), images, Greedy(16), precision=precision, settings=plain)
     assert verify(images, expected, 16, model=model, precision=precision).passed
-    ways = [("sequential", team, "0") for team in ("1", "2", "5")] + [("speculative", team, "0") for team in ("1", "3")]
+    ways = [("sequential", team, False) for team in (1, 2, 5)] + [("speculative", team, False) for team in (1, 3)]
     if torch.cuda.get_device_capability() == (9, 0):
-        ways.append(("sequential", "1", "1"))
+        ways.append(("sequential", 1, True))
     for order, team, clusters in ways:
-        monkeypatch.setenv("PXFAST_ORDER", order)
-        monkeypatch.setenv("PXFAST_CUDA_TEAM", team)
-        monkeypatch.setenv("PXFAST_CUDA_CLUSTERS", clusters)
-        result = decode(schedule_for(model), images, Greedy(16), precision=precision)
-        assert torch.equal(result, expected), (order, team, clusters)
+        way = dataclasses.replace(plain, order=order, team=team, clusters=clusters)
+        result = decode(schedule_for(model), images, Greedy(16), precision=precision, settings=way)
+        assert torch.equal(result, expected), way
 
 
 @pytest.mark.gpu
 @pytest.mark.engine("cuda")
-@pytest.mark.parametrize("wgmma", ["1", "0"])
-def test_wide_row_steps_are_exact_and_the_same_in_any_team(wgmma, monkeypatch):
+@pytest.mark.parametrize("wgmma", [True, False])
+def test_wide_row_steps_are_exact_and_the_same_in_any_team(wgmma):
     """48 filters and 136 rows: more than half of a tile's outputs, and more than one tile of rows."""
     model = trained_model((4, 8), 1, 48, 1)
     images = noisy(real_images(1, (4, 8), 17))
-    monkeypatch.setenv("PXFAST_ORDER", "sequential")
-    monkeypatch.setenv("PXFAST_CUDA_WGMMA", wgmma)
     results = []
-    for team in ("1", "2", "7"):
-        monkeypatch.setenv("PXFAST_CUDA_TEAM", team)
+    for team in (1, 2, 7):
+        way = DecodeSettings(order="sequential", wgmma=wgmma, team=team)
         for _ in range(2):
-            results.append(select("cuda").decode(schedule_for(model), images, Greedy(16), precision="bf16"))
+            decode = select("cuda").decode
+            results.append(decode(schedule_for(model), images, Greedy(16), precision="bf16", settings=way))
     assert verify(images, results[0], 16, model=model, precision="bf16").passed
     assert all(torch.equal(result, results[0]) for result in results)
 

@@ -24,6 +24,7 @@ from pxfast.base.checks import PRECISIONS
 from pxfast.engines.choosers import Greedy
 from pxfast.engines.registry import ENGINES, select
 from pxfast.engines.schedule import schedule_for
+from pxfast.engines.settings import DecodeSettings
 from pxfast.pixelcnn.network import PixelCNN
 from pxfast.pixelcnn.oracle import oracle
 from pxfast.pixeldefend.verify import verify
@@ -89,8 +90,9 @@ def precision(request: pytest.FixtureRequest) -> str:
     return request.param
 
 
-def decode(engine: str, model: PixelCNN, images: Tensor, eps: int, precision: str) -> Tensor:
-    return select(engine).decode(schedule_for(model), images, Greedy(eps), precision=precision)
+def decode(engine: str, model: PixelCNN, images: Tensor, eps: int, precision: str, **settings) -> Tensor:
+    settings = DecodeSettings(**settings)
+    return select(engine).decode(schedule_for(model), images, Greedy(eps), precision=precision, settings=settings)
 
 
 def images_size(case: Case) -> int:
@@ -204,7 +206,7 @@ def test_cpu_and_reference_agree_on_almost_all_images(case):
 # --- 2. batch-invariant ---
 
 
-def test_result_depends_neither_on_the_batch_nor_on_threads(engine, precision, monkeypatch):
+def test_result_depends_neither_on_the_batch_nor_on_threads(engine, precision):
     count = 5 if engine == "reference" else 70  # more than any block of images that is decoded together
     model, images = SMALL.model(), attacked(SMALL, count)
     whole = decode(engine, model, images, 16, precision)
@@ -215,9 +217,9 @@ def test_result_depends_neither_on_the_batch_nor_on_threads(engine, precision, m
     company = images.clone()
     company[1:] = 255 - company[1:]
     assert torch.equal(decode(engine, model, company, 16, precision)[0], whole[0])
-    for threads in ("1", "2", "3", "16"):
-        monkeypatch.setenv("PXFAST_THREADS", threads)
-        assert torch.equal(decode(engine, model, images, 16, precision), whole), f"{threads} threads"
+    for threads in (1, 2, 3, 16):
+        again = decode(engine, model, images, 16, precision, threads=threads)
+        assert torch.equal(again, whole), f"{threads} threads"
 
 
 # --- 3. bounded ---
@@ -351,8 +353,7 @@ def test_changed_weights_are_noticed(engine, precision):
 
 
 @pytest.fixture(params=INSTRUCTION_SETS)
-def isa(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    monkeypatch.setenv("PXFAST_ISA", request.param)
+def isa(request: pytest.FixtureRequest) -> str:
     return request.param
 
 
@@ -362,35 +363,39 @@ ISA_CASES = [SMALL, CASES[2], CASES[3], CASES[-1]]  # both heads, even and odd s
 @pytest.mark.parametrize("case", ISA_CASES, ids=str)
 def test_every_instruction_set_is_exact_and_batch_invariant(isa, case, precision):
     model, images = case.model(), attacked(case, 7)
-    result = decode("cpu", model, images, 16, precision)
+    result = decode("cpu", model, images, 16, precision, isa=isa)
     assert isa in {key[2] for key in schedule_for(model).compiled}, "the path was taken"
     assert_exact(model, images, result, 16, precision)
-    assert torch.equal(decode("cpu", model, images[3:4], 16, precision), result[3:4])
+    assert torch.equal(decode("cpu", model, images[3:4], 16, precision, isa=isa), result[3:4])
 
 
 @pytest.mark.parametrize("case", ISA_CASES, ids=str)
-def test_speculation_and_teams_give_the_sequential_bits(isa, case, precision, monkeypatch):
+def test_speculation_and_teams_give_the_sequential_bits(isa, case, precision):
     model, images = case.model(), attacked(case, 5)
     for eps in (16, 255):
-        monkeypatch.setenv("PXFAST_ORDER", "sequential")
-        expected = decode("cpu", model, images, eps, precision)
-        monkeypatch.setenv("PXFAST_ORDER", "speculative")
-        for threads in ("2", "3"):  # a single image is shared by a team of them
-            monkeypatch.setenv("PXFAST_THREADS", threads)
-            assert torch.equal(decode("cpu", model, images, eps, precision), expected), (eps, threads)
-            alone = decode("cpu", model, images[4:], eps, precision)
+        expected = decode("cpu", model, images, eps, precision, isa=isa, order="sequential")
+        for threads in (2, 3):  # a single image is shared by a team of them
+            way = {"isa": isa, "order": "speculative", "threads": threads}
+            assert torch.equal(decode("cpu", model, images, eps, precision, **way), expected), (eps, threads)
+            alone = decode("cpu", model, images[4:], eps, precision, **way)
             assert torch.equal(alone, expected[4:]), f"eps {eps}, a team of {threads}"
 
 
 @pytest.mark.engine("cpu")
 @pytest.mark.parametrize(
-    ("variable", "value"),
-    [("PXFAST_ISA", "avx1024"), ("PXFAST_THREADS", "0"), ("PXFAST_THREADS", "many"), ("PXFAST_ORDER", "random")],
+    ("setting", "value", "error"),
+    [
+        ("threads", 0, ValueError),
+        ("threads", "2", TypeError),
+        ("threads", True, TypeError),
+        ("team", 0, ValueError),
+        ("order", "random", ValueError),
+        ("isa", "avx1024", ValueError),
+    ],
 )
-def test_a_wrong_environment_variable_is_named(monkeypatch, variable, value):
-    monkeypatch.setenv(variable, value)
-    with pytest.raises(ValueError, match=f"{variable} must be .*'{value}'"):
-        decode("cpu", SMALL.model(), attacked(SMALL, 1), 4, "fp32")
+def test_a_wrong_setting_is_named(setting, value, error):
+    with pytest.raises(error, match=f"{setting} must be .*{value!r}" if value != 0 else f"{setting} must be"):
+        decode("cpu", SMALL.model(), attacked(SMALL, 1), 4, "fp32", **{setting: value})
 
 
 # --- the registry ---

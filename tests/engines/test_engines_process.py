@@ -62,12 +62,12 @@ print("finished", flush=True)
 # the reference engine evaluates the whole batch at once: it is there to be right, not to be big
 @pytest.mark.parametrize("engine", [param for param in ENGINE_PARAMS if "reference" not in param.values])
 def test_memory_does_not_grow_with_the_batch(engine):
-    from pxfast.engines.cpu import current_isa, packed
+    from pxfast.engines.cpu import isa_of, packed
     from pxfast.engines.schedule import schedule_for
     from pxfast.pixelcnn.network import PixelCNN, PixelCNNConfig
 
     model = PixelCNN(PixelCNNConfig((12, 8), 1, 16, 1)).eval()
-    per_image = packed(schedule_for(model), "fp32", current_isa()).bytes_per_image
+    per_image = packed(schedule_for(model), "fp32", isa_of()).bytes_per_image
     few, many = 256, 8192  # few: enough for a full block of images on each of two threads
     unchunked = (many - few) * per_image
     allowed = 16 << 20  # the allocator's slack

@@ -127,8 +127,10 @@ def test_command(tmp_path, folder, tiny_colour_model):
     save_model(tiny_colour_model, tmp_path / "model.safetensors")
     arguments = ["figures", "density", str(folder), "--out", str(tmp_path / "out"), "--images", "2"]
     arguments += ["--train-images", "3", "--lbfgs-images", "0", "--model", str(tmp_path / "model.safetensors")]
-    done = CliRunner().invoke(app, arguments)
+    done = CliRunner().invoke(app, [*arguments, "--json", "--device", "cpu", "--attacks", "rand"])
     assert done.exit_code == 0, done.output
+    files = json.loads(done.stdout)["files"]
     for name in NAMES[:-1]:
-        assert f"density-{folder.name}-{name}.svg" in done.output
+        assert str(tmp_path / "out" / f"density-{folder.name}-{name}.svg") in files
+    assert "3/3 steps" in done.stderr
     assert isinstance(CliRunner().invoke(app, arguments).exception, FileExistsError)

@@ -383,7 +383,8 @@ def test_the_command_writes_whole_pages_and_replaces_none_unasked(run_here, refu
     assert before == render_report(copy)
     assert "exists already" in refused("report", copy)
     table_path(copy, "adaptive").unlink()
-    assert run_here("report", copy, "--force")
+    out, _ = run_here("report", copy, "--force", "--json")
+    assert json.loads(out) == {"files": [str(copy / "report.html")]}
     assert (copy / "report.html").read_text(encoding="utf-8") != before
     assert write_report(copy, tmp_path / "other.html") == tmp_path / "other.html"
     assert "no such folder" in refused("report", copy, "--out", tmp_path / "nowhere" / "page.html")

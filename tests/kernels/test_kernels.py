@@ -182,7 +182,7 @@ def test_a_file_of_tiles_is_read_back_and_a_wrong_one_is_refused(tmp_path, monke
 
     path = tmp_path / "tiles.json"
     monkeypatch.setenv("PXFAST_TILES", str(path))
-    assert tiles.user_file() == path
+    assert tiles.tiles_file() == path
     assert tiles.read_tiles(path) == {}
     mine = {"sm_90": {"bf16 row": Tile(128, 32, 64, 4, 4)}}
     path.write_text(tiles.dump(mine))

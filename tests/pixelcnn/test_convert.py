@@ -1,6 +1,7 @@
 """Importing TensorFlow checkpoints: names, layouts and order against a twin in TensorFlow's conventions."""
 
 import importlib.util
+import json
 
 import numpy as np
 import pytest
@@ -228,8 +229,10 @@ def test_command(tensorflow, tmp_path):
     assert notes["averaged"] is False
     small = out.stat().st_size
     assert isinstance(CliRunner().invoke(app, arguments).exception, FileExistsError)
-    done = CliRunner().invoke(app, [*arguments, "--force", "--precision", "fp32"])
+    done = CliRunner().invoke(app, [*arguments, "--force", "--precision", "fp32", "--json"])
     assert done.exit_code == 0, done.output
+    facts = json.loads(done.stdout)
+    assert (facts["network"]["filters"], facts["files"]) == (FILTERS, [str(out)])
     assert out.stat().st_size > small
     assert read_metadata(out)[0].head == "pixelcnn++"
     assert isinstance(CliRunner().invoke(app, [*arguments, "--precision", "fp8"]).exception, ValueError)

@@ -100,7 +100,7 @@ class World:
             self.classifiers,
             "--model",
             self.model,
-            "--shard",
+            "--batch-size",
             4,
             *more,
         )

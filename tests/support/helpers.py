@@ -168,6 +168,19 @@ def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path],
     return folder
 
 
+def command_line(*arguments: object) -> list[str]:
+    """The words that run ``pxfast`` with these arguments."""
+    return [sys.executable, "-m", "pxfast.cli", *map(str, arguments)]
+
+
+def run_command(*arguments: object, code: int = 0, timeout: float = 240.0) -> subprocess.CompletedProcess[str]:
+    """Run ``pxfast`` in a process of its own, which must end with ``code`` and without a traceback."""
+    done = subprocess.run(command_line(*arguments), env=environment(), capture_output=True, text=True, timeout=timeout)
+    assert done.returncode == code, done.stderr
+    assert "Traceback" not in done.stderr
+    return done
+
+
 def limit_file_size() -> None:
     """As on a full disk, writing beyond 64 KiB fails in this process with an OSError."""
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -62,7 +63,8 @@ def draw_errors(errors: Mapping[str, tuple[float, float]], images: int) -> Figur
     before, after = (np.array([100 * pair[i] for pair in errors.values()]) for i in (0, 1))
     axes.bar(places - 0.19, before, 0.36, facecolor="0.85", edgecolor="0.25", hatch="/////", label="as given")
     axes.bar(places + 0.19, after, 0.36, facecolor="0.35", edgecolor="0.0", label="purified")
-    for place, value in ((p, v) for pair in zip(places, before, after, strict=True) for p, v in _sides(*pair)):
+    bars = zip(places.tolist(), before.tolist(), after.tolist(), strict=True)
+    for place, value in ((p, v) for pair in bars for p, v in _sides(*pair)):
         axes.annotate(f"{value:.0f}", (place, value), ha="center", va="bottom", fontsize=8)
     axes.set_xticks(places, [title_of(name) for name in errors])
     axes.set_ylim(0, 108)
@@ -77,7 +79,7 @@ def draw_violins(bits: Mapping[str, np.ndarray]) -> Figure:
     figure = new_figure(6.4, 0.42 * len(names) + 0.9)
     axes = figure.subplots()
     spread = [_spread(bits[name]) for name in names]
-    parts = axes.violinplot(
+    parts: dict[str, Any] = axes.violinplot(
         spread, range(len(names)), orientation="horizontal", widths=0.85, showextrema=False, showmedians=True
     )
     for i, body in enumerate(parts["bodies"]):

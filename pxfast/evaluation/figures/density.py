@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from ...attacks import find_attack
 from ...base.files import refuse_existing, whole_file
+from ...base.machine import parse_device
+from ...base.progress import progress_of
 from ...classifiers import load_classifier
 from ...classifiers.weights import SHIPPED as SHIPPED_CLASSIFIERS
 from ...data.datasets import load_dataset
@@ -40,6 +43,7 @@ def fitted_detector(
     except RuntimeError:
         images, _ = load_dataset(dataset, root, train=True)
         detector.fit(images[:count])
+        assert detector.log_likelihoods is not None  # fitted
         return detector, detector.log_likelihoods
 
 
@@ -70,6 +74,9 @@ def measure_density(
     lbfgs_images: int = LBFGS_IMAGES,
     lbfgs_starts: int = 1,
     seed: int = 0,
+    device: str = "cpu",
+    engine: str = "auto",
+    threads: int | None = None,
     progress: bool = False,
 ) -> DensityMeasurements:
     """Measure what the figures show, on the first ``images`` test images of a data set.
@@ -79,8 +86,10 @@ def measure_density(
     its file, or None for the data set's shipped one; without any the only attack is 'rand'. attacks: names; by default
     ``ATTACKS``. attack_eps, purify_eps: in steps of the grid; by default the paper's for the data set, or else 8 and
     16. shown: samples drawn, and real images beside them. lbfgs_images, lbfgs_starts: of the comparison with L-BFGS-B,
-    which takes a second to some minutes for each (0 images: none). seed: of samples, attacks and starts. Raises
-    TypeError or ValueError for bad input, FileNotFoundError without the data.
+    which takes a second to some minutes for each (0 images: none). seed: of samples, attacks and starts. device: where
+    likelihoods and the classifier are computed, as :func:`pxfast.base.machine.parse_device` takes it; a classifier that
+    is given as a module is there already. engine, threads: of purification and samples. Raises TypeError or
+    ValueError for bad input, FileNotFoundError without the data.
     """
     for name, value in (("images", images), ("train_images", train_images), ("shown", shown)):
         if value < 1:
@@ -92,36 +101,40 @@ def measure_density(
         usual[1] if purify_eps is None else purify_eps,
     )
     test, labels = load_dataset(dataset, root, train=False)
-    clean, labels = test[:images], labels[:images]
+    place = parse_device(device)
+    clean, labels = test[:images].to(place), labels[:images].to(place)
     network = model_for(model, clean.shape[1:])
     if classifier is None and dataset in SHIPPED_CLASSIFIERS:
         classifier = dataset
     if isinstance(classifier, str):
-        classifier = load_classifier(classifier)
+        classifier = load_classifier(classifier).to(place)
     if attacks is None:
         attacks = ATTACKS if classifier is not None else ("rand",)
     detector, log_likelihoods = fitted_detector(network, dataset, root, train_images)
 
-    with tqdm(total=len(attacks) + 3, unit="step", disable=not progress) as bar:
-        bar.set_description("samples")
-        samples = sample(shown, model=network, seed=seed)
-        bar.update()
-        series, by_name = [], {}
+    with (
+        progress_of(len(attacks) + 2, "step", shown=progress) as steps,
+        progress_of(None, shown=progress, leave=False) as within,
+    ):
+        steps.entitle("samples")
+        samples = sample(shown, model=network, seed=seed, engine=engine, threads=threads)
+        steps.advance()
+        series: list[Series] = []
+        by_name: dict[str, tuple[Tensor, Tensor]] = {}
         for kind in ("clean", *attacks):
-            bar.set_description(kind)
+            steps.entitle(kind)
             given = clean if kind == "clean" else attacked_images(kind, classifier, clean, labels, attack_eps, seed)
-            purified = purify(given, purify_eps, model=network)
+            finished = functools.partial(within.turn_to, f"  purify {kind}", total=len(given))
+            purified = purify(given, purify_eps, model=network, engine=engine, threads=threads, progress=finished)
             by_name[kind] = given, purified
             found = [
-                measured.double().numpy()
+                measured.double().cpu().numpy()
                 for each in (given, purified)
                 for measured in (detector.score(each), detector.p_value(each))
             ]
             series.append(Series(kind, *found))
-            bar.update()
-        bar.set_description("L-BFGS-B")
-        baseline = measure_baseline(by_name, series, network, purify_eps, lbfgs_images, lbfgs_starts, seed)
-        bar.update()
+            steps.advance()
+    baseline = measure_baseline(by_name, series, network, purify_eps, lbfgs_images, lbfgs_starts, seed, progress)
     settings = {
         "data set": name,
         "images": len(clean),
@@ -142,6 +155,7 @@ def measure_baseline(
     count: int,
     starts: int,
     seed: int,
+    progress: bool = False,
 ) -> dict[str, np.ndarray]:
     """The paper's Figure 5 on the first ``count`` images: bits/dim of clean, attacked and twice purified ones.
 
@@ -151,16 +165,16 @@ def measure_baseline(
     attack = "fgsm" if "fgsm" in bits else next((each.name for each in series[1:]), None)
     if attack is None or count < 1:
         return {}
-    found = lbfgs_purify(images[attack][0][:count], eps, model=model, starts=starts, seed=seed)
+    found = lbfgs_purify(images[attack][0][:count], eps, model=model, starts=starts, seed=seed, progress=progress)
     return {
         "clean": bits["clean"].bits[:count],
         attack: bits[attack].bits[:count],
-        "L-BFGS-B": found.bits_per_dim.double().numpy(),
+        "L-BFGS-B": found.bits_per_dim.double().cpu().numpy(),
         "greedy decoding": bits[attack].purified_bits[:count],
     }
 
 
-def summary(measured: DensityMeasurements) -> dict[str, object]:
+def summary(measured: DensityMeasurements) -> dict[str, Any]:
     """Settings, and the figures' figures: mean bits/dim and areas under the ROC curves against the training images."""
     return {
         **measured.settings,
@@ -181,7 +195,12 @@ def summary(measured: DensityMeasurements) -> dict[str, object]:
 
 
 def density_figures(
-    dataset: str, root: str | os.PathLike[str] | None, out: str | os.PathLike[str], *, force: bool = False, **settings
+    dataset: str,
+    root: str | os.PathLike[str] | None,
+    out: str | os.PathLike[str],
+    *,
+    force: bool = False,
+    **settings: Any,
 ) -> list[Path]:
     """Measure, draw, and write the figures as PNG and SVG and their numbers as JSON into the folder ``out``.
 

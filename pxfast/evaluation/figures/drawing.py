@@ -45,7 +45,11 @@ def draw(
         f"{pictures.title_of(name)}: {each['AUC']:.3f}, {each['AUC, purified']:.3f} purified"
         for name, each in numbers.items()
     )
-    errors = {kind.name: tuple(float((each != labels).double().mean()) for each in kind.labels) for kind in kinds}
+
+    def error(found: Tensor) -> float:
+        return float((found != labels).double().mean())
+
+    errors = {kind.name: (error(kind.labels[0]), error(kind.labels[1])) for kind in kinds}
     written = [
         save_figure(
             out,
@@ -184,9 +188,11 @@ def draw_example(dataset: str, kinds: list[Kind], labels: Tensor) -> tuple[int, 
     if not len(known):
         return None
     n = int(known[0])
-    names = {
-        kind.name: tuple(attack_pictures.class_name(dataset, int(each[n])) for each in kind.labels) for kind in kinds
-    }
+
+    def called(found: Tensor) -> str:
+        return attack_pictures.class_name(dataset, int(found[n]))
+
+    names = {kind.name: (called(kind.labels[0]), called(kind.labels[1])) for kind in kinds}
     return n, attack_pictures.draw_example({kind.name: (kind.given[n], kind.purified[n]) for kind in kinds}, names)
 
 

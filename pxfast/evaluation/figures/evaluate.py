@@ -68,7 +68,7 @@ def evaluate_figures(
         sample(SHOWN, model=network, seed=specification.seed),
         bits_per_dim(known, prepared.images),
         series,
-        measure_baseline(images, series, network, purify_eps, lbfgs_images, lbfgs_starts, specification.seed),
+        measure_baseline(images, series, network, purify_eps, lbfgs_images, lbfgs_starts, specification.seed, progress),
         {
             "data set": TITLES.get(specification.dataset, Path(specification.dataset).name),
             "images": len(prepared.images),

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 
 import numpy as np
 from torch import Tensor
-from tqdm import tqdm
 
+from ...base.progress import Progress
 from ...data.datasets import load_dataset
 from ...pixelcnn.shipped import model_for
 from ...pixeldefend.detection import shipped_log_likelihoods
@@ -45,17 +45,18 @@ def measure(
     row: RowSpecification,
     columns: Sequence[ColumnSpecification],
     eps: int | None,
-    bar: tqdm | None = None,
+    progress: Progress | None = None,
 ) -> list[Kind]:
     """Clean images, then those of each column's attack on the row's classifier; purified as the row has it."""
     pipeline, classifier = prepared.pipeline, prepared.classifiers[row.name]
     defences = [describe(defence, pipeline.context) for defence in row.defences]
     kinds = []
     for column in (None, *columns):
-        if bar is not None:
-            bar.set_description_str("clean" if column is None else column.attack)
+        name = "clean" if column is None or column.attack is None else column.attack
+        if progress is not None:
+            progress.entitle(name)
         given = prepared.images
-        if column is not None:
+        if column is not None and column.attack is not None:
             given = pipeline.attacked(
                 given,
                 prepared.labels,
@@ -68,7 +69,7 @@ def measure(
         purified, rest = pipeline.defended(given, defences)
         kinds.append(
             Kind(
-                "clean" if column is None else column.attack,
+                name,
                 given,
                 purified.values,
                 (pipeline.log_likelihoods(given).values, pipeline.log_likelihoods(purified.values).values),
@@ -78,8 +79,8 @@ def measure(
                 ),
             )
         )
-        if bar is not None:
-            bar.update()
+        if progress is not None:
+            progress.advance()
     return kinds
 
 

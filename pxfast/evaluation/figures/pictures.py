@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 from ...base.files import whole_file
@@ -18,6 +19,8 @@ from ...data.image_grid import image_grid
 from ...pixeldefend.detection import roc_auc_score, roc_curve
 
 if TYPE_CHECKING:
+    from matplotlib.typing import RcKeyType
+
     from .series import DensityMeasurements
 
 SUFFIXES = (".png", ".svg")
@@ -37,7 +40,7 @@ NAMES = {  # as the paper writes them
     "lbfgs": "L-BFGS",
     "iterative-gradient-sign": "iterative FGSM (BIM)",
 }
-STYLE = {
+STYLE: dict[RcKeyType, Any] = {
     "font.size": 9,
     "font.family": "DejaVu Sans",  # comes with matplotlib
     "axes.spines.top": False,
@@ -49,7 +52,16 @@ STYLE = {
     "savefig.dpi": 160,
     "svg.hashsalt": "pxfast",  # the same file for the same figure
 }
-LINES = ["-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 3)), (0, (8, 2)), (0, (3, 1, 1, 1))]
+LINES: list[str | tuple[int, tuple[int, ...]]] = [
+    "-",
+    "--",
+    "-.",
+    ":",
+    (0, (5, 1, 1, 1, 1, 1)),
+    (0, (1, 3)),
+    (0, (8, 2)),
+    (0, (3, 1, 1, 1)),
+]
 HIGHEST_FRACTION = 0.4  # of the images in a bin of p-values that is drawn
 MARKERS = ["", "o", "s", "^", "D", "v", "x", "+"]
 GREYS = ["0.0", "0.0", "0.35", "0.35", "0.55", "0.0", "0.35", "0.55"]
@@ -102,7 +114,7 @@ def draw_bits_per_dim(measured: DensityMeasurements) -> Figure:
     clean, *attacked = measured.series
     shown = attacked or [clean]
     everything = np.concatenate([bits for each in measured.series for bits in (each.bits, each.purified_bits)])
-    bins = np.linspace(everything.min(), everything.max(), 41)
+    bins: list[float] = np.linspace(everything.min(), everything.max(), 41).tolist()
     figure, panels = rows_of_panels(len(shown), 1.15)
     for axes, each in zip(panels, shown, strict=True):
         axes.hist(clean.bits, bins, color="0.8", label="clean")
@@ -110,7 +122,9 @@ def draw_bits_per_dim(measured: DensityMeasurements) -> Figure:
         axes.hist(each.purified_bits, bins, histtype="step", color="0.0", linewidth=1.6, label="attacked and purified")
         axes.set_title(title_of(each.name))
         axes.set_ylabel("images")
-        axes.yaxis.get_major_locator().set_params(integer=True)
+        locator = axes.yaxis.get_major_locator()
+        assert isinstance(locator, MaxNLocator)  # matplotlib's default is one
+        locator.set_params(integer=True)
     panels[-1].set_xlabel("bits/dim")
     legend_above(figure, panels[0], 3)
     return figure

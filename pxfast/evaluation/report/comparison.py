@@ -172,7 +172,7 @@ def view_table(table: Table) -> TableView:
     panels = []
     for eps in eps_values(table):
         cells = [[find_cell(table, row.name, column.name, eps) for column in table.columns] for row in shown]
-        compared = [[cell and compare(cell, notes) for cell in line] for line in cells]
+        compared = [[None if cell is None else compare(cell, notes) for cell in line] for line in cells]
         if turned:
             across = [list(line) for line in zip(*compared, strict=True)]
             panels.append(Panel(eps, columns, rows, across))

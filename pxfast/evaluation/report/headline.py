@@ -42,7 +42,7 @@ def headline(table: Table) -> Headline | None:
 
     def strongest(row: Row) -> Comparison | None:
         cell = find_cell(table, row.name, STRONGEST, eps)
-        return cell and Comparison(cell)
+        return None if cell is None else Comparison(cell)
 
     contrasts = []
     for row in table.rows:

@@ -93,7 +93,7 @@ def _render(folder: Path, tables: list[Table], figures: list[Figure]) -> str:
         compared=sum(1 for table in tables for cell in table.cells if cell.published is not None),
         shown=SHORTFALLS_SHOWN,
         models=model_facts(tables),
-        datasets=list(dict.fromkeys(each.dataset for each in (*tables, *figures))),
+        datasets=list(dict.fromkeys([*(table.dataset for table in tables), *(figure.dataset for figure in figures)])),
         settings=_grouped(tables, "settings"),
         machines=_grouped(tables, "machine"),
         sources=_sources(tables, figures),
@@ -163,7 +163,8 @@ def _grouped(tables: list[Table], field: str) -> list[tuple[list[Table], dict[st
 def _sources(tables: list[Table], figures: list[Figure]) -> list[tuple[str, list[str]]]:
     """Each publication with the places in it that are compared with, in order of appearance."""
     places: dict[str, list[str]] = {}
-    for each in (*tables, *figures):
+    everything: list[Table | Figure] = [*tables, *figures]
+    for each in everything:
         if not each.source.get("title"):
             continue
         found = places.setdefault(each.source["title"], [])

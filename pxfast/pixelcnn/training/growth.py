@@ -30,7 +30,7 @@ def grown(model: PixelCNN, config: PixelCNNConfig, images: Tensor) -> PixelCNN:
     larger = dataclasses.replace(old, filters=config.filters, resnets=config.resnets, dropout=config.dropout)
     if config != larger or config.filters < old.filters or config.resnets < old.resnets:
         raise ValueError(f"expected to start from a model of {config}, or a narrower or shallower one, got {old}")
-    network = PixelCNN(config).to(next(model.parameters()).device, memory_format=torch.channels_last)
+    network = PixelCNN(config).to(next(model.parameters()).device).to(memory_format=torch.channels_last)
     network.head.load_state_dict(model.head.state_dict())
     sources = dict(model.convolutions())
     hooks = []
@@ -77,7 +77,10 @@ def _take_over(
     once those of all outputs have been set."""
     outputs = _places(source.out_features, target.out_features, old_filters, new_filters)
     inputs = _places(source.in_features, target.in_features, old_filters, new_filters)
-    by_output = (lambda v: v.transpose(0, 1)) if target.transposed else (lambda v: v)
+
+    def by_output(v: Tensor) -> Tensor:
+        return v.transpose(0, 1) if target.transposed else v
+
     rows = torch.zeros(len(outputs), target.in_features, *target.kernel, device=target.v.device)
     rows[:, inputs.to(rows.device)] = by_output(source.v.detach()).contiguous()
     outputs = outputs.to(rows.device)

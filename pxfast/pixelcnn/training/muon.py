@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, overload
 
 import torch
 from torch import Tensor, nn
@@ -76,8 +76,12 @@ class Muon(torch.optim.Optimizer):
         self.dtype = dtype
         super().__init__(parameters, {"lr": lr})
 
+    @overload
+    def step(self, closure: None = None) -> None: ...
+    @overload
+    def step(self, closure: Callable[[], float]) -> float: ...
     @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> None:
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:
         """One step along the gradients; parameters without one stay. ``closure`` is not supported."""
         if closure is not None:
             raise ValueError("Muon takes no closure")
@@ -88,9 +92,10 @@ class Muon(torch.optim.Optimizer):
                     alike.setdefault(parameter.shape, []).append(parameter)
             for parameters in alike.values():  # equal shapes in one batch of matrix products
                 self._step(parameters, group["output_dim"], group["lr"])
+        return None
 
     def _step(self, parameters: list[nn.Parameter], output_dim: int, lr: float) -> None:
-        gradients = [parameter.grad for parameter in parameters]
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
         momenta = []
         for parameter in parameters:
             state = self.state[parameter]

@@ -12,8 +12,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
+from ...base.progress import progress_of
 from ...tensors.safetensors import read_safetensors
 from ...training.averaged_run import AveragedRun
 from ...training.processes import Processes
@@ -71,11 +71,11 @@ class Trainer(AveragedRun):
         self, config: PixelCNNConfig, settings: TrainingSettings, images: Tensor, processes: Processes | None = None
     ) -> None:
         check_images(config, images, "training")
-        super().__init__(settings, images, processes)
+        super().__init__(settings, images, processes, ema_decay=settings.ema_decay)
         torch.manual_seed(settings.seed)
-        self.model = PixelCNN(config).to(self.processes.device, memory_format=torch.channels_last)
+        self.model = PixelCNN(config).to(self.processes.device).to(memory_format=torch.channels_last)
         self.averaged = copy.deepcopy(self.model)
-        self.optimisers = self._make_optimisers()
+        self.optimisers: list[torch.optim.Optimizer] = self._make_optimisers()
         self._log_prob: Callable[[Tensor], Tensor] = self.processes.parallel(_LogProb(self.model))
         if settings.compile:
             likelihood_is_fused(self.processes.device.type)  # tried now: a trace does not
@@ -149,17 +149,17 @@ class Trainer(AveragedRun):
             loss = -self._log_prob(share).mean() * (len(share) * processes.count / len(batch)) / LOG2
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.gradient_clip or math.inf)
-        bits_per_dim, norm = torch.stack((processes.mean(loss), norm.detach())).tolist()
-        if not math.isfinite(bits_per_dim) or not math.isfinite(norm):
+        values: list[float] = torch.stack((processes.mean(loss), norm.detach())).tolist()
+        bits_per_dim, size = values
+        if not math.isfinite(bits_per_dim) or not math.isfinite(size):
             raise FloatingPointError(
-                f"training broke down at step {self.step}: {bits_per_dim} bits/dim, gradient of norm {norm}"
+                f"training broke down at step {self.step}: {bits_per_dim} bits/dim, gradient of norm {size}"
             )
         for optimiser in self.optimisers:
             optimiser.step()
             optimiser.zero_grad()
         self.average()
-        self.step += 1
-        self.seconds += time.perf_counter() - started
+        self.count_step(time.perf_counter() - started)
         return bits_per_dim
 
     def evaluate(self, model: PixelCNN, images: Tensor) -> float:
@@ -200,10 +200,10 @@ def mean_bits_per_dim(model: PixelCNN, images: Tensor, *, progress: bool = False
     device = next(model.parameters()).device
     total = torch.zeros((), dtype=torch.float64)
     with (
-        tqdm(total=len(images), unit="image", disable=not progress) as bar,
+        progress_of(len(images), shown=progress) as shown,
         torch.backends.cudnn.flags(enabled=True, allow_tf32=False),
     ):
         for part in images.split(EVALUATED_AT_ONCE):
             total += model.log_prob(part.to(device)).double().sum().cpu()
-            bar.update(len(part))
+            shown.advance(len(part))
     return -float(total) / images.numel() / LOG2

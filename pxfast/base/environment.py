@@ -1,0 +1,80 @@
+"""The environment variables that pxfast reads when it runs. They set defaults of arguments, and are read here alone.
+
+Every function reads its variable at every call, and raises ValueError, naming it, for a value that it can't have. An
+argument that is given wins over the variable. ``docs/environment.md`` lists them all.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+ORDERS = ("auto", "sequential", "speculative")
+
+
+def threads() -> int | None:
+    """``PXFAST_THREADS``: threads of the CPU engine; None: as many as this process may use processors."""
+    return _positive("PXFAST_THREADS")
+
+
+def instruction_set() -> str | None:
+    """``PXFAST_ISA``: the CPU engine's instruction set, by its name; None: the best one here. The engine checks it."""
+    return os.environ.get("PXFAST_ISA") or None
+
+
+def order() -> str:
+    """``PXFAST_ORDER``: the order in which the compiled engines evaluate: 'sequential', 'speculative' or 'auto'."""
+    wish = os.environ.get("PXFAST_ORDER") or "auto"
+    if wish not in ORDERS:
+        raise ValueError(f"PXFAST_ORDER must be {', '.join(ORDERS[:-1])} or {ORDERS[-1]}, got {wish!r}")
+    return wish
+
+
+def cuda_team() -> int | None:
+    """``PXFAST_CUDA_TEAM``: blocks that decode images together on a GPU; None: by the batch size."""
+    return _positive("PXFAST_CUDA_TEAM")
+
+
+def cuda_clusters() -> bool:
+    """``PXFAST_CUDA_CLUSTERS``: whether blocks share weights in clusters; by default they don't."""
+    return _switch("PXFAST_CUDA_CLUSTERS", default=False)
+
+
+def cuda_wgmma() -> bool:
+    """``PXFAST_CUDA_WGMMA``: whether bf16 row steps may use wgmma; by default they may."""
+    return _switch("PXFAST_CUDA_WGMMA", default=True)
+
+
+def trial() -> bool:
+    """``PXFAST_TRIAL``: whether a GPU's kernels are tried before they are relied upon; by default they are."""
+    return _switch("PXFAST_TRIAL", default=True)
+
+
+def tiles_file() -> Path:
+    """``PXFAST_TILES``: where ``pxfast tune`` keeps its choices; by default in the user's folder of settings."""
+    return Path(os.environ.get("PXFAST_TILES") or _user_folder("XDG_CONFIG_HOME", ".config") / "tiles.json")
+
+
+def cache_folder() -> Path:
+    """Where what can be made again is kept: ``pxfast`` in the user's folder of caches (``XDG_CACHE_HOME``)."""
+    return _user_folder("XDG_CACHE_HOME", ".cache")
+
+
+def _user_folder(variable: str, default: str) -> Path:
+    return Path(os.environ.get(variable) or Path.home() / default) / "pxfast"
+
+
+def _positive(variable: str) -> int | None:
+    wish = os.environ.get(variable)
+    if not wish:
+        return None
+    if not wish.isdecimal() or int(wish) < 1:
+        raise ValueError(f"{variable} must be a positive integer, got {wish!r}")
+    return int(wish)
+
+
+def _switch(variable: str, *, default: bool) -> bool:
+    wish = os.environ.get(variable) or str(int(default))
+    if wish not in ("0", "1"):
+        raise ValueError(f"{variable} must be 0 or 1, got {wish!r}")
+    return wish == "1"

@@ -1,0 +1,237 @@
+"""What ``pxfast demo`` does: purify images shipped in the package, and show what that did to them.
+
+A classifier's labels are shown beside them.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import time
+from importlib import resources
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..base.files import refuse_existing, whole_file
+from ..base.machine import parse_device
+from ..classifiers import load_classifier, predict
+from ..pixelcnn.likelihood import bits_per_dim
+from ..pixelcnn.shipped import load
+from ..pixeldefend.purify import purify
+from ..tensors.safetensors import read_safetensors
+
+FORMAT = "pxfast-demo-images"
+ASSET = "demo-images.safetensors"
+MODEL = "fashion-mnist"
+PURIFY_EPS = 32  # the paper's for Fashion-MNIST
+CLASSES = ("T-shirt", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Boot")
+
+
+class DemoImages(NamedTuple):
+    """Images of the Fashion-MNIST test set, clean and attacked: uint8 (N, 1, 28, 28); their labels (N,) int64."""
+
+    clean: Tensor
+    attacked: Tensor
+    labels: Tensor
+    attack_eps: int
+
+
+class Stage(NamedTuple):
+    """What became of the images: uint8 (N, C, H, W), bits/dim (N,), and the classifier's labels (N,)."""
+
+    name: str
+    images: Tensor
+    bits: Tensor
+    labels: Tensor
+
+
+def load_demo_images() -> DemoImages:
+    """The images shipped in the package; the first ten are one of each class."""
+    tensors, metadata = read_safetensors(Path(str(resources.files("pxfast") / "assets" / ASSET)), FORMAT)
+    return DemoImages(tensors["clean"], tensors["attacked"], tensors["labels"].long(), int(metadata["attack_eps"]))
+
+
+class Demonstration(NamedTuple):
+    """What :func:`run` found: the images at all stages, the seconds that purification took, and the picture's path."""
+
+    images: DemoImages
+    stages: list[Stage]
+    seconds: float
+    picture: Path
+
+    @property
+    def purified(self) -> int:
+        """How many images were purified: the attacked and the clean ones."""
+        return 2 * len(self.images.labels)
+
+
+def run(
+    out: str | os.PathLike[str] | None = None,
+    *,
+    force: bool = False,
+    device: str = "auto",
+    engine: str = "auto",
+    threads: int | None = None,
+    progress: bool = False,
+) -> Demonstration:
+    """Purify the shipped images and write the comparison picture.
+
+    out: the PNG to write; refused with FileExistsError when it exists, unless ``force``. None: pxfast-demo.png in the
+    current folder, or pxfast-demo-1.png and so on when that is taken. device, engine, threads: of purification.
+    """
+    if out is not None:
+        refuse_existing(out, force=force)
+    demo = load_demo_images()
+    model, classifier = load(MODEL), load_classifier(MODEL)
+    given = torch.cat((demo.attacked, demo.clean)).to(parse_device(device))
+    started = time.perf_counter()
+    both = purify(given, eps=PURIFY_EPS, model=model, engine=engine, threads=threads, progress=progress).cpu()
+    seconds = time.perf_counter() - started
+    purified, purified_clean = both.split(len(demo.clean))
+    stages = [
+        Stage(name, images, bits_per_dim(images, model=model), predict(classifier, images))
+        for name, images in (
+            ("clean", demo.clean),
+            ("attacked", demo.attacked),
+            ("purified", purified),
+            ("purified clean", purified_clean),
+        )
+    ]
+    picture = default_path() if out is None else Path(out)
+    draw(picture, stages[:3], demo)
+    return Demonstration(demo, stages, seconds, picture)
+
+
+def lines(shown: Demonstration) -> list[str]:
+    """A demonstration in lines for people."""
+    demo, count = shown.images, shown.purified
+    return [
+        f"{len(demo.labels)} test images of Fashion-MNIST, attacked by FGSM (eps {demo.attack_eps}) and purified",
+        f"(eps {PURIFY_EPS}); eps in grey levels of 255. Wrong labels are marked with a *.",
+        "",
+        *table(shown.stages, demo.labels),
+        "",
+        f"purified {count} images in {shown.seconds:.2f} s: {count / shown.seconds:.1f} images/s",
+        f"picture: {shown.picture.resolve()}",
+    ]
+
+
+def facts(shown: Demonstration) -> dict[str, Any]:
+    """A demonstration, JSON-able: the classifier's accuracy in [0, 1] and the mean bits/dim at all stages."""
+    return {
+        "images": shown.purified,
+        "seconds": shown.seconds,
+        "images_per_second": shown.purified / shown.seconds,
+        "stages": {
+            stage.name: {
+                "accuracy": float((stage.labels == shown.images.labels).double().mean()),
+                "bits_per_dim": float(stage.bits.mean()),
+            }
+            for stage in shown.stages
+        },
+        "files": [shown.picture.resolve()],
+    }
+
+
+def default_path() -> Path:
+    """pxfast-demo.png in the current folder, or the first of pxfast-demo-1.png, ... that does not exist."""
+    names = itertools.chain(["pxfast-demo.png"], (f"pxfast-demo-{i}.png" for i in itertools.count(1)))
+    return next(path for path in map(Path, names) if not os.path.lexists(path))
+
+
+def table(stages: list[Stage], truth: Tensor) -> list[str]:
+    """Lines: per image its true label, then per stage the classifier's label and bits/dim; means and accuracies."""
+    lines = [
+        f"{'':<9}" + "".join(f"  {stage.name:^16}" for stage in stages),
+        f"{'true':<9}" + f"  {'label':<9}{'bits/dim':>7}" * len(stages),
+    ]
+    rule = "-" * len(lines[1])
+    lines.append(rule)
+    for i, label in enumerate(truth.tolist()):
+        cells = []
+        for stage in stages:
+            given = int(stage.labels[i])
+            name = CLASSES[given] + ("" if given == label else "*")
+            cells.append(f"  {name:<9}{float(stage.bits[i]):>8.2f}")
+        lines.append(f"{CLASSES[label]:<9}" + "".join(cells))
+    cells = []
+    for stage in stages:
+        right = f"{100 * float((stage.labels == truth).double().mean()):.0f} %"
+        cells.append(f"  {right:<9}{float(stage.bits.mean()):>8.2f}")
+    return [*lines, rule, f"{'all':<9}" + "".join(cells)]
+
+
+SCALE = 3  # screen pixels per image pixel
+GAP, LEFT, TOP, CAPTION = 12, 136, 14, 38  # screen pixels
+COLUMNS = len(CLASSES)
+
+
+def cell(row: int, column: int, side: int) -> tuple[int, int]:
+    """Left and top edge, in screen pixels from the top left, of an image in the picture."""
+    return LEFT + column * (SCALE * side + GAP), TOP + row * (SCALE * side + CAPTION)
+
+
+def picture_size(columns: int, side: int) -> tuple[int, int]:
+    """Width and height of the picture in screen pixels."""
+    left, top = cell(4, columns, side)
+    return left, top - CAPTION + TOP
+
+
+def draw(path: Path, stages: list[Stage], demo: DemoImages) -> None:
+    """Write the picture: rows clean, attacked, purified, and 8 times the difference of the last two around mid-grey.
+
+    One column per image, the first ten of them; the rows' means are over these. Under each image the classifier's
+    label, a wrong one in bold red after a cross, and its bits/dim.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    columns, side = min(COLUMNS, len(demo.labels)), demo.clean.shape[-1]
+    width, height = picture_size(columns, side)
+    dpi = 100
+    figure = Figure((width / dpi, height / dpi), dpi=dpi, facecolor="white")
+    canvas = FigureCanvasAgg(figure)
+
+    def text(x: float, y: float, string: str, **style: Any) -> None:
+        # DejaVu Sans comes with matplotlib, and has the cross
+        figure.text(x, height - y, string, transform=None, va="top", family="DejaVu Sans", **style)
+
+    def image(row: int, column: int, values: Tensor) -> tuple[int, int]:
+        left, top = cell(row, column, side)
+        pixels = np.kron(values[0].numpy(), np.ones((SCALE, SCALE), np.uint8))
+        figure.figimage(np.repeat(pixels[:, :, None], 3, axis=2), left, height - top - SCALE * side, origin="upper")
+        return left + SCALE * side // 2, top + SCALE * side
+
+    _, attacked, purified = stages
+    change = purified.images.int() - attacked.images.int()
+    difference = (128 + 8 * change).clamp(0, 255).to(torch.uint8)
+    notes = ["", f"FGSM, eps {demo.attack_eps}", f"eps {PURIFY_EPS}", "purified - attacked"]
+    for row, name in enumerate(["clean", "attacked", "purified", "difference \u00d78"]):
+        top = cell(row, 0, side)[1] + SCALE * side // 2
+        lines = [notes[row]] if notes[row] else []
+        if row < 3:
+            right = stages[row].labels[:columns] == demo.labels[:columns]
+            lines += [
+                f"{float(stages[row].bits[:columns].mean()):.2f} bits/dim",
+                f"{int(right.sum())} of {columns} right",
+            ]
+        text(10, top - 32, name, fontsize=11, weight="bold", color="#222222")
+        for line, note in enumerate(lines):
+            text(10, top - 14 + 15 * line, note, fontsize=8, color="#444444")
+        for column in range(columns):
+            if row == 3:
+                image(row, column, difference[column])
+                continue
+            centre, below = image(row, column, stages[row].images[column])
+            given = int(stages[row].labels[column])
+            correct = given == int(demo.labels[column])
+            style = {"color": "#1b5e20"} if correct else {"color": "#c62828", "weight": "bold"}
+            text(centre, below + 4, ("" if correct else "\u2717 ") + CLASSES[given], ha="center", fontsize=8.5, **style)
+            bits = f"{float(stages[row].bits[column]):.2f} bits/dim"
+            text(centre, below + 18, bits, ha="center", fontsize=7, color="#444444")
+    with whole_file(path) as temporary:
+        canvas.print_png(temporary)  # type: ignore[no-untyped-call]
