@@ -36,7 +36,7 @@ SMALLEST = ((4, 4), 1, 8, 1, "logistic")  # for the sanitizers: too small to be 
 SMALL_SHARED = 99 * 1024  # of Ada's multiprocessors; Hopper's have 227 KB
 
 # (image size, channels, filters, resnets, head)
-COLOUR = ((8, 12), 3, 10, 1, "logistic")
+COLOUR = ((4, 8), 3, 10, 1, "logistic")
 CASES = {
     "logistic": ((8, 8), 1, 8, 1, "logistic"),
     "logistic-colour": COLOUR,
