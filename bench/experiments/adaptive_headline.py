@@ -4,7 +4,7 @@
 
 Normal and FGSM-trained ResNet-62 behind the purifier of the paper's eps (16 for CIFAR-10, 32 for Fashion-MNIST), under
 BPDA of 100 steps with eps 8 on the first test images. The normal classifiers are the shipped ones, the others
-DATASET-resnet62-fgsm.safetensors in the folder --classifiers, as `pxfast train-classifier --defense fgsm` makes them.
+DATASET-resnet62-fgsm.safetensors in the folder --classifiers, as `pxfast train-classifier --defence fgsm` makes them.
 A killed run that is started again goes on: attacked images and finished rows are kept in --out. An image is attacked
 until it is misclassified or 100 steps are over; the rates are by the clock, and by the processor's own time, which
 other work on the machine does not stretch.

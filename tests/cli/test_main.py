@@ -16,7 +16,7 @@ from support.helpers import error_line
 
 import pxfast
 from pxfast.cli.options import parse_budget
-from pxfast.pixelcnn.files import save_model
+from pxfast.pixelcnn.files import save
 
 
 def command(*arguments) -> list[str]:
@@ -33,7 +33,7 @@ def run(*arguments, code=0, **keywords) -> subprocess.CompletedProcess:
 @pytest.fixture(scope="module")
 def model(tiny_model, tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("model") / "tiny.safetensors"
-    save_model(tiny_model, path)
+    save(tiny_model, path)
     return path
 
 
