@@ -157,7 +157,7 @@ class ADPPurifier(nn.Module):
         return self._run(images, seeds)
 
     @torch.no_grad()
-    def score(self, images: Tensor) -> Tensor:
+    def log_prob_gradient(self, images: Tensor) -> Tensor:
         """s(x) of floating images (N, C, H, W): sigma times the score, for whatever sigma of noise the network sees.
 
         Without a gradient.

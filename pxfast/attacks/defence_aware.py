@@ -238,7 +238,7 @@ class _Joint(GridAscent):
                 gradient = loss_gradient(target.classifier, x, labels)
                 if not self.by_score:
                     purified = mean([target.purified(x, derived_seeds(seeds, run)) for run in range(runs)])
-            likelier = target.score(x) if self.by_score else purified - x
+            likelier = target.log_prob_gradient(x) if self.by_score else purified - x
             return self.weight * likelier.sign() + (1.0 - self.weight) * gradient.sign(), wrong
 
         return ascend(
