@@ -17,6 +17,7 @@ from pathlib import Path
 
 from setuptools import Extension, find_packages, setup
 from setuptools.command.build_ext import build_ext
+from setuptools.command.editable_wheel import editable_wheel
 
 ROOT = Path(__file__).resolve().parent
 X86 = platform.machine().lower() in ("x86_64", "amd64")
@@ -169,9 +170,22 @@ class NinjaBuild(build_ext):
             raise SystemExit("pxfast's compiled module could not be built; the compiler's messages are above")
 
 
+class EditableWheel(editable_wheel):
+    """Puts the checkout on the path by a plain .pth file, which type checkers and editors read as Python does.
+
+    A package that lies elsewhere than its name says would have setuptools install an import hook, which they don't run.
+    In a checkout ``pxfast/kernels`` is a link to where the kernels lie, so that no package does.
+    """
+
+    def finalize_options(self):
+        if (ROOT / "pxfast" / "kernels" / "__init__.py").is_file():
+            self.distribution.package_dir = {"": ""}
+        super().finalize_options()
+
+
 setup(
     packages=[*find_packages(include=["pxfast", "pxfast.*"]), "pxfast.kernels"],
     package_dir={"pxfast.kernels": "kernels"},
     ext_modules=[Extension("pxfast._C", ["csrc/bindings.cpp"])],
-    cmdclass={"build_ext": NinjaBuild},
+    cmdclass={"build_ext": NinjaBuild, "editable_wheel": EditableWheel},
 )

@@ -11,6 +11,8 @@ program holds, hence not on the eps of its neighbours.
 
 from __future__ import annotations
 
+from typing import Protocol
+
 import torch
 import triton
 import triton.language as tl
@@ -379,7 +381,19 @@ def values_for(eps: int) -> int:
     return next(values for values in (64, 256) if values >= min(256, 2 * eps + 1))
 
 
-def choose_twin(head, chooser, parameters: Tensor, given: Tensor, position: int) -> Tensor:
+class Head(Protocol):
+    """What is asked of a module of ``pxfast.pixelcnn.heads``."""
+
+    def log_probs(self, features: Tensor, images: Tensor) -> Tensor: ...
+
+
+class Chooser(Protocol):
+    """What is asked of a chooser of ``pxfast.engines.choosers``."""
+
+    def choose(self, log_probs: Tensor, given: Tensor, position: int) -> Tensor: ...
+
+
+def choose_twin(head: Head, chooser: Chooser, parameters: Tensor, given: Tensor, position: int) -> Tensor:
     """What :func:`choose` chooses: (N, C) uint8, by a module of ``pxfast.pixelcnn.heads`` and a chooser's own
     definition.
 

@@ -4,7 +4,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 # The networks of the tests are tiny: more threads of torch only wait for each other, on a busy machine for minutes.
@@ -17,6 +17,7 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import pytest
+import torch
 from support.engines import ENGINE_PARAMS, is_here, left_out
 from support.helpers import error_line, made_once, random_model
 
@@ -81,6 +82,15 @@ def tiny_colour_model() -> PixelCNN:
 def engine(request: pytest.FixtureRequest) -> str:
     """The name of every engine that can run here, in turn."""
     return request.param
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Torch computes with one thread: sums in one order."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture

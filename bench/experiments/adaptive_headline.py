@@ -13,7 +13,6 @@ other work on the machine does not stretch.
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
 import time
 from pathlib import Path
@@ -23,8 +22,8 @@ import numpy as np
 import torch
 
 import pxfast
-from pxfast.attacks import bpda
-from pxfast.attacks.resumable import attack_to_file, labels_path
+from pxfast.attacks import BPDA, attack_to_file
+from pxfast.attacks.resumable import labels_path
 from pxfast.base.files import whole_file
 from pxfast.classifiers import load_classifier, predict
 from pxfast.data.datasets import DATASETS, load_dataset
@@ -35,7 +34,12 @@ from pxfast.pixelcnn.fingerprint import model_fingerprint
 
 ATTACK_EPS, STEPS = 8, 100
 PURIFY_EPS = {"cifar10": 16, "fashion-mnist": 32}  # the paper's
-BLOCK = 64  # images attacked, and kept, at a time
+
+
+class SmallBlocks(BPDA):
+    """BPDA that attacks, and keeps, few images at a time."""
+
+    block = 64
 
 
 def accuracy(right: torch.Tensor) -> dict[str, Any]:
@@ -54,10 +58,9 @@ def measure(dataset: str, training: str, classifier_path: str, root: Path, count
     purifier(images[:1])  # packs the weights, once per process
     started = time.process_time()
     file = out / f"{dataset}-{training}.npy"
-    attack = dataclasses.replace(bpda, block=BLOCK)
     begun = file.with_suffix(".npy.parts").exists()
     result = attack_to_file(
-        attack, defended, images, labels, file, eps=ATTACK_EPS, options={"steps": STEPS}, force=True, progress=True
+        SmallBlocks(steps=STEPS), defended, images, labels, file, eps=ATTACK_EPS, force=True, progress=True
     )
     processor = None if begun else time.process_time() - started
     assert int((result.images.int() - images.int()).abs().max()) <= ATTACK_EPS

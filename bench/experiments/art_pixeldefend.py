@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 import pxfast
-from pxfast.attacks import fgsm
+from pxfast.attacks import FGSM
 from pxfast.base.extras import require
 from pxfast.base.files import refuse_existing, whole_file
 from pxfast.classifiers import accuracy, load_classifier
@@ -92,7 +92,7 @@ def measure(root: Path, count: int, attack_eps: list[int], eps: int) -> dict[str
     images, labels = images[:count], labels[:count]
     model, classifier = pxfast.load(MODEL), load_classifier(MODEL)
     inputs = {"clean": images}
-    inputs |= {f"FGSM, eps {attack}": fgsm(classifier, images, None, attack) for attack in attack_eps}
+    inputs |= {f"FGSM, eps {attack}": FGSM()(classifier, images, None, attack) for attack in attack_eps}
     rows = []
     for name, x in inputs.items():
         ours = pxfast.purify(x, eps, model=model, precision="fp32")
@@ -105,7 +105,7 @@ def measure(root: Path, count: int, attack_eps: list[int], eps: int) -> dict[str
                     "purification": method,
                     "bits_per_dim": float(pxfast.bits_per_dim(result, model=model).mean()),
                     "accuracy": accuracy(classifier, result, labels),
-                    "mean_regret": verification.mean,
+                    "mean_regret": verification.mean_regret,
                     "is_algorithm_1": verification.passed,
                     "unlike_algorithm_1": float((result != ours).double().mean()),
                 }

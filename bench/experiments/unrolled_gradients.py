@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import pxfast
-from pxfast.attacks import bim_steps, bpda, unrolled_bim
+from pxfast.attacks import BPDA, UnrolledBIM, bim_steps
 from pxfast.attacks.gradients import loss_gradient
 from pxfast.base.files import refuse_existing, whole_file
 from pxfast.data.datasets import load_dataset
@@ -99,11 +99,11 @@ def measure(root: Path, size: int, temperatures: list[float], count: int) -> dic
         }
 
     steps = bim_steps(ATTACK_EPS)
-    rows = [row("BPDA", straight, bpda(defended, images, labels, ATTACK_EPS, steps=steps, step=1))]
+    rows = [row("BPDA", straight, BPDA(steps=steps, step=1)(defended, images, labels, ATTACK_EPS))]
     for temperature in temperatures:
         soft = Defended(classifier, [RelaxedPurifier.of(purifier, tuple(x.shape[1:]), temperature=temperature)])
         gradient = loss_gradient(soft, x, labels)
-        attacked = unrolled_bim(defended, images, labels, ATTACK_EPS, temperature=temperature)
+        attacked = UnrolledBIM(temperature=temperature)(defended, images, labels, ATTACK_EPS)
         rows.append(row(f"unrolled, temperature {temperature:g}", gradient, attacked))
     clean = {"undefended": right(classifier, x), "defended": right(defended, x)}
     return {"size": size, "images": count, "clean": clean, "rows": rows}

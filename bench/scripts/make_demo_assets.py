@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from pxfast.attacks import fgsm
+from pxfast.attacks import FGSM
 from pxfast.base.files import refuse_existing, whole_file
 from pxfast.classifiers import load_classifier, predict
 from pxfast.cli.demonstration import CLASSES, FORMAT, MODEL
@@ -43,7 +43,7 @@ def main() -> None:
     images, labels = load_dataset("fashion-mnist", arguments.root, train=False)
     chosen = choose(labels[:1000], predict(classifier, images[:1000]))
     clean = images[chosen].contiguous()
-    attacked = fgsm(classifier, clean, None, arguments.eps)
+    attacked = FGSM()(classifier, clean, None, arguments.eps)
     tensors = {
         "clean": clean,
         "attacked": attacked,

@@ -9,7 +9,6 @@ that nothing of it would ever be removed.
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
@@ -21,6 +20,7 @@ from ..base.checks import check_integer, is_number
 from ..base.progress import reporting
 from ..data.images import ImagesT, check_range, to_grid
 from ..tensors.batches import FIXED_BATCH, in_fixed_batches
+from ..tensors.copies import Copies
 from ..tensors.seeds import image_seeds, standard_normal
 from ..tensors.straight_through import check_backward, with_backward
 from .files import SHIPPED, Scorer
@@ -33,6 +33,8 @@ PROBE = 1e-3  # how far along the score it is looked at again
 STEP_SCALE = 0.05  # the step is as long as this and PROBE say where the score keeps none of its direction
 SMALLEST_STEP, LARGEST_STEP = 1e-5, 0.1
 STOPPING_STEP = 1e-3  # an image that asks for a step as small is done
+_copies: Copies[ScoreNetwork] = Copies()  # of score networks in other types and places
+
 CPU_BATCH = 8  # images that the network sees at once; on a GPU FIXED_BATCH
 
 
@@ -119,7 +121,6 @@ class ADPPurifier(nn.Module):
         self.backward: str = check_backward(backward, "full")
         self.seed: int = check_integer("seed", seed, 2**63)
         self.progress = progress
-        self._elsewhere: dict[tuple[int, torch.device, torch.dtype], ScoreNetwork] = {}
 
     def forward(self, images: ImagesT) -> ImagesT:
         """One run. Images (N, C, H, W) or (C, H, W), of the types that ``purify`` takes; the same form comes back.
@@ -156,7 +157,7 @@ class ADPPurifier(nn.Module):
         return self._run(images, seeds)
 
     @torch.no_grad()
-    def score(self, images: Tensor) -> Tensor:
+    def log_prob_gradient(self, images: Tensor) -> Tensor:
         """s(x) of floating images (N, C, H, W): sigma times the score, for whatever sigma of noise the network sees.
 
         Without a gradient.
@@ -215,7 +216,4 @@ class ADPPurifier(nn.Module):
         weight = next(network.parameters())
         if (weight.device, weight.dtype) == (like.device, like.dtype):
             return network
-        key = (id(network), like.device, like.dtype)
-        if key not in self._elsewhere:
-            self._elsewhere[key] = copy.deepcopy(network).to(like.device, like.dtype)
-        return self._elsewhere[key]
+        return _copies.get(network, like.dtype, like.device)

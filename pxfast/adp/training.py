@@ -191,8 +191,7 @@ class ScoreTrainer(AveragedRun):
         adam.step()
         adam.zero_grad()
         self.average()
-        self.step += 1
-        self.seconds += time.perf_counter() - started
+        self.count_step(time.perf_counter() - started)
         return found
 
 

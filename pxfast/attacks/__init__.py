@@ -1,91 +1,109 @@
-"""Attacks on classifiers, each callable as ``attack(classifier, images, labels, eps)`` on uint8 images (N, C, H, W).
+"""Attacks on classifiers: classes, made with their options and called with uint8 images (N, C, H, W).
 
-``attack.run`` takes the same and also says which images are misclassified before and after rounding to the grid.
+``BIM(steps=10)(classifier, images, labels, eps=8)`` gives the attacked images. ``BIM(steps=10).run(...)`` takes the
+same and also says which images are misclassified before and after rounding to the grid.
 """
 
-from .attack import Attack
-from .autoattack import autoattack
-from .box_lbfgs import lbfgs
-from .carlini_wagner import cw_l2, cw_linf
-from .deepfool import deepfool
-from .defence_aware import blind_pgd, bpda, bpda_eot, full_gradient, joint_full, joint_score, unrolled_bim
+from typing import Any
+
+from .attack import Attack, ClippedAttack
+from .autoattack import AutoAttack
+from .box_lbfgs import LBFGS
+from .carlini_wagner import CWL2, CWLinf
+from .deepfool import DeepFool
+from .defence_aware import BPDA, BPDAEOT, BlindPGD, FullGradient, JointFull, JointScore, UnrolledBIM
 from .foolbox_attacks import (
-    contrast_reduction,
-    deepfool_l2,
-    gaussian_blur,
-    gradient,
-    gradient_sign,
-    iterative_gradient_sign,
-    salt_and_pepper,
-    uniform_noise,
+    ContrastReduction,
+    DeepFoolL2,
+    GaussianBlur,
+    Gradient,
+    GradientSign,
+    IterativeGradientSign,
+    SaltAndPepper,
+    UniformNoise,
 )
 from .gradients import NoGradient
 from .result import AttackResult
-from .saliency_map import saliency_map
-from .sign_steps import bim, bim_steps, fgsm, pgd, rand
-from .spsa import spsa
+from .resumable import attack_to_file
+from .saliency_map import SaliencyMap
+from .sign_steps import BIM, FGSM, PGD, Rand, bim_steps
+from .spsa import SPSA
 
-PAPER = (rand, fgsm, bim, deepfool, cw_l2, cw_linf)  # of Song et al. 2018
-REPRODUCTION = (  # the ten of its first reproduction, in the order of its table
-    gradient_sign,
-    gradient,
-    deepfool_l2,
-    gaussian_blur,
-    saliency_map,
-    uniform_noise,
-    salt_and_pepper,
-    lbfgs,
-    contrast_reduction,
-    iterative_gradient_sign,
+PAPER: tuple[type[Attack], ...] = (Rand, FGSM, BIM, DeepFool, CWL2, CWLinf)  # of Song et al. 2018
+REPRODUCTION: tuple[type[Attack], ...] = (  # the ten of its first reproduction, in the order of its table
+    GradientSign,
+    Gradient,
+    DeepFoolL2,
+    GaussianBlur,
+    SaliencyMap,
+    UniformNoise,
+    SaltAndPepper,
+    LBFGS,
+    ContrastReduction,
+    IterativeGradientSign,
 )
-YARDSTICKS = (pgd, autoattack)  # today's
-ADAPTIVE = (blind_pgd, bpda, bpda_eot, joint_score, joint_full, spsa, full_gradient, unrolled_bim)  # on defended models
+YARDSTICKS: tuple[type[Attack], ...] = (PGD, AutoAttack)  # today's
+ADAPTIVE: tuple[type[Attack], ...] = (  # on defended models
+    BlindPGD,
+    BPDA,
+    BPDAEOT,
+    JointScore,
+    JointFull,
+    SPSA,
+    FullGradient,
+    UnrolledBIM,
+)
 
-ATTACKS = {attack.name: attack for attack in (*PAPER, *REPRODUCTION, *YARDSTICKS, *ADAPTIVE)}
+ATTACKS: dict[str, type[Attack]] = {attack.name: attack for attack in (*PAPER, *REPRODUCTION, *YARDSTICKS, *ADAPTIVE)}
 
 
-def find_attack(name: str) -> Attack:
-    """The attack of this name. ValueError lists the known ones."""
+def find_attack(name: str, **options: Any) -> Attack:
+    """The attack of this name in ``ATTACKS``, made with these options of its own.
+
+    ValueError lists the known names; TypeError for an option that the attack lacks, and what its constructor raises.
+    """
     if name not in ATTACKS:
         raise ValueError(f"unknown attack {name!r}; known: {', '.join(ATTACKS)}")
-    return ATTACKS[name]
+    return ATTACKS[name](**options)
 
 
 __all__ = [
     "ADAPTIVE",
     "ATTACKS",
+    "BIM",
+    "BPDA",
+    "BPDAEOT",
+    "CWL2",
+    "FGSM",
+    "LBFGS",
     "PAPER",
+    "PGD",
     "REPRODUCTION",
+    "SPSA",
     "YARDSTICKS",
     "Attack",
     "AttackResult",
+    "AutoAttack",
+    "BlindPGD",
+    "CWLinf",
+    "ClippedAttack",
+    "ContrastReduction",
+    "DeepFool",
+    "DeepFoolL2",
+    "FullGradient",
+    "GaussianBlur",
+    "Gradient",
+    "GradientSign",
+    "IterativeGradientSign",
+    "JointFull",
+    "JointScore",
     "NoGradient",
-    "autoattack",
-    "bim",
+    "Rand",
+    "SaliencyMap",
+    "SaltAndPepper",
+    "UniformNoise",
+    "UnrolledBIM",
+    "attack_to_file",
     "bim_steps",
-    "blind_pgd",
-    "bpda",
-    "bpda_eot",
-    "contrast_reduction",
-    "cw_l2",
-    "cw_linf",
-    "deepfool",
-    "deepfool_l2",
-    "fgsm",
     "find_attack",
-    "full_gradient",
-    "gaussian_blur",
-    "gradient",
-    "gradient_sign",
-    "iterative_gradient_sign",
-    "joint_full",
-    "joint_score",
-    "lbfgs",
-    "pgd",
-    "rand",
-    "saliency_map",
-    "salt_and_pepper",
-    "spsa",
-    "uniform_noise",
-    "unrolled_bim",
 ]

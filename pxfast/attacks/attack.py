@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import abc
 import dataclasses
+import inspect
 import time
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 import torch
@@ -15,10 +17,9 @@ from ..base.checks import check_eps
 from ..base.progress import reporting
 from ..defences.defended import Defended
 from ..tensors.batches import FIXED_BATCH, in_fixed_batches
-from ..tensors.seeds import image_key, image_seeds
+from ..tensors.seeds import image_key
 from .gradients import predicted
-from .meter import LIMITS, Meter
-from .result import COSTS, AttackResult, join
+from .result import AttackResult, join
 from .rounding import rearm, to_grid
 
 BATCH = FIXED_BATCH
@@ -46,42 +47,55 @@ def fix_batches(classifier: nn.Module, size: int) -> FixedBatch | Defended:
     return FixedBatch(classifier, size)
 
 
-def image_generators(images: Tensor, seed: int) -> list[np.random.Generator]:
-    """A random generator per uint8 image (N, C, H, W), seeded by the image's own values and ``seed``.
+def image_generators(x: Tensor, seed: int) -> list[np.random.Generator]:
+    """A random generator per floating image (N, C, H, W) on the grid, seeded by its own values and ``seed``.
 
     So an image's random numbers are the same in every batch, in every order, and on every device.
     """
+    images = (x * 255.0).round().to(torch.uint8)
     return [np.random.Generator(np.random.Philox(key=image_key(image, seed))) for image in images]
 
 
-@dataclasses.dataclass(frozen=True)
-class Attack:
-    """An attack on a classifier, callable as ``attack(classifier, images, labels, eps)``.
+class Attack(abc.ABC):
+    """An attack on a classifier: made with its options, and called with images as often as one likes.
 
-    name: in ``ATTACKS`` and on the command line. perturb: the attack itself, on floats:
-    ``perturb(classifier, x, labels, eps, **options)`` takes and gives floating images (N, C, H, W) in [0, 1], with eps
-    in [0, 1] too (None where the attack is not bounded). bounded: whether it stays within ±eps. needs_gradient:
-    whether the classifier must be differentiable. source: where it was published. on_grid: its results are grid
-    values but for rounding errors. random: ``perturb`` also takes ``generators``, one for each image. batch: how many
-    images the classifier sees at once. joint: its random numbers are drawn for a batch as a whole, so that a result
-    may depend on which images are attacked together. clipped: it looks for its images without a bound, and eps only
-    clips what it finds: ``perturb`` need not know of eps, and :meth:`unclipped` with :meth:`clip` gives the results
-    for several eps at the price of one. metered: ``perturb`` also takes ``meter``, a :class:`Meter`, and the attack
-    the options ``max_queries`` and ``max_gradients``, which it sets. block: how many images are attacked at once.
+    ``Attack(...)(classifier, images, labels, eps=8, seed=0)`` gives uint8 images; :meth:`run` takes the same, and also
+    says which images are misclassified before and after rounding to the grid.
+
+    A subclass takes its options as keywords, checks them in its constructor (TypeError, ValueError), keeps each in an
+    attribute of the same name, and has the method :meth:`perturb`. What is true of all its instances are attributes of
+    the class:
+
+    name: in ``ATTACKS`` and on the command line. source: where it was published, and what differs here. bounded:
+    whether it stays within ±eps. needs_gradient: whether the classifier must be differentiable. on_grid: its results
+    are grid values but for rounding errors. random: they depend on the seed. batch: how many images the classifier
+    sees at once. block: how many images are attacked at once.
     """
 
-    name: str
-    perturb: Callable[..., Tensor]
-    bounded: bool
-    needs_gradient: bool
-    source: str
-    on_grid: bool = False
-    random: bool = False
-    batch: int = BATCH
-    joint: bool = False
-    clipped: bool = False
-    metered: bool = False
-    block: int = BLOCK
+    name: ClassVar[str]
+    source: ClassVar[str]
+    bounded: ClassVar[bool] = True
+    needs_gradient: ClassVar[bool] = True
+    on_grid: ClassVar[bool] = False
+    random: ClassVar[bool] = False
+    batch: ClassVar[int] = BATCH
+    block: ClassVar[int] = BLOCK
+
+    @abc.abstractmethod
+    def perturb(self, classifier: nn.Module, x: Tensor, labels: Tensor, eps: float = 1.0, *, seed: int = 0) -> Tensor:
+        """The attack itself, on floats: images (N, C, H, W) in [0, 1] of x's type and device.
+
+        x: such images, on the grid. labels: int64 (N,). eps: in [0, 1]; 1, which bounds nothing, where the attack is
+        not bounded. seed: of the random numbers. Raises NoGradient where the classifier has no gradient and needs one.
+        """
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The arguments of the constructor, by name: JSON-able, and ``type(attack)(**attack.options)`` is the same."""
+        return {name: getattr(self, name) for name in inspect.signature(type(self)).parameters}
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in self.options.items())})"
 
     def __call__(
         self,
@@ -92,10 +106,9 @@ class Attack:
         *,
         seed: int = 0,
         progress: bool | Callable[[int], None] = False,
-        **options: Any,
     ) -> Tensor:
-        """The attacked images: uint8 (N, C, H, W), as :meth:`run` gives them."""
-        return self._run(classifier, images, labels, eps, seed, progress, options, judge=not self.on_grid).images
+        """The attacked images: uint8 (N, C, H, W), as :meth:`run` gives them, with the same arguments and errors."""
+        return self._run(classifier, images, labels, eps, seed, progress, judge=not self.on_grid).images
 
     def run(
         self,
@@ -106,7 +119,6 @@ class Attack:
         *,
         seed: int = 0,
         progress: bool | Callable[[int], None] = False,
-        **options: Any,
     ) -> AttackResult:
         """Attack images, and say which ones are misclassified before and after rounding.
 
@@ -114,70 +126,22 @@ class Attack:
         images' device. images: uint8 (N, C, H, W). labels: integers (N,), the true ones, by which success is counted;
         None: the classifier's own. eps: 0..255, in steps of the grid; None for attacks that are not bounded.
         seed: of the random numbers. progress: True shows a bar; a function is called with the number of images done.
-        options: the attack's own, named in the signature of ``perturb``.
 
         The images stay on the grid, and within ±eps if the attack is bounded; they are on the given images' device.
-        An image's result depends on no other image, unless ``joint``.
+        An image's result depends on no other image, unless the attack says so.
         Raises TypeError or ValueError for bad input, NoGradient (a ValueError) for a classifier without a gradient.
         """
-        return self._run(classifier, images, labels, eps, seed, progress, options, judge=True)
+        return self._run(classifier, images, labels, eps, seed, progress, judge=True)
 
-    def unclipped(
-        self,
-        classifier: nn.Module,
-        images: Tensor,
-        labels: Tensor | None,
-        *,
-        seed: int = 0,
-        progress: bool | Callable[[int], None] = False,
-        **options: Any,
-    ) -> Tensor:
-        """What a ``clipped`` attack finds before eps clips it: fp32 (N, C, H, W) in [0, 1], for :meth:`clip`.
-
-        The arguments and errors are those of :meth:`run`; ValueError for an attack that is not ``clipped``.
-        """
-        check_input(classifier, images, labels)
-        self._check_clipped()
-        fixed = fix_batches(classifier, self.batch)
-
-        def find(block: Tensor, given: Tensor | None) -> Tensor:
-            x = _to_float(block)
-            given = predicted(fixed, x) if given is None else given
-            return self._perturbed(fixed, block, x, given, None, seed, options).float()
-
-        return torch.cat(
-            [
-                torch.zeros(0, *images.shape[1:]).to(images.device),
-                *_by_block(find, images, labels, self.block, progress),
-            ]
-        )
-
-    def clip(
-        self, classifier: nn.Module, images: Tensor, labels: Tensor | None, found: Tensor, eps: int
-    ) -> AttackResult:
-        """What :meth:`run` gives with this eps, from what :meth:`unclipped` found for the same images and labels.
-
-        found: fp32 of the images' shape. Raises what :meth:`run` raises, and ValueError for another shape.
-        """
-        check_input(classifier, images, labels)
-        self._check_clipped()
-        eps = self.check_eps(eps)
-        if found.shape != images.shape or not found.is_floating_point():
-            raise ValueError(f"expected floating images {tuple(images.shape)}, got {found.dtype} {tuple(found.shape)}")
-        fixed = fix_batches(classifier, self.batch)
-        parts = iter(found.split(self.block))
-
-        def settle(block: Tensor, given: Tensor | None) -> AttackResult:
-            x = _to_float(block)
-            prediction = predicted(fixed, x)
-            given = prediction if given is None else given
-            return self._settled(fixed, block, x, next(parts), given, prediction != given, eps)
-
-        return join([_nothing(images), *_by_block(settle, images, labels, self.block, False)])
-
-    def _check_clipped(self) -> None:
-        if not self.clipped:
-            raise ValueError(f"{self.name} is not an attack whose result is clipped: it has to be run for each eps")
+    def check_eps(self, eps: int | None) -> int | None:
+        """``eps`` as this attack takes it. TypeError or ValueError when it is none."""
+        if self.bounded:
+            if eps is None:
+                raise ValueError(f"{self.name} needs eps, an integer in 0..255")
+            return check_eps(eps)
+        if eps is not None:
+            raise ValueError(f"{self.name} is not bounded: it takes no eps, got {eps!r}")
+        return None
 
     def _run(
         self,
@@ -187,7 +151,6 @@ class Attack:
         eps: int | None,
         seed: int,
         progress: bool | Callable[[int], None],
-        options: dict[str, Any],
         *,
         judge: bool,
     ) -> AttackResult:
@@ -202,70 +165,82 @@ class Attack:
                 prediction = predicted(fixed, x)
                 given = prediction if given is None else given
                 clean = prediction != given if judge else None
-            chosen, costs = options, {}
-            if self.metered:
-                limits = {name: options[name] for name in LIMITS if name in options}
-                meter = Meter(image_seeds(x, seed), **limits, progress=progress is True)
-                chosen = {**{name: value for name, value in options.items() if name not in limits}, "meter": meter}
-                costs = {name: getattr(meter, name) for name in COSTS}
             started = time.perf_counter()
-            moved = self._perturbed(fixed, block, x, given, eps, seed, chosen)
+            moved, costs = self._counted(
+                fixed, x, given.long(), 1.0 if eps is None else eps / 255.0, seed, progress is True
+            )
             seconds = time.perf_counter() - started
-            result = self._settled(fixed, block, x, moved, given, clean, eps)
+            result = _settled(fixed, block, x, moved.detach(), given, clean, eps)
             return dataclasses.replace(result, **costs, seconds=seconds)
 
         return join([_nothing(images), *_by_block(attack, images, labels, self.block, progress)])
 
-    def check_eps(self, eps: int | None) -> int | None:
-        """``eps`` as this attack takes it. TypeError or ValueError when it is none."""
-        if self.bounded:
-            if eps is None:
-                raise ValueError(f"{self.name} needs eps, an integer in 0..255")
-            return check_eps(eps)
-        if eps is not None:
-            raise ValueError(f"{self.name} is not bounded: it takes no eps, got {eps!r}")
-        return None
+    def _counted(
+        self, classifier: nn.Module, x: Tensor, labels: Tensor, eps: float, seed: int, progress: bool
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """What :meth:`perturb` gives and, from attacks that count them, its costs by the names of ``COSTS``."""
+        return self.perturb(classifier, x, labels, eps, seed=seed), {}
 
-    def _perturbed(
+
+class ClippedAttack(Attack):
+    """An attack that looks for its images without a bound, and whose finds eps only clips.
+
+    So :meth:`unclipped` with :meth:`clip` gives the results for several eps at the price of one. A subclass has
+    :meth:`find` in place of ``perturb``.
+    """
+
+    @abc.abstractmethod
+    def find(self, classifier: nn.Module, x: Tensor, labels: Tensor) -> Tensor:
+        """The search itself, on floats: images (N, C, H, W) in [0, 1] of x's type and device, as far as it takes."""
+
+    def perturb(self, classifier: nn.Module, x: Tensor, labels: Tensor, eps: float = 1.0, *, seed: int = 0) -> Tensor:
+        return x + (self.find(classifier, x, labels) - x).clamp(-eps, eps)
+
+    def unclipped(
         self,
-        classifier: FixedBatch | Defended,
+        classifier: nn.Module,
         images: Tensor,
-        x: Tensor,
-        labels: Tensor,
-        eps: int | None,
-        seed: int,
-        options: dict[str, Any],
+        labels: Tensor | None,
+        *,
+        progress: bool | Callable[[int], None] = False,
     ) -> Tensor:
-        """What ``perturb`` makes of uint8 images, which as floats are x; without a bound if eps is to clip it."""
-        if self.random:
-            options = {**options, "generators": image_generators(images, seed)}
-        elif self.joint:
-            options = {**options, "seed": seed}
-        bound = None if eps is None or self.clipped else eps / 255.0
-        return self.perturb(classifier, x, labels.long(), bound, **options).detach()
+        """What the attack finds before eps clips it: fp32 (N, C, H, W) in [0, 1], for :meth:`clip`.
 
-    def _settled(
-        self,
-        classifier: FixedBatch | Defended,
-        images: Tensor,
-        x: Tensor,
-        moved: Tensor,
-        labels: Tensor,
-        clean: Tensor | None,
-        eps: int | None,
+        The arguments and errors are those of :meth:`run`.
+        """
+        check_input(classifier, images, labels)
+        fixed = fix_batches(classifier, self.batch)
+
+        def find(block: Tensor, given: Tensor | None) -> Tensor:
+            x = _to_float(block)
+            given = predicted(fixed, x) if given is None else given
+            return self.find(fixed, x, given.long()).detach().float()
+
+        nothing = torch.zeros(0, *images.shape[1:], device=images.device)
+        return torch.cat([nothing, *_by_block(find, images, labels, self.block, progress)])
+
+    def clip(
+        self, classifier: nn.Module, images: Tensor, labels: Tensor | None, found: Tensor, eps: int
     ) -> AttackResult:
-        """Floating results on the grid. clean: which images are misclassified; None: nobody asks, nothing is judged."""
-        if self.clipped and eps is not None:
-            moved = x + (moved - x).clamp(-eps / 255.0, eps / 255.0)
-        grid = to_grid(images, moved, eps)
-        if clean is None:
-            unknown = torch.zeros(len(images), dtype=torch.bool, device=images.device)
-            return AttackResult(grid, unknown, unknown, unknown, unknown)
-        unrounded = predicted(classifier, moved) != labels
-        exact = torch.equal(moved, _to_float(grid))
-        nearest = unrounded if exact else predicted(classifier, _to_float(grid)) != labels
-        grid, rounded = rearm(classifier, images, moved, grid, labels, eps, unrounded, nearest)
-        return AttackResult(grid, clean, unrounded, nearest, rounded)
+        """What :meth:`run` gives with this eps, from what :meth:`unclipped` found for the same images and labels.
+
+        found: fp32 of the images' shape. Raises what :meth:`run` raises, and ValueError for another shape.
+        """
+        check_input(classifier, images, labels)
+        bound = check_eps(eps)
+        if found.shape != images.shape or not found.is_floating_point():
+            raise ValueError(f"expected floating images {tuple(images.shape)}, got {found.dtype} {tuple(found.shape)}")
+        fixed = fix_batches(classifier, self.batch)
+        parts = iter(found.split(self.block))
+
+        def settle(block: Tensor, given: Tensor | None) -> AttackResult:
+            x = _to_float(block)
+            prediction = predicted(fixed, x)
+            given = prediction if given is None else given
+            moved = x + (next(parts) - x).clamp(-bound / 255.0, bound / 255.0)
+            return _settled(fixed, block, x, moved, given, prediction != given, bound)
+
+        return join([_nothing(images), *_by_block(settle, images, labels, self.block, False)])
 
 
 def check_input(classifier: nn.Module, images: Tensor, labels: Tensor | None) -> None:
@@ -281,6 +256,27 @@ def check_input(classifier: nn.Module, images: Tensor, labels: Tensor | None) ->
         raise TypeError(f"expected integer labels, got {labels.dtype}")
     if classifier.training:
         raise ValueError("the classifier must be in eval mode; in training mode each image depends on its batch")
+
+
+def _settled(
+    classifier: FixedBatch | Defended,
+    images: Tensor,
+    x: Tensor,
+    moved: Tensor,
+    labels: Tensor,
+    clean: Tensor | None,
+    eps: int | None,
+) -> AttackResult:
+    """Floating results on the grid. clean: which images are misclassified; None: nobody asks, nothing is judged."""
+    grid = to_grid(images, moved, eps)
+    if clean is None:
+        unknown = torch.zeros(len(images), dtype=torch.bool, device=images.device)
+        return AttackResult(grid, unknown, unknown, unknown, unknown)
+    unrounded = predicted(classifier, moved) != labels
+    exact = torch.equal(moved, _to_float(grid))
+    nearest = unrounded if exact else predicted(classifier, _to_float(grid)) != labels
+    grid, rounded = rearm(classifier, images, moved, grid, labels, eps, unrounded, nearest)
+    return AttackResult(grid, clean, unrounded, nearest, rounded)
 
 
 def _nothing(images: Tensor) -> AttackResult:

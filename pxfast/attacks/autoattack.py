@@ -5,36 +5,48 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from ..base.checks import check_choice
 from ..base.extras import require
 from .attack import Attack
 from .gradients import input_gradient
 
-
-def _autoattack(
-    classifier: nn.Module, x: Tensor, labels: Tensor, eps: float, *, seed: int, version: str = "standard"
-) -> Tensor:
-    library = require("pyautoattack", "attacks")
-    with torch.enable_grad():
-        probe = x[:1].detach().requires_grad_()
-        logits = classifier(probe)
-        input_gradient(logits.sum(), probe)  # or its own error, which is clearer than AutoAttack's
-    if eps == 0.0:  # AutoAttack divides by it
-        return x
-    devices = [x.device] if x.device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices), torch.enable_grad():
-        evaluation = library.AutoAttack(classifier, norm="Linf", eps=eps, version=version, seed=seed, device=x.device)
-        others = logits.shape[1] - 1
-        for targeted in (evaluation.apgd_targeted, evaluation.fab):
-            targeted.n_target_classes = min(targeted.n_target_classes, others)
-        moved, _ = evaluation.run_standard_evaluation(x, labels, batch_size=len(x))
-    return x + (moved - x).clamp(-eps, eps)
+VERSIONS = ("standard", "plus", "rand")
 
 
-autoattack = Attack(
-    "autoattack",
-    _autoattack,
-    bounded=True,
-    needs_gradient=True,
-    source="Croce and Hein 2020, standard version, by pyautoattack; random numbers are drawn for 128 images as a whole",
-    joint=True,
-)
+class AutoAttack(Attack):
+    """AutoAttack, by pyautoattack. Its random numbers are drawn for a block of images as a whole: an image's result
+    may depend on which images are attacked together.
+
+    version: 'standard', 'plus' (with more attacks) or 'rand' (for stochastic defences). ValueError for another. Needs
+    pyautoattack (``pip install 'pxfast[attacks]'``); ImportError without it.
+
+    Source: Croce and Hein 2020.
+    """
+
+    name = "autoattack"
+    source = (
+        "Croce and Hein 2020, standard version, by pyautoattack; random numbers are drawn for 128 images as a whole"
+    )
+    random = True
+
+    def __init__(self, *, version: str = "standard") -> None:
+        self.version = check_choice("version", version, VERSIONS)
+
+    def perturb(self, classifier: nn.Module, x: Tensor, labels: Tensor, eps: float = 1.0, *, seed: int = 0) -> Tensor:
+        library = require("pyautoattack", "attacks")
+        with torch.enable_grad():
+            probe = x[:1].detach().requires_grad_()
+            logits = classifier(probe)
+            input_gradient(logits.sum(), probe)  # or its own error, which is clearer than AutoAttack's
+        if eps == 0.0:  # AutoAttack divides by it
+            return x
+        devices = [x.device] if x.device.type == "cuda" else []
+        with torch.random.fork_rng(devices=devices), torch.enable_grad():
+            evaluation = library.AutoAttack(
+                classifier, norm="Linf", eps=eps, version=self.version, seed=seed, device=x.device
+            )
+            others = logits.shape[1] - 1
+            for targeted in (evaluation.apgd_targeted, evaluation.fab):
+                targeted.n_target_classes = min(targeted.n_target_classes, others)
+            moved, _ = evaluation.run_standard_evaluation(x, labels, batch_size=len(x))
+        return x + (moved - x).clamp(-eps, eps)

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..base.checks import check_count, check_number
 from ..base.extras import require
 from .attack import Attack
 from .gradients import differentiable, input_gradient
@@ -60,48 +61,63 @@ class Search:
         return self.works(moved, self.classifier(moved))
 
 
-def _lbfgs(
-    classifier: nn.Module,
-    x: Tensor,
-    labels: Tensor,
-    eps: float | None,
-    *,
-    first_const: float = 1e-2,
-    doublings: int = 20,
-    bisections: int = 5,
-    iterations: int = 50,
-    targets: Tensor | None = None,
-) -> Tensor:
-    """The constant is doubled until it works, and bisected towards the smallest one that does."""
-    results = []
-    with torch.no_grad():
-        for i in range(len(x)):
-            image, label = x[i : i + 1], labels[i : i + 1]
-            logits = classifier(image)
-            target = runner_up(logits, label) if targets is None else targets[i : i + 1].long()
-            search = Search(classifier, image, label, target, exact=targets is not None)
-            if not search.works(image, logits):
-                low, high = 0.0, first_const
-                for _ in range(doublings):
-                    if search.minimise(high, iterations):
-                        break
-                    low, high = high, 2.0 * high
-                for _ in range(bisections if search.distance < math.inf else 0):
-                    middle = (low + high) / 2.0
-                    if search.minimise(middle, iterations):
-                        high = middle
-                    else:
-                        low = middle
-            results.append(search.nearest)
-    return torch.cat(results)
+class LBFGS(Attack):
+    """The box-constrained L-BFGS attack: the squared distance plus a constant times the cross-entropy of the likeliest
+    wrong class is minimised by L-BFGS-B. The constant is doubled until the result is misclassified, then bisected
+    towards the smallest one that does; the nearest misclassified image seen on the way. It is not bounded by eps.
 
+    first_const: the first constant, above 0. doublings: the most there may be, at least 0. bisections: how many, at
+    least 0. iterations: of L-BFGS-B for each constant, at least 1. TypeError or ValueError for others. Needs SciPy
+    (``pip install 'pxfast[attacks]'``); ImportError without it.
 
-lbfgs = Attack(
-    "lbfgs",
-    _lbfgs,
-    bounded=False,
-    needs_gradient=True,
-    source="Szegedy et al. 2014: L-BFGS-B on distance and cross-entropy of the likeliest wrong class, with the "
-    "smallest constant that misclassifies, found by doubling and bisection; the nearest image seen on the way",
-    batch=1,  # the optimiser takes one image at a time
-)
+    Source: Szegedy et al. 2014, section 4.1.
+    """
+
+    name = "lbfgs"
+    source = (
+        "Szegedy et al. 2014: L-BFGS-B on distance and cross-entropy of the likeliest wrong class, with the "
+        "smallest constant that misclassifies, found by doubling and bisection; the nearest image seen on the way"
+    )
+    bounded = False
+    batch = 1  # the optimiser takes one image at a time
+
+    def __init__(
+        self, *, first_const: float = 1e-2, doublings: int = 20, bisections: int = 5, iterations: int = 50
+    ) -> None:
+        self.first_const = check_number("first_const", first_const, 0.0, ends="()")
+        self.doublings = check_count("doublings", doublings)
+        self.bisections = check_count("bisections", bisections)
+        self.iterations = check_count("iterations", iterations, 1)
+
+    def perturb(
+        self,
+        classifier: nn.Module,
+        x: Tensor,
+        labels: Tensor,
+        eps: float = 1.0,
+        *,
+        seed: int = 0,
+        targets: Tensor | None = None,
+    ) -> Tensor:
+        """As :meth:`Attack.perturb`. targets: integers (N,), the classes to reach, instead of any wrong one."""
+        results = []
+        with torch.no_grad():
+            for i in range(len(x)):
+                image, label = x[i : i + 1], labels[i : i + 1]
+                logits = classifier(image)
+                target = runner_up(logits, label) if targets is None else targets[i : i + 1].long()
+                search = Search(classifier, image, label, target, exact=targets is not None)
+                if not search.works(image, logits):
+                    low, high = 0.0, self.first_const
+                    for _ in range(self.doublings):
+                        if search.minimise(high, self.iterations):
+                            break
+                        low, high = high, 2.0 * high
+                    for _ in range(self.bisections if search.distance < math.inf else 0):
+                        middle = (low + high) / 2.0
+                        if search.minimise(middle, self.iterations):
+                            high = middle
+                        else:
+                            low = middle
+                results.append(search.nearest)
+        return torch.cat(results)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from .attack import Attack
+from ..base.checks import check_count, check_number, check_optional_count
+from .attack import ClippedAttack
 from .gradients import input_gradient
 
 
@@ -32,40 +33,42 @@ def nearest_boundary(classifier: nn.Module, x: Tensor, labels: Tensor, others: T
     return done, (best + 1e-4)[:, None, None, None] * direction
 
 
-def _deepfool(
-    classifier: nn.Module,
-    x: Tensor,
-    labels: Tensor,
-    eps: float | None,
-    *,
-    steps: int = 50,
-    overshoot: float = 0.02,
-    candidates: int | None = None,
-) -> Tensor:
-    """candidates: how many of the classes that are likeliest at the start are considered; None: all."""
-    with torch.no_grad():
-        wrong = classifier(x).scatter(1, labels[:, None], -torch.inf)
-    most = wrong.shape[1] - 1
-    others = wrong.topk(most if candidates is None else min(candidates, most)).indices
-    moved = x.clone()
-    total = torch.zeros_like(x)
-    active = torch.arange(len(x), device=x.device)
-    for _ in range(steps):
-        done, step = nearest_boundary(classifier, moved[active], labels[active], others[active])
-        active, step = active[~done], step[~done]
-        if not len(active):
-            break
-        total[active] += step
-        moved[active] = (x[active] + (1.0 + overshoot) * total[active]).clamp(0.0, 1.0)
-    return moved
+class DeepFool(ClippedAttack):
+    """DeepFool in its L-infinity form: steps to the nearest boundary of the linearised classifier until the image is
+    misclassified, then clipped to ±eps. Values outside 0..255 are clipped at every step.
 
+    steps: the most there may be, at least 0. overshoot: by which fraction the sum of the steps is lengthened, at
+    least 0. candidates: how many of the classes that are likeliest at the start are considered, at least 1; None: all.
+    TypeError or ValueError for others.
 
-deepfool = Attack(
-    "deepfool",
-    _deepfool,
-    bounded=True,
-    needs_gradient=True,
-    source="Moosavi-Dezfooli et al. 2016 in the L-infinity form, overshoot 0.02, at most 50 steps, then clipped to "
-    "±eps, as PixelDefend's authors have it; values outside 0..255 are clipped at every step",
-    clipped=True,
-)
+    Source: Moosavi-Dezfooli et al. 2016, section 3 and, for the L-infinity form, 3.3; settings as in the code of
+    Song et al. 2018 (PixelDefend).
+    """
+
+    name = "deepfool"
+    source = (
+        "Moosavi-Dezfooli et al. 2016 in the L-infinity form, overshoot 0.02, at most 50 steps, then clipped to "
+        "±eps, as PixelDefend's authors have it; values outside 0..255 are clipped at every step"
+    )
+
+    def __init__(self, *, steps: int = 50, overshoot: float = 0.02, candidates: int | None = None) -> None:
+        self.steps = check_count("steps", steps)
+        self.overshoot = check_number("overshoot", overshoot, 0.0)
+        self.candidates = check_optional_count("candidates", candidates, 1)
+
+    def find(self, classifier: nn.Module, x: Tensor, labels: Tensor) -> Tensor:
+        with torch.no_grad():
+            wrong = classifier(x).scatter(1, labels[:, None], -torch.inf)
+        most = wrong.shape[1] - 1
+        others = wrong.topk(most if self.candidates is None else min(self.candidates, most)).indices
+        moved = x.clone()
+        total = torch.zeros_like(x)
+        active = torch.arange(len(x), device=x.device)
+        for _ in range(self.steps):
+            done, step = nearest_boundary(classifier, moved[active], labels[active], others[active])
+            active, step = active[~done], step[~done]
+            if not len(active):
+                break
+            total[active] += step
+            moved[active] = (x[active] + (1.0 + self.overshoot) * total[active]).clamp(0.0, 1.0)
+        return moved

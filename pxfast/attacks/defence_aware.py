@@ -7,32 +7,32 @@ misclassified.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
+from typing import ClassVar
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..base.checks import check_choice, check_count, check_flag, check_number, check_optional_count
 from ..defences.defended import Defended
 from ..pixeldefend.purify import Purifier
 from ..pixeldefend.relaxed import RelaxedPurifier
 from ..tensors.seeds import derived_seeds
-from .attack import Attack
+from .attack import BLOCK
 from .gradients import input_gradient, loss_gradient
-from .grid_ascent import BLOCK, STEP, Target, ascend, names, target_of
+from .grid_ascent import STEP, STEPS, GridAscent, Target, ascend, names, target_of
 from .meter import Meter
 from .sign_steps import bim_steps
 
-STEPS, DRAWS = 40, 15  # of the published BPDA + EOT against ADP
+TABLE_1 = "Yoon et al. 2021, Table 1"
+DRAWS = 15  # of the published BPDA + EOT against ADP
 PLACES = ("image", "purified")
 
 
 def runs_of(target: Target, draws: int) -> int:
-    """How often f is run at a step. ValueError unless ``draws`` is a positive integer."""
-    if isinstance(draws, bool) or not isinstance(draws, int) or draws < 1:
-        raise ValueError(f"draws must be a positive integer, got {draws!r}")
+    """How often f is run at a step: ``draws`` times if it is stochastic."""
     return draws if target.stochastic else 1
 
 
@@ -69,268 +69,351 @@ def uniform_integers(seeds: Sequence[int], like: Tensor, radius: int) -> Tensor:
     return torch.from_numpy(np.stack(draws)).to(like.device)
 
 
-def _blind_pgd(
-    classifier: nn.Module,
-    x: Tensor,
-    labels: Tensor,
-    eps: float,
-    *,
-    meter: Meter,
-    steps: int = STEPS,
-    step: int = STEP,
-    random_start: bool = True,
-) -> Tensor:
-    bare = classifier.classifier if isinstance(classifier, Defended) else classifier
+class BlindPGD(GridAscent):
+    """PGD on the classifier alone, as if no purifier stood in front of it, from a uniformly random start in ±eps.
 
-    def direction(x: Tensor, labels: Tensor, seeds: Sequence[int]) -> tuple[Tensor, None]:
-        return loss_gradient(bare, x, labels).sign(), None
+    steps: how many, at least 0. step: their size in grid levels, an integer of at least 1. random_start: False starts
+    at the image itself. max_queries, max_gradients: what an image may cost of each, at least 0; None: no limit.
+    TypeError or ValueError for others.
 
-    return ascend(
-        x,
-        labels,
-        eps,
-        meter,
-        direction,
-        steps=steps,
-        step=step,
-        queries=0,
-        gradients=1,
-        start=uniform_integers(meter.seeds, x, round(255.0 * eps)) if random_start else None,
+    Source: Yoon et al. 2021, Table 1, 'Classifier PGD', which is that of Madry et al. 2018.
+    """
+
+    name = "blind-pgd"
+    source = (
+        f"{TABLE_1}, 'Classifier PGD': that of Madry et al. 2018 on the classifier alone, which knows no "
+        "purifier; from a uniformly random start, 40 steps of 2/255 as in the authors' code"
+    )
+    block = BLOCK
+
+    def __init__(
+        self,
+        *,
+        steps: int = STEPS,
+        step: int = STEP,
+        random_start: bool = True,
+        max_queries: int | None = None,
+        max_gradients: int | None = None,
+    ) -> None:
+        super().__init__(step, max_queries, max_gradients)
+        self.steps = check_count("steps", steps)
+        self.random_start = check_flag("random_start", random_start)
+
+    def climb(self, classifier: nn.Module, x: Tensor, labels: Tensor, eps: float, meter: Meter) -> Tensor:
+        bare = classifier.classifier if isinstance(classifier, Defended) else classifier
+
+        def direction(x: Tensor, labels: Tensor, seeds: Sequence[int]) -> tuple[Tensor, None]:
+            return loss_gradient(bare, x, labels).sign(), None
+
+        return ascend(
+            x,
+            labels,
+            eps,
+            meter,
+            direction,
+            steps=self.steps,
+            step=self.step,
+            queries=0,
+            gradients=1,
+            start=uniform_integers(meter.seeds, x, round(255.0 * eps)) if self.random_start else None,
+        )
+
+
+class BPDA(GridAscent):
+    """BPDA: steps by the sign of the gradient at the purified image, taken straight through the purifier.
+
+    It attacks a :class:`pxfast.defences.Defended` with at least one defence; ValueError for another classifier.
+
+    steps: the most there may be, at least 0. step: their size in grid levels, an integer of at least 1. draws: over
+    how many runs of a stochastic purifier the gradient is averaged, at least 1. max_queries, max_gradients: what an
+    image may cost of each, at least 0; None: no limit. TypeError or ValueError for others.
+
+    Source: Athalye et al. 2018, section 4.1; settings of Yoon et al. 2021, Table 1.
+    """
+
+    name = "bpda"
+    source = (
+        f"Athalye et al. 2018; {TABLE_1}: the gradient at the purified image, straight through the purifier; 100 "
+        "steps of 2/255 from the image itself"
     )
 
+    def __init__(
+        self,
+        *,
+        steps: int = 100,
+        step: int = STEP,
+        draws: int = 1,
+        max_queries: int | None = None,
+        max_gradients: int | None = None,
+    ) -> None:
+        super().__init__(step, max_queries, max_gradients)
+        self.steps = check_count("steps", steps)
+        self.draws = check_count("draws", draws, 1)
 
-def _bpda(
-    classifier: nn.Module,
-    x: Tensor,
-    labels: Tensor,
-    eps: float,
-    *,
-    meter: Meter,
-    steps: int = 100,
-    step: int = STEP,
-    draws: int = 1,
-    name: str = "bpda",
-) -> Tensor:
-    target = target_of(name, classifier)
-    runs = runs_of(target, draws)
+    def climb(self, classifier: nn.Module, x: Tensor, labels: Tensor, eps: float, meter: Meter) -> Tensor:
+        target = target_of(self.name, classifier)
+        runs = runs_of(target, self.draws)
 
-    def direction(x: Tensor, labels: Tensor, seeds: Sequence[int]) -> tuple[Tensor, Tensor | None]:
-        gradient, logits, _ = purified_gradient(target, x, labels, seeds, runs)
-        return gradient.sign(), finished(target, logits, labels)
+        def direction(x: Tensor, labels: Tensor, seeds: Sequence[int]) -> tuple[Tensor, Tensor | None]:
+            gradient, logits, _ = purified_gradient(target, x, labels, seeds, runs)
+            return gradient.sign(), finished(target, logits, labels)
 
-    return ascend(
-        x,
-        labels,
-        eps,
-        meter,
-        direction,
-        steps=steps,
-        step=step,
-        queries=runs,
-        gradients=runs,
+        return ascend(
+            x,
+            labels,
+            eps,
+            meter,
+            direction,
+            steps=self.steps,
+            step=self.step,
+            queries=runs,
+            gradients=runs,
+        )
+
+
+class BPDAEOT(BPDA):
+    """:class:`BPDA` with EOT, expectation over transformation: the gradient is averaged over 15 runs of the purifier.
+
+    steps: the most there may be, at least 0. step: their size in grid levels, an integer of at least 1. draws: over
+    how many runs of a stochastic purifier the gradient is averaged, at least 1. max_queries, max_gradients: what an
+    image may cost of each, at least 0; None: no limit. TypeError or ValueError for others.
+
+    Source: Yoon et al. 2021, Table 1, 'BPDA 40+EOT'; Athalye et al. 2018, section 4.2. The authors' code sums the
+    gradients' signs; this is their mean, as in the paper.
+    """
+
+    name = "bpda-eot"
+    source = (
+        f"{TABLE_1}, 'BPDA 40+EOT': bpda with the gradient averaged over 15 runs of the purifier, 40 steps of "
+        "2/255. The authors' code sums the gradients' signs; this is their mean, as in the paper"
     )
 
+    def __init__(
+        self,
+        *,
+        steps: int = STEPS,
+        step: int = STEP,
+        draws: int = DRAWS,
+        max_queries: int | None = None,
+        max_gradients: int | None = None,
+    ) -> None:
+        super().__init__(steps=steps, step=step, draws=draws, max_queries=max_queries, max_gradients=max_gradients)
 
-def _joint(
-    classifier: nn.Module,
-    x: Tensor,
-    labels: Tensor,
-    eps: float,
-    *,
-    meter: Meter,
-    steps: int = STEPS,
-    step: int = STEP,
-    weight: float = 0.5,
-    at: str = "image",
-    draws: int = DRAWS,
-    name: str,
-) -> Tensor:
-    target = target_of(name, classifier)
-    runs = runs_of(target, draws)
-    if at not in PLACES:
-        raise ValueError(f"at must be one of {', '.join(PLACES)}, got {at!r}")
-    if not 0.0 <= weight <= 1.0:
-        raise ValueError(f"weight must be in [0, 1], got {weight!r}")
-    by_score = name == "joint-score"
 
-    def direction(x: Tensor, labels: Tensor, seeds: Sequence[int]) -> tuple[Tensor, Tensor | None]:
-        wrong = None
-        if at == "purified":
-            gradient, logits, purified = purified_gradient(target, x, labels, seeds, runs)
-            wrong = finished(target, logits, labels)
-        else:
-            gradient = loss_gradient(target.classifier, x, labels)
-            if not by_score:
-                purified = mean([target.purified(x, derived_seeds(seeds, run)) for run in range(runs)])
-        likelier = target.score(x) if by_score else purified - x
-        return weight * likelier.sign() + (1.0 - weight) * gradient.sign(), wrong
+class _Joint(GridAscent):
+    """Steps by the weighted signs of two directions: of a likelier image, and of the classifier's gradient.
 
-    return ascend(
-        x,
-        labels,
-        eps,
-        meter,
-        direction,
-        steps=steps,
-        step=step,
-        queries=0 if by_score and at == "image" else runs,
-        gradients=(runs if at == "purified" else 1) + by_score,
+    by_score: whether the first is the purifier's estimate of the gradient of log p, or f(x) - x.
+    """
+
+    by_score: ClassVar[bool]
+
+    def __init__(
+        self,
+        *,
+        steps: int = STEPS,
+        step: int = STEP,
+        weight: float = 0.5,
+        at: str = "image",
+        draws: int = DRAWS,
+        max_queries: int | None = None,
+        max_gradients: int | None = None,
+    ) -> None:
+        super().__init__(step, max_queries, max_gradients)
+        self.steps = check_count("steps", steps)
+        self.weight = check_number("weight", weight, 0.0, 1.0)
+        self.at = check_choice("at", at, PLACES)
+        self.draws = check_count("draws", draws, 1)
+
+    def climb(self, classifier: nn.Module, x: Tensor, labels: Tensor, eps: float, meter: Meter) -> Tensor:
+        target = target_of(self.name, classifier)
+        runs = runs_of(target, self.draws)
+
+        def direction(x: Tensor, labels: Tensor, seeds: Sequence[int]) -> tuple[Tensor, Tensor | None]:
+            wrong = None
+            if self.at == "purified":
+                gradient, logits, purified = purified_gradient(target, x, labels, seeds, runs)
+                wrong = finished(target, logits, labels)
+            else:
+                gradient = loss_gradient(target.classifier, x, labels)
+                if not self.by_score:
+                    purified = mean([target.purified(x, derived_seeds(seeds, run)) for run in range(runs)])
+            likelier = target.log_prob_gradient(x) if self.by_score else purified - x
+            return self.weight * likelier.sign() + (1.0 - self.weight) * gradient.sign(), wrong
+
+        return ascend(
+            x,
+            labels,
+            eps,
+            meter,
+            direction,
+            steps=self.steps,
+            step=self.step,
+            queries=0 if self.by_score and self.at == "image" else runs,
+            gradients=(runs if self.at == "purified" else 1) + self.by_score,
+        )
+
+
+class JointScore(_Joint):
+    """The joint attack with the score: half the sign of the purifier's estimate of the gradient of log p, half that of
+    the classifier's gradient.
+
+    It attacks a :class:`pxfast.defences.Defended` whose only defence has ``log_prob_gradient``; ValueError for another.
+
+    steps: how many, at least 0. step: their size in grid levels, an integer of at least 1. weight: of the score's
+    sign, in [0, 1]; the gradient's has the rest. at: where the classifier's gradient is taken: 'image', as in the
+    table, or 'purified', at the purified image, as in the authors' code. draws: over how many runs of a stochastic
+    purifier the latter is averaged, at least 1. max_queries, max_gradients: what an image may cost of each, at least
+    0; None: no limit. TypeError or ValueError for others.
+
+    Source: Yoon et al. 2021, Table 1.
+    """
+
+    name = "joint-score"
+    source = (
+        f"{TABLE_1}: half the sign of the score, half that of the classifier's gradient, 40 steps of 2/255. The "
+        "table has the gradient at the image; at='purified' has it at the purified one, averaged over 15 runs, as the "
+        "authors' code does"
     )
+    by_score = True
 
 
-def _full_gradient(
-    classifier: nn.Module,
-    x: Tensor,
-    labels: Tensor,
-    eps: float,
-    *,
-    meter: Meter,
-    steps: int = STEPS,
-    step: int = STEP,
-    draws: int = DRAWS,
-) -> Tensor:
-    target = target_of("full-gradient", classifier)
-    runs = runs_of(target, draws)
+class JointFull(_Joint):
+    """The joint attack with the purifier: half the sign of f(x) - x, half that of the classifier's gradient.
 
-    def direction(x: Tensor, labels: Tensor, seeds: Sequence[int]) -> tuple[Tensor, Tensor | None]:
-        gradients, logits = [], []
-        for run in range(runs):
+    It attacks a :class:`pxfast.defences.Defended` with at least one defence; ValueError for another classifier.
+
+    steps: how many, at least 0. step: their size in grid levels, an integer of at least 1. weight: of the sign of
+    f(x) - x, in [0, 1]; the gradient's has the rest. at: where the classifier's gradient is taken: 'image', or
+    'purified', at the purified image. draws: over how many runs of a stochastic purifier is averaged, at least 1.
+    max_queries, max_gradients: what an image may cost of each, at least 0; None: no limit. TypeError or ValueError for
+    others.
+
+    Source: Yoon et al. 2021, Table 1.
+    """
+
+    name = "joint-full"
+    source = (
+        f"{TABLE_1}: half the sign of f(x) - x, averaged over 15 runs of a stochastic purifier, half that of the "
+        "classifier's gradient, 40 steps of 2/255; at='purified' has the gradient at the purified image"
+    )
+    by_score = False
+
+
+class FullGradient(GridAscent):
+    """Steps by the sign of the gradient through the classifier and the purifier in one.
+
+    It attacks a :class:`pxfast.defences.Defended` whose defences all have ``differentiate``; ValueError for another.
+
+    steps: the most there may be, at least 0. step: their size in grid levels, an integer of at least 1. draws: over
+    how many runs of a stochastic purifier the gradient is averaged, at least 1. max_queries, max_gradients: what an
+    image may cost of each, at least 0; None: no limit. TypeError or ValueError for others.
+
+    Source: Yoon et al. 2021, Table 1.
+    """
+
+    name = "full-gradient"
+    source = (
+        f"{TABLE_1}: the gradient of the classifier and the purifier in one, where the latter can be "
+        "differentiated; averaged over 15 runs of a stochastic one, 40 steps of 2/255"
+    )
+    block = BLOCK
+
+    def __init__(
+        self,
+        *,
+        steps: int = STEPS,
+        step: int = STEP,
+        draws: int = DRAWS,
+        max_queries: int | None = None,
+        max_gradients: int | None = None,
+    ) -> None:
+        super().__init__(step, max_queries, max_gradients)
+        self.steps = check_count("steps", steps)
+        self.draws = check_count("draws", draws, 1)
+
+    def climb(self, classifier: nn.Module, x: Tensor, labels: Tensor, eps: float, meter: Meter) -> Tensor:
+        target = target_of(self.name, classifier)
+        runs = runs_of(target, self.draws)
+
+        def direction(x: Tensor, labels: Tensor, seeds: Sequence[int]) -> tuple[Tensor, Tensor | None]:
+            gradients, logits = [], []
+            for run in range(runs):
+                with torch.enable_grad():
+                    start = x.detach().requires_grad_()
+                    found = target.classifier(target.differentiate(start, derived_seeds(seeds, run)))
+                    gradients.append(input_gradient(F.cross_entropy(found, labels, reduction="sum"), start))
+                logits.append(found.detach())
+            return mean(gradients).sign(), finished(target, mean(logits), labels)
+
+        return ascend(
+            x,
+            labels,
+            eps,
+            meter,
+            direction,
+            steps=self.steps,
+            step=self.step,
+            queries=runs,
+            gradients=runs,
+        )
+
+
+class UnrolledBIM(GridAscent):
+    """BIM on PixelDefend unrolled from end to end, its relaxation standing in for it; for small images, since every
+    sub-pixel is a pass of the network that the gradient goes through.
+
+    It attacks a :class:`pxfast.defences.Defended` whose only defence is a :class:`pxfast.Purifier` without an adaptive
+    rule; ValueError for another classifier.
+
+    steps: how many, at least 0; None: floor(min(eps + 4, 1.25 eps)). step: their size in grid levels, an integer of at
+    least 1. temperature: of the relaxation, above 0. max_queries, max_gradients: what an image may cost of each, at
+    least 0; None: no limit. TypeError or ValueError for others.
+
+    Source: Song et al. 2018 (PixelDefend), section 4.4.
+    """
+
+    name = "unrolled-bim"
+    source = (
+        "Song et al. 2018, section 4.4: BIM on PixelDefend unrolled end to end, with RelaxedPurifier in its place; "
+        "for small images, since every sub-pixel is a pass of the network that the gradient goes through"
+    )
+    block = BLOCK
+
+    def __init__(
+        self,
+        *,
+        steps: int | None = None,
+        step: int = 1,
+        temperature: float = 1.0,
+        max_queries: int | None = None,
+        max_gradients: int | None = None,
+    ) -> None:
+        super().__init__(step, max_queries, max_gradients)
+        self.steps = check_optional_count("steps", steps)
+        self.temperature = check_number("temperature", temperature, 0.0, ends="()")
+
+    def climb(self, classifier: nn.Module, x: Tensor, labels: Tensor, eps: float, meter: Meter) -> Tensor:
+        target = target_of(self.name, classifier)
+        defences = list(target.defended.defences)
+        if len(defences) != 1 or not isinstance(defences[0], Purifier):
+            raise ValueError(f"{self.name} needs a pxfast.Purifier as the only defence, got {names(defences)}")
+        relaxed = RelaxedPurifier.of(defences[0], tuple(x.shape[1:]), temperature=self.temperature)
+
+        def direction(x: Tensor, labels: Tensor, seeds: Sequence[int]) -> tuple[Tensor, None]:
             with torch.enable_grad():
                 start = x.detach().requires_grad_()
-                found = target.classifier(target.differentiate(start, derived_seeds(seeds, run)))
-                gradients.append(input_gradient(F.cross_entropy(found, labels, reduction="sum"), start))
-            logits.append(found.detach())
-        return mean(gradients).sign(), finished(target, mean(logits), labels)
+                logits = target.classifier(relaxed(start))
+                return input_gradient(F.cross_entropy(logits, labels, reduction="sum"), start).sign(), None
 
-    return ascend(
-        x,
-        labels,
-        eps,
-        meter,
-        direction,
-        steps=steps,
-        step=step,
-        queries=runs,
-        gradients=runs,
-    )
-
-
-def _unrolled_bim(
-    classifier: nn.Module,
-    x: Tensor,
-    labels: Tensor,
-    eps: float,
-    *,
-    meter: Meter,
-    steps: int | None = None,
-    step: int = 1,
-    temperature: float = 1.0,
-) -> Tensor:
-    target = target_of("unrolled-bim", classifier)
-    defences = list(target.defended.defences)
-    if len(defences) != 1 or not isinstance(defences[0], Purifier):
-        raise ValueError(f"unrolled-bim needs a pxfast.Purifier as the only defence, got {names(defences)}")
-    relaxed = RelaxedPurifier.of(defences[0], tuple(x.shape[1:]), temperature=temperature)
-
-    def direction(x: Tensor, labels: Tensor, seeds: Sequence[int]) -> tuple[Tensor, None]:
-        with torch.enable_grad():
-            start = x.detach().requires_grad_()
-            logits = target.classifier(relaxed(start))
-            return input_gradient(F.cross_entropy(logits, labels, reduction="sum"), start).sign(), None
-
-    return ascend(
-        x,
-        labels,
-        eps,
-        meter,
-        direction,
-        steps=bim_steps(round(255.0 * eps)) if steps is None else steps,
-        step=step,
-        queries=1,
-        gradients=1,
-    )
-
-
-TABLE_1 = "Yoon et al. 2021, Table 1"
-
-blind_pgd = Attack(
-    "blind-pgd",
-    _blind_pgd,
-    bounded=True,
-    needs_gradient=True,
-    source=f"{TABLE_1}, 'Classifier PGD': that of Madry et al. 2018 on the classifier alone, which knows no "
-    "purifier; from a uniformly random start, 40 steps of 2/255 as in the authors' code",
-    on_grid=True,
-    metered=True,
-)
-
-bpda = Attack(
-    "bpda",
-    _bpda,
-    bounded=True,
-    needs_gradient=True,
-    source=f"Athalye et al. 2018; {TABLE_1}: the gradient at the purified image, straight through the purifier; 100 "
-    "steps of 2/255 from the image itself",
-    on_grid=True,
-    metered=True,
-    block=BLOCK,
-)
-
-bpda_eot = Attack(
-    "bpda-eot",
-    functools.partial(_bpda, steps=STEPS, draws=DRAWS, name="bpda-eot"),
-    bounded=True,
-    needs_gradient=True,
-    source=f"{TABLE_1}, 'BPDA 40+EOT': bpda with the gradient averaged over 15 runs of the purifier, 40 steps of "
-    "2/255. The authors' code sums the gradients' signs; this is their mean, as in the paper",
-    on_grid=True,
-    metered=True,
-    block=BLOCK,
-)
-
-joint_score = Attack(
-    "joint-score",
-    functools.partial(_joint, name="joint-score"),
-    bounded=True,
-    needs_gradient=True,
-    source=f"{TABLE_1}: half the sign of the score, half that of the classifier's gradient, 40 steps of 2/255. The "
-    "table has the gradient at the image; at='purified' has it at the purified one, averaged over 15 runs, as the "
-    "authors' code does",
-    on_grid=True,
-    metered=True,
-    block=BLOCK,
-)
-
-joint_full = Attack(
-    "joint-full",
-    functools.partial(_joint, name="joint-full"),
-    bounded=True,
-    needs_gradient=True,
-    source=f"{TABLE_1}: half the sign of f(x) - x, averaged over 15 runs of a stochastic purifier, half that of the "
-    "classifier's gradient, 40 steps of 2/255; at='purified' has the gradient at the purified image",
-    on_grid=True,
-    metered=True,
-    block=BLOCK,
-)
-
-full_gradient = Attack(
-    "full-gradient",
-    _full_gradient,
-    bounded=True,
-    needs_gradient=True,
-    source=f"{TABLE_1}: the gradient of the classifier and the purifier in one, where the latter can be "
-    "differentiated; averaged over 15 runs of a stochastic one, 40 steps of 2/255",
-    on_grid=True,
-    metered=True,
-)
-
-unrolled_bim = Attack(
-    "unrolled-bim",
-    _unrolled_bim,
-    bounded=True,
-    needs_gradient=True,
-    source="Song et al. 2018, section 4.4: BIM on PixelDefend unrolled end to end, with RelaxedPurifier in its place; "
-    "for small images, since every sub-pixel is a pass of the network that the gradient goes through",
-    on_grid=True,
-    metered=True,
-)
+        return ascend(
+            x,
+            labels,
+            eps,
+            meter,
+            direction,
+            steps=bim_steps(round(255.0 * eps)) if self.steps is None else self.steps,
+            step=self.step,
+            queries=1,
+            gradients=1,
+        )

@@ -6,18 +6,18 @@ fixed magnitude, the steps are made here: whole levels up to 16, then by an eigh
 
 from __future__ import annotations
 
+import abc
 import contextlib
-import functools
 import math
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, ClassVar
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..base.checks import check_count, check_number, check_optional_count
 from ..base.extras import require
-from .attack import Attack
+from .attack import Attack, image_generators
 from .gradients import NoGradient, predicted
 from .sign_steps import uniform
 
@@ -76,125 +76,214 @@ def until_misclassified(
     return result
 
 
-def _growing(
-    classifier: nn.Module,
-    x: Tensor,
-    labels: Tensor,
-    eps: float | None,
-    *,
-    foolbox_name: str,
-    euclidean: bool = False,
-    **options: Any,
-) -> Tensor:
-    """A Foolbox attack of fixed magnitude; Euclidean ones are measured by the root mean square of the change."""
-    attack = getattr(require("foolbox", "attacks").attacks, foolbox_name)(**options)
-    scale = math.sqrt(x[0].numel()) if euclidean else 1.0
-
-    def attempt(chosen: Tensor, magnitude: float) -> Tensor:
-        return foolbox_run(attack, classifier, x[chosen], labels[chosen], scale * magnitude)
-
-    return until_misclassified(classifier, x, labels, attempt)
-
-
-def _searching(
-    classifier: nn.Module, x: Tensor, labels: Tensor, eps: float | None, *, foolbox_name: str, **options: Any
-) -> Tensor:
+class _Searching(Attack):
     """A Foolbox attack that looks for the smallest magnitude itself."""
-    attack = getattr(require("foolbox", "attacks").attacks, foolbox_name)(**options)
-    return foolbox_run(attack, classifier, x, labels)
+
+    bounded = False
+
+    @abc.abstractmethod
+    def foolbox_attack(self) -> Any:
+        """The Foolbox attack, an instance."""
+
+    def perturb(self, classifier: nn.Module, x: Tensor, labels: Tensor, eps: float = 1.0, *, seed: int = 0) -> Tensor:
+        return foolbox_run(self.foolbox_attack(), classifier, x, labels)
 
 
-def _uniform_noise(
-    classifier: nn.Module,
-    x: Tensor,
-    labels: Tensor,
-    eps: float | None,
-    *,
-    generators: Sequence[np.random.Generator],
-) -> Tensor:
-    require("foolbox", "attacks")
-    from foolbox.attacks import LinfAdditiveUniformNoiseAttack
+class _Growing(_Searching):
+    """A Foolbox attack of fixed magnitude, with growing magnitude.
 
-    def attempt(chosen: Tensor, magnitude: float) -> Tensor:
-        class PerImage(LinfAdditiveUniformNoiseAttack):
-            """Foolbox's noise with each image's own random numbers."""
+    euclidean: its magnitude is the root mean square of the change, not the largest.
+    """
 
-            def sample_noise(self, inputs: Any) -> Any:
-                noise = uniform([generators[i] for i in chosen.tolist()], inputs.raw, 1.0)
-                return type(inputs)(noise)
+    euclidean: ClassVar[bool] = False
 
-        return foolbox_run(PerImage(), classifier, x[chosen], labels[chosen], magnitude)
+    def perturb(self, classifier: nn.Module, x: Tensor, labels: Tensor, eps: float = 1.0, *, seed: int = 0) -> Tensor:
+        attack = self.foolbox_attack()
+        scale = math.sqrt(x[0].numel()) if self.euclidean else 1.0
 
-    return until_misclassified(classifier, x, labels, attempt)
+        def attempt(chosen: Tensor, magnitude: float) -> Tensor:
+            return foolbox_run(attack, classifier, x[chosen], labels[chosen], scale * magnitude)
+
+        return until_misclassified(classifier, x, labels, attempt)
 
 
-def _salt_and_pepper(
-    classifier: nn.Module,
-    x: Tensor,
-    labels: Tensor,
-    eps: float | None,
-    *,
-    generators: Sequence[np.random.Generator],
-    steps: int = 200,
-) -> Tensor:
-    attack = require("foolbox", "attacks").attacks.SaltAndPepperNoiseAttack(steps=steps, channel_axis=1)
-    moved = []
-    devices = [x.device] if x.device.type == "cuda" else []
-    for i, generator in enumerate(generators):  # Foolbox draws from torch's own generator: one image at a time
-        with torch.random.fork_rng(devices=devices):
-            torch.manual_seed(int(generator.integers(2**63)))
-            moved.append(foolbox_run(attack, classifier, x[i : i + 1], labels[i : i + 1]))
-    return torch.cat(moved)
+class GradientSign(_Growing):
+    """The sign of the loss's gradient with growing magnitude until the image is misclassified; it has no options.
+
+    It is not bounded by eps. Needs Foolbox (``pip install 'pxfast[attacks]'``); ImportError without it.
+
+    Source: Goodfellow et al. 2015, by Foolbox's LinfFastGradientAttack.
+    """
+
+    name = "gradient-sign"
+    source = "Goodfellow et al. 2015 with growing magnitude, by Foolbox"
+
+    def foolbox_attack(self) -> Any:
+        return require("foolbox", "attacks").attacks.LinfFastGradientAttack()
 
 
-def _unbounded(name: str, perturb: Callable[..., Tensor], source: str, **facts: Any) -> Attack:
-    return Attack(
-        name, perturb, bounded=False, needs_gradient=facts.pop("needs_gradient", True), source=source, **facts
-    )
+class Gradient(_Growing):
+    """The loss's gradient itself with growing magnitude until the image is misclassified; it has no options.
+
+    It is not bounded by eps. Needs Foolbox (``pip install 'pxfast[attacks]'``); ImportError without it.
+
+    Source: Foolbox's L2FastGradientAttack.
+    """
+
+    name = "gradient"
+    source = "the gradient itself with growing magnitude, by Foolbox"
+    euclidean = True
+
+    def foolbox_attack(self) -> Any:
+        return require("foolbox", "attacks").attacks.L2FastGradientAttack()
 
 
-gradient_sign = _unbounded(
-    "gradient-sign",
-    functools.partial(_growing, foolbox_name="LinfFastGradientAttack"),
-    "Goodfellow et al. 2015 with growing magnitude, by Foolbox",
-)
-gradient = _unbounded(
-    "gradient",
-    functools.partial(_growing, foolbox_name="L2FastGradientAttack", euclidean=True),
-    "the gradient itself with growing magnitude, by Foolbox",
-)
-deepfool_l2 = _unbounded(
-    "deepfool-l2",
-    functools.partial(_searching, foolbox_name="L2DeepFoolAttack"),
-    "Moosavi-Dezfooli et al. 2016 in L2, unclipped, by Foolbox",
-)
-gaussian_blur = _unbounded(
-    "gaussian-blur",
-    functools.partial(_searching, foolbox_name="GaussianBlurAttack", steps=200, channel_axis=1),
-    "growing Gaussian blur, by Foolbox",
-    needs_gradient=False,
-)
-uniform_noise = _unbounded(
-    "uniform-noise", _uniform_noise, "growing uniform noise, by Foolbox", needs_gradient=False, random=True
-)
-salt_and_pepper = _unbounded(
-    "salt-and-pepper",
-    _salt_and_pepper,
-    "growing salt and pepper noise, by Foolbox",
-    needs_gradient=False,
-    random=True,
-    batch=1,
-)
-contrast_reduction = _unbounded(
-    "contrast-reduction",
-    functools.partial(_searching, foolbox_name="LinearSearchContrastReductionAttack", steps=255),
-    "contrast falling towards mid-grey, by Foolbox",
-    needs_gradient=False,
-)
-iterative_gradient_sign = _unbounded(
-    "iterative-gradient-sign",
-    functools.partial(
-        _growing, foolbox_name="LinfBasicIterativeAttack", rel_stepsize=0.1, steps=10, random_start=False
-    ),
-    "Kurakin et al. 2016 with growing magnitude, 10 steps each, by Foolbox",
-)
+class IterativeGradientSign(_Growing):
+    """Steps by the sign of the loss's gradient within a growing magnitude until the image is misclassified.
+
+    It is not bounded by eps. steps: how many for each magnitude, at least 1. relative_step: their size as a fraction
+    of the magnitude, above 0 and at most 1. TypeError or ValueError for others. Needs Foolbox
+    (``pip install 'pxfast[attacks]'``); ImportError without it.
+
+    Source: Kurakin et al. 2016, section 2.2, by Foolbox's LinfBasicIterativeAttack.
+    """
+
+    name = "iterative-gradient-sign"
+    source = "Kurakin et al. 2016 with growing magnitude, 10 steps each, by Foolbox"
+
+    def __init__(self, *, steps: int = 10, relative_step: float = 0.1) -> None:
+        self.steps = check_count("steps", steps, 1)
+        self.relative_step = check_number("relative_step", relative_step, 0.0, 1.0, ends="(]")
+
+    def foolbox_attack(self) -> Any:
+        attacks = require("foolbox", "attacks").attacks
+        return attacks.LinfBasicIterativeAttack(rel_stepsize=self.relative_step, steps=self.steps, random_start=False)
+
+
+class DeepFoolL2(_Searching):
+    """DeepFool in its L2 form, as far as it takes: it is not bounded by eps.
+
+    steps: the most there may be, at least 1. overshoot: by which fraction the sum of the steps is lengthened, at least
+    0. candidates: how many of the likeliest classes are considered, the image's own among them, at least 2; None: all.
+    TypeError or ValueError for others. Needs Foolbox (``pip install 'pxfast[attacks]'``); ImportError without it.
+
+    Source: Moosavi-Dezfooli et al. 2016, section 3, by Foolbox's L2DeepFoolAttack.
+    """
+
+    name = "deepfool-l2"
+    source = "Moosavi-Dezfooli et al. 2016 in L2, unclipped, by Foolbox"
+
+    def __init__(self, *, steps: int = 50, overshoot: float = 0.02, candidates: int | None = 10) -> None:
+        self.steps = check_count("steps", steps, 1)
+        self.overshoot = check_number("overshoot", overshoot, 0.0)
+        self.candidates = check_optional_count("candidates", candidates, 2)
+
+    def foolbox_attack(self) -> Any:
+        attacks = require("foolbox", "attacks").attacks
+        return attacks.L2DeepFoolAttack(steps=self.steps, overshoot=self.overshoot, candidates=self.candidates)
+
+
+class GaussianBlur(_Searching):
+    """Growing Gaussian blur until the image is misclassified: it is not bounded by eps, and needs no gradient.
+
+    steps: how many widths are tried, at least 1. TypeError or ValueError for others. Needs Foolbox
+    (``pip install 'pxfast[attacks]'``); ImportError without it.
+
+    Source: Foolbox's GaussianBlurAttack.
+    """
+
+    name = "gaussian-blur"
+    source = "growing Gaussian blur, by Foolbox"
+    needs_gradient = False
+
+    def __init__(self, *, steps: int = 200) -> None:
+        self.steps = check_count("steps", steps, 1)
+
+    def foolbox_attack(self) -> Any:
+        return require("foolbox", "attacks").attacks.GaussianBlurAttack(steps=self.steps, channel_axis=1)
+
+
+class ContrastReduction(_Searching):
+    """Contrast falling towards mid-grey until the image is misclassified: no bound by eps, and no gradient.
+
+    steps: how many contrasts are tried, at least 1. TypeError or ValueError for others. Needs Foolbox
+    (``pip install 'pxfast[attacks]'``); ImportError without it.
+
+    Source: Foolbox's LinearSearchContrastReductionAttack.
+    """
+
+    name = "contrast-reduction"
+    source = "contrast falling towards mid-grey, by Foolbox"
+    needs_gradient = False
+
+    def __init__(self, *, steps: int = 255) -> None:
+        self.steps = check_count("steps", steps, 1)
+
+    def foolbox_attack(self) -> Any:
+        return require("foolbox", "attacks").attacks.LinearSearchContrastReductionAttack(steps=self.steps)
+
+
+class UniformNoise(Attack):
+    """Uniform noise of growing magnitude until the image is misclassified; it has no options.
+
+    It is not bounded by eps, and needs no gradient. Needs Foolbox (``pip install 'pxfast[attacks]'``); ImportError
+    without it.
+
+    Source: Foolbox's LinfAdditiveUniformNoiseAttack, with random numbers of each image's own.
+    """
+
+    name = "uniform-noise"
+    source = "growing uniform noise, by Foolbox"
+    bounded = False
+    needs_gradient = False
+    random = True
+
+    def perturb(self, classifier: nn.Module, x: Tensor, labels: Tensor, eps: float = 1.0, *, seed: int = 0) -> Tensor:
+        require("foolbox", "attacks")
+        from foolbox.attacks import LinfAdditiveUniformNoiseAttack
+
+        generators = image_generators(x, seed)
+
+        def attempt(chosen: Tensor, magnitude: float) -> Tensor:
+            class PerImage(LinfAdditiveUniformNoiseAttack):
+                """Foolbox's noise with each image's own random numbers."""
+
+                def sample_noise(self, inputs: Any) -> Any:
+                    noise = uniform([generators[i] for i in chosen.tolist()], inputs.raw, 1.0)
+                    return type(inputs)(noise)
+
+            return foolbox_run(PerImage(), classifier, x[chosen], labels[chosen], magnitude)
+
+        return until_misclassified(classifier, x, labels, attempt)
+
+
+class SaltAndPepper(Attack):
+    """Salt and pepper noise of growing density until the image is misclassified.
+
+    It is not bounded by eps, and needs no gradient. steps: how many densities are tried, at least 1. TypeError or
+    ValueError for others. Needs Foolbox (``pip install 'pxfast[attacks]'``); ImportError without it.
+
+    Source: Foolbox's SaltAndPepperNoiseAttack, with random numbers of each image's own.
+    """
+
+    name = "salt-and-pepper"
+    source = "growing salt and pepper noise, by Foolbox"
+    bounded = False
+    needs_gradient = False
+    random = True
+    batch = 1
+
+    def __init__(self, *, steps: int = 200) -> None:
+        self.steps = check_count("steps", steps, 1)
+
+    def perturb(self, classifier: nn.Module, x: Tensor, labels: Tensor, eps: float = 1.0, *, seed: int = 0) -> Tensor:
+        attack = require("foolbox", "attacks").attacks.SaltAndPepperNoiseAttack(steps=self.steps, channel_axis=1)
+        moved = []
+        devices = [x.device] if x.device.type == "cuda" else []
+        for i, generator in enumerate(image_generators(x, seed)):
+            with torch.random.fork_rng(
+                devices=devices
+            ):  # Foolbox draws from torch's own generator: one image at a time
+                torch.manual_seed(int(generator.integers(2**63)))
+                moved.append(foolbox_run(attack, classifier, x[i : i + 1], labels[i : i + 1]))
+        return torch.cat(moved)

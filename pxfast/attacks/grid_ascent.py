@@ -1,31 +1,33 @@
 """What the attacks that know the defence have in common; they are the list of Yoon et al. (ICML 2021), Table 1.
 
 They attack a :class:`pxfast.defences.Defended`: g(f(x)), its defences together being the purifier f, which may be any
-(see pxfast/purifiers.py), and its classifier g. Every iterate, and hence the result, is on the grid 0..255 and within
-±eps of the given image: steps are whole numbers of grid levels, and both projections are done in integers.
+(see :mod:`pxfast.defences.protocol`), and its classifier g. Every iterate, and hence the result, is on the grid 0..255
+and within ±eps of the given image: steps are whole numbers of grid levels, and both projections are done in integers.
 
-Each takes the options ``max_queries`` and ``max_gradients``, limits for every image, and stops before a step that would
+Each has the options ``max_queries`` and ``max_gradients``, limits for every image, and stops before a step that would
 exceed one; what a query and a gradient are says :class:`pxfast.attacks.meter.Meter`. Random numbers, the attack's own
 and a stochastic purifier's, come from the image and the seed alone, so that an image's result depends on no other.
 """
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
 
+from ..base.checks import check_count, check_optional_count
 from ..base.progress import progress_of
 from ..defences.defended import Defended
 from ..defences.protocol import DifferentiablePurifier, ScoredPurifier, is_stochastic
-from ..tensors.seeds import derived_seeds
-from .attack import FixedBatch
+from ..tensors.seeds import derived_seeds, image_seeds
+from .attack import Attack, FixedBatch
 from .meter import Meter
+from .result import COSTS
 
-BLOCK = 256  # images attacked at once: enough for a purifier's own batches even when most of them are done
-STEP = 2  # levels: 2/255, as in Table 1
+STEPS, STEP = 40, 2  # a step of 2 levels is 2/255, as in Table 1
 
 
 def names(modules: Iterable[nn.Module]) -> str:
@@ -51,12 +53,12 @@ class Target:
         """f(x), one run of it: floating images (N, C, H, W) in [0, 1]."""
         return self.defended.defend(x, seeds)
 
-    def score(self, x: Tensor) -> Tensor:
+    def log_prob_gradient(self, x: Tensor) -> Tensor:
         """The score of the only defence, at x. ValueError unless there is one such."""
         defences = list(self.defended.defences)
         if len(defences) != 1 or not isinstance(defences[0], ScoredPurifier):
             raise ValueError(f"{self.name} needs a single purifier with a score, got {names(defences)}")
-        return defences[0].score(x).detach()
+        return defences[0].log_prob_gradient(x).detach()
 
     def differentiate(self, x: Tensor, seeds: Sequence[int]) -> Tensor:
         """f(x) with its own gradient. ValueError where a defence has none."""
@@ -101,11 +103,8 @@ def ascend(
     values in [-1, 1] of the images' shape, and which of the images the defended classifier gets wrong, bool, or None if
     that did not come out: these are finished. A step is rounded to whole levels, halves to even. queries, gradients:
     what a step costs; the attack ends before one that the meter does not afford. start: integers to add to x first.
-    Returns images on the grid. Raises ValueError for counts that make no sense.
+    Returns images on the grid.
     """
-    for name, value, least in (("steps", steps, 0), ("step", step, 1)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise ValueError(f"{name} must be an integer of at least {least}, got {value!r}")
     given, radius = (255.0 * x).round().int(), round(255.0 * eps)
     lowest, highest = (given - radius).clamp(min=0), (given + radius).clamp(max=255)
     moved = given if start is None else given + start.to(given)
@@ -124,3 +123,35 @@ def ascend(
             moved[active] = torch.minimum(torch.maximum(moved[active] + change, lowest[active]), highest[active])
             shown.advance()
     return moved.float() / 255.0
+
+
+class GridAscent(Attack):
+    """An attack whose every iterate is on the grid, and which counts the queries and gradients that an image costs.
+
+    Its random numbers, those of a stochastic purifier included, come from the image and the seed alone. A subclass has
+    :meth:`climb` in place of ``perturb``.
+    """
+
+    on_grid = True
+    random = True
+    block = 256  # enough for a purifier's own batches even when most of the images are done
+
+    def __init__(self, step: int, max_queries: int | None, max_gradients: int | None) -> None:
+        self.step = check_count("step", step, 1)
+        self.max_queries = check_optional_count("max_queries", max_queries)
+        self.max_gradients = check_optional_count("max_gradients", max_gradients)
+
+    @abc.abstractmethod
+    def climb(self, classifier: nn.Module, x: Tensor, labels: Tensor, eps: float, meter: Meter) -> Tensor:
+        """The attack itself, with the arguments of :meth:`perturb`; meter: takes the costs and has the seeds."""
+
+    def perturb(self, classifier: nn.Module, x: Tensor, labels: Tensor, eps: float = 1.0, *, seed: int = 0) -> Tensor:
+        return self._counted(classifier, x, labels, eps, seed, False)[0]
+
+    def _counted(
+        self, classifier: nn.Module, x: Tensor, labels: Tensor, eps: float, seed: int, progress: bool
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        limits = {"max_queries": self.max_queries, "max_gradients": self.max_gradients}
+        meter = Meter(image_seeds(x, seed), **limits, progress=progress)
+        moved = self.climb(classifier, x, labels, eps, meter)
+        return moved, {name: getattr(meter, name) for name in COSTS}

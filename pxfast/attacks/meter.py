@@ -5,8 +5,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-LIMITS = ("max_queries", "max_gradients")  # options of every attack that has a meter
-
 
 class Meter:
     """The queries and gradients of a block of N images, and the seeds of their random numbers.
@@ -15,8 +13,7 @@ class Meter:
     the whole pipeline or the density model.
 
     queries, gradients: int64 (N,), spent so far. seeds: an integer in 0..2^63 - 1 for each image. progress: whether
-    the attack shows a bar of its steps. max_queries, max_gradients: what an image may cost; None: no limit; ValueError
-    unless integers of at least 0.
+    the attack shows a bar of its steps. max_queries, max_gradients: what an image may cost, at least 0; None: no limit.
     """
 
     def __init__(
@@ -27,9 +24,6 @@ class Meter:
         max_gradients: int | None = None,
         progress: bool = False,
     ) -> None:
-        for name, value in ((LIMITS[0], max_queries), (LIMITS[1], max_gradients)):
-            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 0):
-                raise ValueError(f"{name} must be None or an integer of at least 0, got {value!r}")
         self.seeds = seeds
         self.max_queries, self.max_gradients = max_queries, max_gradients
         self.queries = torch.zeros(len(seeds), dtype=torch.int64)

@@ -46,7 +46,6 @@ def attack_to_file(
     *,
     eps: int | None = None,
     seed: int = 0,
-    options: dict[str, Any] | None = None,
     force: bool = False,
     progress: bool = False,
 ) -> AttackResult:
@@ -58,7 +57,7 @@ def attack_to_file(
     Raises FileExistsError when ``out`` or its labels exist, ValueError for another suffix or when the parts are of
     another run (with ``force`` they and the files are replaced), and what the attack raises.
     """
-    out, options = Path(out), options or {}
+    out = Path(out)
     if out.suffix.lower() != ".npy":
         raise ValueError(f"{out}: attacked images are written to a file with the suffix .npy")
     if not out.absolute().parent.is_dir():
@@ -68,7 +67,7 @@ def attack_to_file(
     if not len(images):
         raise ValueError("expected at least one image")
     attack.check_eps(eps)
-    settings = describe(attack, classifier, images, labels, eps, seed, options)
+    settings = describe(attack, classifier, images, labels, eps, seed)
     parts = open_parts(parts_path(out), settings, force=force)
     results = []
     try:
@@ -78,7 +77,7 @@ def attack_to_file(
                 if not part.exists():
                     chosen = slice(start, start + attack.block)
                     given = None if labels is None else labels[chosen]
-                    write_part(attack.run(classifier, images[chosen], given, eps, seed=seed, **options), part)
+                    write_part(attack.run(classifier, images[chosen], given, eps, seed=seed), part)
                 results.append(read_part(part))
                 shown.advance(len(results[-1].images))
     except BaseException:
@@ -102,7 +101,6 @@ def describe(
     labels: Tensor | None,
     eps: int | None,
     seed: int,
-    options: dict[str, Any],
 ) -> dict[str, Any]:
     """Everything that attacked images depend on, JSON-able."""
     weights = hashlib.sha256(repr(classifier).encode())
@@ -116,7 +114,7 @@ def describe(
         "attack": attack.name,
         "eps": eps,
         "seed": seed,
-        "options": options,
+        "options": attack.options,
         "classifier": weights.hexdigest(),
         "images": [*images.shape, data.hexdigest()],
         "device": images.device.type,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from ..base.checks import check_number, check_optional_count
 from .attack import Attack
 from .gradients import input_gradient
 
@@ -44,48 +45,61 @@ def runner_up(logits: Tensor, labels: Tensor) -> Tensor:
     return logits.scatter(1, labels[:, None], -torch.inf).argmax(1)
 
 
-def _saliency_map(
-    classifier: nn.Module,
-    x: Tensor,
-    labels: Tensor,
-    eps: float | None,
-    *,
-    theta: float = 1.0,
-    max_steps: int | None = None,
-    targets: Tensor | None = None,
-) -> Tensor:
-    if not -1.0 <= theta <= 1.0 or theta == 0.0:
-        raise ValueError(f"theta must be in [-1, 1] and not 0, got {theta}")
-    moved = x.clone(memory_format=torch.contiguous_format)
-    D = x[0].numel()
-    with torch.no_grad():
-        aims = runner_up(classifier(x), labels) if targets is None else targets.long()
-    active = torch.arange(len(x), device=x.device)
-    for _ in range(D if max_steps is None else max_steps):
-        logits, towards, others = jacobian(classifier, moved[active], aims[active])
-        given = logits.argmax(1)
-        done = given != labels[active] if targets is None else given == aims[active]
-        going = []
-        for i, image in enumerate(active.tolist()):
-            if done[i]:
-                continue
-            values = moved[image].view(D)
-            free = values < 1.0 if theta > 0.0 else values > 0.0
-            pair = salient_pair(towards[i].flatten(), others[i].flatten(), free, increase=theta > 0.0)
-            if pair is not None:
-                values[list(pair)] = (values[list(pair)] + theta).clamp(0.0, 1.0)
-                going.append(image)
-        if not going:
-            break
-        active = torch.tensor(going, device=x.device)
-    return moved
+class SaliencyMap(Attack):
+    """The Jacobian-based saliency map attack (JSMA) on the logits, towards the likeliest wrong class: pairs of values
+    are changed, those first that help it most, until the image is misclassified. It is not bounded by eps.
 
+    theta: by how much a value of the pair changes, in [-1, 1] but not 0, in units of the range [0, 1]: 1 turns it
+    white, -1 black. max_steps: the most pairs there may be, at least 0; None: as many as there are values. TypeError
+    or ValueError for others.
 
-saliency_map = Attack(
-    "saliency-map",
-    _saliency_map,
-    bounded=False,
-    needs_gradient=True,
-    source="Papernot et al. 2016, on the logits, towards the likeliest wrong class until misclassified: pairs of "
-    "values go to white (theta=1; theta=-1: to black)",
-)
+    Source: Papernot et al. 2016, algorithms 2 and 3.
+    """
+
+    name = "saliency-map"
+    source = (
+        "Papernot et al. 2016, on the logits, towards the likeliest wrong class until misclassified: pairs of "
+        "values go to white (theta=1; theta=-1: to black)"
+    )
+    bounded = False
+
+    def __init__(self, *, theta: float = 1.0, max_steps: int | None = None) -> None:
+        self.theta = check_number("theta", theta, -1.0, 1.0)
+        if self.theta == 0.0:
+            raise ValueError("theta must not be 0, which changes nothing")
+        self.max_steps = check_optional_count("max_steps", max_steps)
+
+    def perturb(
+        self,
+        classifier: nn.Module,
+        x: Tensor,
+        labels: Tensor,
+        eps: float = 1.0,
+        *,
+        seed: int = 0,
+        targets: Tensor | None = None,
+    ) -> Tensor:
+        """As :meth:`Attack.perturb`. targets: integers (N,), the classes to reach, instead of any wrong one."""
+        moved = x.clone(memory_format=torch.contiguous_format)
+        D = x[0].numel()
+        with torch.no_grad():
+            aims = runner_up(classifier(x), labels) if targets is None else targets.long()
+        active = torch.arange(len(x), device=x.device)
+        for _ in range(D if self.max_steps is None else self.max_steps):
+            logits, towards, others = jacobian(classifier, moved[active], aims[active])
+            given = logits.argmax(1)
+            done = given != labels[active] if targets is None else given == aims[active]
+            going = []
+            for i, image in enumerate(active.tolist()):
+                if done[i]:
+                    continue
+                values = moved[image].view(D)
+                free = values < 1.0 if self.theta > 0.0 else values > 0.0
+                pair = salient_pair(towards[i].flatten(), others[i].flatten(), free, increase=self.theta > 0.0)
+                if pair is not None:
+                    values[list(pair)] = (values[list(pair)] + self.theta).clamp(0.0, 1.0)
+                    going.append(image)
+            if not going:
+                break
+            active = torch.tensor(going, device=x.device)
+        return moved

@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .attack import Attack
+from ..base.checks import check_choice, check_count, check_number, check_optional_count
+from .attack import Attack, image_generators
 from .gradients import loss_gradient, predicted
 
 LABEL_RULES = ("given", "predicted")
@@ -18,8 +19,6 @@ LEVEL = 1.0 / 255.0  # a step of the grid
 
 def attacked_labels(classifier: nn.Module, x: Tensor, labels: Tensor, label_rule: str) -> Tensor:
     """The labels that an attack leads away from: those 'given', or the 'predicted' ones of x."""
-    if label_rule not in LABEL_RULES:
-        raise ValueError(f"label_rule must be one of {', '.join(LABEL_RULES)}, got {label_rule!r}")
     return labels if label_rule == "given" else predicted(classifier, x)
 
 
@@ -31,8 +30,6 @@ def sign_steps(
     x, start: floating (N, C, H, W) in [0, 1]; the ball is ±eps around x within [0, 1]. Where a gradient is exactly
     zero, the value stays. Returns a tensor of x's shape.
     """
-    if steps < 0:
-        raise ValueError(f"steps must not be negative, got {steps}")
     moved = start
     for _ in range(steps):
         moved = moved + step * loss_gradient(classifier, moved, labels).sign()
@@ -47,84 +44,95 @@ def uniform(generators: Sequence[np.random.Generator], x: Tensor, eps: float) ->
     return torch.from_numpy(np.stack(noise)).to(x)
 
 
-def _rand(
-    classifier: nn.Module, x: Tensor, labels: Tensor, eps: float, *, generators: Sequence[np.random.Generator]
-) -> Tensor:
-    levels = round(eps * 255.0)
-    noise = [generator.integers(-levels, levels + 1, tuple(x.shape[1:])) for generator in generators]
-    return (x + torch.from_numpy(np.stack(noise)).to(x) * LEVEL).clamp(0.0, 1.0)
-
-
-def _fgsm(classifier: nn.Module, x: Tensor, labels: Tensor, eps: float, *, label_rule: str = "predicted") -> Tensor:
-    return sign_steps(classifier, x, x, attacked_labels(classifier, x, labels, label_rule), eps, eps, 1)
-
-
 def bim_steps(eps: int) -> int:
     """How many steps of one grid level BIM takes: floor(min(eps + 4, 1.25 eps)) (Kurakin et al. 2016)."""
     return math.floor(min(eps + 4, 1.25 * eps))
 
 
-def _bim(
-    classifier: nn.Module,
-    x: Tensor,
-    labels: Tensor,
-    eps: float,
-    *,
-    steps: int | None = None,
-    label_rule: str = "given",
-) -> Tensor:
-    steps = bim_steps(round(eps * 255.0)) if steps is None else steps
-    return sign_steps(classifier, x, x, attacked_labels(classifier, x, labels, label_rule), eps, LEVEL, steps)
+class Rand(Attack):
+    """RAND: integers drawn uniformly from -eps..eps and added to the image, clipped to 0..255.
+
+    It asks the classifier nothing and has no options.
+
+    Source: Song et al. 2018 (PixelDefend), section 2.1.
+    """
+
+    name = "rand"
+    source = "Song et al. 2018, section 2.1: integers drawn uniformly from -eps..eps"
+    needs_gradient = False
+    on_grid = True
+    random = True
+
+    def perturb(self, classifier: nn.Module, x: Tensor, labels: Tensor, eps: float = 1.0, *, seed: int = 0) -> Tensor:
+        levels = round(eps * 255.0)
+        noise = [g.integers(-levels, levels + 1, tuple(x.shape[1:])) for g in image_generators(x, seed)]
+        return (x + torch.from_numpy(np.stack(noise)).to(x) * LEVEL).clamp(0.0, 1.0)
 
 
-def _pgd(
-    classifier: nn.Module,
-    x: Tensor,
-    labels: Tensor,
-    eps: float,
-    *,
-    generators: Sequence[np.random.Generator],
-    steps: int = 20,
-    step: float | None = None,
-) -> Tensor:
-    start = (x + uniform(generators, x, eps)).clamp(0.0, 1.0)
-    return sign_steps(classifier, x, start, labels, eps, eps / 4.0 if step is None else step * LEVEL, steps)
+class FGSM(Attack):
+    """The fast gradient sign method: one step of eps by the sign of the cross-entropy's gradient, clipped to 0..255.
+
+    label_rule: the label that it leads away from: 'predicted', the classifier's own, so that the true one does not
+    leak, or 'given', the one that it is called with. ValueError for another.
+
+    Source: Goodfellow et al. 2015; away from the predicted label as in the code of Song et al. 2018 (PixelDefend).
+    """
+
+    name = "fgsm"
+    source = (
+        "Goodfellow et al. 2015; as PixelDefend's authors have it, away from the predicted label, so that the true "
+        "one does not leak (label_rule='given': away from the given one)"
+    )
+    on_grid = True
+
+    def __init__(self, *, label_rule: str = "predicted") -> None:
+        self.label_rule = check_choice("label_rule", label_rule, LABEL_RULES)
+
+    def perturb(self, classifier: nn.Module, x: Tensor, labels: Tensor, eps: float = 1.0, *, seed: int = 0) -> Tensor:
+        return sign_steps(classifier, x, x, attacked_labels(classifier, x, labels, self.label_rule), eps, eps, 1)
 
 
-rand = Attack(
-    "rand",
-    _rand,
-    bounded=True,
-    needs_gradient=False,
-    source="Song et al. 2018, section 2.1: integers drawn uniformly from -eps..eps",
-    on_grid=True,
-    random=True,
-)
+class BIM(Attack):
+    """The basic iterative method: steps of one grid level by the gradient's sign, each back into ±eps and 0..255.
 
-fgsm = Attack(
-    "fgsm",
-    _fgsm,
-    bounded=True,
-    needs_gradient=True,
-    source="Goodfellow et al. 2015; as PixelDefend's authors have it, away from the predicted label, so that the true "
-    "one does not leak (label_rule='given': away from the given one)",
-    on_grid=True,
-)
+    steps: how many, at least 0; None: floor(min(eps + 4, 1.25 eps)). label_rule: the label that it leads away from:
+    'given', the one that it is called with, or 'predicted', the classifier's own. TypeError or ValueError for others.
 
-bim = Attack(
-    "bim",
-    _bim,
-    bounded=True,
-    needs_gradient=True,
-    source="Kurakin et al. 2016, away from the given label: steps of one level, floor(min(eps + 4, 1.25 eps)) of them",
-    on_grid=True,
-)
+    Source: Kurakin et al. 2016, section 2.2; Song et al. 2018 (PixelDefend), section 2.1.
+    """
 
-pgd = Attack(
-    "pgd",
-    _pgd,
-    bounded=True,
-    needs_gradient=True,
-    source="Madry et al. 2018, away from the given label: from a uniformly random start, 20 steps of eps / 4",
-    random=True,
-)
+    name = "bim"
+    source = "Kurakin et al. 2016, away from the given label: steps of one level, floor(min(eps + 4, 1.25 eps)) of them"
+    on_grid = True
+
+    def __init__(self, *, steps: int | None = None, label_rule: str = "given") -> None:
+        self.steps = check_optional_count("steps", steps)
+        self.label_rule = check_choice("label_rule", label_rule, LABEL_RULES)
+
+    def perturb(self, classifier: nn.Module, x: Tensor, labels: Tensor, eps: float = 1.0, *, seed: int = 0) -> Tensor:
+        steps = bim_steps(round(eps * 255.0)) if self.steps is None else self.steps
+        return sign_steps(classifier, x, x, attacked_labels(classifier, x, labels, self.label_rule), eps, LEVEL, steps)
+
+
+class PGD(Attack):
+    """Projected gradient descent: from a uniformly random start in ±eps, steps by the gradient's sign, away from the
+    given label, each back into ±eps and 0..255.
+
+    steps: how many, at least 0. step: their size in grid levels, any number above 0; None: eps / 4. TypeError or
+    ValueError for others.
+
+    Source: Madry et al. 2018, section 2.1.
+    """
+
+    name = "pgd"
+    source = "Madry et al. 2018, away from the given label: from a uniformly random start, 20 steps of eps / 4"
+    random = True
+
+    def __init__(self, *, steps: int = 20, step: float | None = None) -> None:
+        self.steps = check_count("steps", steps)
+        self.step = None if step is None else check_number("step", step, 0.0, ends="()")
+
+    def perturb(self, classifier: nn.Module, x: Tensor, labels: Tensor, eps: float = 1.0, *, seed: int = 0) -> Tensor:
+        start = (x + uniform(image_generators(x, seed), x, eps)).clamp(0.0, 1.0)
+        step = eps / 4.0 if self.step is None else self.step * LEVEL
+        return sign_steps(classifier, x, start, labels, eps, step, self.steps)

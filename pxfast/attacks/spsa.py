@@ -8,10 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..base.checks import check_count
 from ..tensors.seeds import derived_seeds
-from .attack import Attack
 from .carlini_wagner import margin
-from .grid_ascent import BLOCK, STEP, ascend, target_of
+from .grid_ascent import STEP, GridAscent, ascend, target_of
 from .meter import Meter
 
 QUERIES_AT_ONCE = 512  # images that the purifier gets at once
@@ -23,65 +23,72 @@ def random_signs(seeds: Sequence[int], pairs: int, shape: tuple[int, ...]) -> Te
     return torch.from_numpy(2 * np.stack(drawn) - 1)
 
 
-def _spsa(
-    classifier: nn.Module,
-    x: Tensor,
-    labels: Tensor,
-    eps: float,
-    *,
-    meter: Meter,
-    steps: int = 20,
-    step: int = STEP,
-    pairs: int = 64,
-    delta: int = 3,
-) -> Tensor:
-    """pairs: N of the 2 N queries a step. delta: how far from the image they are, in levels."""
-    target = target_of("spsa", classifier)
-    for name, value in (("pairs", pairs), ("delta", delta)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ValueError(f"{name} must be a positive integer, got {value!r}")
+class SPSA(GridAscent):
+    """SPSA: steps by the sign of a gradient estimated from the defended classifier's logits of random neighbours.
 
-    @torch.no_grad()
-    def direction(x: Tensor, labels: Tensor, seeds: Sequence[int]) -> tuple[Tensor, None]:
-        levels = (255.0 * x).round()
-        signs = random_signs(derived_seeds(seeds, 0), pairs, tuple(x.shape[1:])).to(x.device)
-        total = torch.zeros_like(x)
-        together = max(1, QUERIES_AT_ONCE // (2 * len(x)))
-        for first in range(0, pairs, together):
-            chosen = range(first, min(first + together, pairs))
-            moves = torch.cat([side * delta * signs[:, pair].to(x) for pair in chosen for side in (1, -1)])
-            count = 2 * len(chosen)
-            asked = (levels.repeat(count, 1, 1, 1) + moves).clamp(0.0, 255.0) / 255.0
-            own = [seed for pair in chosen for side in (1, 2) for seed in derived_seeds(seeds, pair, side)]
-            logits = target.classifier(target.purified(asked, own))
-            losses = -margin(logits, labels.repeat(count)).reshape(len(chosen), 2, len(x))
-            slopes = (losses[:, 0] - losses[:, 1]) / (2.0 * delta)
-            for slope, pair in zip(slopes, chosen, strict=True):
-                total += slope[:, None, None, None] * signs[:, pair]
-        return total.sign(), None
+    It attacks a :class:`pxfast.defences.Defended` with at least one defence; ValueError for another classifier.
 
-    return ascend(
-        x,
-        labels,
-        eps,
-        meter,
-        direction,
-        steps=steps,
-        step=step,
-        queries=2 * pairs,
-        gradients=0,
+    steps: how many, at least 0. step: their size in grid levels, an integer of at least 1. pairs: how many pairs of
+    neighbours a step asks about, at least 1: the N of 2 N queries. delta: how far they are from the image in grid
+    levels, an integer of at least 1. max_queries, max_gradients: what an image may cost of each, at least 0; None: no
+    limit. TypeError or ValueError for others.
+
+    Source: Uesato et al. 2018, algorithm 1, as in Yoon et al. 2021, Table 1.
+    """
+
+    name = "spsa"
+    source = (
+        "Uesato et al. 2018 as in Yoon et al. 2021, Table 1: steps of 2/255 by the sign of the mean of "
+        "(L(x + delta v) - L(x - delta v)) / (2 delta) v over N random v in {-1, 1}^D, L the best wrong logit minus "
+        "the label's; delta 3 levels, which is Uesato's 0.01 on the grid (the table's 0.5 is no small step)"
     )
+    needs_gradient = False
 
+    def __init__(
+        self,
+        *,
+        steps: int = 20,
+        step: int = STEP,
+        pairs: int = 64,
+        delta: int = 3,
+        max_queries: int | None = None,
+        max_gradients: int | None = None,
+    ) -> None:
+        super().__init__(step, max_queries, max_gradients)
+        self.steps = check_count("steps", steps)
+        self.pairs = check_count("pairs", pairs, 1)
+        self.delta = check_count("delta", delta, 1)
 
-spsa = Attack(
-    "spsa",
-    _spsa,
-    bounded=True,
-    needs_gradient=False,
-    source="Uesato et al. 2018 as in Yoon et al. 2021, Table 1: steps of 2/255 by the sign of the mean of "
-    "(L(x + delta v) - L(x - delta v)) / (2 delta) v over N random v in {-1, 1}^D, L the best wrong logit minus the "
-    "label's; delta 3 levels, which is Uesato's 0.01 on the grid (the table's 0.5 is no small step)",
-    on_grid=True,
-    metered=True,
-    block=BLOCK,
-)
+    def climb(self, classifier: nn.Module, x: Tensor, labels: Tensor, eps: float, meter: Meter) -> Tensor:
+        target = target_of(self.name, classifier)
+
+        @torch.no_grad()
+        def direction(x: Tensor, labels: Tensor, seeds: Sequence[int]) -> tuple[Tensor, None]:
+            levels = (255.0 * x).round()
+            signs = random_signs(derived_seeds(seeds, 0), self.pairs, tuple(x.shape[1:])).to(x.device)
+            total = torch.zeros_like(x)
+            together = max(1, QUERIES_AT_ONCE // (2 * len(x)))
+            for first in range(0, self.pairs, together):
+                chosen = range(first, min(first + together, self.pairs))
+                moves = torch.cat([side * self.delta * signs[:, pair].to(x) for pair in chosen for side in (1, -1)])
+                count = 2 * len(chosen)
+                asked = (levels.repeat(count, 1, 1, 1) + moves).clamp(0.0, 255.0) / 255.0
+                own = [seed for pair in chosen for side in (1, 2) for seed in derived_seeds(seeds, pair, side)]
+                logits = target.classifier(target.purified(asked, own))
+                losses = -margin(logits, labels.repeat(count)).reshape(len(chosen), 2, len(x))
+                slopes = (losses[:, 0] - losses[:, 1]) / (2.0 * self.delta)
+                for slope, pair in zip(slopes, chosen, strict=True):
+                    total += slope[:, None, None, None] * signs[:, pair]
+            return total.sign(), None
+
+        return ascend(
+            x,
+            labels,
+            eps,
+            meter,
+            direction,
+            steps=self.steps,
+            step=self.step,
+            queries=2 * self.pairs,
+            gradients=0,
+        )

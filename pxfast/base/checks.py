@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import numbers
+from collections.abc import Collection
 
 
 def check_integer(name: str, value: int, limit: int) -> int:
@@ -20,6 +22,53 @@ def is_number(value: object) -> bool:
     return isinstance(value, numbers.Real) and not isinstance(value, bool)
 
 
+def check_count(name: str, value: int, least: int = 0) -> int:
+    """``value`` as a Python int. TypeError unless an integer (bool is not one), ValueError below ``least``."""
+    return _count(value, least, f"{name} must be an integer of at least {least}, got {value!r}")
+
+
+def check_optional_count(name: str, value: int | None, least: int = 0) -> int | None:
+    """``value`` as a Python int, or None; otherwise as :func:`check_count`."""
+    message = f"{name} must be None or an integer of at least {least}, got {value!r}"
+    return None if value is None else _count(value, least, message)
+
+
+def _count(value: int, least: int, message: str) -> int:
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+        raise TypeError(message)
+    if value < least:
+        raise ValueError(message)
+    return int(value)
+
+
+def check_number(name: str, value: float, low: float, high: float = math.inf, *, ends: str = "[]") -> float:
+    """``value`` as a Python float. TypeError unless a real number (bool is not one), ValueError outside low..high.
+
+    ends: how the interval is written, a round bracket at an end that does not belong to it, as infinity never does.
+    """
+    ends = ends[0] + (ends[1] if math.isfinite(high) else ")")
+    message = f"{name} must be a number in {ends[0]}{low:g}, {high:g}{ends[1]}, got {value!r}"
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise TypeError(message)
+    if not low <= value <= high or (ends[0] == "(" and value == low) or (ends[1] == ")" and value == high):
+        raise ValueError(message)
+    return float(value)
+
+
+def check_choice(name: str, value: str, choices: Collection[str]) -> str:
+    """``value`` itself. ValueError unless one of ``choices``."""
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
+    return value
+
+
+def check_flag(name: str, value: bool) -> bool:
+    """``value`` itself. TypeError unless True or False."""
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} must be True or False, got {value!r}")
+    return value
+
+
 def check_eps(eps: int) -> int:
     """``eps``, in steps of the 0..255 grid, as a Python int; raises what :func:`check_integer` does."""
     return check_integer("eps", eps, 256)
@@ -27,9 +76,7 @@ def check_eps(eps: int) -> int:
 
 def check_precision(precision: str) -> str:
     """``precision`` itself. ValueError unless 'auto', 'fp32' or 'bf16'."""
-    if precision != "auto" and precision not in PRECISIONS:
-        raise ValueError(f"precision must be one of auto, {', '.join(PRECISIONS)}, got {precision!r}")
-    return precision
+    return check_choice("precision", precision, ("auto", *PRECISIONS))
 
 
 PRECISIONS = ("fp32", "bf16")

@@ -20,8 +20,11 @@ class Progress:
     """
 
     def __init__(self, total: int | None = None, unit: str = "image", done: int = 0) -> None:
-        self.total, self.unit, self.done = total, unit, done
-        self.title, self.note = "", ""
+        self.total: int | None = total
+        self.unit = unit
+        self.done: int = done
+        self.title: str = ""
+        self.note: str = ""
         self._begun = time.monotonic(), done
 
     @property
@@ -51,7 +54,8 @@ class Progress:
         """Show other work than before, or the same further on."""
         if title != self.title:
             self._begun = time.monotonic(), done
-        self.title, self.total = title, total
+        self.title = title
+        self.total = total
         self.reach(done)
 
     def show(self) -> None:
@@ -81,10 +85,9 @@ class Bar(Progress):
         self._bar.set_postfix_str(note, refresh=False)
 
     def turn_to(self, title: str, done: int, total: int) -> None:
-        super().entitle(title)
         self._bar.set_description_str(title, refresh=False)
-        self.total, self.done = total, done
         self._bar.total, self._bar.n = total, done
+        super().turn_to(title, done, total)
         self._bar.refresh()
 
     def show(self) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -26,7 +25,7 @@ from .options import (
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from ..attacks import Attack, AttackResult
+    from ..attacks import AttackResult
 
 
 def attack(
@@ -60,8 +59,8 @@ def attack(
     go to OUT.labels.npy. Defences stand in front of the classifier, and the attack knows of them. An attack without a
     bound takes no --eps.
     """
-    from ..attacks import find_attack
-    from ..attacks.resumable import attack_to_file, labels_path
+    from ..attacks import attack_to_file, find_attack
+    from ..attacks.resumable import labels_path
     from ..base.machine import parse_device
     from ..classifiers import load_classifier
     from ..data.datasets import UNLABELLED, load_dataset
@@ -70,8 +69,8 @@ def attack(
     from .output import print_json
 
     use_threads(threads)
-    chosen = find_attack(name)
-    options = parse_options(chosen, [*(option or []), *([] if steps is None else [f"steps={steps}"])])
+    settings = [*(option or []), *([] if steps is None else [f"steps={steps}"])]
+    chosen = find_attack(name, **parse_options(name, settings))
     place = parse_device(device)
     defences = parse_defences(defence or [], engine=engine_on(device, "auto"), threads=threads)
     given, stored = load_dataset(dataset, root, train=None)
@@ -86,7 +85,6 @@ def attack(
         out,
         eps=8 if eps is None and chosen.bounded else eps,
         seed=seed,
-        options=options,
         force=force,
         progress=not quiet,
     )
@@ -155,14 +153,12 @@ def default_classifier(dataset: str, shape: tuple[int, ...]) -> str:
     raise ValueError(f"no classifier is shipped for {dataset}, images (C, H, W) = {shape}; pass --classifier")
 
 
-def parse_options(attack: Attack, given: list[str]) -> dict[str, Any]:
-    """'steps=100' and the like as an attack's options: numbers where they are some, or else text.
+def parse_options(name: str, given: list[str]) -> dict[str, Any]:
+    """'steps=100' and the like as options of the attack of this name: numbers where they are some, or else text.
 
-    ValueError for text without '=', and for a name that is no option of the attack.
+    ValueError for text without '=', and for a name that is no attack or no option of it.
     """
-    from ..attacks.meter import LIMITS
+    from ..attacks import find_attack
     from ..defences.named import parse_setting
 
-    own = ("classifier", "x", "labels", "eps", "generators", "seed", "targets", "foolbox_name", "euclidean", "options")
-    known = [name for name in inspect.signature(attack.perturb).parameters if name not in (*own, "meter", "name")]
-    return dict(parse_setting(text, known + list(LIMITS) * attack.metered) for text in given)
+    return dict(parse_setting(text, list(find_attack(name).options)) for text in given)

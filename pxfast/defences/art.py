@@ -6,7 +6,7 @@ ART takes defences of either kind, not of both at once: use :class:`ArtPurifier`
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from torch import Tensor
@@ -14,7 +14,10 @@ from torch import Tensor
 from ..base.extras import require
 from ..pixeldefend.purify import Purifier
 
-preprocessor = require("art.defences.preprocessor.preprocessor", "art")
+if TYPE_CHECKING:
+    from art.defences.preprocessor import preprocessor
+else:
+    preprocessor = require("art.defences.preprocessor.preprocessor", "art")
 
 
 class ArtPurifier(preprocessor.Preprocessor):
@@ -24,13 +27,13 @@ class ArtPurifier(preprocessor.Preprocessor):
     Its gradient is ART's default, the identity at the purified image, which is BPDA.
     """
 
-    params = ["purifier"]  # noqa: RUF012 - ART's convention
+    params: ClassVar[list[str]] = ["purifier"]
 
     def __init__(
         self, purifier: Purifier | None = None, *, apply_fit: bool = False, apply_predict: bool = True
     ) -> None:
         super().__init__(is_fitted=True, apply_fit=apply_fit, apply_predict=apply_predict)
-        self.purifier = Purifier() if purifier is None else purifier
+        self.purifier: Purifier = Purifier() if purifier is None else purifier
         self._check_params()
 
     def _check_params(self) -> None:
@@ -45,7 +48,7 @@ class ArtPurifier(preprocessor.Preprocessor):
 class ArtPurifierPyTorch(preprocessor.PreprocessorPyTorch):
     """As :class:`ArtPurifier`, for tensors; the purifier's own straight-through gradient lies inside ``forward``."""
 
-    params = ["purifier"]  # noqa: RUF012 - ART's convention
+    params: ClassVar[list[str]] = ["purifier"]
 
     def __init__(
         self,
@@ -56,7 +59,7 @@ class ArtPurifierPyTorch(preprocessor.PreprocessorPyTorch):
         device_type: str = "gpu",
     ) -> None:
         super().__init__(device_type=device_type, is_fitted=True, apply_fit=apply_fit, apply_predict=apply_predict)
-        self.purifier = Purifier() if purifier is None else purifier
+        self.purifier: Purifier = Purifier() if purifier is None else purifier
         self._check_params()
 
     _check_params = ArtPurifier._check_params

@@ -5,7 +5,7 @@ independently of the others in its batch, bit for bit. That is all that most att
 
 * ``stochastic = True``, ``runs`` and ``draw(images, seeds)``: its result depends on random numbers, and all of them
   come from the seeds, one an image. Its own ``forward(images)`` is ``draw(images, image_seeds(images, self.seed))``.
-* ``score(images)``: the direction in which it thinks an image becomes likelier.
+* ``log_prob_gradient(images)``: the direction in which it thinks an image becomes likelier.
 * ``differentiate(images, seeds)``: what ``draw`` gives (or ``forward``, if it is not stochastic), with its own
   gradient, whatever its ``backward`` says.
 * ``hidden_networks(image_shape)``: the networks that it holds without their being submodules.
@@ -38,11 +38,11 @@ class StochasticPurifier(Protocol):
 class ScoredPurifier(Protocol):
     """A purifier with a score: (an estimate of) the gradient of log p with respect to the image.
 
-    score: floating images (N, C, H, W) in [0, 1] to a tensor of that shape, without a gradient of its own; each image's
-    independent of its batch.
+    log_prob_gradient: floating images (N, C, H, W) in [0, 1] to a tensor of that shape, without a gradient of its own;
+    each image's independent of its batch.
     """
 
-    def score(self, images: Tensor) -> Tensor: ...
+    def log_prob_gradient(self, images: Tensor) -> Tensor: ...
 
 
 @runtime_checkable

@@ -15,9 +15,9 @@ from .settings import DecodeSettings
 try:
     _C: Any = importlib.import_module("pxfast._C")
     _import_error: str | None = None
-except ImportError as error:  # an install without the compiled module is a normal state: the reference engine works
+except ImportError as _error:  # an install without the compiled module is a normal state: the reference engine works
     _C = None
-    _import_error = str(error)
+    _import_error = str(_error)
 
 
 def unavailable() -> str | None:

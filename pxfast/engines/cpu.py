@@ -17,7 +17,7 @@ from .compiled import order_of, plain_chooser, program_of
 from .schedule import Schedule
 from .settings import DEFAULTS, DecodeSettings
 
-unavailable = compiled.unavailable
+unavailable: Callable[[], str | None] = compiled.unavailable
 
 
 def best_precision(settings: DecodeSettings = DEFAULTS) -> str:

@@ -17,7 +17,7 @@ import weakref
 import torch
 from torch import Tensor
 
-from ..pixelcnn.network import NUM_LEVELS, GatedResnet, PixelCNN, WeightNormConv
+from ..pixelcnn.network import NUM_LEVELS, GatedResnet, PixelCNN, PixelCNNConfig, WeightNormConv
 from ..pixelcnn.oracle import frozen
 
 ANY = -1
@@ -105,13 +105,13 @@ class Schedule:
     """
 
     def __init__(self, model: PixelCNN) -> None:
-        self.config = model.config
-        self.model = frozen(model)
+        self.config: PixelCNNConfig = model.config
+        self.model: PixelCNN = frozen(model)
         self.caches: list[Cache] = []
         self.steps: list[Step] = []
         self.compiled: dict[object, object] = {}
-        self.lock = threading.Lock()
-        self.input_cache = self._cache(0, self.config.channels + 1)
+        self.lock: threading.Lock = threading.Lock()
+        self.input_cache: int = self._cache(0, self.config.channels + 1)
         _Flattener(self).run()
 
     def _cache(self, level: int, channels: int) -> int:

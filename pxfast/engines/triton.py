@@ -55,7 +55,7 @@ class Decoder:
     def __init__(self, program: Program) -> None:
         self.program = program
         self.idle: list[Runner] = []
-        self.lock = threading.Lock()
+        self.lock: threading.Lock = threading.Lock()
 
     def images_for(self, N: int) -> int:
         """Images in flight when N are decoded: as many as needed, by powers of two, and as memory and limit allow."""
@@ -95,7 +95,7 @@ class Runner:
         from .triton_program import Workspace
 
         self.program = program
-        self.on_gpu = program.device.type == "cuda"
+        self.on_gpu: bool = program.device.type == "cuda"
         self.stream: Any = torch.cuda.Stream(program.device) if self.on_gpu else None
         with self.current():
             self.workspace: Workspace = Workspace(program, images)

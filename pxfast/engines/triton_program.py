@@ -15,13 +15,14 @@ from torch import Tensor
 from ..kernels.choose import choose
 from ..kernels.launch import Launch, Tile
 from ..kernels.step import HEADER, MAX_TAPS, PackedStep, pack, step
+from ..pixelcnn.network import PixelCNNConfig
 from .schedule import ANY, Epilogue, Scale, Schedule, Step, Tap
 
 PHASES = (0, 1, 2, 1)  # by row % 4: the row whose launches serve
 SLOT = 16  # entries of a launch in the table, so that every launch's begin at a multiple of 16 bytes
 GROUP = 16  # images are decoded in multiples of it: then every cell begins at a multiple of 16 elements
-INPUT_SCALE = {Scale.SAME: 1, Scale.DOWN: 2, Scale.UP: 0.5}
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+INPUT_SCALE: dict[Scale, float] = {Scale.SAME: 1, Scale.DOWN: 2, Scale.UP: 0.5}
+DTYPES: dict[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,18 +45,23 @@ class Program:
     """A schedule's packed weights on a device, and where everything lies."""
 
     def __init__(self, schedule: Schedule, precision: str, device: torch.device, tiles: dict[str, Tile]) -> None:
-        self.schedule, self.config, self.device = schedule, schedule.config, device
-        self.dtype = DTYPES[precision]
+        self.schedule = schedule
+        self.config: PixelCNNConfig = schedule.config
+        self.device = device
+        self.dtype: torch.dtype = DTYPES[precision]
         head = schedule.model.head
-        self.head_features = head.features
-        self.tables = getattr(head, "tables", torch.zeros(1)).detach().float().contiguous().to(device)
+        self.head_features: int = head.features
+        self.tables: Tensor = getattr(head, "tables", torch.zeros(1)).detach().float().contiguous().to(device)
         W = self.config.image_size[1]
-        self.offsets, total = [], 0  # of every cache: elements per image before it
+        self.offsets: list[int] = []  # of every cache: elements per image before it
+        total = 0
         for cache in schedule.caches:
             self.offsets.append(total)
             total += cache.rows * ((W >> cache.level) + 2) * cache.channels
         self.elements_per_image = total
-        self.variants = [self._variants(s, precision, tiles) for s in schedule.steps]
+        self.variants: list[dict[tuple[int, int], Variant]] = [
+            self._variants(s, precision, tiles) for s in schedule.steps
+        ]
         self.slots: dict[tuple[int, int], int] = {}  # of every step and parity of the column: its place in the table
         for i, variants in enumerate(self.variants):
             for _, column_parity in variants:
@@ -132,23 +138,24 @@ class Workspace:
     """The memory of so many images in flight (a multiple of ``GROUP``), and the launches on it."""
 
     def __init__(self, program: Program, images: int) -> None:
-        self.program, self.images = program, images
+        self.program = program
+        self.images = images
         config, device = program.config, program.device
         H, W = config.image_size
-        self.caches = torch.zeros(program.elements_per_image * images, dtype=program.dtype, device=device)
-        self.residuals = {
+        self.caches: Tensor = torch.zeros(program.elements_per_image * images, dtype=program.dtype, device=device)
+        self.residuals: dict[tuple[bool, int], Tensor] = {
             (per_row, level): torch.zeros(W >> level, images, config.filters, device=device)
             for per_row in (False, True)
             for level in range(3)
         }
-        self.parameters = torch.zeros(images, program.head_features, device=device)
-        self.given = torch.zeros(images, config.channels, H, W, dtype=torch.uint8, device=device)
-        self.result = torch.zeros_like(self.given)
-        self.eps = torch.zeros(images, dtype=torch.uint8, device=device)
-        self.settings = torch.zeros(2, device=device)
-        self.generator = torch.zeros(2, dtype=torch.int64, device=device)
-        self.table = program.table(images).to(device)
-        self.entry = self.table[0].clone()
+        self.parameters: Tensor = torch.zeros(images, program.head_features, device=device)
+        self.given: Tensor = torch.zeros(images, config.channels, H, W, dtype=torch.uint8, device=device)
+        self.result: Tensor = torch.zeros_like(self.given)
+        self.eps: Tensor = torch.zeros(images, dtype=torch.uint8, device=device)
+        self.settings: Tensor = torch.zeros(2, device=device)
+        self.generator: Tensor = torch.zeros(2, dtype=torch.int64, device=device)
+        self.table: Tensor = program.table(images).to(device)
+        self.entry: Tensor = self.table[0].clone()
 
     def show_row(self, row: int) -> None:
         """Make the launches work on this row."""

@@ -50,7 +50,9 @@ class Models:
     """
 
     def __init__(self, files: ModelFiles, device: str, threads: int | None = None) -> None:
-        self.files, self.device, self.threads = files, torch.device(device), threads
+        self.files = files
+        self.device: torch.device = torch.device(device)
+        self.threads = threads
         self._classifiers: dict[str, Classifier] = {}
         self._densities: dict[str, PixelCNN] = {}
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..attacks import find_attack
+from ..attacks import ATTACKS, Attack, ClippedAttack, find_attack
 from ..attacks.resumable import library_versions
 from . import stages
 from .code import ELSEWHERE, code_hash
@@ -47,8 +46,11 @@ class Pipeline:
     ) -> None:
         if shard < 1:
             raise ValueError(f"shard must be positive, got {shard}")
-        self.store, self.runner, self.context, self.shard = store, runner, context, shard
-        self.report = report or (lambda what, done, total: None)
+        self.store = store
+        self.runner = runner
+        self.context = context
+        self.shard = shard
+        self.report: Report = report or (lambda what, done, total: None)
         self._spent: dict[str, dict[str, tuple[int, float]]] = {}  # by what was done, by entry: images and seconds
 
     def attacked(
@@ -67,10 +69,10 @@ class Pipeline:
 
         through: the defences that the attacker knows of. An attack that eps only clips is searched once for all eps.
         """
-        chosen = find_attack(attack)
-        recipe = self._attack_recipe(attack, classifier, options or {}, seed, through)
+        chosen = find_attack(attack, **(options or {}))
+        recipe = self._attack_recipe(chosen, classifier, seed, through)
         inputs = {"images": images, "labels": labels}
-        if not chosen.clipped:
+        if not isinstance(chosen, ClippedAttack):
             bound = "" if eps is None else f", eps {eps}"
             return self._run(f"attack by {attack}{bound}", {**recipe, "stage": "attack", "eps": eps}, inputs, "images")
         found = self._run(f"attack by {attack}", {**recipe, "stage": "search"}, inputs, "found")
@@ -134,20 +136,18 @@ class Pipeline:
 
     def _attack_recipe(
         self,
-        attack: str,
+        attack: Attack,
         classifier: ClassifierFile,
-        options: dict[str, Any],
         seed: int,
         through: Sequence[Description],
     ) -> Recipe:
-        chosen = find_attack(attack)
         return {
             "classifier": classifier.key,
             "through": list(through),
-            "attack": attack,
-            "options": options,
-            "seed": seed if chosen.random or chosen.joint or chosen.metered else None,
-            "code": attack_code(attack),
+            "attack": attack.name,
+            "options": attack.options,
+            "seed": seed if attack.random else None,
+            "code": attack_code(attack.name),
             "classifier code": code_hash(classifier.module),
             "libraries": self._libraries(),
             "processor": processor(self.context.device),
@@ -187,11 +187,8 @@ class Pipeline:
 
 
 def attack_code(name: str) -> str:
-    """The hash of the code of the attack of this name."""
-    perturb = find_attack(name).perturb
-    while isinstance(perturb, functools.partial):
-        perturb = perturb.func
-    return code_hash(stages.attack, stages.search, stages.clip, perturb.__module__, without=ELSEWHERE)
+    """The hash of the code of the attack of this name: of its class and all that it depends on."""
+    return code_hash(stages.attack, stages.search, stages.clip, ATTACKS[name], without=ELSEWHERE)
 
 
 def defence_name(description: Description) -> str:

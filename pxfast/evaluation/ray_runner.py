@@ -42,17 +42,17 @@ class RayRunner:
         logging.getLogger("ray.data").setLevel(logging.WARNING)  # it tells of every dataset's beginning and end
         if not ray.is_initialized():
             ray.init(include_dashboard=False, log_to_driver=False, logging_level="warning")
-        self.threads = torch.get_num_threads()
-        self.engine_threads = threads or self.threads
-        self.gpu = torch.device(device).type == "cuda"
+        self.threads: int = torch.get_num_threads()
+        self.engine_threads: int = threads or self.threads
+        self.gpu: bool = torch.device(device).type == "cuda"
         kind, share = ("GPU", 1) if self.gpu else ("CPU", self.threads)
         found = ray.cluster_resources().get(kind, 0)
-        self.workers = int(found // share)
+        self.workers: int = int(found // share)
         if self.workers < 1:
             raise RuntimeError(f"a worker takes {share} {kind}, of which the Ray cluster has {found:g}")
         paths = {*files.classifiers.values(), *files.densities.values()}
         self.files = files
-        self.contents = ray.put({path: Path(path).read_bytes() for path in sorted(paths)})
+        self.contents: Any = ray.put({path: Path(path).read_bytes() for path in sorted(paths)})
 
     def run(self, tasks: Sequence[Task]) -> Iterator[TaskResult]:
         """The results of tasks, as they come. RuntimeError when a task fails, with its message."""
@@ -91,13 +91,13 @@ class RayWorker:
         import ray
 
         torch.set_num_threads(threads)
-        self.folder = tempfile.TemporaryDirectory(prefix="pxfast-")
+        self.folder: tempfile.TemporaryDirectory[str] = tempfile.TemporaryDirectory(prefix="pxfast-")
         places = {}
         for number, (path, content) in enumerate(ray.get(contents).items()):
             place = Path(self.folder.name) / f"{number}{Path(path).suffix}"
             place.write_bytes(content)
             places[path] = str(place)
-        self.worker = Worker(
+        self.worker: Worker = Worker(
             ModelFiles(
                 {key: places[str(path)] for key, path in files.classifiers.items()},
                 {key: places[str(path)] for key, path in files.densities.items()},

@@ -169,17 +169,18 @@ class TableRun:
     """A table in the making: its cells, and what they were computed from."""
 
     def __init__(self, specification: TableSpecification, prepared: Prepared) -> None:
-        self.specification, self.prepared = specification, prepared
+        self.specification = specification
+        self.prepared = prepared
         self.cells: dict[tuple[str, str, int | None], Cell] = {}
-        self.missing = dict(prepared.missing)
+        self.missing: dict[str, str] = dict(prepared.missing)
         self.defences: dict[str, list[Description]] = {}
         for row in specification.rows:
             try:
                 self.defences[row.name] = [describe(each, prepared.pipeline.context) for each in row.defences]
             except FileNotFoundError as error:  # of a network that a defence needs
                 self.missing[row.name] = str(error)
-        self.models = [_density_entry(prepared), *_classifier_entries(prepared)]
-        self.settings = self._settings()
+        self.models: list[dict[str, Any]] = [_density_entry(prepared), *_classifier_entries(prepared)]
+        self.settings: dict[str, Any] = self._settings()
         self.earlier_rates: list[dict[str, Any]] = []
 
     def places(self, chosen: TableSpecification) -> Iterator[tuple[RowSpecification, ColumnSpecification, int | None]]:

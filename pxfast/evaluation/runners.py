@@ -23,7 +23,7 @@ class LocalRunner:
     """Does tasks one after the other in this process."""
 
     def __init__(self, files: ModelFiles, device: str, threads: int | None = None) -> None:
-        self.worker = Worker(files, device, threads)
+        self.worker: Worker = Worker(files, device, threads)
 
     def run(self, tasks: Sequence[Task]) -> Iterator[TaskResult]:
         return map(self.worker, tasks)

@@ -205,8 +205,13 @@ def _check(table: TableSpecification) -> None:
         if len(set(names)) < len(names):
             raise ValueError(f"each {kind} must be there once, got {', '.join(map(str, names))}")
     for column in table.columns:
-        if column.attack is not None and find_attack(column.attack).bounded and not table.attack_eps:
-            raise ValueError(f"column {column.name!r} needs attack_eps")
+        if column.attack is not None:
+            try:
+                attack = find_attack(column.attack, **column.options)
+            except (TypeError, ValueError) as error:
+                raise type(error)(f"column {column.name!r}: {error}") from None
+            if attack.bounded and not table.attack_eps:
+                raise ValueError(f"column {column.name!r} needs attack_eps")
         if column.strongest and column.attack is not None:
             raise ValueError(f"column {column.name!r} is the strongest attack, and can't have one of its own")
     counts = {column.name: len(column.eps(table.attack_eps)) for column in table.columns}

@@ -12,7 +12,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from ..attacks import find_attack
+from ..attacks import ClippedAttack, find_attack
 from ..attacks.attack import FixedBatch
 from ..defences import Defended
 from ..pixelcnn.likelihood import log_prob
@@ -50,7 +50,7 @@ class Worker:
     """
 
     def __init__(self, files: ModelFiles, device: str = "cpu", threads: int | None = None) -> None:
-        self.models = Models(files, device, threads)
+        self.models: Models = Models(files, device, threads)
 
     def __call__(self, task: Task) -> TaskResult:
         started = time.perf_counter()
@@ -69,28 +69,28 @@ def target(models: Models, recipe: Recipe) -> nn.Module:
 
 def attack(models: Models, recipe: Recipe, inputs: Tensors) -> Tensors:
     """uint8 images and labels to attacked ones on the grid."""
-    images = find_attack(recipe["attack"])(
-        target(models, recipe),
-        inputs["images"],
-        inputs["labels"],
-        recipe["eps"],
-        seed=recipe["seed"],
-        **recipe["options"],
-    )
+    chosen = find_attack(recipe["attack"], **recipe["options"])
+    images = chosen(target(models, recipe), inputs["images"], inputs["labels"], recipe["eps"], seed=recipe["seed"])
     return {"images": images}
+
+
+def clipped_attack(recipe: Recipe) -> ClippedAttack:
+    """The recipe's attack. ValueError for one that has to be run for each eps."""
+    chosen = find_attack(recipe["attack"], **recipe["options"])
+    if not isinstance(chosen, ClippedAttack):
+        raise ValueError(f"{chosen.name} is not an attack whose result is clipped: it has to be run for each eps")
+    return chosen
 
 
 def search(models: Models, recipe: Recipe, inputs: Tensors) -> Tensors:
     """What an attack finds that eps only clips: fp32 images."""
-    found = find_attack(recipe["attack"]).unclipped(
-        target(models, recipe), inputs["images"], inputs["labels"], seed=recipe["seed"], **recipe["options"]
-    )
+    found = clipped_attack(recipe).unclipped(target(models, recipe), inputs["images"], inputs["labels"])
     return {"found": found}
 
 
 def clip(models: Models, recipe: Recipe, inputs: Tensors) -> Tensors:
     """What ``search`` found, within eps and on the grid."""
-    result = find_attack(recipe["attack"]).clip(
+    result = clipped_attack(recipe).clip(
         target(models, recipe), inputs["images"], inputs["labels"], inputs["found"], recipe["eps"]
     )
     return {"images": result.images}

@@ -61,7 +61,7 @@ class Store:
     """The entries in a folder, which is made when the first one is written."""
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
-        self.folder = Path(folder)
+        self.folder: Path = Path(folder)
 
     def path(self, recipe: Recipe) -> Path:
         """Where a recipe's entry lies or will lie."""

@@ -34,7 +34,7 @@ def model_tensors(model: PixelCNN, dtype: torch.dtype) -> dict[str, Tensor]:
     return {name: tensor.contiguous().cpu() for name, tensor in tensors.items()}
 
 
-def save_model(
+def save(
     model: PixelCNN,
     path: str | os.PathLike[str],
     *,

@@ -63,13 +63,13 @@ class LogisticHead(nn.Module):
     """
 
     name = "logistic"
-    bins_per_unit = 128.0
+    bins_per_unit: float = 128.0
 
     def __init__(self, channels: int, mixtures: int = 10) -> None:
         super().__init__()
         self.channels = channels
         self.mixtures = mixtures
-        self.features = 10 * mixtures if channels == 3 else 3 * mixtures
+        self.features: int = 10 * mixtures if channels == 3 else 3 * mixtures
 
     def mixture(self, features: Tensor, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Log-weights (N, 1 or C, K, H, W), means and log scales (N, C, K, H, W) given the true earlier channels."""
@@ -122,7 +122,7 @@ class JointLogisticHead(LogisticHead):
     """
 
     name = "pixelcnn++"
-    bins_per_unit = 127.5
+    bins_per_unit: float = 127.5
 
     def mixture(self, features: Tensor, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Log-weights, means and log scales, (N, C, K, H, W) each, given the true earlier channels.
@@ -172,9 +172,11 @@ class SoftmaxHead(nn.Module):
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.channels = channels
-        self.features = LEVELS * channels
-        self.pairs = [(k, j) for k in range(channels) for j in range(k)]  # channel k sees channel j
-        self.tables = nn.Parameter(torch.zeros(len(self.pairs), LEVELS, LEVELS))
+        self.features: int = LEVELS * channels
+        self.pairs: list[tuple[int, int]] = [
+            (k, j) for k in range(channels) for j in range(k)
+        ]  # channel k sees channel j
+        self.tables: nn.Parameter = nn.Parameter(torch.zeros(len(self.pairs), LEVELS, LEVELS))
 
     def log_probs(self, features: Tensor, images: Tensor) -> Tensor:
         """All 256 log-probabilities of every sub-pixel: (N, C, H, W, 256) float32."""

@@ -66,7 +66,7 @@ def relaxable(model: PixelCNN) -> PixelCNN:
     return model
 
 
-def score(images: Tensor, *, model: Model | None = None) -> Tensor:
+def log_prob_gradient(images: Tensor, *, model: Model | None = None) -> Tensor:
     """The gradient of log p(X) with respect to the image: the direction in which it becomes likelier.
 
     images: floating (N, C, H, W) in [0, 1], not rounded to the grid; :func:`pxfast.pixeldefend.lbfgs.lbfgs_purify` says

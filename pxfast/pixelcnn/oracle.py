@@ -9,10 +9,11 @@ import weakref
 import torch
 
 from ..base.checks import PRECISIONS
+from ..tensors.copies import Copies
 from .network import PixelCNN
 
+_copies: Copies[PixelCNN] = Copies()
 _lock = threading.Lock()
-_copies: weakref.WeakKeyDictionary[PixelCNN, tuple[tuple[int, ...], PixelCNN]] = weakref.WeakKeyDictionary()
 # of each frozen copy, the oracles made of it
 _oracles: weakref.WeakKeyDictionary[PixelCNN, dict[tuple[str, torch.device], PixelCNN]] = weakref.WeakKeyDictionary()
 
@@ -20,19 +21,15 @@ _oracles: weakref.WeakKeyDictionary[PixelCNN, dict[tuple[str, torch.device], Pix
 def frozen(model: PixelCNN) -> PixelCNN:
     """A copy of the model that nobody trains: fp32, on the CPU, in eval mode, without gradients.
 
-    Made once, and anew when the model's weights have changed since: the same weights give the same object. The copy of
-    a copy is itself.
+    Equal weights give the same object; it is made anew when the model's weights have changed since, however they were
+    changed (:func:`pxfast.tensors.copies.same_values`). The copy of a copy is itself.
     """
     with _lock:
         if model in _oracles:
             return model
-        versions = tuple(parameter._version for parameter in model.parameters())
-        kept = _copies.get(model)
-        if kept is None or kept[0] != versions:
-            kept = (versions, copy.deepcopy(model).float().cpu().eval().requires_grad_(False))
-            _copies[model] = kept
-            _oracles[kept[1]] = {}
-        return kept[1]
+        network = _copies.get(model, torch.float32, "cpu")
+        _oracles.setdefault(network, {})
+        return network
 
 
 def oracle(model: PixelCNN, precision: str, device: torch.device | str = "cpu") -> PixelCNN:

@@ -71,7 +71,7 @@ class Detector:
         self.model, self.log_likelihoods, self._fingerprint = model, torch.cat((*known, found)), fingerprint
         return self
 
-    def score(self, images: ImagesT, *, batch_size: int = 64, progress: bool = False) -> ImagesT:
+    def bits_per_dim(self, images: ImagesT, *, batch_size: int = 64, progress: bool = False) -> ImagesT:
         """Bits/dim of each image, -log2 p(X) / (C H W): the larger, the more suspicious.
 
         It orders images as the p-value does, the other way round, without its N + 1 steps: what :func:`roc_curve`
@@ -226,7 +226,8 @@ def roc_curve(clean: Scores, suspicious: Scores) -> tuple[Array, Array, Array]:
     """scikit-learn's ROC curve of telling suspicious images from clean ones by their scores.
 
     clean, suspicious: scores (N,) and (M,), tensors or arrays, larger meaning more suspicious: those of
-    :meth:`Detector.score`, or p-values negated. The paper's Figure 6 takes the training images as the clean ones.
+    :meth:`Detector.bits_per_dim`, or p-values negated. The paper's Figure 6 takes the training images as the clean
+    ones.
     Returns false-positive rates, true-positive rates and the thresholds: a score of at least that is called suspicious.
     Needs the extra 'evaluate'. Raises ValueError for other shapes, no scores, or NaN; ImportError without the extra.
     """

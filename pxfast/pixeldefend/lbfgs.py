@@ -73,7 +73,7 @@ def lbfgs_purify(
     model = relaxable(model_for(model, grid.shape[1:]))
     network = oracle(model, "fp32")
     relaxed = torch.empty(len(grid), starts)
-    results = torch.empty((starts, *grid.shape), dtype=torch.uint8)
+    results = torch.empty(starts, *grid.shape, dtype=torch.uint8)
     with progress_of(len(grid) * starts, "start", shown=progress) as shown:
         for i, image in enumerate(grid.numpy()):
             lowest, highest = (np.clip(image.astype(np.float64) + move, 0, 255).ravel() for move in (-eps, eps))

@@ -30,9 +30,12 @@ class Shipped(Mapping[str, Path], Generic[Network]):
         read: Callable[[Path], Network],
         read_config: Callable[[Path], Any],
     ) -> None:
-        self.what, self.kind, self.read, self.read_config = what, kind, read, read_config
+        self.what = what
+        self.kind = kind
+        self.read = read
+        self.read_config = read_config
         assets = Path(str(resources.files("pxfast") / "assets"))
-        self.files = {name: assets / file for name, file in files.items()}
+        self.files: dict[str, Path] = {name: assets / file for name, file in files.items()}
         self._kept = functools.cache(lambda name: self.read(self.files[name]))
         self._by_shape = functools.cache(self._find_shapes)
 

@@ -75,10 +75,10 @@ class TrainingRun:
     def __init__(self, settings: RunSettings, images: Tensor, processes: Processes | None = None) -> None:
         self.settings = settings
         self.images = images
-        self.processes = processes or Processes()
-        self.steps_per_epoch = max(1, len(images) // settings.batch_size)
-        self.step = 0
-        self.seconds = 0.0
+        self.processes: Processes = processes or Processes()
+        self.steps_per_epoch: int = max(1, len(images) // settings.batch_size)
+        self.step: int = 0
+        self.seconds: float = 0.0
 
     @property
     def progress(self) -> float:
@@ -91,6 +91,11 @@ class TrainingRun:
     def total_steps(self) -> int:
         """Steps of the whole run, where it is bounded by epochs."""
         return max(1, round(self.settings.epochs * self.steps_per_epoch))
+
+    def count_step(self, seconds: float) -> None:
+        """Another step is done, which took so many seconds."""
+        self.step += 1
+        self.seconds += seconds
 
     def cosine(self) -> float:
         """The peak learning rate times a cosine from 1 to 0 over the run."""
@@ -171,7 +176,8 @@ class TrainingRun:
         if json.loads(metadata.get("images", "null")) not in (None, fingerprint(self.images)):
             raise ValueError(f"{path} is the checkpoint of a run on other training images")
         position = json.loads(metadata["position"])
-        self.step, self.seconds = position["step"], position["seconds"]
+        self.step = int(position["step"])
+        self.seconds = float(position["seconds"])
 
 
 def fingerprint(images: Tensor) -> list[int]:

@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
-from safetensors import safe_open
 from safetensors.torch import load_file
 from support.helpers import bundled_images, environment, real_images
+from support.small_training import position
 from torch import Tensor, nn
 
 from pxfast.adp import training as score_training
@@ -40,19 +40,21 @@ SETTINGS = ScoreSettings(
     batch_size=16, epochs=5, learning_rate=3e-3, warmup=5, clamped=0.5, precision="fp32", horizontal_flips=True
 )
 
-# A training run in a process of its own: OUT, seconds between checkpoints, 'new' or 'resume'.
+# A training run in a process of its own, with a checkpoint after every step: OUT.
 RUN = """
 import sys
+from pathlib import Path
 import torch
-from support.helpers import real_images
-from adp.test_adp_training import CONFIG, SETTINGS
-from pxfast.adp.training import train_score_network
+from adp.test_adp_training import run
 torch.set_num_threads(1)
-out, interval, mode = sys.argv[1:]
-images = real_images(1, (8, 8), 64)
-options = dict(settings=SETTINGS, resume=mode == "resume", checkpoint_interval=float(interval), progress=False)
-train_score_network(CONFIG, images, out, **options)
+run(Path(sys.argv[1]), 0)
 """
+
+
+def run(out: Path, interval: float, *, resume: bool = False) -> None:
+    """Train on 64 images, with ``interval`` seconds between checkpoints."""
+    options = {"settings": SETTINGS, "resume": resume, "checkpoint_interval": interval, "progress": False}
+    train_score_network(CONFIG, real_images(1, (8, 8), 64), out, **options)
 
 
 def build(config: ScoreNetworkConfig = CONFIG, seed: int = 0) -> ScoreNetwork:
@@ -235,21 +237,10 @@ def test_training_learns_and_its_file_says_how(tmp_path) -> None:
     assert notes["test_images"] == 16
 
 
-def position(checkpoint: Path) -> int:
-    if not checkpoint.is_file():
-        return 0
-    with safe_open(checkpoint, framework="pt") as file:
-        return json.loads(file.metadata()["position"])["step"]
-
-
 @pytest.mark.process
-def test_kill_and_resume_gives_the_weights_of_an_uninterrupted_run(tmp_path) -> None:
+def test_kill_and_resume_gives_the_weights_of_an_uninterrupted_run(tmp_path, one_thread) -> None:
     whole, killed = tmp_path / "whole.safetensors", tmp_path / "killed.safetensors"
-
-    def start(*arguments) -> subprocess.Popen:
-        return subprocess.Popen([sys.executable, "-c", RUN, *map(str, arguments)], env=environment(OMP_NUM_THREADS="1"))
-
-    process = start(killed, 0, "new")
+    process = subprocess.Popen([sys.executable, "-c", RUN, str(killed)], env=environment(OMP_NUM_THREADS="1"))
     deadline = time.monotonic() + 120
     while position(checkpoint_path(killed)) < 4:
         assert process.poll() is None, "the run ended before it could be stopped"
@@ -258,8 +249,8 @@ def test_kill_and_resume_gives_the_weights_of_an_uninterrupted_run(tmp_path) -> 
     os.kill(process.pid, signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
     assert position(checkpoint_path(killed)) < 20, "killed too late to say anything"
-    uninterrupted, resumed = start(whole, 1000, "new"), start(killed, 1000, "resume")
-    assert uninterrupted.wait(timeout=200) == resumed.wait(timeout=200) == 0
+    run(whole, 1000)
+    run(killed, 1000, resume=True)
     for ours, theirs in ((checkpoint_path(killed), checkpoint_path(whole)), (killed, whole)):
         ours, theirs = load_file(ours), load_file(theirs)
         assert ours.keys() == theirs.keys()

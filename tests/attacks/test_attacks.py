@@ -10,21 +10,22 @@ from torch import Tensor, nn
 from pxfast.attacks import (
     ADAPTIVE,
     ATTACKS,
+    BIM,
+    CWL2,
+    FGSM,
     PAPER,
+    PGD,
     REPRODUCTION,
     YARDSTICKS,
     Attack,
+    AutoAttack,
+    CWLinf,
+    DeepFool,
     NoGradient,
-    bim,
+    Rand,
+    SaliencyMap,
     bim_steps,
-    cw_l2,
-    cw_linf,
-    deepfool,
-    fgsm,
     find_attack,
-    pgd,
-    rand,
-    saliency_map,
 )
 from pxfast.attacks.attack import BATCH, BLOCK, FixedBatch, image_generators
 from pxfast.attacks.rounding import rearm, to_grid
@@ -45,15 +46,18 @@ EPS = 20
 
 
 @pytest.fixture(params=[name for name in ATTACKS if name != "autoattack" and ATTACKS[name] not in ADAPTIVE])
-def attack(request: pytest.FixtureRequest) -> Attack:
+def attack(request: pytest.FixtureRequest) -> type[Attack]:
     for module in NEEDS.get(request.param, ()):
         pytest.importorskip(module, reason=f"{request.param} needs {module}")
     return ATTACKS[request.param]
 
 
-def run(attack: Attack, images: Tensor, labels: Tensor | None, **options):
-    eps = EPS if attack.bounded else None
-    return attack.run(FIXTURE.network, images, labels, eps, **{**CHEAP.get(attack.name, {}), **options})
+def made(attack: type[Attack]) -> Attack:
+    return find_attack(attack.name, **CHEAP.get(attack.name, {}))
+
+
+def run(attack: type[Attack], images: Tensor, labels: Tensor | None, seed: int = 0):
+    return made(attack).run(FIXTURE.network, images, labels, EPS if attack.bounded else None, seed=seed)
 
 
 def test_names_and_groups() -> None:
@@ -62,12 +66,12 @@ def test_names_and_groups() -> None:
     assert [attack.name for attack in PAPER] == ["rand", "fgsm", "bim", "deepfool", "cw-l2", "cw-linf"]
     assert all(attack.bounded for attack in (*PAPER, *YARDSTICKS, *ADAPTIVE))
     assert not any(attack.bounded for attack in REPRODUCTION)
-    assert find_attack("bim") is bim
+    assert isinstance(find_attack("bim"), BIM)
     with pytest.raises(ValueError, match=r"'zoo'.*rand, fgsm, bim.*autoattack"):
         find_attack("zoo")
 
 
-def test_stays_on_the_grid_and_in_its_ball_and_counts_rightly(attack: Attack) -> None:
+def test_stays_on_the_grid_and_in_its_ball_and_counts_rightly(attack: type[Attack]) -> None:
     before = FIXTURE.images.clone()
     result = run(attack, FIXTURE.images, FIXTURE.labels)
     assert torch.equal(FIXTURE.images, before)
@@ -84,11 +88,11 @@ def test_stays_on_the_grid_and_in_its_ball_and_counts_rightly(attack: Attack) ->
     assert result.rates()["rounded"] == float(wrong.double().mean())
     if attack.needs_gradient:
         assert wrong.double().mean() >= 0.75
-    assert torch.equal(attack(FIXTURE.network, before, FIXTURE.labels, EPS if attack.bounded else None,
-                              **CHEAP.get(attack.name, {})), result.images)  # fmt: skip
+    again = made(attack)(FIXTURE.network, before, FIXTURE.labels, EPS if attack.bounded else None)
+    assert torch.equal(again, result.images)
 
 
-def test_is_the_same_alone_and_in_any_order(attack: Attack) -> None:
+def test_is_the_same_alone_and_in_any_order(attack: type[Attack]) -> None:
     together = run(attack, FIXTURE.images, FIXTURE.labels, seed=3).images
     for i in (0, 5):
         alone = run(attack, FIXTURE.images[i : i + 1], FIXTURE.labels[i : i + 1], seed=3).images
@@ -97,7 +101,7 @@ def test_is_the_same_alone_and_in_any_order(attack: Attack) -> None:
     assert torch.equal(run(attack, FIXTURE.images[order], FIXTURE.labels[order], seed=3).images, together[order])
 
 
-def test_random_attacks_follow_their_seed(attack: Attack) -> None:
+def test_random_attacks_follow_their_seed(attack: type[Attack]) -> None:
     if not attack.random:
         assert torch.equal(run(attack, FIXTURE.images, None, seed=1).images, run(attack, FIXTURE.images, None).images)
         return
@@ -108,7 +112,7 @@ def test_random_attacks_follow_their_seed(attack: Attack) -> None:
     assert not torch.equal(run(attack, FIXTURE.images, None, seed=2).images, first)
 
 
-def test_leaves_the_state_of_torch_alone(attack: Attack) -> None:
+def test_leaves_the_state_of_torch_alone(attack: type[Attack]) -> None:
     state = torch.get_rng_state()
     with torch.no_grad():
         result = run(attack, FIXTURE.images[:2], None)
@@ -121,11 +125,11 @@ def test_leaves_the_state_of_torch_alone(attack: Attack) -> None:
 def test_more_images_than_a_block_and_none() -> None:
     images = FIXTURE.images.repeat(BLOCK // 8 + 1, 1, 1, 1)
     seen: list[int] = []
-    result = bim.run(FIXTURE.network, images, None, 4, progress=seen.append)
+    result = BIM().run(FIXTURE.network, images, None, 4, progress=seen.append)
     assert seen == [BLOCK, BLOCK + 8]
     assert torch.equal(result.images[:8], result.images[-8:])
-    assert torch.equal(result.images[:8], bim(FIXTURE.network, FIXTURE.images, None, 4))
-    empty = pgd.run(FIXTURE.network, FIXTURE.images[:0], FIXTURE.labels[:0], 8)
+    assert torch.equal(result.images[:8], BIM()(FIXTURE.network, FIXTURE.images, None, 4))
+    empty = PGD().run(FIXTURE.network, FIXTURE.images[:0], FIXTURE.labels[:0], 8)
     assert empty.images.shape == (0, 1, 10, 10)
     assert empty.rounded.shape == (0,)
 
@@ -140,7 +144,7 @@ def test_classifier_always_sees_whole_batches() -> None:
 
     for count in (1, 8, BATCH + 1):
         images = FIXTURE.images.repeat(5, 1, 1, 1)[:count]
-        deepfool(Watched().eval(), images, None, 8)
+        DeepFool()(Watched().eval(), images, None, 8)
     assert set(sizes) == {BATCH}
     x = FIXTURE.x
     torch.testing.assert_close(FixedBatch(FIXTURE.network, 3)(x), FIXTURE.network(x))
@@ -149,7 +153,7 @@ def test_classifier_always_sees_whole_batches() -> None:
 def test_rand_is_uniform_over_the_integers_of_the_ball() -> None:
     grey = torch.full((40, 1, 10, 10), 128, dtype=torch.uint8)
     grey[:, 0, 0] = torch.arange(40)[:, None]  # different images, different noise
-    change = rand(FIXTURE.network, grey, None, 3).int()[:, 0, 1:] - 128
+    change = Rand()(FIXTURE.network, grey, None, 3).int()[:, 0, 1:] - 128
     counts = torch.stack([(change == level).sum() for level in range(-3, 4)]).double()
     assert counts.sum() == change.numel()
     expected = change.numel() / 7
@@ -159,7 +163,7 @@ def test_rand_is_uniform_over_the_integers_of_the_ball() -> None:
 
 def test_generators_depend_on_image_and_seed_alone() -> None:
     def first(images: Tensor, seed: int) -> np.ndarray:
-        return np.array([generator.random() for generator in image_generators(images, seed)])
+        return np.array([generator.random() for generator in image_generators(images.float() / 255, seed)])
 
     drawn = first(FIXTURE.images, 5)
     assert len(set(drawn)) == 8
@@ -177,41 +181,41 @@ def test_bim_takes_the_papers_number_of_steps(eps: int, steps: int) -> None:
             calls.append(torch.is_grad_enabled())
             return FIXTURE.network(x)
 
-    bim(Counted().eval(), FIXTURE.images, FIXTURE.labels, eps)
+    BIM()(Counted().eval(), FIXTURE.images, FIXTURE.labels, eps)
     assert sum(calls) == steps
 
 
 def test_label_rules() -> None:
     network, images, labels, others = FIXTURE.network, FIXTURE.images, FIXTURE.labels, FIXTURE.targets
-    by_prediction = fgsm(network, images, None, 8)
-    assert torch.equal(fgsm(network, images, others, 8), by_prediction)  # FGSM knows no true label
-    assert torch.equal(fgsm(network, images, labels, 8, label_rule="given"), by_prediction)
-    assert not torch.equal(fgsm(network, images, others, 8, label_rule="given"), by_prediction)
-    assert not torch.equal(bim(network, images, others, 8), bim(network, images, labels, 8))
-    assert torch.equal(bim(network, images, others, 8, label_rule="predicted"), bim(network, images, labels, 8))
+    by_prediction = FGSM()(network, images, None, 8)
+    assert torch.equal(FGSM()(network, images, others, 8), by_prediction)  # FGSM knows no true label
+    assert torch.equal(FGSM(label_rule="given")(network, images, labels, 8), by_prediction)
+    assert not torch.equal(FGSM(label_rule="given")(network, images, others, 8), by_prediction)
+    assert not torch.equal(BIM()(network, images, others, 8), BIM()(network, images, labels, 8))
+    assert torch.equal(BIM(label_rule="predicted")(network, images, others, 8), BIM()(network, images, labels, 8))
     with pytest.raises(ValueError, match=r"label_rule.*given, predicted.*'true'"):
-        fgsm(network, images, None, 8, label_rule="true")
+        FGSM(label_rule="true")
 
 
-@pytest.mark.parametrize("attack", [deepfool, cw_l2, cw_linf, saliency_map], ids=lambda attack: attack.name)
-def test_minimal_attacks_leave_misclassified_images_alone(attack: Attack) -> None:
+@pytest.mark.parametrize("attack", [DeepFool, CWL2, CWLinf, SaliencyMap], ids=lambda attack: attack.name)
+def test_minimal_attacks_leave_misclassified_images_alone(attack: type[Attack]) -> None:
     result = run(attack, FIXTURE.images, FIXTURE.targets)  # labels that the network does not give
     assert result.clean.all()
     assert torch.equal(result.images, FIXTURE.images)
 
 
-@pytest.mark.parametrize("attack", [deepfool, cw_l2, cw_linf], ids=lambda attack: attack.name)
-def test_minimal_attacks_move_less_than_the_sign_of_the_gradient(attack: Attack) -> None:
-    options = {"steps": 100, "binary_search_steps": 5, "initial_const": 0.1} if attack is cw_l2 else {}
-    result = attack.run(FIXTURE.network, FIXTURE.images, FIXTURE.labels, 255, **options)
+@pytest.mark.parametrize("attack", [DeepFool, CWL2, CWLinf], ids=lambda attack: attack.name)
+def test_minimal_attacks_move_less_than_the_sign_of_the_gradient(attack: type[Attack]) -> None:
+    options = {"steps": 100, "binary_search_steps": 5, "initial_const": 0.1} if attack is CWL2 else {}
+    result = attack(**options).run(FIXTURE.network, FIXTURE.images, FIXTURE.labels, 255)
     assert result.rounded.all()
     smallest = []
     for eps in range(1, 60):
-        wrong = fgsm.run(FIXTURE.network, FIXTURE.images, FIXTURE.labels, eps).rounded
+        wrong = FGSM().run(FIXTURE.network, FIXTURE.images, FIXTURE.labels, eps).rounded
         smallest.append(wrong)
     first = torch.stack(smallest).int().argmax(0) + 1  # the smallest eps at which FGSM succeeds
     change = (result.images.int() - FIXTURE.images.int()).abs()
-    if attack is cw_l2:
+    if attack is CWL2:
         assert (change.double().square().mean((1, 2, 3)).sqrt() <= first + 1).all()
     else:
         assert (change.amax((1, 2, 3)) <= first + 1).all()
@@ -235,11 +239,15 @@ def test_rounding_that_disarms_is_reported_and_mended() -> None:
     images[1], images[2] = 255, 90
     classifier = Threshold(100.2).eval()
 
-    def slightly(classifier: nn.Module, x: Tensor, labels: Tensor, eps: float | None) -> Tensor:
-        return (x + 0.3 / 255).clamp(max=1)
+    class Slightly(Attack):
+        name, source, needs_gradient = "slightly", "this test", False
 
-    attack = Attack("slightly", slightly, bounded=True, needs_gradient=False, source="this test")
-    result = attack.run(classifier, images, torch.zeros(3, dtype=torch.int64), 8)
+        def perturb(
+            self, classifier: nn.Module, x: Tensor, labels: Tensor, eps: float = 1.0, *, seed: int = 0
+        ) -> Tensor:
+            return (x + 0.3 / 255).clamp(max=1)
+
+    result = Slightly().run(classifier, images, torch.zeros(3, dtype=torch.int64), 8)
     assert result.clean.tolist() == [False, True, False]
     assert result.unrounded.tolist() == [True, True, False]
     assert result.nearest.tolist() == [False, True, False]
@@ -289,42 +297,40 @@ def test_salient_pair_is_the_best_of_all_pairs() -> None:
 
 
 def test_saliency_map_only_turns_values_white() -> None:
-    result = saliency_map.run(FIXTURE.network, FIXTURE.images, FIXTURE.labels)
+    result = SaliencyMap().run(FIXTURE.network, FIXTURE.images, FIXTURE.labels)
     changed = result.images != FIXTURE.images
     assert (result.images[changed] == 255).all()
     assert (changed.sum((1, 2, 3)) % 2 == 0).all()
-    black = saliency_map(FIXTURE.network, FIXTURE.images, FIXTURE.labels, theta=-1.0)
+    black = SaliencyMap(theta=-1.0)(FIXTURE.network, FIXTURE.images, FIXTURE.labels)
     assert (black[black != FIXTURE.images] == 0).all()
     with pytest.raises(ValueError, match=r"theta.*1\.5"):
-        saliency_map(FIXTURE.network, FIXTURE.images, None, theta=1.5)
+        SaliencyMap(theta=1.5)
 
 
-@pytest.mark.parametrize("attack", [fgsm, deepfool, saliency_map], ids=lambda attack: attack.name)
-def test_colour_images_in_either_memory_format(attack: Attack) -> None:
+@pytest.mark.parametrize("attack", [FGSM, DeepFool, SaliencyMap], ids=lambda attack: attack.name)
+def test_colour_images_in_either_memory_format(attack: type[Attack]) -> None:
     torch.manual_seed(0)
     network = nn.Sequential(nn.Flatten(), nn.Linear(3 * 6 * 6, 5)).eval()
     images = torch.randint(0, 256, (4, 3, 6, 6), dtype=torch.uint8)
     eps = 30 if attack.bounded else None
-    result = attack.run(network, images, None, eps)
+    result = attack().run(network, images, None, eps)
     assert result.rounded.double().mean() >= 0.5
     channels_last = images.contiguous(memory_format=torch.channels_last)
-    assert torch.equal(attack(network, channels_last, None, eps), result.images)
+    assert torch.equal(attack()(network, channels_last, None, eps), result.images)
     x = channels_last.float() / 255
     labels = network(x).argmax(1)
-    by_floats = attack.perturb(network, x, labels, None if eps is None else eps / 255)
-    if attack.clipped:
-        by_floats = x + (by_floats - x).clamp(-eps / 255, eps / 255)
+    by_floats = attack().perturb(network, x, labels, 1.0 if eps is None else eps / 255)
     assert torch.equal(network(by_floats).argmax(1) != labels, result.unrounded)
 
 
 def test_autoattack() -> None:
     pytest.importorskip("pyautoattack", reason="autoattack needs pyautoattack")
-    attack = find_attack("autoattack")
+    attack = AutoAttack()
     state = torch.get_rng_state()
     result = attack.run(FIXTURE.network, FIXTURE.images[:4], FIXTURE.labels[:4], 12, seed=1)
     assert torch.equal(torch.get_rng_state(), state)
     assert int((result.images.int() - FIXTURE.images[:4].int()).abs().max()) <= 12
-    by_bim = bim.run(FIXTURE.network, FIXTURE.images[:4], FIXTURE.labels[:4], 12)
+    by_bim = BIM().run(FIXTURE.network, FIXTURE.images[:4], FIXTURE.labels[:4], 12)
     assert not (by_bim.rounded & ~result.rounded).any()
     assert torch.equal(attack(FIXTURE.network, FIXTURE.images[:4], FIXTURE.labels[:4], 12, seed=1), result.images)
     assert torch.equal(attack(FIXTURE.network, FIXTURE.images, FIXTURE.labels, 0), FIXTURE.images)
@@ -335,20 +341,19 @@ class Detached(nn.Module):
         return FIXTURE.network(x.detach()).detach()
 
 
-def test_a_classifier_without_gradient_is_refused_where_one_is_needed(attack: Attack) -> None:
+def test_a_classifier_without_gradient_is_refused_where_one_is_needed(attack: type[Attack]) -> None:
     eps = EPS if attack.bounded else None
     if not attack.needs_gradient:
-        options = CHEAP.get(attack.name, {})
-        assert attack(Detached().eval(), FIXTURE.images[:1], None, eps, **options).shape == (1, 1, 10, 10)
+        assert made(attack)(Detached().eval(), FIXTURE.images[:1], None, eps).shape == (1, 1, 10, 10)
         return
     with pytest.raises(NoGradient, match="no gradient"):
-        attack(Detached().eval(), FIXTURE.images[:1], None, eps)
+        attack()(Detached().eval(), FIXTURE.images[:1], None, eps)
 
 
 def test_gradient_is_that_of_the_summed_cross_entropy() -> None:
     x = FIXTURE.x.requires_grad_()
     (gradient,) = torch.autograd.grad(F.cross_entropy(FIXTURE.network(x), FIXTURE.labels, reduction="sum"), x)
-    moved = fgsm(FIXTURE.network, FIXTURE.images, FIXTURE.labels, 8)
+    moved = FGSM()(FIXTURE.network, FIXTURE.images, FIXTURE.labels, 8)
     expected = (FIXTURE.images.int() + 8 * gradient.sign().int()).clamp(0, 255)
     assert torch.equal(moved.int(), expected)
 
@@ -356,26 +361,22 @@ def test_gradient_is_that_of_the_summed_cross_entropy() -> None:
 def test_bad_input() -> None:
     network, images, labels = FIXTURE.network, FIXTURE.images, FIXTURE.labels
     with pytest.raises(TypeError, match=r"uint8.*float32"):
-        bim(network, images.float(), None, 8)
+        BIM()(network, images.float(), None, 8)
     with pytest.raises(TypeError, match=r"uint8.*ndarray"):
-        bim(network, images.numpy(), None, 8)
+        BIM()(network, images.numpy(), None, 8)
     with pytest.raises(ValueError, match=r"\(1, 10, 10\)"):
-        bim(network, images[0], None, 8)
+        BIM()(network, images[0], None, 8)
     with pytest.raises(ValueError, match=r"\(8,\).*\(3,\)"):
-        bim(network, images, labels[:3], 8)
+        BIM()(network, images, labels[:3], 8)
     with pytest.raises(TypeError, match=r"integer labels.*float32"):
-        bim(network, images, labels.float(), 8)
+        BIM()(network, images, labels.float(), 8)
     with pytest.raises(ValueError, match="256"):
-        bim(network, images, labels, 256)
+        BIM()(network, images, labels, 256)
     with pytest.raises(TypeError, match=r"8\.0"):
-        bim(network, images, labels, 8.0)
+        BIM()(network, images, labels, 8.0)
     with pytest.raises(ValueError, match="bim needs eps"):
-        bim(network, images, labels)
+        BIM()(network, images, labels)
     with pytest.raises(ValueError, match=r"saliency-map.*no eps.*8"):
-        saliency_map(network, images, labels, 8)
+        SaliencyMap()(network, images, labels, 8)
     with pytest.raises(ValueError, match="eval"):
-        bim(nn.Sequential(nn.Flatten(), nn.Linear(100, 10)), images, labels, 8)
-    with pytest.raises(TypeError, match="step_size"):
-        pgd(network, images, labels, 8, step_size=1)
-    with pytest.raises(ValueError, match=r"steps.*-1"):
-        pgd(network, images, labels, 8, steps=-1)
+        BIM()(nn.Sequential(nn.Flatten(), nn.Linear(100, 10)), images, labels, 8)

@@ -1,6 +1,5 @@
 """``pxfast attack``: its files, its counts, and a run that is killed and started again."""
 
-import dataclasses
 import json
 import signal
 import subprocess
@@ -17,9 +16,9 @@ from support.helpers import bundled_images, environment
 from support.small_defences import Noisy
 
 import pxfast
-from pxfast.attacks import bim, bpda, rand, resumable
+from pxfast.attacks import BPDA, Rand, attack_to_file, resumable
 from pxfast.attacks.attack import BLOCK
-from pxfast.attacks.resumable import attack_to_file, labels_path, parts_path
+from pxfast.attacks.resumable import labels_path, parts_path
 from pxfast.classifiers import load_classifier, predict
 from pxfast.cli.attack import default_classifier, parse_options
 from pxfast.cli.main import main
@@ -93,7 +92,7 @@ def test_wrong_requests_are_refused_and_write_nothing(monkeypatch, capfd, folder
         (["--attack", "bpda", "--out", out], "bpda attacks a purifier"),
         (
             ["--attack", "bpda", "--defence", "purifier", "--option", "name=x", "--out", out],
-            "steps, step, draws, max_q",
+            "steps, step, draws, max_queries, max_gradients",
         ),
     ]:
         _, err = call(monkeypatch, capfd, folder, *arguments, code=2)
@@ -115,7 +114,7 @@ def test_a_defended_classifier_is_attacked_through_its_defence(
     order = [int(file.name[0]) for file in sorted(folder.rglob("*.png"))]
     images = bundled_images(1)[order]
     labels = torch.from_numpy(np.load(labels_path(out)))
-    result = bpda.run(defended, images, labels, 8, steps=2)
+    result = BPDA(steps=2).run(defended, images, labels, 8)
     attacked = torch.from_numpy(np.load(out))
     assert torch.equal(attacked, result.images)
     rights = {
@@ -147,14 +146,14 @@ def test_defences_by_name() -> None:
 
 
 def test_options_and_default_classifiers() -> None:
-    assert parse_options(bim, ["steps=3", "label_rule=predicted"]) == {"steps": 3, "label_rule": "predicted"}
+    assert parse_options("bim", ["steps=3", "label_rule=predicted"]) == {"steps": 3, "label_rule": "predicted"}
     with pytest.raises(ValueError, match=r"steps, label_rule.*'steps'"):
-        parse_options(bim, ["steps"])
+        parse_options("bim", ["steps"])
     with pytest.raises(ValueError, match=r"\(none\)"):
-        parse_options(rand, ["generators=1"])
-    assert parse_options(bpda, ["max_gradients=5", "draws=2"]) == {"max_gradients": 5, "draws": 2}
+        parse_options("rand", ["generators=1"])
+    assert parse_options("bpda", ["max_gradients=5", "draws=2"]) == {"max_gradients": 5, "draws": 2}
     with pytest.raises(ValueError, match="meter"):
-        parse_options(bpda, ["meter=1"])
+        parse_options("bpda", ["meter=1"])
     assert default_classifier("fashion-mnist", (1, 28, 28)) == "fashion-mnist"
     assert default_classifier("some/folder", (1, 28, 28)) == "fashion-mnist"
     with pytest.raises(ValueError, match="--classifier"):
@@ -168,7 +167,7 @@ def images_of(count: int) -> torch.Tensor:
 
 def test_finished_parts_are_kept_and_used(tmp_path: Path, monkeypatch) -> None:
     images, out = images_of(2 * BLOCK + 3), tmp_path / "attacked.npy"
-    whole = rand.run(FIXTURE.network, images, None, 5)
+    whole = Rand().run(FIXTURE.network, images, None, 5)
 
     def broken(result, path):
         if path.stem == f"{2 * BLOCK:08d}":
@@ -178,25 +177,25 @@ def test_finished_parts_are_kept_and_used(tmp_path: Path, monkeypatch) -> None:
     write_part = resumable.write_part
     monkeypatch.setattr(resumable, "write_part", broken)
     with pytest.raises(OSError, match="no space"):
-        attack_to_file(rand, FIXTURE.network, images, None, out, eps=5)
+        attack_to_file(Rand(), FIXTURE.network, images, None, out, eps=5)
     assert not out.exists()
     assert len(list(parts_path(out).glob("*.safetensors"))) == 2
 
     with pytest.raises(ValueError, match=r"other settings \(eps\)"):
-        attack_to_file(rand, FIXTURE.network, images, None, out, eps=6)
+        attack_to_file(Rand(), FIXTURE.network, images, None, out, eps=6)
     other = attack_fixture.__wrapped__().network
     with torch.no_grad():
         other[1].bias[0] += 1.0
     with pytest.raises(ValueError, match=r"other settings \(classifier\)"):
-        attack_to_file(rand, other, images, None, out, eps=5)
+        attack_to_file(Rand(), other, images, None, out, eps=5)
     changed = images.clone()
     changed[0, 0, 0, 0] ^= 1
     with pytest.raises(ValueError, match=r"other settings \(images\)"):
-        attack_to_file(rand, FIXTURE.network, changed, None, out, eps=5)
+        attack_to_file(Rand(), FIXTURE.network, changed, None, out, eps=5)
 
     written = []
     monkeypatch.setattr(resumable, "write_part", lambda result, path: (written.append(path), write_part(result, path)))
-    result = attack_to_file(rand, FIXTURE.network, images, None, out, eps=5)
+    result = attack_to_file(Rand(), FIXTURE.network, images, None, out, eps=5)
     assert [path.stem for path in written] == [f"{2 * BLOCK:08d}"]
     assert torch.equal(result.images, whole.images)
     assert torch.equal(result.rounded, whole.rounded)
@@ -210,18 +209,18 @@ def test_force_drops_the_parts_of_another_run(tmp_path: Path) -> None:
     parts_path(out).mkdir()
     (parts_path(out) / "settings.json").write_text(json.dumps({"attack": "bim"}))
     with pytest.raises(ValueError, match="other settings"):
-        attack_to_file(rand, FIXTURE.network, FIXTURE.images, FIXTURE.labels, out, eps=5)
-    attack_to_file(rand, FIXTURE.network, FIXTURE.images, FIXTURE.labels, out, eps=5, force=True)
+        attack_to_file(Rand(), FIXTURE.network, FIXTURE.images, FIXTURE.labels, out, eps=5)
+    attack_to_file(Rand(), FIXTURE.network, FIXTURE.images, FIXTURE.labels, out, eps=5, force=True)
     assert np.load(labels_path(out)).tolist() == FIXTURE.labels.tolist()
     with pytest.raises(ValueError, match="at least one image"):
-        attack_to_file(rand, FIXTURE.network, FIXTURE.images[:0], None, tmp_path / "none.npy", eps=5)
+        attack_to_file(Rand(), FIXTURE.network, FIXTURE.images[:0], None, tmp_path / "none.npy", eps=5)
 
 
 SLOW_RUN = """
 import sys, time
 import torch
 from support.attack_network import attack_fixture
-from pxfast.attacks import rand
+from pxfast.attacks import Rand
 from pxfast.attacks.attack import BLOCK
 from pxfast.attacks import resumable
 from cli.test_attack import images_of
@@ -232,7 +231,7 @@ def slowly(result, path):
     print("written", flush=True)
     time.sleep(60)
 resumable.write_part = slowly
-resumable.attack_to_file(rand, attack_fixture().network, images_of(BLOCK + 5), None, sys.argv[1], eps=5)
+resumable.attack_to_file(Rand(), attack_fixture().network, images_of(BLOCK + 5), None, sys.argv[1], eps=5)
 """
 
 
@@ -261,20 +260,25 @@ def test_killed_and_started_again(tmp_path: Path) -> None:
     write_part = resumable.write_part
     resumable.write_part = lambda result, path: (write_part(result, path), modified.append(first.stat().st_mtime_ns))
     try:
-        result = attack_to_file(rand, FIXTURE.network, images, None, out, eps=5)
+        result = attack_to_file(Rand(), FIXTURE.network, images, None, out, eps=5)
     finally:
         resumable.write_part = write_part
     assert modified == [before]  # one part was left to do, and the finished one was not touched
-    assert torch.equal(result.images, rand(FIXTURE.network, images, None, 5))
+    assert torch.equal(result.images, Rand()(FIXTURE.network, images, None, 5))
     assert np.array_equal(np.load(out), result.images.numpy())
 
 
-SLOW_BPDA = SLOW_RUN.replace("from pxfast.attacks import rand", "from cli.test_attack import DEFENDED, QUICK").replace(
-    "resumable.attack_to_file(rand, attack_fixture().network, images_of(BLOCK + 5), None, sys.argv[1], eps=5)",
-    "resumable.attack_to_file(QUICK, DEFENDED, images_of(12), None, sys.argv[1], eps=5, options={'steps': 2})",
+SLOW_BPDA = SLOW_RUN.replace("from pxfast.attacks import Rand", "from cli.test_attack import DEFENDED, Quick").replace(
+    "resumable.attack_to_file(Rand(), attack_fixture().network, images_of(BLOCK + 5), None, sys.argv[1], eps=5)",
+    "resumable.attack_to_file(Quick(steps=2), DEFENDED, images_of(12), None, sys.argv[1], eps=5)",
 )
 DEFENDED = Defended(FIXTURE.network, [Noisy()])
-QUICK = dataclasses.replace(bpda, block=8)
+
+
+class Quick(BPDA):
+    """BPDA in smaller blocks."""
+
+    block = 8
 
 
 @pytest.mark.process
@@ -282,14 +286,13 @@ def test_an_attack_through_a_random_defence_is_killed_and_goes_on(tmp_path: Path
     out = tmp_path / "attacked.npy"
     run_and_kill(SLOW_BPDA, out)
     assert [path.stem for path in parts_path(out).glob("*.safetensors")] == [f"{0:08d}"]
-    settings = {"eps": 5, "options": {"steps": 2}}
     other = Defended(FIXTURE.network, [Noisy(0.2)])
     with pytest.raises(ValueError, match=r"other settings \(classifier\)"):
-        attack_to_file(QUICK, other, images_of(12), None, out, **settings)
+        attack_to_file(Quick(steps=2), other, images_of(12), None, out, eps=5)
     asked = len(DEFENDED.defences[0].calls)
-    result = attack_to_file(QUICK, DEFENDED, images_of(12), None, out, **settings)
+    result = attack_to_file(Quick(steps=2), DEFENDED, images_of(12), None, out, eps=5)
     assert {len(x) for x, _, _ in DEFENDED.defences[0].calls[asked:]} == {4}  # the rest
-    whole = bpda.run(DEFENDED, images_of(12), None, 5, steps=2)
+    whole = BPDA(steps=2).run(DEFENDED, images_of(12), None, 5)
     for name in ("images", "rounded", "queries", "gradients"):
         assert torch.equal(getattr(result, name), getattr(whole, name)), name
     assert result.seconds > 0
@@ -300,7 +303,7 @@ def test_parts_know_the_weights_of_a_purifiers_model(make_model) -> None:
     images = images_of(2)[..., :8, :8].contiguous()
     classifier = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 3)).eval()
     settings = [
-        resumable.describe(bpda, Defended(classifier, [pxfast.Purifier(4, model=model)]), images, None, 5, 0, {})
+        resumable.describe(BPDA(), Defended(classifier, [pxfast.Purifier(4, model=model)]), images, None, 5, 0)
         for model in (make_model(), make_model(), make_model(seed=1))
     ]
     assert settings[0] == settings[1]

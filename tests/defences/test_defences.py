@@ -8,7 +8,7 @@ from support.helpers import bundled_images
 from torch import Tensor, nn
 
 import pxfast
-from pxfast.attacks import fgsm
+from pxfast.attacks import FGSM
 from pxfast.classifiers import load_classifier, predict
 from pxfast.data.images import to_grid
 from pxfast.defences import Defended, FeatureSqueezing
@@ -191,5 +191,5 @@ def test_purifier_passes_the_gradient_straight_through_or_refuses(tiny_model: px
 
 def test_pxfasts_own_attacks_go_through_a_defended_model(defended: Defended) -> None:
     images = bundled_images(1)[:4]
-    attacked = fgsm(defended, images, None, 8)
+    attacked = FGSM()(defended, images, None, 8)
     assert int((attacked.int() - images.int()).abs().max()) == 8

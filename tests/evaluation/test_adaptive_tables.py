@@ -13,7 +13,7 @@ import pxfast
 from pxfast.adp.files import save_score_network
 from pxfast.adp.purifier import ADPPurifier
 from pxfast.adp.score_network import ScoreNetwork, ScoreNetworkConfig
-from pxfast.attacks import blind_pgd, bpda_eot, joint_score, spsa
+from pxfast.attacks import BPDAEOT, SPSA, BlindPGD, JointScore
 from pxfast.classifiers import load_classifier
 from pxfast.data.datasets import load_dataset
 from pxfast.defences import Defended
@@ -93,10 +93,10 @@ def test_cells_are_what_the_attacks_leave_and_a_second_run_computes_nothing(worl
         defended = Defended(classifier, [purifier])
         attacked = {
             "natural": images,
-            "blind-pgd": blind_pgd(classifier, images, labels, 8, steps=2),
-            "eot": bpda_eot(defended, images, labels, 8, steps=2, draws=2),
-            "spsa": spsa(defended, images, labels, 8, steps=1, pairs=2),
-            "joint": joint_score(defended, images, labels, 8, steps=1),
+            "blind-pgd": BlindPGD(steps=2)(classifier, images, labels, 8),
+            "eot": BPDAEOT(steps=2, draws=2)(defended, images, labels, 8),
+            "spsa": SPSA(steps=1, pairs=2)(defended, images, labels, 8),
+            "joint": JointScore(steps=1)(defended, images, labels, 8),
         }
         with torch.no_grad():
             right = {column: int((defended(x).argmax(1) == labels).sum()) for column, x in attacked.items()}

@@ -12,7 +12,7 @@ from PIL import Image
 from support.evaluation_folder import World, entries, make_world
 
 import pxfast
-from pxfast.attacks import rand, saliency_map
+from pxfast.attacks import Rand, SaliencyMap
 from pxfast.classifiers import load_classifier
 from pxfast.data.datasets import load_dataset
 from pxfast.evaluation.figures import attack_pictures
@@ -67,7 +67,7 @@ def test_figures_show_what_the_parts_of_pxfast_give(world: World, tmp_path) -> N
 
     images, labels = (part[:12] for part in load_dataset(world.data, train=False))
     classifier = load_classifier(world.classifiers / "data-resnet62-normal.safetensors")
-    attacked = rand(classifier, images, labels, 12)
+    attacked = Rand()(classifier, images, labels, 12)
     purified = pxfast.purify(attacked, 16, model=world.model)
     train = pxfast.bits_per_dim(load_dataset(world.data, train=True)[0][:TRAIN_IMAGES], model=world.model)
     bits, after = (pxfast.bits_per_dim(each, model=world.model) for each in (attacked, purified))
@@ -102,7 +102,7 @@ def test_violins_of_a_table_of_attacks_without_a_bound(world: World, tmp_path) -
     medians = json.loads(path.read_text())["numbers"]["median bits/dim"]
     images, labels = (part[:12] for part in load_dataset(world.data, train=False))
     classifier = load_classifier(world.classifiers / "data-resnet62-normal.safetensors")
-    attacked = saliency_map(classifier, images, labels, max_steps=3)
+    attacked = SaliencyMap(max_steps=3)(classifier, images, labels)
     assert not torch.equal(attacked, images)
     assert set(medians) == {"clean", "saliency-map"}
     for name, given in (("clean", images), ("saliency-map", attacked)):

@@ -17,7 +17,7 @@ from support.evaluation_folder import World, entries, make_world, timeless, tiny
 from support.helpers import environment
 
 import pxfast
-from pxfast.attacks import deepfool, fgsm
+from pxfast.attacks import FGSM, DeepFool
 from pxfast.classifiers import load_classifier, save_classifier
 from pxfast.data.datasets import load_dataset
 from pxfast.defences import Defended, FeatureSqueezing
@@ -65,11 +65,11 @@ def test_cells_are_what_the_parts_of_pxfast_give(world: World, whole) -> None:
             return int((Defended(classifier, defences)(given).argmax(1) == labels).sum())
 
     for eps in (4, 12):
-        attacked = fgsm(classifier, images, labels, eps)
+        attacked = FGSM()(classifier, images, labels, eps)
         assert table.cell("normal", "fgsm", eps).correct == correct(attacked)
         assert table.cell("squeezed", "fgsm", eps).correct == correct(attacked, FeatureSqueezing())
         assert table.cell("purified", "fgsm", eps).correct == correct(attacked, purifier)
-        attacked = deepfool(classifier, images, labels, eps, steps=5)
+        attacked = DeepFool(steps=5)(classifier, images, labels, eps)
         assert table.cell("normal", "deepfool", eps).correct == correct(attacked)
     assert table.cell("normal", "clean", None).correct == correct(images)
     assert table.cell("purified", "clean", None).correct == correct(images, purifier)
@@ -229,7 +229,7 @@ def test_an_attack_may_know_the_defences(world: World, tmp_path) -> None:
     classifier = load_classifier(world.classifiers / "data-resnet62-normal.safetensors")
     defended = Defended(classifier, [pxfast.Purifier(16, model=world.model)])
     with torch.no_grad():
-        correct = int((defended(fgsm(defended, images, labels, 12)).argmax(1) == labels).sum())
+        correct = int((defended(FGSM()(defended, images, labels, 12)).argmax(1) == labels).sum())
     assert found.cell("purified", "fgsm", 12).correct == correct
     assert found.cell("normal", "fgsm", 12) is not None
 
@@ -242,7 +242,7 @@ def test_missing_classifiers_are_trained_first(world: World, tmp_path, run_here)
     assert (folder / "data-resnet62-bim.safetensors").is_file()
     table = read_table(table_path(tmp_path / "out", "small"))
     notes = table.models[1]["notes"]
-    assert (notes["training"]["defense"], notes["training"]["budget"]) == ("bim", 0.5)
+    assert (notes["training"]["defence"], notes["training"]["budget"]) == ("bim", 0.5)
 
 
 def test_the_command_prints_the_table(world: World, whole, tmp_path, run_here) -> None:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from support.helpers import real_images, trained_model
 
 import pxfast
-from pxfast.pixelcnn.files import load_model, save_model
+from pxfast.pixelcnn.files import load_model, save
 from pxfast.pixelcnn.training import Trainer, TrainingSettings
 from pxfast.pixelcnn.training.growth import grown
 
@@ -52,18 +52,18 @@ def test_the_same_size_is_a_copy() -> None:
 
 def test_what_is_new_learns(tmp_path) -> None:
     """A grown network beats the small one on its training images, by weights that had been zero too."""
-    small = trained_model((8, 8), 1, 5, 1, steps=200)
+    small = trained_model((8, 8), 1, 5, 1, steps=80)
     images = real_images(1, (8, 8), 64)
     config = dataclasses.replace(small.config, filters=8, resnets=2)
     trainer = Trainer(
-        config, TrainingSettings(batch_size=16, epochs=30, optimiser="muon", warmup=10, precision="fp32"), images
+        config, TrainingSettings(batch_size=16, epochs=10, optimiser="muon", warmup=5, precision="fp32"), images
     )
     trainer.initialise(small)
     before = trainer.evaluate(trainer.averaged, images)
     with torch.no_grad():
         assert before == pytest.approx(-small.log_prob(images).mean().item() / math.log(2), abs=1e-4)
     begun = {name: value.clone() for name, value in trainer.model.state_dict().items()}
-    while trainer.step < 120:
+    while trainer.step < 40:
         trainer.train_step()
     assert trainer.evaluate(trainer.averaged, images) < before - 0.05
     after = trainer.model.state_dict()
@@ -71,7 +71,7 @@ def test_what_is_new_learns(tmp_path) -> None:
     assert begun["output.v"][:, 5:].abs().max() == 0, "the output did not look at the new features,"
     assert after["output.v"][:, 5:].abs().min() > 0, "and does now"
     path = tmp_path / "grown.safetensors"
-    save_model(trainer.averaged, path)
+    save(trainer.averaged, path)
     model = load_model(path)
     purified = pxfast.purify(images[:4], eps=8, model=model)
     assert pxfast.verify(images[:4], purified, eps=8, model=model, precision="bf16").passed

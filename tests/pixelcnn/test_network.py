@@ -20,32 +20,33 @@ def random_images(count: int, channels: int, size: tuple[int, int], seed: int = 
 
 
 def parameters_of(model: PixelCNN, images: Tensor) -> Tensor:
-    """Everything that makes the distribution of each sub-pixel: (C, H, W, number of parameters)."""
+    """Everything that makes the distribution of each sub-pixel: (N, H W C, parameters), in raster order."""
     features = model(images)
     if model.config.head == "softmax":  # the logits; conditioning on earlier channels is a look-up, not a derivative
-        _, _, H, W = features.shape
-        return features[0].reshape(model.config.channels, 256, H, W).permute(0, 2, 3, 1)
-    log_weights, means, log_scales = model.head.mixture(features, images)
-    per_channel = torch.cat((log_weights.expand_as(means), means, log_scales), dim=2)
-    return per_channel[0].permute(0, 2, 3, 1)
+        per_channel = features.unflatten(1, (model.config.channels, 256))
+    else:
+        log_weights, means, log_scales = model.head.mixture(features, images)
+        per_channel = torch.cat((log_weights.expand_as(means), means, log_scales), dim=2)
+    return per_channel.permute(0, 3, 4, 1, 2).flatten(1, 3)
 
 
-def dependence(model: PixelCNN, images: Tensor, monkeypatch: pytest.MonkeyPatch) -> Tensor:
-    """|d parameters of sub-pixel a / d sub-pixel b|, along a random direction: (H W C, H W C), raster order."""
+def dependence(model: PixelCNN, image: Tensor, monkeypatch: pytest.MonkeyPatch) -> Tensor:
+    """|d parameters of sub-pixel a / d sub-pixel b|, along a random direction: (H W C, H W C), raster order.
+
+    The image (1, C, H, W) is evaluated once for each sub-pixel a, all of them in one batch.
+    """
+    images = image.expand(image.numel(), -1, -1, -1)
     unit = pxfast.pixelcnn.heads.to_unit(images).double().requires_grad_()
     for module in (
         pxfast.pixelcnn.heads,
         pxfast.pixelcnn.network,
     ):  # the way by which an image enters the network and the head
         monkeypatch.setattr(module, "to_unit", lambda images, dtype=None: unit)
-    parameters = parameters_of(model, images).permute(1, 2, 0, 3).flatten(0, 2)  # (H W C, parameters)
-    generator = torch.Generator().manual_seed(1)
-    direction = torch.randn(parameters.shape, generator=generator, dtype=torch.float64).to(parameters.dtype)
-    rows = []
-    for a in range(len(parameters)):
-        (gradient,) = torch.autograd.grad((parameters[a] * direction[a]).sum(), unit, retain_graph=True)
-        rows.append(gradient[0].permute(1, 2, 0).flatten().abs())
-    return torch.stack(rows)
+    each = torch.arange(len(images))
+    own = parameters_of(model, images)[each, each]
+    direction = torch.randn(own.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    (gradient,) = torch.autograd.grad((own * direction).sum(), unit)
+    return gradient.permute(0, 2, 3, 1).flatten(1).abs()
 
 
 @pytest.mark.parametrize("head", HEADS)

@@ -17,7 +17,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from support.helpers import environment, real_images
-from support.small_training import CONFIG, SETTINGS
+from support.small_training import CONFIG, SETTINGS, position, run
 
 from pxfast.data.datasets import load_dataset
 from pxfast.pixelcnn.files import load_model, read_metadata
@@ -27,52 +27,22 @@ from pxfast.pixelcnn.training import trainer as trainer_module
 from pxfast.training.provenance import training_parts
 from pxfast.training.run import checkpoint_path
 
-# A training run in a process of its own: OUT, epochs, seconds between checkpoints, 'new' or 'resume'.
+# A training run in a process of its own: OUT, epochs, seconds between checkpoints.
 RUN = """
 import sys
+from pathlib import Path
 import torch
-from support.helpers import real_images
-from support.small_training import CONFIG, SETTINGS
-import dataclasses
-from pxfast.pixelcnn.training import train
+from support.small_training import run
 torch.set_num_threads(1)
-out, epochs, interval, mode = sys.argv[1:]
-train(
-    CONFIG,
-    real_images(1, (8, 8), 64),
-    out,
-    settings=dataclasses.replace(SETTINGS, epochs=float(epochs)),
-    resume=mode == "resume",
-    checkpoint_interval=float(interval),
-    progress=False,
-)
+out, epochs, interval = sys.argv[1:]
+run(Path(out), float(epochs), float(interval))
 """
 
 
-def position(checkpoint: Path) -> int:
-    """The step of a checkpoint; 0 while there is none."""
-    if not checkpoint.is_file():
-        return 0
-    with safe_open(checkpoint, framework="pt") as file:
-        return json.loads(file.metadata()["position"])["step"]
-
-
-@pytest.fixture
-def one_thread():
-    """Sums in one order."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-def start(out: Path, *arguments: str) -> subprocess.Popen:
-    return subprocess.Popen([sys.executable, "-c", RUN, str(out), *arguments], env=environment(OMP_NUM_THREADS="1"))
-
-
-def start_and_wait(out: Path, *arguments: str, steps: int) -> subprocess.Popen:
+def start_and_wait(out: Path, epochs: float, interval: float, *, steps: int) -> subprocess.Popen:
     """Start RUN and come back when its checkpoint has seen ``steps`` steps."""
-    process = start(out, *arguments)
+    command = [sys.executable, "-c", RUN, str(out), str(epochs), str(interval)]
+    process = subprocess.Popen(command, env=environment(OMP_NUM_THREADS="1"))
     deadline = time.monotonic() + 120
     while position(checkpoint_path(out)) < steps:
         assert process.poll() is None, "the run ended before it could be stopped"
@@ -82,15 +52,14 @@ def start_and_wait(out: Path, *arguments: str, steps: int) -> subprocess.Popen:
 
 
 @pytest.mark.process
-def test_kill_and_resume_gives_the_weights_of_an_uninterrupted_run(tmp_path):
+def test_kill_and_resume_gives_the_weights_of_an_uninterrupted_run(tmp_path, one_thread):
     whole, killed = tmp_path / "whole.safetensors", tmp_path / "killed.safetensors"
-    process = start_and_wait(killed, "10", "0", "new", steps=5)
+    process = start_and_wait(killed, 10, 0, steps=5)
     os.kill(process.pid, signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
     assert 5 <= position(checkpoint_path(killed)) < 40, "killed too late to say anything"
-    uninterrupted = start(whole, "10", "1000", "new")
-    resumed = start(killed, "10", "1000", "resume")
-    assert uninterrupted.wait(timeout=200) == resumed.wait(timeout=200) == 0
+    run(whole, 10, 1000)
+    run(killed, 10, 1000, resume=True)
     assert position(checkpoint_path(killed)) == position(checkpoint_path(whole)) == 40
     for ours, theirs in ((checkpoint_path(killed), checkpoint_path(whole)), (killed, whole)):
         ours, theirs = load_file(ours), load_file(theirs)
@@ -181,7 +150,7 @@ def test_learning_rates_follow_their_schedule(optimiser):
 @pytest.mark.process
 def test_interrupt_keeps_everything_and_is_told(tmp_path):
     out = tmp_path / "model.safetensors"
-    process = start_and_wait(out, "100000", "0.2", "new", steps=1)
+    process = start_and_wait(out, 100_000, 0.2, steps=1)
     before = position(checkpoint_path(out))
     process.send_signal(signal.SIGINT)
     assert process.wait(timeout=120) not in (0, -signal.SIGKILL), "100000 epochs were left"

@@ -11,7 +11,7 @@ from support.helpers import noisy, real_images, trained_model
 from torch import Tensor, nn
 
 import pxfast
-from pxfast.attacks import bim_steps, full_gradient, unrolled_bim
+from pxfast.attacks import FullGradient, UnrolledBIM, bim_steps
 from pxfast.defences import Defended
 from pxfast.pixeldefend.relaxed import RelaxedPurifier
 
@@ -108,13 +108,13 @@ def test_unrolled_bim_is_bim_through_the_relaxation() -> None:
         classifier = nn.Sequential(nn.Flatten(), nn.Linear(16, 3)).eval().requires_grad_(False)
     images, labels, eps = pictures(1), torch.tensor([0, 1, 2]), 2
     defended = Defended(classifier, [pxfast.Purifier(6, model=model)])
-    result = unrolled_bim.run(defended, images, labels, eps, temperature=0.5)
+    result = UnrolledBIM(temperature=0.5).run(defended, images, labels, eps)
     assert (result.queries == bim_steps(eps)).all()
     assert (result.gradients == bim_steps(eps)).all()
     assert int((result.images.int() - images.int()).abs().max()) == eps == bim_steps(eps)
     assert torch.equal(result.rounded, defended(result.images).argmax(1) != labels)
     soft = Defended(classifier, [RelaxedPurifier(6, model, temperature=0.5)])
-    by_steps = full_gradient.run(soft, images, labels, eps, steps=2, step=1)
+    by_steps = FullGradient(steps=2, step=1).run(soft, images, labels, eps)
     lasting = by_steps.queries == 2
     assert bool(lasting.any())
     assert torch.equal(result.images[lasting], by_steps.images[lasting])

@@ -26,7 +26,7 @@ from ...pixeldefend.lbfgs import lbfgs_purify
 from ...pixeldefend.purify import purify
 from ...pixeldefend.sampling import sample
 from . import pictures
-from .series import DensityMeasurements, Series, bits_per_dim
+from .series import DensityMeasurements, Series, nats_to_bits_per_dim
 
 ATTACKS = ("rand", "fgsm", "bim", "deepfool")  # the paper also has cw_linf, which takes long
 EPS = {"fashion-mnist": (25, 32), "cifar10": (8, 16)}  # of attack and purification: the paper's Figures 10 and 11
@@ -130,7 +130,7 @@ def measure_density(
             found = [
                 measured.double().cpu().numpy()
                 for each in (given, purified)
-                for measured in (detector.score(each), detector.p_value(each))
+                for measured in (detector.bits_per_dim(each), detector.p_value(each))
             ]
             series.append(Series(kind, *found))
             steps.advance()
@@ -144,7 +144,9 @@ def measure_density(
         "L-BFGS-B starts": lbfgs_starts,
         "seed": seed,
     }
-    return DensityMeasurements(test[:shown], samples, bits_per_dim(log_likelihoods, clean), series, baseline, settings)
+    return DensityMeasurements(
+        test[:shown], samples, nats_to_bits_per_dim(log_likelihoods, clean), series, baseline, settings
+    )
 
 
 def measure_baseline(

@@ -52,7 +52,16 @@ STYLE: dict[RcKeyType, Any] = {
     "savefig.dpi": 160,
     "svg.hashsalt": "pxfast",  # the same file for the same figure
 }
-LINES = ["-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 3)), (0, (8, 2)), (0, (3, 1, 1, 1))]
+LINES: list[str | tuple[int, tuple[int, ...]]] = [
+    "-",
+    "--",
+    "-.",
+    ":",
+    (0, (5, 1, 1, 1, 1, 1)),
+    (0, (1, 3)),
+    (0, (8, 2)),
+    (0, (3, 1, 1, 1)),
+]
 HIGHEST_FRACTION = 0.4  # of the images in a bin of p-values that is drawn
 MARKERS = ["", "o", "s", "^", "D", "v", "x", "+"]
 GREYS = ["0.0", "0.0", "0.35", "0.35", "0.55", "0.0", "0.35", "0.55"]

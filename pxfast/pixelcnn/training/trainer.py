@@ -75,7 +75,7 @@ class Trainer(AveragedRun):
         torch.manual_seed(settings.seed)
         self.model = PixelCNN(config).to(self.processes.device).to(memory_format=torch.channels_last)
         self.averaged = copy.deepcopy(self.model)
-        self.optimisers = self._make_optimisers()
+        self.optimisers: list[torch.optim.Optimizer] = self._make_optimisers()
         self._log_prob: Callable[[Tensor], Tensor] = self.processes.parallel(_LogProb(self.model))
         if settings.compile:
             likelihood_is_fused(self.processes.device.type)  # tried now: a trace does not
@@ -159,8 +159,7 @@ class Trainer(AveragedRun):
             optimiser.step()
             optimiser.zero_grad()
         self.average()
-        self.step += 1
-        self.seconds += time.perf_counter() - started
+        self.count_step(time.perf_counter() - started)
         return bits_per_dim
 
     def evaluate(self, model: PixelCNN, images: Tensor) -> float:

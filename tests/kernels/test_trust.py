@@ -1,0 +1,201 @@
+"""Whether a GPU's kernels are relied upon: how a trial is held, and how its verdict is kept and heeded."""
+
+import dataclasses
+import functools
+import json
+import os
+import shutil
+import sys
+import warnings
+
+import pytest
+import torch
+
+from pxfast.engines import info
+from pxfast.engines import registry as engines
+from pxfast.engines.registry import ENGINES
+from pxfast.kernels import trust
+from pxfast.pixelcnn import heads
+
+pytestmark = pytest.mark.engine("cpu")
+
+
+@pytest.mark.process
+@pytest.mark.parametrize(
+    ("program", "expected"),
+    [
+        ("import os; print('half way', flush=True); os.abort()", (True, "its process ended with -6: half way")),
+        ("raise RuntimeError('illegal address')", (True, "its process ended with 1: RuntimeError: illegal address")),
+        (f"print('not exact'); raise SystemExit({trust.WRONG})", (True, "not exact")),
+        (f"print('GPU busy'); raise SystemExit({trust.UNTRIED})", (False, "it could not be tried: GPU busy")),
+    ],
+)
+def test_how_a_trial_ends(program, expected):
+    assert trust.run([sys.executable, "-c", program]) == expected
+
+
+@pytest.mark.process
+def test_a_trial_that_hangs_is_ended():
+    command = [sys.executable, "-c", "import time; time.sleep(60)"]
+    assert trust.run(command, seconds=0.5) == (True, "it did not end within 0.5 seconds")
+
+
+def test_no_process_can_be_started(tmp_path):
+    verdict, found = trust.run([str(tmp_path / "missing")])
+    assert not verdict
+    assert "did not start" in found
+
+
+@pytest.fixture
+def gpu(monkeypatch, tmp_path):
+    """A registry whose first engine is said to run on a GPU, that GPU, and a count of the trials held."""
+    trials = []
+
+    def start(program):
+        """Trials run this program; what an earlier process had in memory is forgotten."""
+        trust._problem.cache_clear()
+        trust._code.cache_clear()
+        monkeypatch.setattr(trust, "PROGRAM", program)
+
+    def run(command, held=trust.run):
+        trials.append(command)
+        return held(command)
+
+    fast = dataclasses.replace(ENGINES["cpu"], name="fast", summary="a test's", gpu=True)
+    registry = {"fast": fast, **{name: ENGINES[name] for name in ("cpu", "reference")}}
+    monkeypatch.setattr(engines, "ENGINES", registry)
+    monkeypatch.setattr(info, "ENGINES", registry)
+    monkeypatch.setattr(trust, "run", run)
+    monkeypatch.setattr(trust, "_gpu", lambda device: f"a GPU of a test, number {device}")
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.delenv("PXFAST_TRIAL", raising=False)
+    start("raise SystemExit(0)")
+    yield start, trials
+    trust._problem.cache_clear()
+    trust._code.cache_clear()
+
+
+@pytest.mark.process
+def test_a_verdict_is_kept(gpu, caplog):
+    start, trials = gpu
+    assert engines.select().name == "fast"
+    assert engines.select().name == "fast"
+    assert len(trials) == 1
+    assert "trying the kernels of fast on a GPU of a test, number 0" in caplog.text
+    start("raise SystemExit(1)")  # another process, which finds the verdict
+    assert engines.select().name == "fast"
+    assert len(trials) == 1
+    (key,) = json.loads(trust.record_file().read_text())["trials"]
+    assert key.startswith("fast, a GPU of a test, number 0, driver ")
+    assert torch.__version__ in key
+
+
+@pytest.mark.process
+def test_other_code_is_tried_again(gpu, monkeypatch):
+    start, trials = gpu
+    engines.select()
+    start("raise SystemExit(0)")
+    monkeypatch.setattr(trust, "_code", functools.cache(lambda: "other"))
+    engines.select()
+    assert len(trials) == 2
+
+
+@pytest.mark.process
+def test_auto_passes_over_an_engine_that_failed(gpu):
+    start, trials = gpu
+    start(f"print('not exact'); raise SystemExit({trust.WRONG})")
+    for _ in range(2):
+        trust._problem.cache_clear()
+        with pytest.warns(RuntimeWarning, match="passes over the fast engine, .*: not exact; engine='fast' uses it"):
+            assert engines.select().name == "cpu"
+    assert len(trials) == 1, "the verdict is kept"
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert engines.select("fast").name == "fast", "who asks for it gets it"
+
+
+@pytest.mark.process
+def test_info_tells_of_a_failed_trial(gpu):
+    start, _ = gpu
+    start(f"print('not exact'); raise SystemExit({trust.WRONG})")
+    with pytest.warns(RuntimeWarning, match="not exact"):
+        text = info.describe(info.collect())
+    assert "usable, bf16, but passed over by 'auto': not exact" in text or (
+        "usable, fp32, but passed over by 'auto': not exact" in text
+    )
+    assert "picked by 'auto'" in text
+
+
+@pytest.mark.process
+def test_a_likelihood_whose_kernel_failed_takes_plain_torch(gpu, monkeypatch):
+    """Eagerly the trial decides; a trace takes the kernel on trust, unless it has failed before."""
+    start, trials = gpu
+    monkeypatch.setattr(heads, "FUSED_DEVICES", ("cuda",))
+    monkeypatch.setattr(heads, "_rejected", set())
+    assert not heads.likelihood_is_fused("cpu")
+    assert heads.likelihood_is_fused("cuda")
+    assert [command[-2] for command in trials] == ["likelihood"]
+    start(f"print('off by 1'); raise SystemExit({trust.WRONG})")
+    trust.record_file().unlink()
+    with monkeypatch.context() as tracing:
+        tracing.setattr(torch.compiler, "is_compiling", lambda: True)
+        assert heads.likelihood_is_fused("cuda")
+    with pytest.warns(RuntimeWarning, match="likelihoods take plain torch, .*: off by 1"):
+        assert not heads.likelihood_is_fused("cuda")
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    assert not heads.likelihood_is_fused("cuda")
+    assert len(trials) == 2
+
+
+@pytest.mark.process
+def test_a_trial_that_could_not_be_held_is_held_again(gpu):
+    start, trials = gpu
+    start(f"print('GPU busy'); raise SystemExit({trust.UNTRIED})")
+    with pytest.warns(RuntimeWarning, match="could not be tried: GPU busy"):
+        assert engines.select().name == "cpu"
+    with pytest.warns(RuntimeWarning, match="could not be tried: GPU busy"):
+        assert engines.select().name == "cpu"
+    assert len(trials) == 1, "once in a process"
+    start("raise SystemExit(0)")
+    assert engines.select().name == "fast"
+    assert len(trials) == 2
+
+
+def test_engines_are_trusted_on_demand(gpu, monkeypatch):
+    _, trials = gpu
+    monkeypatch.setenv("PXFAST_TRIAL", "0")
+    assert engines.select().name == "fast"
+    assert not trials
+
+
+@pytest.mark.process
+@pytest.mark.parametrize("content", ["", "[]", '{"format": "another", "trials": {}}', '{"format": "pxfast-trials"}'])
+def test_a_spoilt_record_is_replaced(gpu, content):
+    _, trials = gpu
+    trust.record_file().parent.mkdir(parents=True)
+    trust.record_file().write_text(content)
+    assert engines.select().name == "fast"
+    assert len(trials) == 1
+    assert list(json.loads(trust.record_file().read_text())["trials"].values()) == [None]
+
+
+@pytest.mark.process
+def test_a_folder_that_cannot_be_written_is_no_error(gpu, monkeypatch, tmp_path):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", os.fspath(tmp_path / "file"))
+    assert engines.select().name == "fast"
+
+
+@pytest.mark.parametrize("file", ["engines/cuda.py", "engines/schedule.py", "kernels/step.py", "pixelcnn/heads.py"])
+def test_a_change_of_what_decodes_is_other_code(gpu, monkeypatch, tmp_path, file):
+    before, package = trust._code(), tmp_path / "pxfast"
+    for folder in ("engines", "kernels", "pixelcnn"):
+        shutil.copytree(trust.PACKAGE / folder, package / folder)
+    monkeypatch.setattr(trust, "PACKAGE", package)
+    trust._code.cache_clear()
+    assert trust._code() == before
+    with (package / file).open("a") as source:
+        source.write("# changed")
+    trust._code.cache_clear()
+    assert trust._code() != before

@@ -1,0 +1,144 @@
+"""Copies of networks follow their originals, however these are changed."""
+
+from __future__ import annotations
+
+import copy
+import gc
+import weakref
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from support.helpers import noisy, random_model, real_images
+from torch import Tensor, nn
+
+import pxfast
+from pxfast import PixelCNN
+from pxfast.adp.purifier import ADPPurifier
+from pxfast.adp.score_network import ScoreNetwork, ScoreNetworkConfig
+from pxfast.engines.schedule import schedule_for
+from pxfast.pixelcnn.oracle import frozen, oracle
+from pxfast.tensors.copies import Copies, same_values
+
+
+def weight_of(network: nn.Module) -> nn.Parameter:
+    return next(parameter for parameter in network.parameters() if parameter.dim() > 1 and parameter.numel() > 16)
+
+
+def by_fused_adam(network: nn.Module) -> None:
+    optimiser = torch.optim.Adam(network.parameters(), 0.05, fused=True)
+    for parameter in network.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimiser.step()
+
+
+def by_data_assignment(network: nn.Module) -> None:
+    weight_of(network).data = weight_of(network).data + 0.5  # not a factor, which weight normalisation undoes
+
+
+def by_data_in_place(network: nn.Module) -> None:
+    weight_of(network).data.add_(0.5)
+
+
+def by_a_view(network: nn.Module) -> None:
+    weight_of(network).detach().view(-1)[3:7] += 0.5
+
+
+def by_numpy(network: nn.Module) -> None:
+    """The values lie in memory that something else writes, as shared memory does."""
+    shared = torch.from_numpy(weight_of(network).detach().numpy().copy())
+    weight_of(network).data = shared
+    shared.numpy()[...] += np.float32(0.25)
+
+
+def by_load_state_dict(network: nn.Module) -> None:
+    network.load_state_dict({name: value * 1.25 for name, value in network.state_dict().items()}, assign=True)
+
+
+CHANGES: list[Callable[[nn.Module], None]] = [
+    by_fused_adam,
+    by_data_assignment,
+    by_data_in_place,
+    by_a_view,
+    by_numpy,
+    by_load_state_dict,
+]
+changes = pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
+
+
+def fresh(model: PixelCNN) -> PixelCNN:
+    """A model of equal weights of which nothing is kept."""
+    return copy.deepcopy(model)
+
+
+@changes
+def test_everything_goes_by_the_weights_of_now(change: Callable[[nn.Module], None]) -> None:
+    model = random_model().requires_grad_(True)
+    images = noisy(real_images(1, (8, 8), 3))
+
+    def results(of: PixelCNN) -> list[Tensor]:
+        return [
+            pxfast.log_prob(images, model=of),
+            pxfast.purify(images, 16, model=of, precision="fp32"),
+            pxfast.sample(2, model=of, precision="fp32"),
+            pxfast.verify(images, images, 16, model=of).regret,
+            pxfast.verify(images, images, 16, model=of, precision="bf16").regret,
+            pxfast.Purifier(model=of).score(images / 255),
+        ]
+
+    before = results(model)
+    change(model)
+    after, expected = results(model), results(fresh(model))
+    for stale, found, right in zip(before, after, expected, strict=True):
+        assert torch.equal(found, right)
+        assert stale.shape != right.shape or not torch.equal(stale, right), "the change changes nothing"
+
+
+@changes
+def test_score_networks_of_other_types_follow_theirs(change: Callable[[nn.Module], None]) -> None:
+    network = ScoreNetwork(ScoreNetworkConfig((8, 8), 1, 8)).eval()
+    x = real_images(1, (8, 8), 2).double() / 255
+    purifier = ADPPurifier(0.1, steps=2, model=network)
+    before = purifier(x)
+    change(network)
+    found = purifier(x)
+    assert torch.equal(found, ADPPurifier(0.1, steps=2, model=copy.deepcopy(network))(x))
+    assert not torch.equal(found, before)
+
+
+def test_what_has_not_changed_is_kept(make_model: Callable[..., PixelCNN]) -> None:
+    model = make_model()
+    network, schedule, judge = frozen(model), schedule_for(model), oracle(model, "bf16")
+    pxfast.log_prob(real_images(1, (8, 8), 1), model=model)
+    assert frozen(model) is network
+    assert schedule_for(model) is schedule
+    assert oracle(model, "bf16") is judge
+    assert frozen(network) is network
+    with torch.no_grad():
+        weight_of(model).mul_(1.0)  # the same values, another version
+    assert schedule_for(model) is schedule
+
+
+def test_copies_are_of_a_type_and_a_place_and_die_with_their_network() -> None:
+    copies: Copies[nn.Linear] = Copies()
+    network = nn.Linear(3, 2)
+    wide = copies.get(network, torch.float64, "cpu")
+    assert wide.weight.dtype == torch.float64
+    assert not wide.weight.requires_grad
+    assert copies.get(network, torch.float32, "cpu") is not network
+    assert same_values(network, wide)
+    alive = weakref.ref(wide)
+    del network, wide
+    gc.collect()
+    assert alive() is None
+
+
+def test_values_are_compared_buffers_too() -> None:
+    network = nn.BatchNorm1d(4)
+    other = copy.deepcopy(network)
+    assert same_values(network, other)
+    network.running_mean.data[1] = 3.0
+    assert not same_values(network, other)
+    assert not same_values(nn.BatchNorm1d(5), other)
+    assert not same_values(nn.Linear(4, 4), other)
