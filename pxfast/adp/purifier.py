@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from ..base.checks import check_integer, is_number
 from ..base.progress import reporting
 from ..data.images import ImagesT, check_range, to_grid
+from ..tensors.ambient import in_plain_torch
 from ..tensors.batches import FIXED_BATCH, in_fixed_batches
 from ..tensors.copies import Copies
 from ..tensors.seeds import image_seeds, standard_normal
@@ -134,12 +135,14 @@ class ADPPurifier(nn.Module):
         grid, form = to_grid(images, keep_device=True)
         return form.images(self.purify_grid(grid))
 
+    @in_plain_torch
     @torch.no_grad()
     def purify_grid(self, grid: Tensor) -> Tensor:
         """One run over uint8 images (N, C, H, W), rounded to uint8."""
         x = grid.float() / 255.0
         return (self.draw(x, image_seeds(x, self.seed)) * 255.0).round().to(torch.uint8)
 
+    @in_plain_torch
     def draw(self, images: Tensor, seeds: Sequence[int]) -> Tensor:
         """One run over floating images (N, C, H, W) in [0, 1], in their dtype; image i's noise is by ``seeds[i]``.
 
@@ -152,10 +155,12 @@ class ADPPurifier(nn.Module):
             purified = self._run(images, seeds)
         return with_backward(images, purified, self.backward)
 
+    @in_plain_torch
     def differentiate(self, images: Tensor, seeds: Sequence[int]) -> Tensor:
         """What ``draw`` gives, with the gradient of the noise's clamp and of all steps."""
         return self._run(images, seeds)
 
+    @in_plain_torch
     @torch.no_grad()
     def log_prob_gradient(self, images: Tensor) -> Tensor:
         """s(x) of floating images (N, C, H, W): sigma times the score, for whatever sigma of noise the network sees.

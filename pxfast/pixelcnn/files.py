@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ..base.files import whole_file
+from ..tensors.ambient import in_plain_torch
 from ..tensors.safetensors import copy_tensors, read_safetensors
 from .network import PixelCNN, PixelCNNConfig
 
@@ -69,6 +70,7 @@ def parse_config(metadata: dict[str, str], path: str | os.PathLike[str]) -> Pixe
         raise ValueError(f"{path}: bad model configuration: {error!r}") from None
 
 
+@in_plain_torch
 @torch.no_grad()
 def load_model(path: str | os.PathLike[str]) -> PixelCNN:
     """A PixelCNN in eval mode, fp32, on the CPU, from a model file.

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..base.progress import progress_of
 from ..data.images import ImagesT, to_grid
+from ..tensors.ambient import in_plain_torch
 from ..tensors.batches import in_fixed_batches
 from .heads import LogisticHead
 from .network import PixelCNN
@@ -35,6 +36,7 @@ def _log_prob(grid: Tensor, model: PixelCNN, batch_size: int, progress: bool) ->
     return torch.cat(sums)
 
 
+@in_plain_torch
 def log_prob(images: ImagesT, *, model: Model | None = None, batch_size: int = 64, progress: bool = False) -> ImagesT:
     """log p(X) in nats of each image: (N,) float64, or 0-d for a single (C, H, W) image.
 
@@ -46,6 +48,7 @@ def log_prob(images: ImagesT, *, model: Model | None = None, batch_size: int = 6
     return form.per_image(_log_prob(grid, model_for(model, grid.shape[1:]), batch_size, progress))
 
 
+@in_plain_torch
 def bits_per_dim(
     images: ImagesT, *, model: Model | None = None, batch_size: int = 64, progress: bool = False
 ) -> ImagesT:
@@ -66,6 +69,7 @@ def relaxable(model: PixelCNN) -> PixelCNN:
     return model
 
 
+@in_plain_torch
 def log_prob_gradient(images: Tensor, *, model: Model | None = None) -> Tensor:
     """The gradient of log p(X) with respect to the image: the direction in which it becomes likelier.
 

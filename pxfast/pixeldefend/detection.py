@@ -19,6 +19,7 @@ from ..pixelcnn.fingerprint import model_fingerprint
 from ..pixelcnn.likelihood import bits_per_dim, log_prob
 from ..pixelcnn.network import PixelCNN
 from ..pixelcnn.shipped import SHIPPED, Model, model_for
+from ..tensors.ambient import in_plain_torch
 from ..tensors.safetensors import read_safetensors
 
 FORMAT = "pxfast-detector"
@@ -57,6 +58,7 @@ class Detector:
         self._fingerprint = fitted._fingerprint
         return self
 
+    @in_plain_torch
     def partial_fit(self, train_images: Images, *, batch_size: int = 64, progress: bool = False) -> Detector:
         """As :meth:`fit`, but more training images are added to those already there."""
         grid, _ = to_grid(train_images)
@@ -71,6 +73,7 @@ class Detector:
         self.model, self.log_likelihoods, self._fingerprint = model, torch.cat((*known, found)), fingerprint
         return self
 
+    @in_plain_torch
     def bits_per_dim(self, images: ImagesT, *, batch_size: int = 64, progress: bool = False) -> ImagesT:
         """Bits/dim of each image, -log2 p(X) / (C H W): the larger, the more suspicious.
 
@@ -79,6 +82,7 @@ class Detector:
         """
         return bits_per_dim(images, model=self.model, batch_size=batch_size, progress=progress)
 
+    @in_plain_torch
     def p_value(self, images: ImagesT, *, batch_size: int = 64, progress: bool = False) -> ImagesT:
         """The permutation p-value of each image, (1 + #{i : p(X_i) <= p(X)}) / (N + 1): the smaller, the stranger.
 
@@ -91,6 +95,7 @@ class Detector:
         values, form, _ = self._p_values(images, batch_size, progress)
         return form.per_image(values)
 
+    @in_plain_torch
     def is_adversarial(
         self, images: ImagesT, alpha: float = 0.05, *, batch_size: int = 64, progress: bool = False
     ) -> ImagesT:
@@ -102,6 +107,7 @@ class Detector:
         """
         return self.judge(images, alpha, batch_size=batch_size, progress=progress)[1]
 
+    @in_plain_torch
     def judge(
         self, images: ImagesT, alpha: float = 0.05, *, batch_size: int = 64, progress: bool = False
     ) -> tuple[ImagesT, ImagesT]:

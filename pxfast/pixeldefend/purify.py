@@ -18,12 +18,14 @@ from ..engines.settings import DecodeSettings
 from ..pixelcnn.likelihood import log_prob_gradient
 from ..pixelcnn.network import PixelCNN
 from ..pixelcnn.shipped import SHIPPED, Model, model_for
+from ..tensors.ambient import in_plain_torch
 from ..tensors.straight_through import check_backward, with_backward
 from .rules import check_adaptive, greedy
 
 DEFAULT_EPS = 16
 
 
+@in_plain_torch
 def purify(
     images: ImagesT,
     eps: int = DEFAULT_EPS,

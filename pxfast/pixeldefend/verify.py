@@ -14,6 +14,7 @@ from ..engines.choosers import Greedy
 from ..pixelcnn.heads import LEVELS
 from ..pixelcnn.oracle import oracle
 from ..pixelcnn.shipped import Model, model_for
+from ..tensors.ambient import in_plain_torch
 from .rules import check_adaptive, greedy
 
 SUB_PIXELS_AT_ONCE = 8192  # 256 log-probabilities of each, times the mixture's components, are about 100 MB a tensor
@@ -95,6 +96,7 @@ def regret_of(log_probs: Tensor, given: Tensor, chosen: Tensor, chooser: Greedy)
     return torch.where(chosen == given, kept, moved)
 
 
+@in_plain_torch
 @torch.no_grad()
 def verify(
     images: Images,

@@ -48,6 +48,7 @@ modes = pytest.mark.parametrize("mode", MODES)
 
 IMAGES = noisy(real_images(1, (8, 8), 3))
 FLOATS = IMAGES / 255
+TRAIN = real_images(1, (8, 8), 9)
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +65,6 @@ def results(model: PixelCNN, score_network: ScoreNetwork) -> dict[str, Tensor]:
     """What pxfast computes of the same images, with networks of which nothing is kept yet."""
     model, score_network = copy.deepcopy(model), copy.deepcopy(score_network)
     adp = ADPPurifier(0.1, steps=2, model=score_network)
-    train = real_images(1, (8, 8), 9)
     return {
         "purify": pxfast.purify(IMAGES, 16, model=model, precision="fp32"),
         "purify floats": pxfast.Purifier(16, model=model, precision="bf16")(FLOATS),
@@ -75,7 +75,7 @@ def results(model: PixelCNN, score_network: ScoreNetwork) -> dict[str, Tensor]:
         "log_prob": pxfast.log_prob(IMAGES, model=model),
         "bits_per_dim": pxfast.bits_per_dim(IMAGES, model=model),
         "sample": pxfast.sample(2, model=model, precision="fp32"),
-        "p_value": pxfast.Detector(model).fit(train).p_value(IMAGES),
+        "p_value": pxfast.Detector(model).fit(TRAIN).p_value(IMAGES),
         "relaxed": RelaxedPurifier(2, model)(FLOATS[:1]).detach(),
         "ADP": adp(FLOATS).detach(),
         "ADP of the grid": adp(IMAGES),

@@ -1,0 +1,108 @@
+"""Building the compiled module: off x86 without a warning, and with one clear sentence where it can't be built."""
+
+import os
+import platform
+import re
+import runpy
+import shlex
+import shutil
+import struct
+import subprocess
+import sys
+import types
+from pathlib import Path
+
+import pytest
+from support.helpers import SOURCE
+
+PORTABLE = {"engine.cpp", "parallel.cpp", "isa_portable.cpp"}
+AARCH64 = 183  # in the header of an ELF file
+
+
+def compile_commands(monkeypatch: pytest.MonkeyPatch, compiler: str, machine: str) -> dict[str, list[str]]:
+    """What setup.py would run on ``machine`` for each source of the CPU engine, its output named after the source."""
+    setuptools = pytest.importorskip("setuptools", reason="setup.py needs setuptools")
+    monkeypatch.setattr(setuptools, "setup", lambda **options: None)
+    monkeypatch.setattr(platform, "machine", lambda: machine)
+    # only the bindings, which are not compiled here, see pybind11; pip installs it for the build alone
+    monkeypatch.setitem(sys.modules, "pybind11", types.SimpleNamespace(get_include=lambda: ""))
+    monkeypatch.setenv("CXX", compiler)
+    monkeypatch.setenv("PXFAST_CUDA", "0")
+    monkeypatch.delenv("PXFAST_SANITIZE", raising=False)
+    text = runpy.run_path(str(SOURCE / "setup.py"))["ninja_file"](Path("_C.so"))
+    command = re.search(r"rule cxx\n  command = (.*)", text)[1]
+    found = {}
+    for output, source, flags in re.findall(r"build (cpu_\w+\.o): cxx (.+)\n  flags = (.*)", text):
+        source = re.sub(r"\$(.)", r"\1", source)
+        filled = command.replace("$flags", flags).replace("$out", output).replace("$in", shlex.quote(source))
+        found[Path(source).name] = shlex.split(filled)
+    return found
+
+
+@pytest.mark.parametrize("compiler", ["g++", "clang++", "aarch64-linux-gnu-g++"])
+def test_off_x86_the_portable_sources_compile_without_a_warning(compiler, monkeypatch, tmp_path):
+    if shutil.which(compiler) is None:
+        pytest.skip(f"there is no {compiler} here")
+    commands = compile_commands(monkeypatch, compiler, "aarch64")
+    assert set(commands) == PORTABLE
+    for source, command in commands.items():
+        assert "-Wall" in command
+        done = subprocess.run([*command, "-Werror"], cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == 0, f"{source}:\n{done.stderr}"
+    if compiler.startswith("aarch64"):
+        for compiled in tmp_path.glob("*.o"):
+            assert struct.unpack_from("<H", compiled.read_bytes(), 18)[0] == AARCH64
+
+
+def test_on_x86_only_the_files_of_an_instruction_set_may_use_it(monkeypatch):
+    if shutil.which("g++") is None:
+        pytest.skip("there is no g++ here")
+    if platform.machine() not in ("x86_64", "AMD64"):
+        pytest.skip("this compiler does not know x86's instruction sets")
+    commands = compile_commands(monkeypatch, "g++", "x86_64")
+    assert PORTABLE | {"isa_avx2.cpp", "isa_avx512.cpp"} <= set(commands)
+    for source, command in commands.items():
+        machine = {flag for flag in command if flag.startswith("-m")}
+        assert bool(machine) == (source not in PORTABLE), f"{source}: {machine}"
+        assert ("-mavx512f" in machine) == source.startswith("isa_avx512"), f"{source}: {machine}"
+
+
+def failing_build(folder: Path, **changes: str) -> str:
+    """The error message of ``setup.py build_ext`` on a copy of the sources, which must fail."""
+    pytest.importorskip("setuptools", reason="setup.py needs setuptools")
+    for name in ("setup.py", "pyproject.toml", "LICENSE"):
+        shutil.copy(SOURCE / name, folder)
+    shutil.copytree(SOURCE / "csrc", folder / "csrc")
+    (folder / "kernels").mkdir()
+    (folder / "pxfast" / "base").mkdir(parents=True)
+    shutil.copy(SOURCE / "pxfast" / "base" / "version.py", folder / "pxfast" / "base")
+    # pip installs these two for the build alone; the failures here come before their first use
+    modules = folder / "modules"
+    modules.mkdir()
+    (modules / "ninja.py").write_text("BIN_DIR = ''\n")
+    (modules / "pybind11.py").write_text("def get_include():\n    return ''\n")
+    done = subprocess.run(
+        [sys.executable, "setup.py", "build_ext", "--inplace"],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(modules), **changes},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode != 0
+    assert "Traceback" not in done.stderr
+    assert not list(folder.glob("pxfast/_C*"))
+    return done.stderr
+
+
+def test_without_a_compiler_the_build_says_so(tmp_path):
+    errors = failing_build(tmp_path, CXX="/nonexistent").strip().splitlines()
+    assert errors[-1] == (
+        "pxfast needs a C++17 compiler, and none of these worked: CXX=/nonexistent; install g++ or set CXX"
+    )
+
+
+def test_a_wrong_choice_about_cuda_is_named(tmp_path):
+    if shutil.which("g++") is None:
+        pytest.skip("there is no g++ here")
+    errors = failing_build(tmp_path, CXX="g++", PXFAST_CUDA="perhaps").strip().splitlines()
+    assert errors[-1] == "PXFAST_CUDA must be 0 or 1, got 'perhaps'"
