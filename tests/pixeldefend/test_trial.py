@@ -167,7 +167,7 @@ def test_other_code_is_tried_again(gpu, monkeypatch):
     start, trials = gpu
     engines.select()
     start("raise SystemExit(0)")
-    monkeypatch.setattr(trial, "_code", functools.cache(lambda: "other"))
+    monkeypatch.setattr(trust, "_code", functools.cache(lambda: "other"))
     engines.select()
     assert len(trials) == 2
 
