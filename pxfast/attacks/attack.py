@@ -231,7 +231,7 @@ class ClippedAttack(Attack):
         if found.shape != images.shape or not found.is_floating_point():
             raise ValueError(f"expected floating images {tuple(images.shape)}, got {found.dtype} {tuple(found.shape)}")
         fixed = fix_batches(classifier, self.batch)
-        parts = iter(found.split(self.block))
+        parts = iter(torch.split(found, self.block))
 
         def settle(block: Tensor, given: Tensor | None) -> AttackResult:
             x = _to_float(block)

@@ -48,5 +48,5 @@ class AutoAttack(Attack):
             others = logits.shape[1] - 1
             for targeted in (evaluation.apgd_targeted, evaluation.fab):
                 targeted.n_target_classes = min(targeted.n_target_classes, others)
-            moved, _ = evaluation.run_standard_evaluation(x, labels, batch_size=len(x))
+            moved: Tensor = evaluation.run_standard_evaluation(x, labels, batch_size=len(x))[0]
         return x + (moved - x).clamp(-eps, eps)

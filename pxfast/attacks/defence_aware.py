@@ -398,7 +398,8 @@ class UnrolledBIM(GridAscent):
         defences = list(target.defended.defences)
         if len(defences) != 1 or not isinstance(defences[0], Purifier):
             raise ValueError(f"{self.name} needs a pxfast.Purifier as the only defence, got {names(defences)}")
-        relaxed = RelaxedPurifier.of(defences[0], tuple(x.shape[1:]), temperature=self.temperature)
+        C, H, W = x.shape[1:]
+        relaxed = RelaxedPurifier.of(defences[0], (C, H, W), temperature=self.temperature)
 
         def direction(x: Tensor, labels: Tensor, seeds: Sequence[int]) -> tuple[Tensor, None]:
             with torch.enable_grad():

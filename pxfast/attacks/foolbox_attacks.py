@@ -49,7 +49,7 @@ def foolbox_run(attack: Any, classifier: nn.Module, x: Tensor, labels: Tensor, e
     model = foolbox.PyTorchModel(classifier, bounds=(0.0, 1.0), device=x.device)
     try:
         with frozen(classifier), torch.enable_grad():
-            moved, _, _ = attack(model, x, foolbox.criteria.Misclassification(labels), epsilons=epsilon)
+            moved: Tensor = attack(model, x, foolbox.criteria.Misclassification(labels), epsilons=epsilon)[0]
     except RuntimeError as error:
         if "does not require grad" in str(error):
             raise NoGradient(f"the classifier gives no gradient with respect to its images: {error}") from None
@@ -239,13 +239,11 @@ class UniformNoise(Attack):
     random = True
 
     def perturb(self, classifier: nn.Module, x: Tensor, labels: Tensor, eps: float = 1.0, *, seed: int = 0) -> Tensor:
-        require("foolbox", "attacks")
-        from foolbox.attacks import LinfAdditiveUniformNoiseAttack
-
+        noise_attack = require("foolbox", "attacks").attacks.LinfAdditiveUniformNoiseAttack
         generators = image_generators(x, seed)
 
         def attempt(chosen: Tensor, magnitude: float) -> Tensor:
-            class PerImage(LinfAdditiveUniformNoiseAttack):
+            class PerImage(noise_attack):  # type: ignore[misc, valid-type]
                 """Foolbox's noise with each image's own random numbers."""
 
                 def sample_noise(self, inputs: Any) -> Any:

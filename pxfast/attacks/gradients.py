@@ -48,4 +48,5 @@ def loss_gradient(classifier: nn.Module, x: Tensor, labels: Tensor) -> Tensor:
 @torch.no_grad()
 def predicted(classifier: nn.Module, x: Tensor) -> Tensor:
     """The classifier's labels (N,) int64 of floating images (N, C, H, W)."""
-    return classifier(x).argmax(1)
+    labels: Tensor = classifier(x).argmax(1)
+    return labels

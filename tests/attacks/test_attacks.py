@@ -45,7 +45,13 @@ CHEAP = {
 EPS = 20
 
 
-@pytest.fixture(params=[name for name in ATTACKS if name != "autoattack" and ATTACKS[name] not in ADAPTIVE])
+@pytest.fixture(
+    params=[
+        pytest.param(name, marks=[pytest.mark.external] * ("foolbox" in NEEDS.get(name, ())))
+        for name in ATTACKS
+        if name != "autoattack" and ATTACKS[name] not in ADAPTIVE
+    ]
+)
 def attack(request: pytest.FixtureRequest) -> type[Attack]:
     for module in NEEDS.get(request.param, ()):
         pytest.importorskip(module, reason=f"{request.param} needs {module}")
@@ -323,6 +329,7 @@ def test_colour_images_in_either_memory_format(attack: type[Attack]) -> None:
     assert torch.equal(network(by_floats).argmax(1) != labels, result.unrounded)
 
 
+@pytest.mark.external
 def test_autoattack() -> None:
     pytest.importorskip("pyautoattack", reason="autoattack needs pyautoattack")
     attack = AutoAttack()

@@ -40,6 +40,7 @@ def by_foolbox(foolbox, attack, classifier, x: Tensor, labels: Tensor, eps: floa
     return attack(model, x, labels, epsilons=eps)[0]
 
 
+@pytest.mark.external
 def test_fgsm_is_foolboxs_bit_for_bit(foolbox, classifier, images, labels) -> None:
     x = images.float() / 255
     attack = foolbox.attacks.LinfFastGradientAttack(random_start=False)
@@ -48,6 +49,7 @@ def test_fgsm_is_foolboxs_bit_for_bit(foolbox, classifier, images, labels) -> No
     assert torch.equal(FGSM()(classifier, images, labels, 8), (theirs * 255).round().byte())
 
 
+@pytest.mark.external
 def test_bim_is_foolboxs_bit_for_bit(foolbox, classifier, images, labels) -> None:
     x = images.float() / 255
     attack = foolbox.attacks.LinfBasicIterativeAttack(abs_stepsize=1 / 255, steps=10, random_start=False)
@@ -56,6 +58,7 @@ def test_bim_is_foolboxs_bit_for_bit(foolbox, classifier, images, labels) -> Non
     assert torch.equal(BIM()(classifier, images, labels, 8), (theirs * 255).round().byte())
 
 
+@pytest.mark.external
 def test_pgd_is_foolboxs_bit_for_bit(foolbox, classifier, images, labels) -> None:
     """From the same random start, which is the one thing that can't be the same."""
     x = images.float() / 255
@@ -76,6 +79,7 @@ def test_pgd_is_foolboxs_bit_for_bit(foolbox, classifier, images, labels) -> Non
     assert torch.equal(result.images[kept], rounded[kept])
 
 
+@pytest.mark.external
 def test_deepfool_is_foolboxs(foolbox) -> None:
     """Up to rounding: the order of the sums differs."""
     theirs = by_foolbox(foolbox, foolbox.attacks.LinfDeepFoolAttack(), FIXTURE.network, FIXTURE.x, FIXTURE.labels, None)
@@ -84,6 +88,7 @@ def test_deepfool_is_foolboxs(foolbox) -> None:
     # within eps the attack only clips them: test_clipped.py
 
 
+@pytest.mark.external
 def test_carlini_wagner_finds_images_as_near_as_foolboxs(foolbox) -> None:
     settings = {"binary_search_steps": 6, "steps": 100, "confidence": 0.0}
     attack = foolbox.attacks.L2CarliniWagnerAttack(stepsize=0.02, initial_const=1e-1, abort_early=False, **settings)
