@@ -30,7 +30,7 @@ class AutoAttack(Attack):
     random = True
 
     def __init__(self, *, version: str = "standard") -> None:
-        self.version = check_choice("version", version, VERSIONS)
+        self.version: str = check_choice("version", version, VERSIONS)
 
     def perturb(self, classifier: nn.Module, x: Tensor, labels: Tensor, eps: float = 1.0, *, seed: int = 0) -> Tensor:
         library = require("pyautoattack", "attacks")

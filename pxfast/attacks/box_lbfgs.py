@@ -24,8 +24,13 @@ class Search:
     """
 
     def __init__(self, classifier: nn.Module, x: Tensor, label: Tensor, target: Tensor, *, exact: bool) -> None:
-        self.classifier, self.x, self.label, self.target, self.exact = classifier, x, label, target, exact
-        self.nearest, self.distance = x, math.inf
+        self.classifier = classifier
+        self.x = x
+        self.label = label
+        self.target = target
+        self.exact = exact
+        self.nearest: Tensor = x
+        self.distance: float = math.inf
 
     def works(self, moved: Tensor, logits: Tensor) -> bool:
         """Whether an image is what is looked for; remembers it if it is the nearest such."""
@@ -84,10 +89,10 @@ class LBFGS(Attack):
     def __init__(
         self, *, first_const: float = 1e-2, doublings: int = 20, bisections: int = 5, iterations: int = 50
     ) -> None:
-        self.first_const = check_number("first_const", first_const, 0.0, ends="()")
-        self.doublings = check_count("doublings", doublings)
-        self.bisections = check_count("bisections", bisections)
-        self.iterations = check_count("iterations", iterations, 1)
+        self.first_const: float = check_number("first_const", first_const, 0.0, ends="()")
+        self.doublings: int = check_count("doublings", doublings)
+        self.bisections: int = check_count("bisections", bisections)
+        self.iterations: int = check_count("iterations", iterations, 1)
 
     def perturb(
         self,

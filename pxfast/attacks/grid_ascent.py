@@ -137,9 +137,9 @@ class GridAscent(Attack):
     block = 256  # enough for a purifier's own batches even when most of the images are done
 
     def __init__(self, step: int, max_queries: int | None, max_gradients: int | None) -> None:
-        self.step = check_count("step", step, 1)
-        self.max_queries = check_optional_count("max_queries", max_queries)
-        self.max_gradients = check_optional_count("max_gradients", max_gradients)
+        self.step: int = check_count("step", step, 1)
+        self.max_queries: int | None = check_optional_count("max_queries", max_queries)
+        self.max_gradients: int | None = check_optional_count("max_gradients", max_gradients)
 
     @abc.abstractmethod
     def climb(self, classifier: nn.Module, x: Tensor, labels: Tensor, eps: float, meter: Meter) -> Tensor:

@@ -64,10 +64,10 @@ class SaliencyMap(Attack):
     bounded = False
 
     def __init__(self, *, theta: float = 1.0, max_steps: int | None = None) -> None:
-        self.theta = check_number("theta", theta, -1.0, 1.0)
+        self.theta: float = check_number("theta", theta, -1.0, 1.0)
         if self.theta == 0.0:
             raise ValueError("theta must not be 0, which changes nothing")
-        self.max_steps = check_optional_count("max_steps", max_steps)
+        self.max_steps: int | None = check_optional_count("max_steps", max_steps)
 
     def perturb(
         self,

@@ -19,7 +19,8 @@ class OnColumn:
             raise TypeError(f"expected a function of images, got {type(function).__name__}")
         if not isinstance(column, str):
             raise TypeError(f"expected the name of a column, got {column!r}")
-        self.function, self.column = function, column
+        self.function = function
+        self.column = column
 
     def __call__(self, batch: Mapping[str, Any]) -> dict[str, Any]:
         """A dictionary of the mapping's entries, in their order, with the function's result in its column.

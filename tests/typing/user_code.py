@@ -1,5 +1,6 @@
 """What users write, as type checkers read it; nothing runs this file. A call whose type is another one is an error."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,9 +10,10 @@ from typing_extensions import assert_type
 
 import pxfast
 from pxfast.adp.score_network import ScoreNetwork
+from pxfast.attacks import BIM, BPDA, AttackResult
 from pxfast.classifiers import Classifier, RandomAboveThreshold, load_classifier
 from pxfast.data.image_grid import image_grid
-from pxfast.defences import Defended, FeatureSqueezing
+from pxfast.defences import Defended, FeatureSqueezing, OnColumn
 from pxfast.pixeldefend.lbfgs import lbfgs_purify
 from pxfast.pixeldefend.relaxed import RelaxedPurifier
 
@@ -41,7 +43,7 @@ def verified(tensor: Tensor, array: Array) -> None:
     assert_type(found, pxfast.Verification)
     assert_type(found.regret, Tensor)
     assert_type(found.passed, bool)
-    assert_type(pxfast.verify(tensor, array, 8).mean, float)
+    assert_type(pxfast.verify(tensor, array, 8).mean_regret, float)
 
 
 def detected(tensor: Tensor, array: Array) -> None:
@@ -49,7 +51,7 @@ def detected(tensor: Tensor, array: Array) -> None:
     assert_type(detector, pxfast.Detector)
     assert_type(detector.p_value(tensor), Tensor)
     assert_type(detector.p_value(array), Array)
-    assert_type(detector.score(array), Array)
+    assert_type(detector.bits_per_dim(array), Array)
     assert_type(detector.is_adversarial(tensor, alpha=0.1), Tensor)
     assert_type(detector.judge(array), tuple[Array, Array])
 
@@ -81,3 +83,19 @@ def optimised(tensor: Tensor, array: Array) -> None:
     assert_type(lbfgs_purify(tensor).images, Tensor)
     assert_type(lbfgs_purify(array, starts=2).images, Array)
     assert_type(image_grid(array), Tensor)
+
+
+def attacked(classifier: Classifier, images: Tensor, labels: Tensor) -> None:
+    attack = BIM(steps=10)
+    broken: Tensor = attack(classifier, images, labels, eps=8)
+    assert_type(pxfast.purify(broken), Tensor)
+    assert_type(attack.run(classifier, images, labels, 8), AttackResult)
+    assert_type(BPDA(draws=1)(pxfast.Defended(classifier, [pxfast.Purifier()]), images, labels, 8), Tensor)
+    BIM(step_count=10)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+
+
+def kept(path: Path) -> None:
+    model = pxfast.load(path)
+    assert_type(model, pxfast.PixelCNN)
+    pxfast.save(model, path.with_suffix(".safetensors"))
+    assert_type(OnColumn(pxfast.Purifier(), "image")({"image": 0, "label": 1}), dict[str, Any])
