@@ -129,5 +129,5 @@ def test_names_and_paths(tmp_path):
         pxfast.load("imagenet")
     with pytest.raises(FileNotFoundError, match=r"no such file: .*missing\.safetensors"):
         pxfast.load(tmp_path / "missing.safetensors")
-    with pytest.raises(TypeError, match="expected a model name or a path, got int"):
+    with pytest.raises(TypeError, match="expected the name or the path of a model, got int"):
         pxfast.load(3)
