@@ -47,6 +47,17 @@ def fitted_detector(
         return detector, detector.log_likelihoods
 
 
+class Indifferent(nn.Module):
+    """A stand-in for attacks that go by no classifier: images (N, C, H, W) to logits (N, classes) that are all 0."""
+
+    def __init__(self, classes: int) -> None:
+        super().__init__()
+        self.classes: int = max(classes, 2)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return images.new_zeros(len(images), self.classes)
+
+
 def attacked_images(
     name: str, classifier: nn.Module | None, images: Tensor, labels: Tensor, eps: int, seed: int
 ) -> Tensor:
@@ -55,7 +66,7 @@ def attacked_images(
     if classifier is None:
         if attack.needs_gradient or not attack.on_grid:
             raise ValueError(f"the attack {name!r} needs a classifier: pass one, or attack by 'rand' alone")
-        classifier = nn.Identity().eval()  # which is not asked
+        classifier = Indifferent(int(labels.max()) + 1 if len(labels) else 2).eval()
     return attack(classifier, images, labels, eps if attack.bounded else None, seed=seed)
 
 
