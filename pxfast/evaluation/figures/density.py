@@ -48,14 +48,10 @@ def fitted_detector(
 
 
 class Indifferent(nn.Module):
-    """A stand-in for attacks that go by no classifier: images (N, C, H, W) to logits (N, classes) that are all 0."""
-
-    def __init__(self, classes: int) -> None:
-        super().__init__()
-        self.classes: int = max(classes, 2)
+    """A stand-in for attacks that go by no classifier: images (N, C, H, W) to logits (N, 2) that are all 0."""
 
     def forward(self, images: Tensor) -> Tensor:
-        return images.new_zeros(len(images), self.classes)
+        return images.new_zeros(len(images), 2)
 
 
 def attacked_images(
@@ -66,7 +62,7 @@ def attacked_images(
     if classifier is None:
         if attack.needs_gradient or not attack.on_grid:
             raise ValueError(f"the attack {name!r} needs a classifier: pass one, or attack by 'rand' alone")
-        classifier = Indifferent(int(labels.max()) + 1 if len(labels) else 2).eval()
+        return attack(Indifferent().eval(), images, None, eps if attack.bounded else None, seed=seed)
     return attack(classifier, images, labels, eps if attack.bounded else None, seed=seed)
 
 
