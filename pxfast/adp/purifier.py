@@ -9,7 +9,6 @@ that nothing of it would ever be removed.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
@@ -111,8 +110,8 @@ class ADPPurifier(nn.Module):
         progress: bool | Callable[[int], None] = False,
     ) -> None:
         super().__init__()
-        if not is_number(sigma) or not 0.0 <= sigma < math.inf:
-            raise ValueError(f"sigma must be a deviation of at least 0, on images in [0, 1], got {sigma!r}")
+        if not is_number(sigma) or not 0.0 <= sigma <= 1.0:
+            raise ValueError(f"sigma must be a deviation in [0, 1], on images in [0, 1], got {sigma!r}")
         self.sigma: float = float(sigma)
         self.steps: int = check_integer("steps", steps, 10_001)
         self.runs: int = check_integer("runs", runs, 10_001)

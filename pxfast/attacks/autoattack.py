@@ -10,6 +10,7 @@ from ..base.extras import require
 from .attack import Attack
 from .gradients import input_gradient
 
+LEAST_CLASSES = 4
 VERSIONS = ("standard", "plus", "rand")
 
 
@@ -18,7 +19,8 @@ class AutoAttack(Attack):
     may depend on which images are attacked together.
 
     version: 'standard', 'plus' (with more attacks) or 'rand' (for stochastic defences). ValueError for another. Needs
-    pyautoattack (``pip install 'pxfast[attacks]'``); ImportError without it.
+    pyautoattack (``pip install 'pxfast[attacks]'``); ImportError without it. A classifier of fewer than four classes is
+    a ValueError.
 
     Source: Croce and Hein 2020.
     """
@@ -38,6 +40,11 @@ class AutoAttack(Attack):
             probe = x[:1].detach().requires_grad_()
             logits = classifier(probe)
             input_gradient(logits.sum(), probe)  # or its own error, which is clearer than AutoAttack's
+        if logits.shape[1] < LEAST_CLASSES:
+            raise ValueError(
+                f"AutoAttack's targeted loss takes the {LEAST_CLASSES} likeliest classes, and the classifier has "
+                f"{logits.shape[1]}; use another attack, such as PGD"
+            )
         if eps == 0.0:  # AutoAttack divides by it
             return x
         devices = [x.device] if x.device.type == "cuda" else []

@@ -84,6 +84,7 @@ class LBFGS(Attack):
         "smallest constant that misclassifies, found by doubling and bisection; the nearest image seen on the way"
     )
     bounded = False
+    targeted = True
     batch = 1  # the optimiser takes one image at a time
 
     def __init__(
@@ -110,7 +111,7 @@ class LBFGS(Attack):
             for i in range(len(x)):
                 image, label = x[i : i + 1], labels[i : i + 1]
                 logits = classifier(image)
-                target = runner_up(logits, label) if targets is None else targets[i : i + 1].long()
+                target = runner_up(logits, label) if targets is None else targets[i : i + 1]
                 search = Search(classifier, image, label, target, exact=targets is not None)
                 if not search.works(image, logits):
                     low, high = 0.0, self.first_const

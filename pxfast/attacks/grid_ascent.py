@@ -146,10 +146,17 @@ class GridAscent(Attack):
         """The attack itself, with the arguments of :meth:`perturb`; meter: takes the costs and has the seeds."""
 
     def perturb(self, classifier: nn.Module, x: Tensor, labels: Tensor, eps: float = 1.0, *, seed: int = 0) -> Tensor:
-        return self._counted(classifier, x, labels, eps, seed, False)[0]
+        return self._counted(classifier, x, labels, eps, seed, None, False)[0]
 
     def _counted(
-        self, classifier: nn.Module, x: Tensor, labels: Tensor, eps: float, seed: int, progress: bool
+        self,
+        classifier: nn.Module,
+        x: Tensor,
+        labels: Tensor,
+        eps: float,
+        seed: int,
+        targets: Tensor | None,
+        progress: bool,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         limits = {"max_queries": self.max_queries, "max_gradients": self.max_gradients}
         meter = Meter(image_seeds(x, seed), **limits, progress=progress)

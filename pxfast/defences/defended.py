@@ -45,7 +45,7 @@ class Defended(nn.Module):
         self.defences: nn.Sequential = nn.Sequential(*defences)
         self.classifier = classifier
         self.seed = seed
-        self.train(classifier.training)
+        self.training = self.defences.training = classifier.training  # the parts themselves keep their modes
 
     def defend(self, images: Tensor, seeds: Sequence[int] | None = None) -> Tensor:
         """What the classifier gets to see: floating images (N, C, H, W) in [0, 1].

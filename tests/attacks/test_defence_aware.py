@@ -410,7 +410,9 @@ def test_purifiers_get_whole_blocks_and_classifiers_their_batches(linear: nn.Mod
     images = FIXTURE.images.repeat(6, 1, 1, 1)
     target = Defended(watched("classifier", FIXTURE.network), [watched("purifier", lambda x: x)])
     BPDA(steps=1)(target, images, FIXTURE.labels.repeat(6), 4)
-    assert sizes == {"purifier": [48], "classifier": [BATCH, BATCH]}
+    assert sizes == {"purifier": [48], "classifier": [BATCH, BATCH, BATCH]}, (
+        "the first one tells how many classes there are"
+    )
 
 
 def test_targets_that_an_attack_cannot_take_are_refused(pixeldefend: Defended, images: Tensor, linear) -> None:
