@@ -3,7 +3,7 @@
     python bench/gpu_triton.py [--images 1024] [--json FILE]
 
 Prints a line per measurement and then the targets that the project set itself, each with what was reached; the figures
-go into bench/README.md. The JSON file is written after every measurement, so that a run that is stopped leaves some.
+go into docs/gpu.md. The JSON file is written after every measurement, so that a run that is stopped leaves some.
 """
 
 from __future__ import annotations

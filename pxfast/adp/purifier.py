@@ -29,10 +29,10 @@ from .score_network import ScoreNetwork
 SIGMA = 0.25
 STEPS = 10
 RUNS = 10
-PROBE = 1e-3  # how far along the score it is looked at again
-STEP_SCALE = 0.05  # the step is as long as this and PROBE say where the score keeps none of its direction
+PROBE = 1e-3  # a step along the score, to see how the score changes
+STEP_SCALE = 0.05  # times PROBE: the step where the score keeps nothing of its direction
 SMALLEST_STEP, LARGEST_STEP = 1e-5, 0.1
-STOPPING_STEP = 1e-3  # an image that asks for a step as small is done
+STOPPING_STEP = 1e-3  # an image is done when its step is this small
 _copies: Copies[ScoreNetwork] = Copies()  # of score networks in other types and places
 
 CPU_BATCH = 8  # images that the network sees at once; on a GPU FIXED_BATCH
@@ -79,7 +79,7 @@ class ADPPurifier(nn.Module):
     until a is 1e-3 or less (:func:`descend`). runs: over how many runs, each with noise of its own, a defended
     classifier (:class:`pxfast.defences.Defended`) averages its logits. model: a ScoreNetwork, a shipped one's name, the
     path of a file, or None for the shipped one of the images' shape. seed: of the noise, with the image itself: an
-    image's result is the same in every batch.
+    image's result is the same in every batch. progress: as :func:`pxfast.purify` takes it.
 
     backward: 'straight-through' (the identity's gradient, so that gradient attacks are BPDA), 'error' (asking for one
     raises RuntimeError), or 'full': that of the noise and all steps, for which the memory of two evaluations a step is
@@ -156,7 +156,7 @@ class ADPPurifier(nn.Module):
 
     @in_plain_torch
     def differentiate(self, images: Tensor, seeds: Sequence[int]) -> Tensor:
-        """What ``draw`` gives, with the gradient of the noise's clamp and of all steps."""
+        """What ``draw`` gives for these images and seeds, with the gradient of the noise's clamp and of all steps."""
         return self._run(images, seeds)
 
     @in_plain_torch
@@ -173,7 +173,7 @@ class ADPPurifier(nn.Module):
         return in_fixed_batches(self._network(wide), wide, self._batch(wide)).to(images.dtype)
 
     def hidden_networks(self, image_shape: tuple[int, ...]) -> list[nn.Module]:
-        """The score network for images of shape (C, H, W), which is no submodule."""
+        """The score network for images of shape ``image_shape`` = (C, H, W), which is no submodule."""
         return [SHIPPED.for_images(self.model, image_shape)]
 
     def extra_repr(self) -> str:

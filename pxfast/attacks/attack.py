@@ -219,7 +219,10 @@ class ClippedAttack(Attack):
 
     @abc.abstractmethod
     def find(self, classifier: nn.Module, x: Tensor, labels: Tensor) -> Tensor:
-        """The search itself, on floats: images (N, C, H, W) in [0, 1] of x's type and device, as far as it takes."""
+        """The search itself, on floats: images of x's shape, type and device, as far from x as it takes.
+
+        classifier: as :meth:`run` takes it. x: (N, C, H, W) in [0, 1]. labels: int64 (N,).
+        """
 
     def perturb(self, classifier: nn.Module, x: Tensor, labels: Tensor, eps: float = 1.0, *, seed: int = 0) -> Tensor:
         return x + (self.find(classifier, x, labels) - x).clamp(-eps, eps)

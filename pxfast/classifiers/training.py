@@ -32,7 +32,10 @@ ADVERSARIES = {"fgsm": fgsm_examples, "bim": bim_examples}
 class ClassifierSettings(RunSettings):
     """How to train: see :class:`pxfast.training.run.RunSettings`, and more.
 
-    The learning rate rises linearly over the first tenth of the run. ``max_shift``: images are moved by up to so many
+    Stochastic gradient descent by ``batch_size``, ``learning_rate``, ``momentum`` and ``weight_decay``. The learning
+    rate rises linearly over the first tenth of the run. ``seed``: of the weights and the order of images.
+
+    ``max_shift``: images are moved by up to so many
     pixels each way, zeros moving in. ``defence``: 'none'; 'fgsm' or 'bim', adversarial training, where the second
     half of each batch is attacked with an eps from |N(0, delta)| truncated to [0, 2 delta] and counts
     ADVERSARIAL_WEIGHT as much as the clean half; or 'label-smoothing', where the right class's target is
@@ -222,8 +225,8 @@ def train_classifier(
     on all test images of the weights as stored. Every ``checkpoint_interval`` seconds the state goes to ``out`` with
     the suffix .checkpoint.safetensors, in shards if it is large; with ``resume`` a killed run goes on from there with
     the same data order. Ctrl-C ends the run after the step at hand, with the checkpoint kept, and raises
-    KeyboardInterrupt. processes: names the device; a classifier is trained by one process. Returns the classifier as
-    stored, on its device.
+    KeyboardInterrupt. processes: names the device; a classifier is trained by one process. settings: None for
+    the defaults. progress: show a bar. Returns the classifier as stored, on its device.
     Raises FileExistsError when ``out`` or its checkpoint exists and neither ``resume`` nor ``force`` is set,
     FileNotFoundError when ``resume`` finds no checkpoint, ``root`` no data or the folder of ``out`` does not exist,
     FloatingPointError when the loss stops being finite.

@@ -23,7 +23,7 @@ class OnColumn:
         self.column = column
 
     def __call__(self, batch: Mapping[str, Any]) -> dict[str, Any]:
-        """A dictionary of the mapping's entries, in their order, with the function's result in its column.
+        """A dictionary of the entries of ``batch``, in their order, with the function's result in its column.
 
         Raises TypeError for what is no mapping, ValueError for one without the column, and what the function raises.
         """

@@ -31,7 +31,9 @@ class StochasticPurifier(Protocol):
     stochastic: bool
     runs: int
 
-    def draw(self, images: Tensor, seeds: Sequence[int]) -> Tensor: ...
+    def draw(self, images: Tensor, seeds: Sequence[int]) -> Tensor:
+        """One run over the images, with the random numbers of the seeds."""
+        ...
 
 
 @runtime_checkable
@@ -42,7 +44,9 @@ class ScoredPurifier(Protocol):
     each image's independent of its batch.
     """
 
-    def log_prob_gradient(self, images: Tensor) -> Tensor: ...
+    def log_prob_gradient(self, images: Tensor) -> Tensor:
+        """The score at the images, of their shape."""
+        ...
 
 
 @runtime_checkable
@@ -53,7 +57,9 @@ class DifferentiablePurifier(Protocol):
     that autograd follows. seeds: ignored unless the purifier is stochastic.
     """
 
-    def differentiate(self, images: Tensor, seeds: Sequence[int]) -> Tensor: ...
+    def differentiate(self, images: Tensor, seeds: Sequence[int]) -> Tensor:
+        """The purified images, with a gradient."""
+        ...
 
 
 @runtime_checkable
@@ -63,7 +69,9 @@ class HidesNetworks(Protocol):
     hidden_networks: those that it uses for images of shape (C, H, W). Its results depend on their weights.
     """
 
-    def hidden_networks(self, image_shape: tuple[int, ...]) -> list[nn.Module]: ...
+    def hidden_networks(self, image_shape: tuple[int, ...]) -> list[nn.Module]:
+        """The networks for images of shape ``image_shape`` = (C, H, W)."""
+        ...
 
 
 def is_stochastic(purifier: object) -> TypeGuard[StochasticPurifier]:

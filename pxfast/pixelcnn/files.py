@@ -42,7 +42,7 @@ def save(
     dtype: torch.dtype = torch.bfloat16,
     notes: dict[str, Any] | None = None,
 ) -> None:
-    """Write a model file, whole or not at all.
+    """Write ``model`` to the model file ``path``, whole or not at all.
 
     dtype: torch.bfloat16 or torch.float32, of the weights. notes: JSON-able facts kept in the metadata (how it was
     trained, its measured bits/dim).

@@ -42,7 +42,7 @@ def log_prob(images: ImagesT, *, model: Model | None = None, batch_size: int = 6
 
     images and model: as :func:`pxfast.purify` takes them; the result is of the same library and on the same device.
     Images on a GPU are judged there.
-    batch_size: images per pass of the network. Raises TypeError or ValueError for bad input.
+    batch_size: images per pass of the network. progress: show a bar. Raises TypeError or ValueError for bad input.
     """
     grid, form = to_grid(images, keep_device=True)
     return form.per_image(_log_prob(grid, model_for(model, grid.shape[1:]), batch_size, progress))

@@ -25,8 +25,9 @@ SHIPPED = Shipped(
 
 
 def load(name_or_path: str | os.PathLike[str]) -> PixelCNN:
-    """Load a shipped model by name ('fashion-mnist') or a model file by path.
+    """Load a model.
 
+    name_or_path: the name of a shipped one, 'cifar10' or 'fashion-mnist', or the path of a model file.
     Returns a PixelCNN in eval mode, fp32, on the CPU. Raises ValueError for an unknown name and for a truncated or
     foreign file, FileNotFoundError for a path that does not exist, TypeError for what is neither. Nothing is unpickled.
     """

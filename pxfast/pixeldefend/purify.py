@@ -176,7 +176,7 @@ class Purifier(nn.Module):
         return log_prob_gradient(images, model=self.model)
 
     def hidden_networks(self, image_shape: tuple[int, ...]) -> list[nn.Module]:
-        """The density model for images of shape (C, H, W), which is no submodule."""
+        """The density model for images of shape ``image_shape`` = (C, H, W), which is no submodule."""
         return [model_for(self.model, image_shape)]
 
     def extra_repr(self) -> str:

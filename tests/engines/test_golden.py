@@ -34,7 +34,7 @@ def test_log_likelihood(golden: Golden):
     log_prob = golden.model.log_prob(golden.clean)
     # a real pixel's bins may fall under the authors' switch to the density, which is good for 5e-3 ...
     torch.testing.assert_close(log_prob, -golden.nll, rtol=0, atol=5e-3)
-    # ... but seldom do, so that the mean hardly moves
+    # ... but few do, so the mean hardly moves
     assert abs(float((log_prob + golden.nll).double().mean())) < 1e-5
 
 

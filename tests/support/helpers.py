@@ -89,7 +89,7 @@ def trained_model(
 ) -> PixelCNN:
     """A small model trained for some dozens of steps on real crops: its distributions are sharp. Don't change it.
 
-    An untrained network's distributions are so flat that the argmax within a range hangs on rounding, and a wrong
+    An untrained network's distributions are so flat that the argmax within a range depends on rounding, and a wrong
     feature would hardly move it; a few steps of Adam at a high rate give peaks as real ones have. 5 mixtures keep the
     256-way evaluation cheap; the authors' golden models have 10.
     """
