@@ -14,7 +14,7 @@ import time
 import pytest
 import torch
 from golden import BUNDLED, NAMES, load_golden
-from helpers import noisy, real_images, regret, trained_model
+from helpers import assert_as_exact, noisy, real_images, regret, trained_model
 from torch import Tensor
 
 from pxfast.engines import ENGINES, Greedy, select
@@ -180,14 +180,13 @@ def test_bf16_changes_bits_per_dim_by_less_than_a_hundredth(engine, name):
 
 
 @pytest.mark.parametrize("case", [case for case in CASES if not case.slow], ids=str)
-def test_cpu_and_reference_agree_on_almost_all_images(case):
+def test_the_cpu_engine_is_as_exact_as_the_reference(case):
     reason = ENGINES["cpu"].unavailable()
     if reason is not None:
         pytest.skip(f"engine 'cpu' can't run here: {reason}")
     model, images = case.model(), attacked(case, 12)
     cpu, reference = (decode(name, model, images, 16, "fp32") for name in ("cpu", "reference"))
-    differing = int((cpu != reference).flatten(1).any(dim=1).sum())
-    assert differing <= 1, f"{differing} of 12 images differ; near-ties are rarer than that"
+    assert_as_exact(model, images, cpu, reference, Greedy(16), "fp32")
 
 
 # --- 2. batch-invariant ---

@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-CSRC = Path(__file__).resolve().parents[1] / "csrc" / "cpu"
+CSRC = Path(__file__).resolve().parents[1] / "csrc"
 
 DRIVER = """
-#include "vector.h"
+#include "cpu/vector.h"
 #include <cstdio>
 int main() {
   float x[pxfast::kLanes], y[pxfast::kLanes];
