@@ -92,7 +92,8 @@ def ninja_file(target):
     import pybind11
 
     compiler = find_compiler()
-    sources = [ROOT / "csrc" / "bindings.cpp", *sorted((ROOT / "csrc" / "cpu").glob("*.cpp"))]
+    sources = [ROOT / "csrc" / "bindings.cpp"]
+    sources += [path for folder in ("common", "cpu") for path in sorted((ROOT / "csrc" / folder).glob("*.cpp"))]
     cuda_sources = sorted((ROOT / "csrc" / "cuda").glob("*.cu"))
     sanitize = os.environ.get("PXFAST_SANITIZE")
     common = ["-O1", "-g", "-fno-omit-frame-pointer", f"-fsanitize={sanitize}"] if sanitize else ["-O3"]

@@ -71,6 +71,7 @@ class Cell:
     correct, images: counts. accuracy: their ratio in [0, 1], interval: its 95 % Wilson interval. seconds: what
     computing took, without what earlier cells or runs had left in the store. published: in %, as printed.
     published_note, notes: what there is to say of the published number and of ours; None: nothing.
+    published_note, notes: what there is to say of the published number and of ours; None: nothing.
     """
 
     row: str
