@@ -181,7 +181,8 @@ class SoftmaxHead(nn.Module):
     def log_probs(self, features: Tensor, images: Tensor) -> Tensor:
         """All 256 log-probabilities of every sub-pixel: (N, C, H, W, 256) float32."""
         N, _, H, W = features.shape
-        logits = features.float().reshape(N, self.channels, LEVELS, H, W).permute(0, 1, 3, 4, 2)
+        features = features.to(torch.promote_types(features.dtype, torch.float32))
+        logits = features.reshape(N, self.channels, LEVELS, H, W).permute(0, 1, 3, 4, 2)
         index = images.long()
         per_channel = list(logits.unbind(dim=1))
         for table, (k, j) in zip(self.tables, self.pairs, strict=True):

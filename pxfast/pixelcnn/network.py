@@ -141,7 +141,8 @@ class WeightNormConv(nn.Module):
     def initialise_from(self, x: Tensor) -> None:
         """Data-dependent initialisation (Salimans and Kingma 2016): outputs of mean 0, deviation ``init_scale``."""
         self.g.fill_(1.0)
-        y = self.convolve(x, self.weight(), None).float()
+        y = self.convolve(x, self.weight(), None)
+        y = y.to(torch.promote_types(y.dtype, torch.float32))
         mean, variance = y.mean((0, 2, 3)), y.var((0, 2, 3), unbiased=False)
         self.g.copy_(self.init_scale * torch.rsqrt(variance + 1e-10))
         self.b.copy_(-mean * self.g)
@@ -237,7 +238,7 @@ class PixelCNN(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Parameters of the head at every pixel: uint8 (N, C, H, W) to (N, head.features, H, W)."""
-        x = to_unit(images)
+        x = to_unit(images, self.output.v.dtype)
         x = F.pad(x, (0, 0, 0, 0, 0, 1), value=1.0).to(memory_format=torch.channels_last)
         vertical = down_shift(self.input_vertical(x))
         horizontal = down_shift(self.input_above(x)) + right_shift(self.input_left(x))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import fcntl
 import functools
 import os
@@ -88,9 +89,9 @@ def noisy(images: Tensor, amount: int = 12, seed: int = 0) -> Tensor:
 
 @functools.cache
 def trained_model(
-    size: tuple[int, int], channels: int, filters: int, resnets: int, head: str = "logistic", steps: int = 25
+    size: tuple[int, int], channels: int, filters: int, resnets: int, head: str = "logistic", steps: int = 16
 ) -> PixelCNN:
-    """A small model trained for some dozens of steps on real crops: its distributions are sharp. Don't change it.
+    """A small model trained for some steps on real crops: its distributions are sharp. Don't change it.
 
     An untrained network's distributions are so flat that the argmax within a range depends on rounding, and a wrong
     feature would hardly move it; a few steps of Adam at a high rate give peaks as real ones have. 5 mixtures keep the
@@ -98,12 +99,20 @@ def trained_model(
     filters diverges, and then the processor's rounding during the training decides how exact bf16 can be afterwards.
     """
     config = PixelCNNConfig(size, channels, filters, resnets, mixtures=5, head=head)
+    model = PixelCNN(config)  # no weight depends on the size of an image
+    model.load_state_dict(_trained_weights(dataclasses.replace(config, image_size=(8, 8)), steps))
+    return model.eval().requires_grad_(False)
+
+
+@functools.cache
+def _trained_weights(config: PixelCNNConfig, steps: int) -> dict[str, Tensor]:
+    """Computed in fp64: the steps magnify rounding a million times, so that in fp32 every machine has its own model."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(filters * 100 + resnets)
-        images = real_images(channels, size, 64)
-        model = PixelCNN(config)
+        torch.manual_seed(config.filters * 100 + config.resnets)
+        images = real_images(config.channels, config.image_size, 64)
+        model = PixelCNN(config).double()
         model.initialise(images)
-        rate = 1e-2 * min(1.0, 10 / filters)
+        rate = 1e-2 * min(1.0, 10 / config.filters)
         optimiser = torch.optim.Adam(model.parameters(), rate)
         for step in range(steps):
             optimiser.param_groups[0]["lr"] = rate * min(1.0, (step + 1) / 10)
@@ -114,7 +123,7 @@ def trained_model(
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimiser.step()
             assert loss.isfinite()
-    return model.eval().requires_grad_(False)
+    return model.state_dict()
 
 
 def plain_mixture_log_prob(features: Tensor, images: Tensor, bins_per_unit: float, joint: bool) -> Tensor:
