@@ -45,7 +45,8 @@ class Defended(nn.Module):
         self.defences: nn.Sequential = nn.Sequential(*defences)
         self.classifier = classifier
         self.seed = seed
-        self.training = self.defences.training = classifier.training  # the parts themselves keep their modes
+        self.training: bool = classifier.training  # the parts themselves keep their modes
+        self.defences.training = classifier.training
 
     def defend(self, images: Tensor, seeds: Sequence[int] | None = None) -> Tensor:
         """What the classifier gets to see: floating images (N, C, H, W) in [0, 1].
