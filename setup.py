@@ -76,7 +76,7 @@ def cuda_arch_flags(nvcc):
     """Machine code for each architecture, and PTX of the newest plain one for GPUs to come."""
     wish = os.environ.get("PXFAST_CUDA_ARCHS")
     archs = (wish or DEFAULT_CUDA_ARCHS).replace(" ", "").split(",")
-    if not wish:  # an older nvcc does without the newest
+    if not wish:  # an older nvcc does not know the newest architectures
         known = subprocess.run([nvcc, "--list-gpu-arch"], capture_output=True, text=True, check=True).stdout.split()
         archs = [arch for arch in archs if f"compute_{arch.rstrip('af')}" in known]
     flags = [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in archs]
@@ -92,7 +92,8 @@ def ninja_file(target):
     import pybind11
 
     compiler = find_compiler()
-    sources = [ROOT / "csrc" / "bindings.cpp", *sorted((ROOT / "csrc" / "cpu").glob("*.cpp"))]
+    sources = [ROOT / "csrc" / "bindings.cpp"]
+    sources += [path for folder in ("common", "cpu") for path in sorted((ROOT / "csrc" / folder).glob("*.cpp"))]
     cuda_sources = sorted((ROOT / "csrc" / "cuda").glob("*.cu"))
     sanitize = os.environ.get("PXFAST_SANITIZE")
     common = ["-O1", "-g", "-fno-omit-frame-pointer", f"-fsanitize={sanitize}"] if sanitize else ["-O3"]

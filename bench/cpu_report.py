@@ -1,4 +1,4 @@
-"""Everything that bench/README.md says about the CPU engine, measured in one run and printed as Markdown.
+"""Everything that docs/cpu.md says about the CPU engine's speed, measured in one run and printed as Markdown.
 
     python bench/cpu_report.py --json bench/results/NAME.json
 

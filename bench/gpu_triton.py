@@ -3,7 +3,7 @@
     python bench/gpu_triton.py [--images 1024] [--json FILE]
 
 Prints a line per measurement and then the targets that the project set itself, each with what was reached; the figures
-go into bench/README.md. The JSON file is written after every measurement, so that a run that is stopped leaves some.
+go into docs/gpu.md. The JSON file is written after every measurement, so that a run that is stopped leaves some.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def decoding(name: str, precision: str, images: int) -> dict[str, Any]:
     verdict = verify(batch[:16], run()[:16], EPS, model=model, precision=precision)
     rate = images / seconds(run, 3)
     tflops = rate * forward_flops(model.config) * 1e-12
-    return {"images_per_second": rate, "tflops": tflops, "regret": verdict.mean, "passed": verdict.passed}
+    return {"images_per_second": rate, "tflops": tflops, "regret": verdict.mean_regret, "passed": verdict.passed}
 
 
 def likelihood(batch: int) -> dict[str, float]:

@@ -178,7 +178,7 @@ class TorchDecoder:
         """Record the kernels of every phase. Leaves the caches as some rows left them: :meth:`decode` clears them."""
         stream = torch.cuda.Stream(self.device)
         with torch.cuda.stream(stream):
-            for row in range(min(8, self.config.image_size[0])):  # what is set up at first use, can't be in a capture
+            for row in range(min(8, self.config.image_size[0])):  # a capture may hold no first use
                 self.run_row(row)
         stream.synchronize()
         for row in range(min(8, self.config.image_size[0])):

@@ -4,8 +4,8 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include "common/from_python.h"
 #include "cpu/engine.h"
-#include "from_python.h"
 
 namespace py = pybind11;
 using pxfast::ByteArray;
@@ -48,7 +48,7 @@ class CpuEngine {
     return result;
   }
 
-  py::dict profile(const ByteArray& images, const py::dict& chooser, int order, bool keep_guess) const {
+  py::dict profile(const ByteArray& images, const py::dict& chooser, int order) const {
     check(images);
     const ByteArray eps = pxfast::eps_of(chooser, images.shape(0));
     const pxfast::Chooser native = pxfast::to_chooser(chooser, eps);
@@ -57,8 +57,7 @@ class CpuEngine {
     pxfast::Profile profile;
     {
       py::gil_scoped_release unlocked;
-      profile = engine_.profile(input, output.data(), images.shape(0), native, static_cast<pxfast::Order>(order),
-                                keep_guess);
+      profile = engine_.profile(input, output.data(), images.shape(0), native, static_cast<pxfast::Order>(order));
     }
     py::dict result;
     result["row_products"] = profile.row_products;
@@ -100,8 +99,7 @@ PYBIND11_MODULE(_C, m) {
       .def(py::init<const py::dict&, const std::string&, bool>(), py::arg("program"), py::arg("isa"), py::arg("bf16"))
       .def("decode", &CpuEngine::decode, py::arg("images"), py::arg("chooser"), py::arg("threads"),
            py::arg("order"), py::arg("report"))
-      .def("profile", &CpuEngine::profile, py::arg("images"), py::arg("chooser"), py::arg("order"),
-           py::arg("keep_guess") = false)
+      .def("profile", &CpuEngine::profile, py::arg("images"), py::arg("chooser"), py::arg("order"))
       .def_property_readonly("isa", &CpuEngine::isa)
       .def_property_readonly("bytes_per_image", &CpuEngine::bytes_per_image)
       .def_property_readonly("weight_bytes", &CpuEngine::weight_bytes);

@@ -370,7 +370,7 @@ def choose(
             "BLOCK": block,
             "VALUES": values,
         },
-        # the softmax head's sum over the values must not hang on how many the widest range of a batch has
+        # the softmax head's sum over the values must not depend on the widest range of the batch
         4 if values > 64 or head == "softmax" else 1,
         1,
     )

@@ -31,7 +31,7 @@ TYPES = {
     torch.uint8: "u8",
 }
 
-_interpreter = threading.Lock()  # it patches triton.language while a kernel runs: one at a time
+_interpreter = threading.Lock()  # the interpreter patches triton.language while a kernel runs: one kernel at a time
 
 
 @dataclasses.dataclass(frozen=True)

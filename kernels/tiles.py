@@ -5,7 +5,7 @@ A step's kind is its precision, whether it runs per row or per pixel, and whethe
 user's (``pxfast.base.environment.tiles_file``), which then goes first. A tile decides the order of a sum, so results
 may differ in near-ties between machines with other tiles, as they do between engines; on one machine they don't.
 
-None of the entries has been measured yet: they follow from the shapes (bench/README.md, "Triton").
+None of the entries has been measured yet: they follow from the shapes (docs/gpu.md).
 """
 
 from __future__ import annotations

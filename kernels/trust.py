@@ -126,7 +126,7 @@ def _gpu(device: int) -> str:
 
 
 def _key(name: str, device: int) -> str:
-    """All that a verdict hangs on."""
+    """All that a verdict depends on."""
     versions = [f"torch {torch.__version__}", f"CUDA {torch.version.cuda}", f"ROCm {torch.version.hip}"]
     with contextlib.suppress(metadata.PackageNotFoundError):
         versions.append(f"triton {metadata.version('triton')}")

@@ -10,9 +10,12 @@ from .base.version import __version__
 if TYPE_CHECKING:
     from . import attacks, classifiers, defences, evaluation
     from .adp.purifier import ADPPurifier
+    from .defences.defended import Defended
+    from .engines.registry import list_engines
+    from .pixelcnn.files import save
     from .pixelcnn.likelihood import bits_per_dim, log_prob
     from .pixelcnn.network import PixelCNN, PixelCNNConfig
-    from .pixelcnn.shipped import load
+    from .pixelcnn.shipped import list_models, load
     from .pixeldefend.detection import Detector
     from .pixeldefend.purify import Purifier, purify
     from .pixeldefend.sampling import sample
@@ -20,6 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ADPPurifier",
+    "Defended",
     "Detector",
     "PixelCNN",
     "PixelCNNConfig",
@@ -31,26 +35,33 @@ __all__ = [
     "classifiers",
     "defences",
     "evaluation",
+    "list_engines",
+    "list_models",
     "load",
     "log_prob",
     "purify",
     "sample",
+    "save",
     "verify",
 ]
 
 # where the names above come from; imported when they are first asked for, so that `pxfast --help` need not import torch
 _ORIGINS = {
     "ADPPurifier": "adp.purifier",
+    "Defended": "defences.defended",
     "Detector": "pixeldefend.detection",
     "PixelCNN": "pixelcnn.network",
     "PixelCNNConfig": "pixelcnn.network",
     "Purifier": "pixeldefend.purify",
     "Verification": "pixeldefend.verify",
     "bits_per_dim": "pixelcnn.likelihood",
+    "list_engines": "engines.registry",
+    "list_models": "pixelcnn.shipped",
     "load": "pixelcnn.shipped",
     "log_prob": "pixelcnn.likelihood",
     "purify": "pixeldefend.purify",
     "sample": "pixeldefend.sampling",
+    "save": "pixelcnn.files",
     "verify": "pixeldefend.verify",
 }
 _PACKAGES = ("attacks", "classifiers", "defences", "evaluation")

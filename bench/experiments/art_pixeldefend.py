@@ -105,7 +105,7 @@ def measure(root: Path, count: int, attack_eps: list[int], eps: int) -> dict[str
                     "purification": method,
                     "bits_per_dim": float(pxfast.bits_per_dim(result, model=model).mean()),
                     "accuracy": accuracy(classifier, result, labels),
-                    "mean_regret": verification.mean,
+                    "mean_regret": verification.mean_regret,
                     "is_algorithm_1": verification.passed,
                     "unlike_algorithm_1": float((result != ours).double().mean()),
                 }

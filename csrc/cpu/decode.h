@@ -4,8 +4,6 @@
 
 #include <time.h>
 
-#include <initializer_list>
-
 #include "gemm.h"
 #include "head.h"
 
@@ -143,9 +141,8 @@ class Block {
   void run_steps(bool per_row, int row, int begin, int end) {
     for (int s = 0; s < program_.steps; ++s) {
       const Step& step = program_.step[s];
-      const int mask = (1 << step.level) - 1;
-      if (step.per_row != per_row || (row & mask)) continue;
-      const int first = (begin + mask) >> step.level, last = ((end - 1) >> step.level) + 1;
+      if (step.per_row != per_row || (row & ((1 << step.level) - 1))) continue;
+      const int first = pxfast::first_column(begin, step.level), last = pxfast::last_column(end, step.level);
       if (first < last) run_step(step, row >> step.level, first, last);
     }
   }
@@ -161,7 +158,8 @@ class Block {
       if (tap.row_parity >= 0 && tap.row_parity != (row & 1)) continue;
       if (tap.column_parity >= 0 && tap.column_parity != (column & 1)) continue;
       const Cache& cache = program_.cache[tap.cache];
-      const int r = scaled(step.scale, row) + tap.row, c = scaled(step.scale, column) + tap.column;
+      const int r = pxfast::in_position(row, step.scale) + tap.row;
+      const int c = pxfast::in_position(column, step.scale) + tap.column;
       if (r < 0) continue;
       if (columns == 1 && (c < 0 || c >= pxfast::level_size(program_.width, cache.level))) continue;
       const int i = operand.taps++;
@@ -170,10 +168,6 @@ class Block {
       operand.channels[i] = cache.channels;
     }
     return operand;
-  }
-
-  static int scaled(Scale scale, int position) {
-    return scale == Scale::kDown ? 2 * position : scale == Scale::kUp ? position >> 1 : position;
   }
 
   // One step for the columns [begin, end) of its own level.
@@ -266,7 +260,8 @@ class Block {
   void publish(const Step& step, int row, int column, const Panel& panel, const float* x) {
     const int filters = program_.filters;
     if (step.concat_elu >= 0) store_concat_elu(step, row, column, panel, x, filters_padded_);
-    for (const int id : {step.raw, step.elu}) {
+    const int plain[] = {step.raw, step.elu};
+    for (const int id : plain) {
       if (id < 0) continue;
       const Cache& cache = program_.cache[id];
       Element* to = cell(cache, row, column) + panel.first * cache.channels;
@@ -309,7 +304,7 @@ class Block {
     const int channels = program_.channels;
     const long pixel = (long)image * channels * plane + (long)row * program_.width + column;
     uint8_t chosen[kLanes] = {};  // room for whole vectors
-    const PixelChooser chooser(chooser_, image, (row * program_.width + column) * channels);
+    const PixelChooser chooser(chooser_, image, (uint32_t)((row * program_.width + column) * channels));
     if (program_.head == pxfast::HeadKind::kSoftmax) {
       choose_softmax(program_, parameters, input_ + pixel, chooser, plane, chosen);
     } else {
@@ -324,13 +319,11 @@ class Block {
     return changed;
   }
 
-  // The network's view of a pixel: 2v - 255, an odd integer below 256 and so exact in bf16. The channel of ones is 255
-  // in these units; the steps that read it multiply by 1/255.
   void show(int row, int column, int image, const uint8_t* values) {
     const int channels = program_.channels;
     Element* to = cell(program_.cache[program_.input_cache], row, column) + image * (channels + 1);
-    for (int c = 0; c < channels; ++c) store_scalar(to + c, (float)(2 * values[c] - 255));
-    store_scalar(to + channels, 255.0f);
+    for (int c = 0; c < channels; ++c) store_scalar(to + c, pxfast::network_view(values[c]));
+    store_scalar(to + channels, pxfast::kOne);
   }
 
   // ---- speculation, with one image ----
@@ -349,7 +342,7 @@ class Block {
   }
 
   // Chooses at every column from `begin` on. Up to and including the first change the choices are final; behind it
-  // they are the next guess (unless the measurement of that is switched off). Returns the first column still open.
+  // they are the next guess. Returns the first column still open.
   int settle(int row, int begin) {
     Stopwatch watch(workspace_.profile);
     const Step& output = program_.step[program_.steps - 1];
@@ -357,7 +350,6 @@ class Block {
     for (int column = begin; column < program_.width; ++column) {
       const float* parameters = workspace_.parameters + (long)(column - begin) * product_stride(output);
       if (choose(row, column, 0, parameters) && open == program_.width) open = column + 1;
-      if (workspace_.keep_guess && open <= column + 1) break;
     }
     watch.lap(&pxfast::Profile::head);
     return open;

@@ -67,40 +67,6 @@ std::vector<std::string> usable_isas() {
   return names;
 }
 
-namespace {
-
-void require(bool condition, const char* what) {
-  if (!condition) throw std::invalid_argument(std::string("bad program: ") + what);
-}
-
-void check(const ProgramSpec& spec) {
-  require(spec.channels == 1 || spec.channels == 3, "channels");
-  require(spec.height > 0 && spec.width > 0 && spec.height % 4 == 0 && spec.width % 4 == 0, "image size");
-  require(spec.filters > 0, "filters");
-  require(spec.head == HeadKind::kSoftmax || (spec.mixtures > 0 && spec.mixtures <= 128),
-          "the logistic head takes 1 to 128 mixtures");
-  const int caches = (int)spec.caches.size();
-  for (const auto& cache : spec.caches)
-    require(cache.level >= 0 && cache.level < kLevels && cache.channels > 0 && cache.channels % 2 == 0 &&
-                cache.slots > 0,
-            "cache");
-  require(spec.input_cache >= 0 && spec.input_cache < caches, "input cache");
-  require(spec.caches[spec.input_cache].channels == spec.channels + 1, "input cache's channels");
-  for (const auto& step : spec.steps) {
-    require(step.level >= 0 && step.level < kLevels, "level");
-    require(step.outputs > 0 && !step.taps.empty() && (int)step.taps.size() <= kMaxTaps, "taps");
-    require(!step.biases.empty() && (int)step.biases.size() <= kMaxBiases, "biases");
-    for (const auto& bias : step.biases) require((int)bias.values.size() == step.outputs, "bias size");
-    for (const auto& tap : step.taps) {
-      require(tap.cache >= 0 && tap.cache < caches, "tap's cache");
-      require(tap.matrix.size() == (size_t)spec.caches[tap.cache].channels * step.outputs, "tap's matrix");
-    }
-    for (int cache : {step.concat_elu, step.raw, step.elu}) require(cache >= -1 && cache < caches, "written cache");
-  }
-}
-
-}  // namespace
-
 Engine::Engine(const ProgramSpec& spec, const std::string& isa, bool bf16) : state_(new State) {
   check(spec);
   State& s = *state_;

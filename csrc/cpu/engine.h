@@ -7,49 +7,13 @@
 #include <string>
 #include <vector>
 
+#include "common/program.h"
 #include "program.h"
 
 namespace pxfast {
 
 // Instruction sets this machine and this build can run, best first.
 std::vector<std::string> usable_isas();
-
-struct TapSpec {
-  int cache, row, column, row_parity, column_parity;
-  std::vector<float> matrix;  // channels of the cache x outputs
-};
-
-struct StepSpec {
-  int level;
-  bool per_row;
-  Scale scale;
-  Epilogue epilogue;
-  int outputs;
-  float multiplier;
-  int concat_elu, raw, elu;
-  std::vector<TapSpec> taps;
-  struct BiasSpec {
-    std::vector<float> values;
-    int min_row, min_column;
-  };
-  std::vector<BiasSpec> biases;
-};
-
-struct ProgramSpec {
-  int channels, height, width, filters;
-  HeadKind head;
-  int mixtures;
-  std::vector<float> tables;
-  int input_cache;
-  struct CacheSpec {
-    int level, channels, slots;
-  };
-  std::vector<CacheSpec> caches;
-  std::vector<StepSpec> steps;
-};
-
-// Two orders of evaluation, one result: pixel by pixel, or rows guessed and repaired (small batches).
-enum class Order : int { kAuto, kSequential, kSpeculative };
 
 class Engine {
  public:
@@ -63,9 +27,8 @@ class Engine {
   void decode(const uint8_t* input, uint8_t* output, int64_t images, const Chooser& chooser, int threads, Order order,
               const std::function<void(int64_t)>& tick) const;
 
-  // decode in one thread, with the seconds spent by kind of work; keep_guess: speculation without its better guess
-  Profile profile(const uint8_t* input, uint8_t* output, int64_t images, const Chooser& chooser, Order order,
-                  bool keep_guess) const;
+  // decode in one thread, with the seconds spent by kind of work
+  Profile profile(const uint8_t* input, uint8_t* output, int64_t images, const Chooser& chooser, Order order) const;
 
   const std::string& isa() const;
   size_t bytes_per_image() const;  // of caches and residuals, in flight

@@ -3,70 +3,29 @@
 
 #include <cmath>
 
-#include "../philox.h"
+#include "common/head.h"
 #include "vector.h"
 
 namespace {
 
-constexpr int kLevelsOfGrey = 256;
-constexpr int kMaxMixtures = 128;
+using pxfast::kMaxMixtures;
+using pxfast::kValues;
+using pxfast::PixelChooser;
+using pxfast::Range;
 
-struct Range {  // of values, both ends included
-  int low, high;
-};
-
-// The chooser at one pixel of one image.
-struct PixelChooser {
-  const pxfast::Chooser& all;
-  int image;
-  int position;  // in raster order, of the pixel's first channel
-
-  PixelChooser(const pxfast::Chooser& all, int image, int position) : all(all), image(image), position(position) {}
-
-  bool samples() const { return all.eps == nullptr; }
-  bool keeps() const { return all.keep_probability <= 1.0f; }
-  bool needs_total() const { return samples() || keeps(); }
-
-  // the values that come into question where the input has `value`
-  Range range(int value) const {
-    if (samples()) return {0, kLevelsOfGrey - 1};
-    const int eps = all.eps[image];
-    return {value - eps > 0 ? value - eps : 0, value + eps < kLevelsOfGrey - 1 ? value + eps : kLevelsOfGrey - 1};
-  }
-
-  // Picks among the masses of a range; `total` is that of all 256 values, `value` the input's. -1 when all of them are
-  // too small to tell apart.
-  int pick(float* mass, Range range, float total, int value, int channel) const {
-    const int values = range.high - range.low + 1;
-    if (samples()) return sample(mass, channel);
-    if (keeps() && mass[value - range.low] >= all.keep_probability * total) return value;
-    int best = 0;
-    for (int z = 1; z < values; ++z)
-      if (mass[z] > mass[best]) best = z;
-    return mass[best] > 1e-30f ? range.low + best : -1;
-  }
-
- private:
-  // The first value whose cumulative mass exceeds a uniform share of the whole.
-  int sample(float* mass, int channel) const {
-    if (all.inverse_temperature != 1.0f) {
-      float highest = 0.0f;
-      for (int z = 0; z < kLevelsOfGrey; ++z) highest = mass[z] > highest ? mass[z] : highest;
-      for (int z = 0; z < kLevelsOfGrey; ++z) mass[z] = std::pow(mass[z] / highest, all.inverse_temperature);
-    }
-    double total = 0.0, sum = 0.0;
-    for (int z = 0; z < kLevelsOfGrey; ++z) total += mass[z];
-    const double target = uniform_of(all.seed, all.first + (uint64_t)image, (uint32_t)(position + channel)) * total;
-    for (int z = 0; z < kLevelsOfGrey; ++z) {
-      sum += mass[z];
-      if (sum > target) return z;
-    }
-    return kLevelsOfGrey - 1;
-  }
-};
+// Picks among the masses of a range; `total` is that of all 256 values, `value` the input's. -1 when all of them are
+// too small to tell apart.
+inline int pick(const PixelChooser& chooser, float* mass, Range range, float total, int value, int channel) {
+  if (chooser.samples()) return chooser.sample(mass, channel);
+  if (chooser.keeps() && chooser.keeps_value(mass[value - range.low], total)) return value;
+  int best = 0;
+  for (int z = 1; z <= range.high - range.low; ++z)
+    if (mass[z] > mass[best]) best = z;
+  return mass[best] > pxfast::kLeastMass ? range.low + best : -1;
+}
 
 // The mixture of one channel: per component its weight (not normalised), mean, inverse scale, and 1 - exp(-width) with
-// the bin's width in units of the scale. Value z has the bin [(z - 128) * width, (z - 127) * width).
+// the bin's width in units of the scale.
 struct Mixture {
   int components;
   float bin_width;
@@ -76,8 +35,6 @@ struct Mixture {
   float inverse_scale[kMaxMixtures + pxfast::kLanes];
   float within_bin[kMaxMixtures + pxfast::kLanes];
 };
-
-inline float to_unit(int value) { return ((float)value - 127.5f) / 127.5f; }
 
 // 1 - exp(-w) for w > 0, without cancellation for small w
 inline Vector one_minus_exp_minus(const Vector& w) {
@@ -100,20 +57,14 @@ inline void mixture_weights(const float* logits, Mixture& m) {
   }
 }
 
-// Parameters of `channel` given the values already chosen for the earlier channels, in PixelCNN++'s layout.
+// Parameters of `channel` given the values already chosen for the earlier channels.
 inline void mixture_of_channel(const float* parameters, int channels, int channel, const uint8_t* chosen, Mixture& m) {
-  const int K = m.components;
-  const int stride = channels == 3 ? 3 * K : 2 * K;
-  const float* means = parameters + K + channel * stride;
-  const float* coefficients = parameters + K + 2 * K;  // of channel 0; the next channels' follow at `stride`
-  for (int i = 0; i < K; i += pxfast::kLanes) {
-    Vector mean = load(means + i);
-    if (channel == 1) mean = fma(tanh(load(coefficients + i)), broadcast(to_unit(chosen[0])), mean);
-    if (channel == 2) {
-      mean = fma(tanh(load(coefficients + stride + i)), broadcast(to_unit(chosen[0])), mean);
-      mean = fma(tanh(load(coefficients + 2 * stride + i)), broadcast(to_unit(chosen[1])), mean);
-    }
-    const Vector log_scale = max(load(means + K + i), broadcast(-7.0f));
+  const pxfast::ChannelParameters from = pxfast::channel_parameters(parameters, m.components, channels, channel);
+  for (int i = 0; i < m.components; i += pxfast::kLanes) {
+    Vector mean = load(from.means + i);
+    if (channel > 0) mean = fma(tanh(load(from.by_first + i)), broadcast(pxfast::to_unit(chosen[0])), mean);
+    if (channel > 1) mean = fma(tanh(load(from.by_second + i)), broadcast(pxfast::to_unit(chosen[1])), mean);
+    const Vector log_scale = max(load(from.log_scales + i), broadcast(pxfast::kLeastLogScale));
     const Vector inverse_scale = exp(negate(log_scale));
     store(m.mean + i, mean);
     store(m.inverse_scale + i, inverse_scale);
@@ -121,35 +72,13 @@ inline void mixture_of_channel(const float* parameters, int channels, int channe
   }
 }
 
-// Log of a component's mass in the bin of a value, in double precision.
-inline double log_bin_mass(const Mixture& m, int component, int value) {
-  const auto log_sigmoid = [](double x) { return x >= 0 ? -std::log1p(std::exp(-x)) : x - std::log1p(std::exp(x)); };
-  const double scale = m.inverse_scale[component], width = scale * m.bin_width;
-  const double lower = scale * ((value - 128) * (double)m.bin_width - m.mean[component]);
-  double log_mass = 0.0;
-  if (value < 255) log_mass += log_sigmoid(lower + width);
-  if (value > 0) log_mass += log_sigmoid(-lower);
-  if (value > 0 && value < 255) log_mass += std::log(-std::expm1(-width));
-  return log_mass;
-}
-
 // The argmax in log space and double precision, for a range so far out that every mass underflows.
 inline int argmax_far_out(const Mixture& m, Range range) {
   int best = range.low;
   double best_log = -HUGE_VAL;
   for (int z = range.low; z <= range.high; ++z) {
-    double highest = -HUGE_VAL, sum = 0.0;
-    for (int i = 0; i < m.components; ++i) {
-      const double log_mass = m.log_weight[i] + log_bin_mass(m, i, z);
-      if (log_mass > highest) {
-        sum = sum * std::exp(highest - log_mass) + 1.0;
-        highest = log_mass;
-      } else {
-        sum += std::exp(log_mass - highest);
-      }
-    }
-    const double log_probability = highest + std::log(sum);
-    if (log_probability > best_log) best_log = log_probability, best = z;
+    const double log_mass = pxfast::log_mixture_mass(m, m.components, m.bin_width, z);
+    if (log_mass > best_log) best_log = log_mass, best = z;
   }
   return best;
 }
@@ -159,7 +88,7 @@ inline void condition_weights(Mixture& m, int value) {
   double log_weight[kMaxMixtures];
   double highest = -HUGE_VAL;
   for (int i = 0; i < m.components; ++i) {
-    log_weight[i] = m.log_weight[i] + log_bin_mass(m, i, value);
+    log_weight[i] = m.log_weight[i] + pxfast::log_bin_mass(m.mean[i], m.inverse_scale[i], m.bin_width, value);
     if (log_weight[i] > highest) highest = log_weight[i];
   }
   for (int i = 0; i < m.components; ++i) {
@@ -168,7 +97,7 @@ inline void condition_weights(Mixture& m, int value) {
   }
 }
 
-constexpr int kEdges = kLevelsOfGrey + 2 * pxfast::kLanes;
+constexpr int kEdges = kValues + 2 * pxfast::kLanes;
 
 // The masses of the values of a range. With the edges a < b of a bin in units of the scale its mass is
 // sigmoid(b) * sigmoid(-a) * (1 - exp(a - b)), and neighbouring values share an edge.
@@ -208,7 +137,7 @@ inline void choose_logistic(const pxfast::Program& program, const float* paramet
   const bool shared = program.head == pxfast::HeadKind::kPixelCnnPlusPlus;
   Mixture m;
   m.components = program.mixtures;
-  m.bin_width = shared ? 1.0f / 127.5f : 1.0f / 128.0f;
+  m.bin_width = pxfast::bin_width(program.head);
   mixture_weights(parameters, m);
   for (int c = 0; c < program.channels; ++c) {
     const int value = around[c * channel_stride];
@@ -223,7 +152,7 @@ inline void choose_logistic(const pxfast::Program& program, const float* paramet
     mixture_masses(m, range, mass);
     float total = 0.0f;
     for (int i = 0; i < m.components; ++i) total += m.weight[i];
-    const int picked = chooser.pick(mass, range, total, value, c);
+    const int picked = pick(chooser, mass, range, total, value, c);
     chosen[c] = (uint8_t)(picked >= 0 ? picked : argmax_far_out(m, range));
     if (condition) condition_weights(m, chosen[c]);
   }
@@ -235,12 +164,12 @@ inline void choose_softmax(const pxfast::Program& program, const float* paramete
   for (int c = 0; c < program.channels; ++c) {
     const int value = around[c * channel_stride];
     const Range range = chooser.range(value);
-    const float* logits = parameters + c * kLevelsOfGrey;
+    const float* logits = parameters + c * kValues;
     const float* rows[2] = {nullptr, nullptr};
-    for (int earlier = 0; earlier < c; ++earlier, table += kLevelsOfGrey * kLevelsOfGrey)
-      rows[earlier] = table + (long)chosen[earlier] * kLevelsOfGrey;
-    const Range needed = chooser.needs_total() ? Range{0, kLevelsOfGrey - 1} : range;
-    float logit[kLevelsOfGrey];
+    for (int earlier = 0; earlier < c; ++earlier, table += kValues * kValues)
+      rows[earlier] = table + (long)chosen[earlier] * kValues;
+    const Range needed = chooser.needs_total() ? Range{0, kValues - 1} : range;
+    float logit[kValues];
     int best = range.low;
     for (int z = needed.low; z <= needed.high; ++z) {
       logit[z] = logits[z];
@@ -249,13 +178,13 @@ inline void choose_softmax(const pxfast::Program& program, const float* paramete
     for (int z = range.low; z <= range.high; ++z)
       if (logit[z] > logit[best]) best = z;
     if (chooser.needs_total()) {
-      alignas(64) float mass[kLevelsOfGrey];
+      alignas(64) float mass[kValues];
       float highest = logit[0], total = 0.0f;
-      for (int z = 1; z < kLevelsOfGrey; ++z) highest = logit[z] > highest ? logit[z] : highest;
-      for (int z = 0; z < kLevelsOfGrey; z += pxfast::kLanes)
+      for (int z = 1; z < kValues; ++z) highest = logit[z] > highest ? logit[z] : highest;
+      for (int z = 0; z < kValues; z += pxfast::kLanes)
         store(mass + z, exp(load(logit + z) - broadcast(highest)));
-      for (int z = 0; z < kLevelsOfGrey; ++z) total += mass[z];
-      const int picked = chooser.pick(mass + range.low, range, total, value, c);
+      for (int z = 0; z < kValues; ++z) total += mass[z];
+      const int picked = pick(chooser, mass + range.low, range, total, value, c);
       if (picked >= 0) best = picked;
     }
     chosen[c] = (uint8_t)best;

@@ -73,6 +73,14 @@ struct Room {
   }
 };
 
+// The chooser for a part of its batch that begins at `image`.
+Chooser from_image(const Chooser& all, int64_t image) {
+  Chooser part = all;
+  if (part.eps != nullptr) part.eps += image;
+  part.first += (uint64_t)image;
+  return part;
+}
+
 // What the threads of one decode share.
 struct Shared {
   std::atomic<bool> cancel{false};
@@ -151,7 +159,7 @@ void run_threads(int threads, Shared& shared, const std::function<void(int)>& wo
 }
 
 // Guessing rows pays while there are fewer images than threads, which it lets share an image; with one image a thread
-// or more, going pixel by pixel is as fast or faster on a trained network (measured: bench/README.md).
+// or more, going pixel by pixel is as fast or faster on a trained network (measured: docs/cpu.md).
 bool speculates(Order order, int64_t images, int threads) {
   return order == Order::kSpeculative || (order == Order::kAuto && images <= std::max(1, threads - 1));
 }
@@ -189,7 +197,7 @@ void Engine::decode(const uint8_t* input, uint8_t* output, int64_t images, const
         const int64_t image = group.image;
         if (image >= images ||
             !s.backend->decode_speculatively(s.program, group.room.workspace, input + image * image_bytes,
-                                             output + image * image_bytes, chooser.from(image), control, team, member))
+                                             output + image * image_bytes, from_image(chooser, image), control, team, member))
           return;
       }
     };
@@ -207,7 +215,7 @@ void Engine::decode(const uint8_t* input, uint8_t* output, int64_t images, const
     for (int64_t block; (block = shared.next.fetch_add(1)) < blocks;) {
       const int64_t first = first_of(block), count = first_of(block + 1) - first;
       if (count > 0 && !s.backend->decode(s.program, room.workspace, input + first * image_bytes,
-                                          output + first * image_bytes, (int)count, chooser.from(first), control))
+                                          output + first * image_bytes, (int)count, from_image(chooser, first), control))
         return;
     }
   };
@@ -215,7 +223,7 @@ void Engine::decode(const uint8_t* input, uint8_t* output, int64_t images, const
 }
 
 Profile Engine::profile(const uint8_t* input, uint8_t* output, int64_t images, const Chooser& chooser,
-                        Order order, bool keep_guess) const {
+                        Order order) const {
   const State& s = *state_;
   const int64_t image_bytes = (int64_t)s.program.channels * s.program.height * s.program.width;
   Shared shared;
@@ -225,14 +233,13 @@ Profile Engine::profile(const uint8_t* input, uint8_t* output, int64_t images, c
   const int64_t block = speculative ? 1 : kBlock;
   Room room(s.program, *s.backend, s.residual_floats, std::min(images, block), 1, speculative);
   room.workspace.profile = &profile;
-  room.workspace.keep_guess = keep_guess;
   for (int64_t first = 0; first < images; first += block) {
     const uint8_t* from = input + first * image_bytes;
     uint8_t* to = output + first * image_bytes;
     if (speculative) {
-      s.backend->decode_speculatively(s.program, room.workspace, from, to, chooser.from(first), control, nullptr, 0);
+      s.backend->decode_speculatively(s.program, room.workspace, from, to, from_image(chooser, first), control, nullptr, 0);
     } else {
-      s.backend->decode(s.program, room.workspace, from, to, (int)std::min(block, images - first), chooser.from(first),
+      s.backend->decode(s.program, room.workspace, from, to, (int)std::min(block, images - first), from_image(chooser, first),
                         control);
     }
   }

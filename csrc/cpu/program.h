@@ -1,18 +1,17 @@
 // What the CPU engine runs: plain data shared by every instruction-set build of the decode loop.
 //
-// No standard-library templates here: this header is compiled under several instruction sets, and an inline template
-// instantiated under AVX-512 must never be the copy that the linker keeps for an older machine.
+// Compiled under several instruction sets: the rule that common/steps.h states holds here too.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
 
+#include "common/head.h"
+#include "common/steps.h"
+
 namespace pxfast {
 
-constexpr int kLanes = 16;    // floats in a vector, on every instruction set
-constexpr int kMaxTaps = 16;  // of one step
-constexpr int kMaxBiases = 2;
-constexpr int kLevels = 3;
+constexpr int kLanes = 16;  // floats in a vector, on every instruction set
 
 // Activations of one kind for the last rows of a level: slots x (width + 2) x images x channels. A column of zeros on
 // either side stands for the convolutions' padding.
@@ -36,15 +35,6 @@ struct Bias {
   int min_row, min_column;   // the bias is added from here on: shifted input streams see zeros before
 };
 
-enum class Epilogue : int {
-  kHidden,   // concat-ELU of the sum into a cache
-  kGate,     // residual += a * sigmoid(b), then publish
-  kPublish,  // residual = sum, then publish
-  kOutput,   // parameters of the head
-};
-
-enum class Scale : int { kSame, kDown, kUp };  // input position: as output, twice, half
-
 struct Step {
   int level;     // of the output
   bool per_row;  // whole rows (vertical stream) or single pixels (horizontal stream)
@@ -62,12 +52,6 @@ struct Step {
   size_t tile_stride;  // elements per packed tile
   int tile_vectors;    // vectors of kLanes outputs per tile
   int tiles;
-};
-
-enum class HeadKind : int {
-  kLogistic,         // mixture per channel, bins of width 1/128 (PixelDefend)
-  kSoftmax,          // 256 free logits per channel
-  kPixelCnnPlusPlus  // mixture shared by a pixel's channels, bins of width 1/127.5
 };
 
 struct Program {
@@ -97,7 +81,6 @@ struct Workspace {
   float* parameters;            // the head's parameters of a row, for speculation; else null
   Profile* profile;             // null: not measured
   int open;                     // speculation: the first column that is not final
-  bool keep_guess;              // speculation: guess the input again, not what the last sweep found (to measure that)
   bool cancelled;
 };
 
@@ -105,19 +88,6 @@ struct Workspace {
 struct Team {
   int members;
   void (*wait)(Team* team);  // until all members have called it
-};
-
-// What becomes of a sub-pixel, given the model's distribution there; see pxfast/engines/choosers.py.
-struct Chooser {
-  const uint8_t* eps;         // greedy, of each image: the likeliest value within +-eps of the input's; null: sampling
-  float keep_probability;     // greedy: a sub-pixel whose input value is at least so probable keeps it; above 1: none
-  uint64_t seed, first;       // sampling: `first` is the number of the first image
-  float inverse_temperature;  // sampling
-
-  // the same for a part of the batch that begins at `image`
-  Chooser from(int64_t image) const {
-    return {eps ? eps + image : nullptr, keep_probability, seed, first + (uint64_t)image, inverse_temperature};
-  }
 };
 
 // Set from outside while a block decodes.
@@ -143,7 +113,9 @@ struct Backend {
                                const Chooser& chooser, const Control& control, Team* team, int member);
 };
 
-inline int level_size(int size, int level) { return size >> level; }
+namespace {  // see steps.h
+
 inline int padded(int n) { return (n + kLanes - 1) / kLanes * kLanes; }
 
+}  // namespace
 }  // namespace pxfast

@@ -11,6 +11,7 @@
 #include <cstdint>
 #include <cstring>
 
+#include "common/bf16.h"
 #include "program.h"
 
 namespace {
@@ -137,21 +138,14 @@ inline void store_first(RoundedFloat* to, const Vector& x, int count) {
 }
 
 inline float scalar_to_bf16(float x) {
-  uint32_t bits;
-  std::memcpy(&bits, &x, 4);
-  bits = (bits + 0x7fff + ((bits >> 16) & 1)) & 0xffff0000u;
+  const uint32_t bits = (uint32_t)pxfast::bf16_bits(x) << 16;
   std::memcpy(&x, &bits, 4);
   return x;
 }
 
 inline void store_scalar(float* to, float x) { *to = x; }
 inline void store_scalar(RoundedFloat* to, float x) { to->value = scalar_to_bf16(x); }
-inline void store_scalar(Bf16* to, float x) {
-  x = scalar_to_bf16(x);
-  uint32_t bits;
-  std::memcpy(&bits, &x, 4);
-  to->bits = (uint16_t)(bits >> 16);
-}
+inline void store_scalar(Bf16* to, float x) { to->bits = pxfast::bf16_bits(x); }
 
 #if defined(__AVX512BF16__)
 inline void store_first(Bf16* to, const Vector& x, int count) {

@@ -2,8 +2,7 @@
 #include <pybind11/functional.h>
 #include <pybind11/stl.h>
 
-#include "from_python.h"
-
+#include "common/from_python.h"
 #include "cuda/engine.h"
 
 namespace pxfast {

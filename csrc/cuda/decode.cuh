@@ -332,10 +332,8 @@ class Decoder {
       const int column = begin + task / images_, image = task % images_;
       const int64_t pixel = pixel_index(row, column, image);
       const float* parameters = stage_parameters(group, parameters_ + (int64_t)task * program_.head_stride);
-      const Chooser& chooser = launch_.chooser;
-      const PixelChooser pixel_chooser{&chooser, first_image_ + image,
-                                       (uint32_t)((row * program_.width + column) * program_.channels),
-                                       chooser.eps == nullptr ? 0 : (int)chooser.eps[first_image_ + image]};
+      const PixelChooser pixel_chooser(launch_.chooser, first_image_ + image,
+                                       (uint32_t)((row * program_.width + column) * program_.channels));
       if (program_.head == HeadKind::kSoftmax) {
         choose_softmax(group, program_, reinterpret_cast<const float*>(launch_.block + program_.table_offset),
                        parameters, launch_.input + pixel, pixel_chooser, plane, scratch);
@@ -380,14 +378,12 @@ class Decoder {
     }
   }
 
-  // The network's view of a pixel: 2v - 255, an odd integer below 256 and so exact in bf16. The channel of ones is 255
-  // in these units; the steps that read it multiply by 1/255.
+  // One channel of a pixel for the network to see, or behind the last one that of ones.
   PXFAST_DEVICE void show(int row, int column, int image, int channel, int chosen) {
     Element* to = caches_ + cell_offset(program_.input_cache, program_.input_slots, program_.width + 2, kInner, images_,
                                         row, column) +
                   image * kInner + channel;
-    const float value = channel < program_.channels ? (float)(2 * chosen - 255) : 255.0f;
-    store_one(to, value);
+    store_one(to, channel < program_.channels ? network_view(chosen) : kOne);
   }
   static PXFAST_DEVICE void store_one(float* to, float value) { *to = value; }
   static PXFAST_DEVICE void store_one(Bf16* to, float value) { to->bits = (uint16_t)pack_bf16(value, 0.0f); }

@@ -9,7 +9,7 @@ namespace pxfast {
 namespace cuda {
 namespace {
 
-// What the choice of a plan rests on: round figures of an H200, none of them measured by this project yet. bench/README.md
+// What the choice of a plan rests on: round figures of an H200, none of them measured by this project yet. docs/gpu.md
 // says what follows from them.
 constexpr double kBlockRate = 100e9;    // bytes/s that one multiprocessor takes from the second-level cache
 constexpr double kCacheRate = 5.5e12;   // and all of them together

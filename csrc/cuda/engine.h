@@ -6,7 +6,7 @@
 #include <functional>
 #include <vector>
 
-#include "cpu/engine.h"
+#include "common/program.h"
 #include "program.h"
 #include "runtime.h"
 

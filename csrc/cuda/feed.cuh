@@ -238,8 +238,8 @@ class Feed {
     next_slot_.advance(launch_.stages);
   }
 
-  // This block's part of a chunk's weights, by the first warp: in one chunk's time after the stage was said to be free
-  // here, so that the others' word has come.
+  // This block's part of a chunk's weights, by the first warp: one chunk after this block said that the stage is free, so
+  // that the other blocks have said so too.
   PXFAST_DEVICE void share() {
     const int lane = thread_index() & 31, count = this->count(next_shared_);
     if (thread_index() < 32) {

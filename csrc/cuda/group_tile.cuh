@@ -3,7 +3,7 @@
 // Rows and weights stand there in core matrices, 8 rows (or outputs) x 16 bytes (8 channels) that are 128 bytes
 // together. The hardware finds a matrix by a descriptor: where it begins, and the bytes from one core matrix to the next
 // along the inner dimension, and across it. Every output of every row step is the same chain of m64n80k16 products, 80
-// outputs at a time whatever the tile; what stands in the columns and rows that a tile has not is never looked at.
+// outputs at a time whatever the tile; columns and rows beyond a tile's own are never read.
 #pragma once
 
 #include "tile.cuh"

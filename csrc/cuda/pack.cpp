@@ -2,8 +2,8 @@
 // lanes multiply them, biases, tables, steps.
 #include <algorithm>
 #include <cstring>
-#include <stdexcept>
 
+#include "common/bf16.h"
 #include "engine.h"
 
 namespace pxfast {
@@ -11,12 +11,6 @@ namespace cuda {
 namespace {
 
 int round_up(int n, int multiple) { return (n + multiple - 1) / multiple * multiple; }
-
-uint16_t bf16_bits(float x) {  // to nearest, ties to even; weights are finite
-  uint32_t bits;
-  std::memcpy(&bits, &x, 4);
-  return (uint16_t)((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
-}
 
 // What stands in a cache, and how: decides the order of its channels.
 struct CacheLayout {
@@ -43,36 +37,15 @@ int output_at(Epilogue epilogue, int filters, int outputs, int unit, int i) {
   return n < outputs ? n : -1;
 }
 
-void require(bool condition, const char* what) {
-  if (!condition) throw std::invalid_argument(std::string("bad program: ") + what);
-}
-
-void check(const ProgramSpec& spec) {
-  require(spec.channels == 1 || spec.channels == 3, "channels");
-  require(spec.height > 0 && spec.width > 0 && spec.height % 4 == 0 && spec.width % 4 == 0, "image size");
-  require(spec.filters > 0, "filters");
-  require(spec.head == HeadKind::kSoftmax || (spec.mixtures > 0 && spec.mixtures <= 128),
-          "a mixture head takes 1 to 128 mixtures");
-  const int caches = (int)spec.caches.size();
-  require(spec.input_cache >= 0 && spec.input_cache < caches, "input cache");
-  require(spec.caches[spec.input_cache].channels == spec.channels + 1, "input cache's channels");
-  require(!spec.steps.empty() && spec.steps.back().epilogue == Epilogue::kOutput, "the last step is the output");
-  for (const auto& step : spec.steps) {
-    require(step.level >= 0 && step.level < kLevels, "level");
-    require(step.outputs > 0 && !step.taps.empty() && (int)step.taps.size() <= kMaxTaps, "taps");
-    require(!step.biases.empty() && (int)step.biases.size() <= kMaxBiases, "biases");
-    require(step.epilogue == Epilogue::kOutput || step.outputs == (step.epilogue == Epilogue::kGate ? 2 : 1) * spec.filters,
-            "outputs");
-    for (const auto& bias : step.biases) require((int)bias.values.size() == step.outputs, "bias size");
-    for (const auto& tap : step.taps) {
-      require(tap.cache >= 0 && tap.cache < caches, "tap's cache");
-      const auto& cache = spec.caches[tap.cache];
-      require(cache.channels == spec.caches[step.taps[0].cache].channels &&
-                  cache.level == spec.caches[step.taps[0].cache].level,
+// What the kernels ask of a program beyond what every engine does.
+void check_taps(const ProgramSpec& spec) {
+  for (const StepSpec& step : spec.steps) {
+    const CacheSpec& first = spec.caches[step.taps[0].cache];
+    for (const TapSpec& tap : step.taps) {
+      const CacheSpec& cache = spec.caches[tap.cache];
+      require(cache.channels == first.channels && cache.level == first.level,
               "the taps of a step read caches of one shape");
-      require(tap.matrix.size() == (size_t)cache.channels * step.outputs, "tap's matrix");
     }
-    for (int cache : {step.concat_elu, step.raw, step.elu}) require(cache >= -1 && cache < caches, "written cache");
   }
 }
 
@@ -83,6 +56,7 @@ class Packer {
 
   void run() {
     check(spec_);
+    check_taps(spec_);
     program_.channels = spec_.channels;
     program_.height = spec_.height;
     program_.width = spec_.width;

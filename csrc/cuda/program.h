@@ -7,19 +7,8 @@
 #include <cstddef>
 #include <cstdint>
 
-#include "cpu/program.h"
-
-#if defined(__CUDACC__)
-#define PXFAST_HD __host__ __device__ __forceinline__
-#else
-#define PXFAST_HD inline
-#endif
-// On a loop over all values: not 256 turns at once, in as many registers.
-#if defined(__CUDA_ARCH__)
-#define PXFAST_UNROLL_SOME _Pragma("unroll 4")
-#else
-#define PXFAST_UNROLL_SOME
-#endif
+#include "common/head.h"
+#include "common/steps.h"
 
 namespace pxfast {
 namespace cuda {
@@ -85,11 +74,6 @@ struct Program {
   uint64_t step_offset, table_offset;  // bytes from the beginning of the block
 };
 
-// Rows of the matrix product of one step: a column's images stand together.
-PXFAST_HD int in_position(int position, Scale scale) {
-  return scale == Scale::kDown ? 2 * position : scale == Scale::kUp ? position >> 1 : position;
-}
-
 // Elements before a cell of the first of `images` images; column -1 and the one behind the last are zeros.
 PXFAST_HD uint32_t cell_offset(uint32_t cache, int slots, int in_columns, int channels, int images, int row,
                                int column) {
@@ -99,10 +83,6 @@ PXFAST_HD uint32_t cell_offset(uint32_t cache, int slots, int in_columns, int ch
 // Where feature n and its negative stand in a concat-ELU cell.
 PXFAST_HD int positive_half(int n) { return n / kBlock * 2 * kBlock + n % kBlock; }
 PXFAST_HD int negative_half(int n) { return positive_half(n) + kBlock; }
-
-// The columns of a level that a range of the image's columns needs: [first, last).
-PXFAST_HD int first_column(int begin, int level) { return (begin + (1 << level) - 1) >> level; }
-PXFAST_HD int last_column(int end, int level) { return ((end - 1) >> level) + 1; }
 
 // The coarsest level that has work in a row, for a range of its columns.
 PXFAST_HD int active_level(int row, int begin, int end) {

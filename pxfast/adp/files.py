@@ -36,8 +36,9 @@ def save_score_network(
         save_file(stored_tensors(network), temporary, metadata=metadata)
 
 
-def read_score_metadata(path: str | os.PathLike[str]) -> tuple[ScoreNetworkConfig, dict[str, Any]]:
+def read_score_metadata(name_or_path: str | os.PathLike[str]) -> tuple[ScoreNetworkConfig, dict[str, Any]]:
     """Configuration and notes of a score network's file. Raises what :func:`load_score_network` raises."""
+    path = SHIPPED.path(name_or_path)
     metadata = read_safetensors(path, FORMAT)[1]
     return parse_score_config(metadata, path), json.loads(metadata.get("notes", "{}"))
 

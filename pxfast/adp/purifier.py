@@ -9,7 +9,6 @@ that nothing of it would ever be removed.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
@@ -19,6 +18,7 @@ from torch import Tensor, nn
 from ..base.checks import check_integer, is_number
 from ..base.progress import reporting
 from ..data.images import ImagesT, check_range, to_grid
+from ..tensors.ambient import in_plain_torch
 from ..tensors.batches import FIXED_BATCH, in_fixed_batches
 from ..tensors.copies import Copies
 from ..tensors.seeds import image_seeds, standard_normal
@@ -29,10 +29,10 @@ from .score_network import ScoreNetwork
 SIGMA = 0.25
 STEPS = 10
 RUNS = 10
-PROBE = 1e-3  # how far along the score it is looked at again
-STEP_SCALE = 0.05  # the step is as long as this and PROBE say where the score keeps none of its direction
+PROBE = 1e-3  # a step along the score, to see how the score changes
+STEP_SCALE = 0.05  # times PROBE: the step where the score keeps nothing of its direction
 SMALLEST_STEP, LARGEST_STEP = 1e-5, 0.1
-STOPPING_STEP = 1e-3  # an image that asks for a step as small is done
+STOPPING_STEP = 1e-3  # an image is done when its step is this small
 _copies: Copies[ScoreNetwork] = Copies()  # of score networks in other types and places
 
 CPU_BATCH = 8  # images that the network sees at once; on a GPU FIXED_BATCH
@@ -79,7 +79,8 @@ class ADPPurifier(nn.Module):
     until a is 1e-3 or less (:func:`descend`). runs: over how many runs, each with noise of its own, a defended
     classifier (:class:`pxfast.defences.Defended`) averages its logits. model: a ScoreNetwork, a shipped one's name, the
     path of a file, or None for the shipped one of the images' shape. seed: of the noise, with the image itself: an
-    image's result is the same in every batch.
+    image's result is the same in every batch. progress: as :func:`pxfast.purify` takes it. progress: as
+    :func:`pxfast.purify` takes it.
 
     backward: 'straight-through' (the identity's gradient, so that gradient attacks are BPDA), 'error' (asking for one
     raises RuntimeError), or 'full': that of the noise and all steps, for which the memory of two evaluations a step is
@@ -110,8 +111,8 @@ class ADPPurifier(nn.Module):
         progress: bool | Callable[[int], None] = False,
     ) -> None:
         super().__init__()
-        if not is_number(sigma) or not 0.0 <= sigma < math.inf:
-            raise ValueError(f"sigma must be a deviation of at least 0, on images in [0, 1], got {sigma!r}")
+        if not is_number(sigma) or not 0.0 <= sigma <= 1.0:
+            raise ValueError(f"sigma must be a deviation in [0, 1], on images in [0, 1], got {sigma!r}")
         self.sigma: float = float(sigma)
         self.steps: int = check_integer("steps", steps, 10_001)
         self.runs: int = check_integer("runs", runs, 10_001)
@@ -134,12 +135,14 @@ class ADPPurifier(nn.Module):
         grid, form = to_grid(images, keep_device=True)
         return form.images(self.purify_grid(grid))
 
+    @in_plain_torch
     @torch.no_grad()
     def purify_grid(self, grid: Tensor) -> Tensor:
         """One run over uint8 images (N, C, H, W), rounded to uint8."""
         x = grid.float() / 255.0
         return (self.draw(x, image_seeds(x, self.seed)) * 255.0).round().to(torch.uint8)
 
+    @in_plain_torch
     def draw(self, images: Tensor, seeds: Sequence[int]) -> Tensor:
         """One run over floating images (N, C, H, W) in [0, 1], in their dtype; image i's noise is by ``seeds[i]``.
 
@@ -152,12 +155,14 @@ class ADPPurifier(nn.Module):
             purified = self._run(images, seeds)
         return with_backward(images, purified, self.backward)
 
+    @in_plain_torch
     def differentiate(self, images: Tensor, seeds: Sequence[int]) -> Tensor:
-        """What ``draw`` gives, with the gradient of the noise's clamp and of all steps."""
+        """What ``draw`` gives for these images and seeds, with the gradient of the noise's clamp and of all steps."""
         return self._run(images, seeds)
 
+    @in_plain_torch
     @torch.no_grad()
-    def score(self, images: Tensor) -> Tensor:
+    def log_prob_gradient(self, images: Tensor) -> Tensor:
         """s(x) of floating images (N, C, H, W): sigma times the score, for whatever sigma of noise the network sees.
 
         Without a gradient.
@@ -169,7 +174,7 @@ class ADPPurifier(nn.Module):
         return in_fixed_batches(self._network(wide), wide, self._batch(wide)).to(images.dtype)
 
     def hidden_networks(self, image_shape: tuple[int, ...]) -> list[nn.Module]:
-        """The score network for images of shape (C, H, W), which is no submodule."""
+        """The score network for images of shape ``image_shape`` = (C, H, W), which is no submodule."""
         return [SHIPPED.for_images(self.model, image_shape)]
 
     def extra_repr(self) -> str:

@@ -73,8 +73,8 @@ class ScoreSettings(RunSettings):
 PRESETS = {
     # the authors' network, learning rate, batch, averaging and length of training, with the smaller set of levels
     "full": (128, ScoreSettings()),
-    # for a CPU: levels about those that ADP's noise, 0.1 or 0.25, passes on its way down. Noise that is clamped looks
-    # unlike noise that is not where images are black or white, and a small network has to have seen it
+    # for a CPU: levels around ADP's noise, 0.1 or 0.25. Clamped noise looks different where images are black or
+    # white, so a small network has to be trained on it as well
     "small": (16, ScoreSettings(batch_size=16, epochs=2.0, learning_rate=2e-3, sigma_max=0.5, clamped=0.5)),
 }
 

@@ -13,9 +13,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..base.checks import check_eps
+from ..base.checks import check_eps, check_integer
 from ..base.progress import reporting
+from ..classifiers.contract import Labels, checked_logits, class_labels
 from ..defences.defended import Defended
+from ..tensors.ambient import in_plain_torch
 from ..tensors.batches import FIXED_BATCH, in_fixed_batches
 from ..tensors.seeds import image_key
 from .gradients import predicted
@@ -27,17 +29,24 @@ BLOCK = 4 * BATCH  # images attacked at once: those that are done make room for 
 
 
 class FixedBatch(nn.Module):
-    """A classifier that always sees batches of one size: see :func:`pxfast.tensors.batches.in_fixed_batches`."""
+    """A classifier that always sees batches of one size: see :func:`pxfast.tensors.batches.in_fixed_batches`.
+
+    It sees copies of the images, which it may change, and its modules keep their modes. What it gives is checked
+    (:func:`pxfast.classifiers.contract.checked_logits`).
+    """
 
     def __init__(self, classifier: nn.Module, size: int = BATCH) -> None:
         super().__init__()
         self.classifier = classifier
         self.size = size
-        self.eval()
+        self.training = False  # of this module alone: a classifier may have parts that stay in training mode
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits (N, classes) of floating images (N, C, H, W), N > 0."""
-        return in_fixed_batches(self.classifier, images, self.size)
+        return in_fixed_batches(self._logits, images, self.size)
+
+    def _logits(self, images: Tensor) -> Tensor:
+        return checked_logits(self.classifier(images.clone()), len(images))
 
 
 def fix_batches(classifier: nn.Module, size: int) -> FixedBatch | Defended:
@@ -69,7 +78,8 @@ class Attack(abc.ABC):
     name: in ``ATTACKS`` and on the command line. source: where it was published, and what differs here. bounded:
     whether it stays within ±eps. needs_gradient: whether the classifier must be differentiable. on_grid: its results
     are grid values but for rounding errors. random: they depend on the seed. batch: how many images the classifier
-    sees at once. block: how many images are attacked at once.
+    sees at once. block: how many images are attacked at once. targeted: whether :meth:`perturb` also takes
+    ``targets``, int64 (N,).
     """
 
     name: ClassVar[str]
@@ -80,6 +90,7 @@ class Attack(abc.ABC):
     random: ClassVar[bool] = False
     batch: ClassVar[int] = BATCH
     block: ClassVar[int] = BLOCK
+    targeted: ClassVar[bool] = False
 
     @abc.abstractmethod
     def perturb(self, classifier: nn.Module, x: Tensor, labels: Tensor, eps: float = 1.0, *, seed: int = 0) -> Tensor:
@@ -101,37 +112,42 @@ class Attack(abc.ABC):
         self,
         classifier: nn.Module,
         images: Tensor,
-        labels: Tensor | None,
+        labels: Labels | None,
         eps: int | None = None,
         *,
         seed: int = 0,
+        targets: Labels | None = None,
         progress: bool | Callable[[int], None] = False,
     ) -> Tensor:
         """The attacked images: uint8 (N, C, H, W), as :meth:`run` gives them, with the same arguments and errors."""
-        return self._run(classifier, images, labels, eps, seed, progress, judge=not self.on_grid).images
+        return self._run(classifier, images, labels, eps, seed, targets, progress, judge=not self.on_grid).images
 
     def run(
         self,
         classifier: nn.Module,
         images: Tensor,
-        labels: Tensor | None,
+        labels: Labels | None,
         eps: int | None = None,
         *,
         seed: int = 0,
+        targets: Labels | None = None,
         progress: bool | Callable[[int], None] = False,
     ) -> AttackResult:
         """Attack images, and say which ones are misclassified before and after rounding.
 
-        classifier: in eval mode, takes floating images (N, C, H, W) in [0, 1], gives logits (N, classes); on the
-        images' device. images: uint8 (N, C, H, W). labels: integers (N,), the true ones, by which success is counted;
-        None: the classifier's own. eps: 0..255, in steps of the grid; None for attacks that are not bounded.
-        seed: of the random numbers. progress: True shows a bar; a function is called with the number of images done.
+        classifier: in eval mode, takes floating images (N, C, H, W) in [0, 1], gives finite logits (N, classes), at
+        least two; on the images' device. Its modules keep their modes, and it runs without autocast. images: uint8
+        (N, C, H, W). labels: integers (N,), the true ones, by which success is counted; None: the classifier's own.
+        eps: 0..255, in steps of the grid; None for attacks that are not bounded. seed: of the random numbers.
+        targets: integers (N,), the classes to reach, for attacks that are ``targeted``; None: any wrong one.
+        progress: True shows a bar; a function is called with the number of images done.
 
         The images stay on the grid, and within ±eps if the attack is bounded; they are on the given images' device.
         An image's result depends on no other image, unless the attack says so.
-        Raises TypeError or ValueError for bad input, NoGradient (a ValueError) for a classifier without a gradient.
+        Raises TypeError or ValueError for bad input and for logits or gradients that are not finite, NoGradient (a
+        ValueError) for a classifier without a gradient.
         """
-        return self._run(classifier, images, labels, eps, seed, progress, judge=True)
+        return self._run(classifier, images, labels, eps, seed, targets, progress, judge=True)
 
     def check_eps(self, eps: int | None) -> int | None:
         """``eps`` as this attack takes it. TypeError or ValueError when it is none."""
@@ -143,22 +159,26 @@ class Attack(abc.ABC):
             raise ValueError(f"{self.name} is not bounded: it takes no eps, got {eps!r}")
         return None
 
+    @in_plain_torch
     def _run(
         self,
         classifier: nn.Module,
         images: Tensor,
-        labels: Tensor | None,
+        labels: Labels | None,
         eps: int | None,
         seed: int,
+        targets: Labels | None,
         progress: bool | Callable[[int], None],
         *,
         judge: bool,
     ) -> AttackResult:
-        check_input(classifier, images, labels)
+        fixed, known, aims = prepared(classifier, images, labels, targets, self.batch)
         eps = self.check_eps(eps)
-        fixed = fix_batches(classifier, self.batch)
+        seed = check_integer("seed", seed, 2**63)
+        if aims is not None and not self.targeted:
+            raise ValueError(f"{self.name} leads to any wrong class: it takes no targets")
 
-        def attack(block: Tensor, given: Tensor | None) -> AttackResult:
+        def attack(block: Tensor, given: Tensor | None, aims: Tensor | None) -> AttackResult:
             x = _to_float(block)
             clean = None
             if given is None or judge:
@@ -167,19 +187,27 @@ class Attack(abc.ABC):
                 clean = prediction != given if judge else None
             started = time.perf_counter()
             moved, costs = self._counted(
-                fixed, x, given.long(), 1.0 if eps is None else eps / 255.0, seed, progress is True
+                fixed, x, given, 1.0 if eps is None else eps / 255.0, seed, aims, progress is True
             )
             seconds = time.perf_counter() - started
             result = _settled(fixed, block, x, moved.detach(), given, clean, eps)
             return dataclasses.replace(result, **costs, seconds=seconds)
 
-        return join([_nothing(images), *_by_block(attack, images, labels, self.block, progress)])
+        return join([_nothing(images), *_by_block(attack, images, known, aims, self.block, progress)])
 
     def _counted(
-        self, classifier: nn.Module, x: Tensor, labels: Tensor, eps: float, seed: int, progress: bool
+        self,
+        classifier: nn.Module,
+        x: Tensor,
+        labels: Tensor,
+        eps: float,
+        seed: int,
+        targets: Tensor | None,
+        progress: bool,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """What :meth:`perturb` gives and, from attacks that count them, its costs by the names of ``COSTS``."""
-        return self.perturb(classifier, x, labels, eps, seed=seed), {}
+        aims = {} if targets is None else {"targets": targets}
+        return self.perturb(classifier, x, labels, eps, seed=seed, **aims), {}
 
 
 class ClippedAttack(Attack):
@@ -191,16 +219,20 @@ class ClippedAttack(Attack):
 
     @abc.abstractmethod
     def find(self, classifier: nn.Module, x: Tensor, labels: Tensor) -> Tensor:
-        """The search itself, on floats: images (N, C, H, W) in [0, 1] of x's type and device, as far as it takes."""
+        """The search itself, on floats: images of x's shape, type and device, as far from x as it takes.
+
+        classifier: as :meth:`run` takes it. x: (N, C, H, W) in [0, 1]. labels: int64 (N,).
+        """
 
     def perturb(self, classifier: nn.Module, x: Tensor, labels: Tensor, eps: float = 1.0, *, seed: int = 0) -> Tensor:
         return x + (self.find(classifier, x, labels) - x).clamp(-eps, eps)
 
+    @in_plain_torch
     def unclipped(
         self,
         classifier: nn.Module,
         images: Tensor,
-        labels: Tensor | None,
+        labels: Labels | None,
         *,
         progress: bool | Callable[[int], None] = False,
     ) -> Tensor:
@@ -208,52 +240,71 @@ class ClippedAttack(Attack):
 
         The arguments and errors are those of :meth:`run`.
         """
-        check_input(classifier, images, labels)
-        fixed = fix_batches(classifier, self.batch)
+        fixed, known, _ = prepared(classifier, images, labels, None, self.batch)
 
-        def find(block: Tensor, given: Tensor | None) -> Tensor:
+        def find(block: Tensor, given: Tensor | None, _: Tensor | None) -> Tensor:
             x = _to_float(block)
             given = predicted(fixed, x) if given is None else given
-            return self.find(fixed, x, given.long()).detach().float()
+            return self.find(fixed, x, given).detach().float()
 
         nothing = torch.zeros(0, *images.shape[1:], device=images.device)
-        return torch.cat([nothing, *_by_block(find, images, labels, self.block, progress)])
+        return torch.cat([nothing, *_by_block(find, images, known, None, self.block, progress)])
 
+    @in_plain_torch
     def clip(
-        self, classifier: nn.Module, images: Tensor, labels: Tensor | None, found: Tensor, eps: int
+        self, classifier: nn.Module, images: Tensor, labels: Labels | None, found: Tensor, eps: int
     ) -> AttackResult:
         """What :meth:`run` gives with this eps, from what :meth:`unclipped` found for the same images and labels.
 
         found: fp32 of the images' shape. Raises what :meth:`run` raises, and ValueError for another shape.
         """
-        check_input(classifier, images, labels)
+        fixed, known, _ = prepared(classifier, images, labels, None, self.batch)
         bound = check_eps(eps)
         if found.shape != images.shape or not found.is_floating_point():
             raise ValueError(f"expected floating images {tuple(images.shape)}, got {found.dtype} {tuple(found.shape)}")
-        fixed = fix_batches(classifier, self.batch)
-        parts = iter(found.split(self.block))
+        parts = iter(torch.split(found, self.block))
 
-        def settle(block: Tensor, given: Tensor | None) -> AttackResult:
+        def settle(block: Tensor, given: Tensor | None, _: Tensor | None) -> AttackResult:
             x = _to_float(block)
             prediction = predicted(fixed, x)
             given = prediction if given is None else given
             moved = x + (next(parts) - x).clamp(-bound / 255.0, bound / 255.0)
             return _settled(fixed, block, x, moved, given, prediction != given, bound)
 
-        return join([_nothing(images), *_by_block(settle, images, labels, self.block, False)])
+        return join([_nothing(images), *_by_block(settle, images, known, None, self.block, False)])
 
 
-def check_input(classifier: nn.Module, images: Tensor, labels: Tensor | None) -> None:
+@torch.no_grad()
+def prepared(
+    classifier: nn.Module, images: Tensor, labels: Labels | None, targets: Labels | None, batch: int
+) -> tuple[FixedBatch | Defended, Tensor | None, Tensor | None]:
+    """The classifier in batches of one size, and labels and targets as int64 (N,) of its classes, None where not given.
+
+    TypeError or ValueError unless an attack can take these: see :meth:`Attack.run`.
+    """
+    check_images(classifier, images)
+    fixed = fix_batches(classifier, batch)
+    inner = fixed.classifier if isinstance(fixed, Defended) else fixed
+    known = {"labels": labels, "targets": targets}
+    classes = None
+    if len(images) and any(value is not None for value in known.values()):
+        classes = inner(_to_float(images[:1])).shape[1]
+    found = {
+        what: None
+        if value is None
+        else class_labels(value, len(images), classes=classes, device=images.device, what=what)
+        for what, value in known.items()
+    }
+    return fixed, found["labels"], found["targets"]
+
+
+def check_images(classifier: nn.Module, images: Tensor) -> None:
     """Raise TypeError or ValueError unless an attack can take these."""
     if not isinstance(images, Tensor) or images.dtype != torch.uint8:
         what = images.dtype if isinstance(images, Tensor) else type(images).__name__
         raise TypeError(f"expected a tensor of uint8 images, got {what}")
     if images.dim() != 4:
         raise ValueError(f"expected images (N, C, H, W), got {tuple(images.shape)}")
-    if labels is not None and labels.shape != images.shape[:1]:
-        raise ValueError(f"expected labels ({len(images)},), one per image, got {tuple(labels.shape)}")
-    if labels is not None and (labels.dtype.is_floating_point or labels.dtype == torch.bool):
-        raise TypeError(f"expected integer labels, got {labels.dtype}")
     if classifier.training:
         raise ValueError("the classifier must be in eval mode; in training mode each image depends on its batch")
 
@@ -294,18 +345,20 @@ Part = TypeVar("Part")
 
 @torch.no_grad()
 def _by_block(
-    function: Callable[[Tensor, Tensor | None], Part],
+    function: Callable[[Tensor, Tensor | None, Tensor | None], Part],
     images: Tensor,
     labels: Tensor | None,
+    targets: Tensor | None,
     size: int,
     progress: bool | Callable[[int], None],
 ) -> list[Part]:
-    """``function`` of ``size`` images at a time and their labels; none without images."""
+    """``function`` of ``size`` images at a time, their labels and their targets; none without images."""
     parts, done = [], 0
     with reporting(len(images), progress) as report:
         for start in range(0, len(images), size):
             block = images[start : start + size]
-            parts.append(function(block, None if labels is None else labels[start : start + size]))
+            own = (None if values is None else values[start : start + size] for values in (labels, targets))
+            parts.append(function(block, *own))
             done += len(block)
             report(done)
     return parts

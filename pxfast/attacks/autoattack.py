@@ -10,6 +10,7 @@ from ..base.extras import require
 from .attack import Attack
 from .gradients import input_gradient
 
+LEAST_CLASSES = 4
 VERSIONS = ("standard", "plus", "rand")
 
 
@@ -18,7 +19,8 @@ class AutoAttack(Attack):
     may depend on which images are attacked together.
 
     version: 'standard', 'plus' (with more attacks) or 'rand' (for stochastic defences). ValueError for another. Needs
-    pyautoattack (``pip install 'pxfast[attacks]'``); ImportError without it.
+    pyautoattack (``pip install 'pxfast[attacks]'``); ImportError without it. A classifier of fewer than four classes is
+    a ValueError.
 
     Source: Croce and Hein 2020.
     """
@@ -30,7 +32,7 @@ class AutoAttack(Attack):
     random = True
 
     def __init__(self, *, version: str = "standard") -> None:
-        self.version = check_choice("version", version, VERSIONS)
+        self.version: str = check_choice("version", version, VERSIONS)
 
     def perturb(self, classifier: nn.Module, x: Tensor, labels: Tensor, eps: float = 1.0, *, seed: int = 0) -> Tensor:
         library = require("pyautoattack", "attacks")
@@ -38,6 +40,11 @@ class AutoAttack(Attack):
             probe = x[:1].detach().requires_grad_()
             logits = classifier(probe)
             input_gradient(logits.sum(), probe)  # or its own error, which is clearer than AutoAttack's
+        if logits.shape[1] < LEAST_CLASSES:
+            raise ValueError(
+                f"AutoAttack's targeted loss takes the {LEAST_CLASSES} likeliest classes, and the classifier has "
+                f"{logits.shape[1]}; use another attack, such as PGD"
+            )
         if eps == 0.0:  # AutoAttack divides by it
             return x
         devices = [x.device] if x.device.type == "cuda" else []
@@ -48,5 +55,5 @@ class AutoAttack(Attack):
             others = logits.shape[1] - 1
             for targeted in (evaluation.apgd_targeted, evaluation.fab):
                 targeted.n_target_classes = min(targeted.n_target_classes, others)
-            moved, _ = evaluation.run_standard_evaluation(x, labels, batch_size=len(x))
+            moved: Tensor = evaluation.run_standard_evaluation(x, labels, batch_size=len(x))[0]
         return x + (moved - x).clamp(-eps, eps)

@@ -24,8 +24,13 @@ class Search:
     """
 
     def __init__(self, classifier: nn.Module, x: Tensor, label: Tensor, target: Tensor, *, exact: bool) -> None:
-        self.classifier, self.x, self.label, self.target, self.exact = classifier, x, label, target, exact
-        self.nearest, self.distance = x, math.inf
+        self.classifier = classifier
+        self.x = x
+        self.label = label
+        self.target = target
+        self.exact = exact
+        self.nearest: Tensor = x
+        self.distance: float = math.inf
 
     def works(self, moved: Tensor, logits: Tensor) -> bool:
         """Whether an image is what is looked for; remembers it if it is the nearest such."""
@@ -79,15 +84,16 @@ class LBFGS(Attack):
         "smallest constant that misclassifies, found by doubling and bisection; the nearest image seen on the way"
     )
     bounded = False
+    targeted = True
     batch = 1  # the optimiser takes one image at a time
 
     def __init__(
         self, *, first_const: float = 1e-2, doublings: int = 20, bisections: int = 5, iterations: int = 50
     ) -> None:
-        self.first_const = check_number("first_const", first_const, 0.0, ends="()")
-        self.doublings = check_count("doublings", doublings)
-        self.bisections = check_count("bisections", bisections)
-        self.iterations = check_count("iterations", iterations, 1)
+        self.first_const: float = check_number("first_const", first_const, 0.0, ends="()")
+        self.doublings: int = check_count("doublings", doublings)
+        self.bisections: int = check_count("bisections", bisections)
+        self.iterations: int = check_count("iterations", iterations, 1)
 
     def perturb(
         self,
@@ -105,7 +111,7 @@ class LBFGS(Attack):
             for i in range(len(x)):
                 image, label = x[i : i + 1], labels[i : i + 1]
                 logits = classifier(image)
-                target = runner_up(logits, label) if targets is None else targets[i : i + 1].long()
+                target = runner_up(logits, label) if targets is None else targets[i : i + 1]
                 search = Search(classifier, image, label, target, exact=targets is not None)
                 if not search.works(image, logits):
                     low, high = 0.0, self.first_const

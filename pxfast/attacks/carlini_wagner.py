@@ -21,8 +21,9 @@ class Adam:
 
     def __init__(self, x: Tensor, learning_rate: float) -> None:
         self.learning_rate = learning_rate
-        self.mean, self.square = torch.zeros_like(x), torch.zeros_like(x)
-        self.count = torch.zeros(len(x), 1, 1, 1, dtype=x.dtype, device=x.device)
+        self.mean: Tensor = torch.zeros_like(x)
+        self.square: Tensor = torch.zeros_like(x)
+        self.count: Tensor = torch.zeros(len(x), 1, 1, 1, dtype=x.dtype, device=x.device)
 
     def restart(self, chosen: Tensor) -> None:
         for state in (self.mean, self.square, self.count):
@@ -78,11 +79,11 @@ class CWL2(ClippedAttack):
         initial_const: float = 1e-3,
         confidence: float = 0.0,
     ) -> None:
-        self.steps = check_count("steps", steps)
-        self.binary_search_steps = check_count("binary_search_steps", binary_search_steps, 1)
-        self.learning_rate = check_number("learning_rate", learning_rate, 0.0, ends="()")
-        self.initial_const = check_number("initial_const", initial_const, 0.0, ends="()")
-        self.confidence = check_number("confidence", confidence, 0.0)
+        self.steps: int = check_count("steps", steps)
+        self.binary_search_steps: int = check_count("binary_search_steps", binary_search_steps, 1)
+        self.learning_rate: float = check_number("learning_rate", learning_rate, 0.0, ends="()")
+        self.initial_const: float = check_number("initial_const", initial_const, 0.0, ends="()")
+        self.confidence: float = check_number("confidence", confidence, 0.0)
 
     def find(self, classifier: nn.Module, x: Tensor, labels: Tensor) -> Tensor:
         origin = to_tanh(x)
@@ -153,11 +154,11 @@ class CWLinf(ClippedAttack):
         shrinkage: float = 0.9,
         smallest: float = 1.0 / 256.0,
     ) -> None:
-        self.steps = check_count("steps", steps, 1)
-        self.learning_rate = check_number("learning_rate", learning_rate, 0.0, ends="()")
-        self.const = check_number("const", const, 0.0, ends="()")
-        self.shrinkage = check_number("shrinkage", shrinkage, 0.0, 1.0, ends="()")
-        self.smallest = check_number("smallest", smallest, 0.0, 1.0, ends="(]")
+        self.steps: int = check_count("steps", steps, 1)
+        self.learning_rate: float = check_number("learning_rate", learning_rate, 0.0, ends="()")
+        self.const: float = check_number("const", const, 0.0, ends="()")
+        self.shrinkage: float = check_number("shrinkage", shrinkage, 0.0, 1.0, ends="()")
+        self.smallest: float = check_number("smallest", smallest, 0.0, 1.0, ends="(]")
 
     def find(self, classifier: nn.Module, x: Tensor, labels: Tensor) -> Tensor:
         centre = from_tanh(to_tanh(x))

@@ -52,9 +52,9 @@ class DeepFool(ClippedAttack):
     )
 
     def __init__(self, *, steps: int = 50, overshoot: float = 0.02, candidates: int | None = None) -> None:
-        self.steps = check_count("steps", steps)
-        self.overshoot = check_number("overshoot", overshoot, 0.0)
-        self.candidates = check_optional_count("candidates", candidates, 1)
+        self.steps: int = check_count("steps", steps)
+        self.overshoot: float = check_number("overshoot", overshoot, 0.0)
+        self.candidates: int | None = check_optional_count("candidates", candidates, 1)
 
     def find(self, classifier: nn.Module, x: Tensor, labels: Tensor) -> Tensor:
         with torch.no_grad():

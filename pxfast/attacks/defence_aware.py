@@ -96,8 +96,8 @@ class BlindPGD(GridAscent):
         max_gradients: int | None = None,
     ) -> None:
         super().__init__(step, max_queries, max_gradients)
-        self.steps = check_count("steps", steps)
-        self.random_start = check_flag("random_start", random_start)
+        self.steps: int = check_count("steps", steps)
+        self.random_start: bool = check_flag("random_start", random_start)
 
     def climb(self, classifier: nn.Module, x: Tensor, labels: Tensor, eps: float, meter: Meter) -> Tensor:
         bare = classifier.classifier if isinstance(classifier, Defended) else classifier
@@ -147,8 +147,8 @@ class BPDA(GridAscent):
         max_gradients: int | None = None,
     ) -> None:
         super().__init__(step, max_queries, max_gradients)
-        self.steps = check_count("steps", steps)
-        self.draws = check_count("draws", draws, 1)
+        self.steps: int = check_count("steps", steps)
+        self.draws: int = check_count("draws", draws, 1)
 
     def climb(self, classifier: nn.Module, x: Tensor, labels: Tensor, eps: float, meter: Meter) -> Tensor:
         target = target_of(self.name, classifier)
@@ -183,7 +183,7 @@ class BPDAEOT(BPDA):
     """
 
     name = "bpda-eot"
-    source = (
+    source: ClassVar[str] = (
         f"{TABLE_1}, 'BPDA 40+EOT': bpda with the gradient averaged over 15 runs of the purifier, 40 steps of "
         "2/255. The authors' code sums the gradients' signs; this is their mean, as in the paper"
     )
@@ -220,10 +220,10 @@ class _Joint(GridAscent):
         max_gradients: int | None = None,
     ) -> None:
         super().__init__(step, max_queries, max_gradients)
-        self.steps = check_count("steps", steps)
-        self.weight = check_number("weight", weight, 0.0, 1.0)
-        self.at = check_choice("at", at, PLACES)
-        self.draws = check_count("draws", draws, 1)
+        self.steps: int = check_count("steps", steps)
+        self.weight: float = check_number("weight", weight, 0.0, 1.0)
+        self.at: str = check_choice("at", at, PLACES)
+        self.draws: int = check_count("draws", draws, 1)
 
     def climb(self, classifier: nn.Module, x: Tensor, labels: Tensor, eps: float, meter: Meter) -> Tensor:
         target = target_of(self.name, classifier)
@@ -238,7 +238,7 @@ class _Joint(GridAscent):
                 gradient = loss_gradient(target.classifier, x, labels)
                 if not self.by_score:
                     purified = mean([target.purified(x, derived_seeds(seeds, run)) for run in range(runs)])
-            likelier = target.score(x) if self.by_score else purified - x
+            likelier = target.log_prob_gradient(x) if self.by_score else purified - x
             return self.weight * likelier.sign() + (1.0 - self.weight) * gradient.sign(), wrong
 
         return ascend(
@@ -329,8 +329,8 @@ class FullGradient(GridAscent):
         max_gradients: int | None = None,
     ) -> None:
         super().__init__(step, max_queries, max_gradients)
-        self.steps = check_count("steps", steps)
-        self.draws = check_count("draws", draws, 1)
+        self.steps: int = check_count("steps", steps)
+        self.draws: int = check_count("draws", draws, 1)
 
     def climb(self, classifier: nn.Module, x: Tensor, labels: Tensor, eps: float, meter: Meter) -> Tensor:
         target = target_of(self.name, classifier)
@@ -390,15 +390,16 @@ class UnrolledBIM(GridAscent):
         max_gradients: int | None = None,
     ) -> None:
         super().__init__(step, max_queries, max_gradients)
-        self.steps = check_optional_count("steps", steps)
-        self.temperature = check_number("temperature", temperature, 0.0, ends="()")
+        self.steps: int | None = check_optional_count("steps", steps)
+        self.temperature: float = check_number("temperature", temperature, 0.0, ends="()")
 
     def climb(self, classifier: nn.Module, x: Tensor, labels: Tensor, eps: float, meter: Meter) -> Tensor:
         target = target_of(self.name, classifier)
         defences = list(target.defended.defences)
         if len(defences) != 1 or not isinstance(defences[0], Purifier):
             raise ValueError(f"{self.name} needs a pxfast.Purifier as the only defence, got {names(defences)}")
-        relaxed = RelaxedPurifier.of(defences[0], tuple(x.shape[1:]), temperature=self.temperature)
+        C, H, W = x.shape[1:]
+        relaxed = RelaxedPurifier.of(defences[0], (C, H, W), temperature=self.temperature)
 
         def direction(x: Tensor, labels: Tensor, seeds: Sequence[int]) -> tuple[Tensor, None]:
             with torch.enable_grad():

@@ -49,7 +49,7 @@ def foolbox_run(attack: Any, classifier: nn.Module, x: Tensor, labels: Tensor, e
     model = foolbox.PyTorchModel(classifier, bounds=(0.0, 1.0), device=x.device)
     try:
         with frozen(classifier), torch.enable_grad():
-            moved, _, _ = attack(model, x, foolbox.criteria.Misclassification(labels), epsilons=epsilon)
+            moved: Tensor = attack(model, x, foolbox.criteria.Misclassification(labels), epsilons=epsilon)[0]
     except RuntimeError as error:
         if "does not require grad" in str(error):
             raise NoGradient(f"the classifier gives no gradient with respect to its images: {error}") from None
@@ -152,8 +152,8 @@ class IterativeGradientSign(_Growing):
     source = "Kurakin et al. 2016 with growing magnitude, 10 steps each, by Foolbox"
 
     def __init__(self, *, steps: int = 10, relative_step: float = 0.1) -> None:
-        self.steps = check_count("steps", steps, 1)
-        self.relative_step = check_number("relative_step", relative_step, 0.0, 1.0, ends="(]")
+        self.steps: int = check_count("steps", steps, 1)
+        self.relative_step: float = check_number("relative_step", relative_step, 0.0, 1.0, ends="(]")
 
     def foolbox_attack(self) -> Any:
         attacks = require("foolbox", "attacks").attacks
@@ -174,9 +174,9 @@ class DeepFoolL2(_Searching):
     source = "Moosavi-Dezfooli et al. 2016 in L2, unclipped, by Foolbox"
 
     def __init__(self, *, steps: int = 50, overshoot: float = 0.02, candidates: int | None = 10) -> None:
-        self.steps = check_count("steps", steps, 1)
-        self.overshoot = check_number("overshoot", overshoot, 0.0)
-        self.candidates = check_optional_count("candidates", candidates, 2)
+        self.steps: int = check_count("steps", steps, 1)
+        self.overshoot: float = check_number("overshoot", overshoot, 0.0)
+        self.candidates: int | None = check_optional_count("candidates", candidates, 2)
 
     def foolbox_attack(self) -> Any:
         attacks = require("foolbox", "attacks").attacks
@@ -197,7 +197,7 @@ class GaussianBlur(_Searching):
     needs_gradient = False
 
     def __init__(self, *, steps: int = 200) -> None:
-        self.steps = check_count("steps", steps, 1)
+        self.steps: int = check_count("steps", steps, 1)
 
     def foolbox_attack(self) -> Any:
         return require("foolbox", "attacks").attacks.GaussianBlurAttack(steps=self.steps, channel_axis=1)
@@ -217,7 +217,7 @@ class ContrastReduction(_Searching):
     needs_gradient = False
 
     def __init__(self, *, steps: int = 255) -> None:
-        self.steps = check_count("steps", steps, 1)
+        self.steps: int = check_count("steps", steps, 1)
 
     def foolbox_attack(self) -> Any:
         return require("foolbox", "attacks").attacks.LinearSearchContrastReductionAttack(steps=self.steps)
@@ -239,13 +239,11 @@ class UniformNoise(Attack):
     random = True
 
     def perturb(self, classifier: nn.Module, x: Tensor, labels: Tensor, eps: float = 1.0, *, seed: int = 0) -> Tensor:
-        require("foolbox", "attacks")
-        from foolbox.attacks import LinfAdditiveUniformNoiseAttack
-
+        noise_attack = require("foolbox", "attacks").attacks.LinfAdditiveUniformNoiseAttack
         generators = image_generators(x, seed)
 
         def attempt(chosen: Tensor, magnitude: float) -> Tensor:
-            class PerImage(LinfAdditiveUniformNoiseAttack):
+            class PerImage(noise_attack):  # type: ignore[misc, valid-type]
                 """Foolbox's noise with each image's own random numbers."""
 
                 def sample_noise(self, inputs: Any) -> Any:
@@ -274,7 +272,7 @@ class SaltAndPepper(Attack):
     batch = 1
 
     def __init__(self, *, steps: int = 200) -> None:
-        self.steps = check_count("steps", steps, 1)
+        self.steps: int = check_count("steps", steps, 1)
 
     def perturb(self, classifier: nn.Module, x: Tensor, labels: Tensor, eps: float = 1.0, *, seed: int = 0) -> Tensor:
         attack = require("foolbox", "attacks").attacks.SaltAndPepperNoiseAttack(steps=self.steps, channel_axis=1)

@@ -19,11 +19,16 @@ class NoGradient(ValueError):
 def input_gradient(objective: Tensor, x: Tensor, *, keep: bool = False) -> Tensor:
     """The gradient of a scalar with respect to the images that it was computed from. keep: the graph is needed again.
 
-    Raises NoGradient when there is none.
+    Raises NoGradient when there is none, ValueError when it is not finite, which would end an attack without a word.
     """
     if objective.requires_grad:
         (gradient,) = torch.autograd.grad(objective, x, retain_graph=keep, allow_unused=True)
         if gradient is not None:
+            if not torch.isfinite(gradient).all():
+                wrong = int((~torch.isfinite(gradient.flatten(1))).any(dim=1).sum())
+                raise ValueError(
+                    f"expected finite gradients from the classifier, got NaN or infinity for {wrong} of {len(x)} images"
+                )
             return gradient
     raise NoGradient(NO_GRADIENT)
 
@@ -48,4 +53,5 @@ def loss_gradient(classifier: nn.Module, x: Tensor, labels: Tensor) -> Tensor:
 @torch.no_grad()
 def predicted(classifier: nn.Module, x: Tensor) -> Tensor:
     """The classifier's labels (N,) int64 of floating images (N, C, H, W)."""
-    return classifier(x).argmax(1)
+    labels: Tensor = classifier(x).argmax(1)
+    return labels

@@ -1,8 +1,8 @@
 """What the attacks that know the defence have in common; they are the list of Yoon et al. (ICML 2021), Table 1.
 
 They attack a :class:`pxfast.defences.Defended`: g(f(x)), its defences together being the purifier f, which may be any
-(see pxfast/purifiers.py), and its classifier g. Every iterate, and hence the result, is on the grid 0..255 and within
-±eps of the given image: steps are whole numbers of grid levels, and both projections are done in integers.
+(see :mod:`pxfast.defences.protocol`), and its classifier g. Every iterate, and hence the result, is on the grid 0..255
+and within ±eps of the given image: steps are whole numbers of grid levels, and both projections are done in integers.
 
 Each has the options ``max_queries`` and ``max_gradients``, limits for every image, and stops before a step that would
 exceed one; what a query and a gradient are says :class:`pxfast.attacks.meter.Meter`. Random numbers, the attack's own
@@ -53,12 +53,12 @@ class Target:
         """f(x), one run of it: floating images (N, C, H, W) in [0, 1]."""
         return self.defended.defend(x, seeds)
 
-    def score(self, x: Tensor) -> Tensor:
+    def log_prob_gradient(self, x: Tensor) -> Tensor:
         """The score of the only defence, at x. ValueError unless there is one such."""
         defences = list(self.defended.defences)
         if len(defences) != 1 or not isinstance(defences[0], ScoredPurifier):
             raise ValueError(f"{self.name} needs a single purifier with a score, got {names(defences)}")
-        return defences[0].score(x).detach()
+        return defences[0].log_prob_gradient(x).detach()
 
     def differentiate(self, x: Tensor, seeds: Sequence[int]) -> Tensor:
         """f(x) with its own gradient. ValueError where a defence has none."""
@@ -137,19 +137,26 @@ class GridAscent(Attack):
     block = 256  # enough for a purifier's own batches even when most of the images are done
 
     def __init__(self, step: int, max_queries: int | None, max_gradients: int | None) -> None:
-        self.step = check_count("step", step, 1)
-        self.max_queries = check_optional_count("max_queries", max_queries)
-        self.max_gradients = check_optional_count("max_gradients", max_gradients)
+        self.step: int = check_count("step", step, 1)
+        self.max_queries: int | None = check_optional_count("max_queries", max_queries)
+        self.max_gradients: int | None = check_optional_count("max_gradients", max_gradients)
 
     @abc.abstractmethod
     def climb(self, classifier: nn.Module, x: Tensor, labels: Tensor, eps: float, meter: Meter) -> Tensor:
         """The attack itself, with the arguments of :meth:`perturb`; meter: takes the costs and has the seeds."""
 
     def perturb(self, classifier: nn.Module, x: Tensor, labels: Tensor, eps: float = 1.0, *, seed: int = 0) -> Tensor:
-        return self._counted(classifier, x, labels, eps, seed, False)[0]
+        return self._counted(classifier, x, labels, eps, seed, None, False)[0]
 
     def _counted(
-        self, classifier: nn.Module, x: Tensor, labels: Tensor, eps: float, seed: int, progress: bool
+        self,
+        classifier: nn.Module,
+        x: Tensor,
+        labels: Tensor,
+        eps: float,
+        seed: int,
+        targets: Tensor | None,
+        progress: bool,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         limits = {"max_queries": self.max_queries, "max_gradients": self.max_gradients}
         meter = Meter(image_seeds(x, seed), **limits, progress=progress)

@@ -25,9 +25,10 @@ class Meter:
         progress: bool = False,
     ) -> None:
         self.seeds = seeds
-        self.max_queries, self.max_gradients = max_queries, max_gradients
-        self.queries = torch.zeros(len(seeds), dtype=torch.int64)
-        self.gradients = torch.zeros(len(seeds), dtype=torch.int64)
+        self.max_queries = max_queries
+        self.max_gradients = max_gradients
+        self.queries: Tensor = torch.zeros(len(seeds), dtype=torch.int64)
+        self.gradients: Tensor = torch.zeros(len(seeds), dtype=torch.int64)
         self.progress = progress
 
     def affords(self, chosen: Tensor, queries: int, gradients: int) -> bool:

@@ -48,9 +48,23 @@ COSTS = ("queries", "gradients")
 
 def join(results: list[AttackResult]) -> AttackResult:
     """The results of consecutive images as one. At least one result."""
-    costs = {}
+
+    def whole(name: str) -> Tensor:
+        return torch.cat([getattr(result, name) for result in results])
+
+    counted = [result for result in results if len(result.images)]
+    costs: dict[str, Tensor | None] = dict.fromkeys(COSTS)
     for name in COSTS:
-        counted = [getattr(result, name) for result in results if len(result.images)]
-        costs[name] = torch.cat(counted) if counted and all(c is not None for c in counted) else None
-    joined = {name: torch.cat([getattr(result, name) for result in results]) for name in ("images", *STAGES)}
-    return AttackResult(**joined, **costs, seconds=sum(result.seconds for result in results))
+        each = [getattr(result, name) for result in counted]
+        if each and all(cost is not None for cost in each):
+            costs[name] = torch.cat(each)
+    return AttackResult(
+        whole("images"),
+        whole("clean"),
+        whole("unrounded"),
+        whole("nearest"),
+        whole("rounded"),
+        costs["queries"],
+        costs["gradients"],
+        sum(result.seconds for result in results),
+    )

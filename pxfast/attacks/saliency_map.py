@@ -62,12 +62,13 @@ class SaliencyMap(Attack):
         "values go to white (theta=1; theta=-1: to black)"
     )
     bounded = False
+    targeted = True
 
     def __init__(self, *, theta: float = 1.0, max_steps: int | None = None) -> None:
-        self.theta = check_number("theta", theta, -1.0, 1.0)
+        self.theta: float = check_number("theta", theta, -1.0, 1.0)
         if self.theta == 0.0:
             raise ValueError("theta must not be 0, which changes nothing")
-        self.max_steps = check_optional_count("max_steps", max_steps)
+        self.max_steps: int | None = check_optional_count("max_steps", max_steps)
 
     def perturb(
         self,
@@ -83,7 +84,7 @@ class SaliencyMap(Attack):
         moved = x.clone(memory_format=torch.contiguous_format)
         D = x[0].numel()
         with torch.no_grad():
-            aims = runner_up(classifier(x), labels) if targets is None else targets.long()
+            aims = runner_up(classifier(x), labels) if targets is None else targets
         active = torch.arange(len(x), device=x.device)
         for _ in range(D if self.max_steps is None else self.max_steps):
             logits, towards, others = jacobian(classifier, moved[active], aims[active])

@@ -86,7 +86,7 @@ class FGSM(Attack):
     on_grid = True
 
     def __init__(self, *, label_rule: str = "predicted") -> None:
-        self.label_rule = check_choice("label_rule", label_rule, LABEL_RULES)
+        self.label_rule: str = check_choice("label_rule", label_rule, LABEL_RULES)
 
     def perturb(self, classifier: nn.Module, x: Tensor, labels: Tensor, eps: float = 1.0, *, seed: int = 0) -> Tensor:
         return sign_steps(classifier, x, x, attacked_labels(classifier, x, labels, self.label_rule), eps, eps, 1)
@@ -106,8 +106,8 @@ class BIM(Attack):
     on_grid = True
 
     def __init__(self, *, steps: int | None = None, label_rule: str = "given") -> None:
-        self.steps = check_optional_count("steps", steps)
-        self.label_rule = check_choice("label_rule", label_rule, LABEL_RULES)
+        self.steps: int | None = check_optional_count("steps", steps)
+        self.label_rule: str = check_choice("label_rule", label_rule, LABEL_RULES)
 
     def perturb(self, classifier: nn.Module, x: Tensor, labels: Tensor, eps: float = 1.0, *, seed: int = 0) -> Tensor:
         steps = bim_steps(round(eps * 255.0)) if self.steps is None else self.steps
@@ -129,8 +129,8 @@ class PGD(Attack):
     random = True
 
     def __init__(self, *, steps: int = 20, step: float | None = None) -> None:
-        self.steps = check_count("steps", steps)
-        self.step = None if step is None else check_number("step", step, 0.0, ends="()")
+        self.steps: int = check_count("steps", steps)
+        self.step: float | None = None if step is None else check_number("step", step, 0.0, ends="()")
 
     def perturb(self, classifier: nn.Module, x: Tensor, labels: Tensor, eps: float = 1.0, *, seed: int = 0) -> Tensor:
         start = (x + uniform(image_generators(x, seed), x, eps)).clamp(0.0, 1.0)

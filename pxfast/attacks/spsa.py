@@ -55,9 +55,9 @@ class SPSA(GridAscent):
         max_gradients: int | None = None,
     ) -> None:
         super().__init__(step, max_queries, max_gradients)
-        self.steps = check_count("steps", steps)
-        self.pairs = check_count("pairs", pairs, 1)
-        self.delta = check_count("delta", delta, 1)
+        self.steps: int = check_count("steps", steps)
+        self.pairs: int = check_count("pairs", pairs, 1)
+        self.delta: int = check_count("delta", delta, 1)
 
     def climb(self, classifier: nn.Module, x: Tensor, labels: Tensor, eps: float, meter: Meter) -> Tensor:
         target = target_of(self.name, classifier)

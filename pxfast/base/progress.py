@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 
@@ -24,12 +25,12 @@ class Progress:
         self.done: int = done
         self.title: str = ""
         self.note: str = ""
-        self._mark = time.monotonic(), done
+        self._begun = time.monotonic(), done
 
     @property
     def rate(self) -> float:
-        """Units a second of late; 0 before the first of them."""
-        since, before = self._mark
+        """Units a second; 0 before the first of them."""
+        since, before = self._begun
         return (self.done - before) / max(time.monotonic() - since, 1e-9)
 
     def advance(self, count: int = 1) -> None:
@@ -52,7 +53,7 @@ class Progress:
     def turn_to(self, title: str, done: int, total: int) -> None:
         """Show other work than before, or the same further on."""
         if title != self.title:
-            self._mark = time.monotonic(), done
+            self._begun = time.monotonic(), done
         self.title = title
         self.total = total
         self.reach(done)
@@ -97,21 +98,30 @@ class Bar(Progress):
 
 
 class Lines(Progress):
-    """A line every ``LINE_INTERVAL`` seconds, for logs and pipes. leave: whether a last one says how it ended."""
+    """A line every ``LINE_INTERVAL`` seconds, for logs and pipes.
+
+    leave: whether a last line says how it ended, and whether lines are written when nothing comes to an end for long.
+    """
 
     def __init__(self, total: int | None, unit: str, done: int, *, leave: bool) -> None:
         super().__init__(total, unit, done)
         self.leave = leave
-        self._began, self._told = self._mark, done
+        self._told = self._begun
+        self._closed = threading.Event()
+        self._watch = threading.Thread(target=self._tell_of_silence, daemon=True)
+        if leave:
+            self._watch.start()
 
     def show(self) -> None:
         ended = self.leave and self.done == self.total  # of which the last line tells
-        if not ended and time.monotonic() - self._mark[0] >= LINE_INTERVAL:
+        if not ended and time.monotonic() - self._told[0] >= LINE_INTERVAL:
             self._tell()
 
     def close(self) -> None:
-        if self.leave and self.done != self._told:
-            self._mark = self._began  # the last line has the rate of the whole
+        self._closed.set()
+        if self._watch.ident is not None:
+            self._watch.join()
+        if self.leave and self.done != self._told[1]:
             self._tell()
 
     def line(self) -> str:
@@ -129,8 +139,16 @@ class Lines(Progress):
         return (f"{title}: " if title else "") + ", ".join(parts)
 
     def _tell(self) -> None:
-        print(self.line(), file=sys.stderr, flush=True)
-        self._mark, self._told = (time.monotonic(), self.done), self.done
+        self._told = time.monotonic(), self.done
+        if sys.stderr is not None:
+            sys.stderr.write(f"{self.line()}\n")
+            sys.stderr.flush()
+
+    def _tell_of_silence(self) -> None:
+        """Until this is closed, write a line whenever the last one is too long ago."""
+        while not self._closed.wait(max(0.0, self._told[0] + LINE_INTERVAL - time.monotonic())):
+            if time.monotonic() - self._told[0] >= LINE_INTERVAL:
+                self._tell()
 
 
 @contextlib.contextmanager

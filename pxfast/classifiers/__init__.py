@@ -6,6 +6,7 @@ from .prediction import accuracy, predict
 from .random_above_threshold import RandomAboveThreshold
 from .resnet import ResNet, ResNetConfig
 from .resnet18 import ResNet18, ResNet18Config
+from .training import ClassifierSettings, train_classifier
 from .vgg import VGG, VGGConfig
 from .weights import load_classifier, save_classifier
 from .wide_resnet import WideResNet, WideResNetConfig
@@ -15,6 +16,7 @@ __all__ = [
     "VGG",
     "Classifier",
     "ClassifierConfig",
+    "ClassifierSettings",
     "RandomAboveThreshold",
     "ResNet",
     "ResNet18",
@@ -30,4 +32,5 @@ __all__ = [
     "predict",
     "save_classifier",
     "standardise",
+    "train_classifier",
 ]

@@ -60,8 +60,9 @@ ARCHITECTURES: dict[str, Callable[[Size, int, int], ClassifierConfig]] = {
 
 
 def architecture(name: str, image_shape: tuple[int, int, int], *, classes: int = 10) -> ClassifierConfig:
-    """The configuration of a named classifier for images (C, H, W).
+    """The configuration of a named classifier.
 
+    image_shape: (C, H, W) of its images. classes: how many labels.
     name: 'resnet62' or 'vgg16' (the paper's; grey images get a quarter of the feature maps), 'vgg16-released' (the
     feature maps of the authors' code, which are not those of the paper), 'resnet18' (the reproduction's) or
     'wrn28-10' (ADP's). Raises ValueError for another name or a shape that the network does not take.
@@ -89,5 +90,5 @@ def kind_of(config: ClassifierConfig) -> str:
 
 
 def build(config: ClassifierConfig) -> Classifier:
-    """A classifier of this configuration with random weights, in training mode."""
+    """A classifier of this ``config`` with random weights, in training mode. TypeError for another kind of object."""
     return KINDS[kind_of(config)][0](config)

@@ -55,7 +55,9 @@ class ClassifierConfig:
 
 
 def standardise(images: Tensor) -> Tensor:
-    """Each image to mean 0 and deviation 1 over its own values: uint8, or floating in [0, 1], to fp32 (N, C, H, W).
+    """Each of the images to mean 0 and deviation 1 over its own values, in fp32.
+
+    images: (N, C, H, W), uint8, or floating in [0, 1]. Returns fp32 of the same shape.
 
     The deviation is at least 1 / sqrt(C H W) of the 0..255 scale, so that a constant image is not divided by zero.
     """
@@ -78,6 +80,7 @@ class Classifier(nn.Module):
         def __call__(self, images: Tensor) -> Tensor: ...
 
     def forward(self, images: Tensor) -> Tensor:
+        """Logits (N, classes), fp32, of images (N, C, H, W), uint8 or floating in [0, 1]."""
         expected = (self.config.channels, *self.config.image_size)
         if images.dim() != 4 or tuple(images.shape[1:]) != expected:
             raise ValueError(f"expected images (N, {', '.join(map(str, expected))}), got {tuple(images.shape)}")
@@ -86,7 +89,7 @@ class Classifier(nn.Module):
         return self.logits(standardise(images))
 
     def logits(self, standardised: Tensor) -> Tensor:
-        """The network proper, after standardisation: fp32 (N, C, H, W) to logits (N, classes), fp32."""
+        """The network proper: ``standardised`` images, fp32 (N, C, H, W), to logits (N, classes), fp32."""
         raise NotImplementedError
 
 

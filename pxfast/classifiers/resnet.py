@@ -67,7 +67,10 @@ class ResidualUnit(nn.Module):
 
 
 class ResNet(Classifier):
-    """A convolution, 3 blocks of ``units`` residual units of two convolutions, and a linear layer."""
+    """A convolution, 3 blocks of ``units`` residual units of two convolutions, and a linear layer.
+
+    config: its configuration; the weights are random.
+    """
 
     config: ResNetConfig
 

@@ -19,7 +19,10 @@ class ResNet18Config(ClassifierConfig):
 
 
 class ResNet18(Classifier):
-    """torchvision's ResNet-18 with the usual change for small images: a 3x3 first convolution and no max pooling."""
+    """torchvision's ResNet-18 with the usual change for small images: a 3x3 first convolution and no max pooling.
+
+    config: its configuration; the weights are random.
+    """
 
     config: ResNet18Config
 

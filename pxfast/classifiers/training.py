@@ -24,7 +24,7 @@ from .prediction import accuracy
 from .weights import load_classifier, save_classifier
 
 CHECKPOINT_FORMAT = "pxfast-classifier-training"
-DEFENSES = ("none", "fgsm", "bim", "label-smoothing")
+DEFENCES = ("none", "fgsm", "bim", "label-smoothing")
 ADVERSARIES = {"fgsm": fgsm_examples, "bim": bim_examples}
 
 
@@ -32,8 +32,11 @@ ADVERSARIES = {"fgsm": fgsm_examples, "bim": bim_examples}
 class ClassifierSettings(RunSettings):
     """How to train: see :class:`pxfast.training.run.RunSettings`, and more.
 
-    The learning rate rises linearly over the first tenth of the run. ``max_shift``: images are moved by up to so many
-    pixels each way, zeros moving in. ``defense``: 'none'; 'fgsm' or 'bim', adversarial training, where the second
+    Stochastic gradient descent by ``batch_size``, ``learning_rate``, ``momentum`` and ``weight_decay``. The learning
+    rate rises linearly over the first tenth of the run. ``seed``: of the weights and the order of images.
+
+    ``max_shift``: images are moved by up to so many
+    pixels each way, zeros moving in. ``defence``: 'none'; 'fgsm' or 'bim', adversarial training, where the second
     half of each batch is attacked with an eps from |N(0, delta)| truncated to [0, 2 delta] and counts
     ADVERSARIAL_WEIGHT as much as the clean half; or 'label-smoothing', where the right class's target is
     1 - smoothing and the wrong classes share the rest. ``start``: a shipped classifier's name or a file, whose weights
@@ -47,7 +50,7 @@ class ClassifierSettings(RunSettings):
     momentum: float = 0.9
     weight_decay: float = 2e-4
     max_shift: int = 1
-    defense: str = "none"
+    defence: str = "none"
     delta: float = 8.0
     smoothing: float = 0.1
     start: str | None = None
@@ -60,8 +63,8 @@ class ClassifierSettings(RunSettings):
             raise ValueError(f"max_shift must not be negative, got {self.max_shift}")
         if not self.weight_decay >= 0:
             raise ValueError(f"weight_decay must not be negative, got {self.weight_decay}")
-        if self.defense not in DEFENSES:
-            raise ValueError(f"defense must be one of {', '.join(DEFENSES)}, got {self.defense!r}")
+        if self.defence not in DEFENCES:
+            raise ValueError(f"defence must be one of {', '.join(DEFENCES)}, got {self.defence!r}")
         self._fraction("momentum", "smoothing")
         self._positive("delta")
 
@@ -146,7 +149,7 @@ class ClassifierTrainer(TrainingRun):
         eps = draw_eps(len(x) - clean, self.settings.delta, generator).to(x.device)
         with attacked(self.model), self.autocast():
             # not the compiled network: BIM's batches differ in size, each of which would be compiled
-            attack = ADVERSARIES[self.settings.defense]
+            attack = ADVERSARIES[self.settings.defence]
             adversarial = attack(lambda x: self.model.logits(standardise(x)), x[clean:], eps)
         return torch.cat((x[:clean], adversarial))
 
@@ -164,15 +167,15 @@ class ClassifierTrainer(TrainingRun):
             group["lr"] = self.learning_rate()
         settings = self.settings
         images, labels = (part.to(self.processes.device) for part in self.batch())
-        if settings.defense in ADVERSARIES:
+        if settings.defence in ADVERSARIES:
             images = self.adversarial_batch(images)
         self.model.train()
         with self.autocast():
             logits = self._logits(standardise(images))
-        if settings.defense in ADVERSARIES:
+        if settings.defence in ADVERSARIES:
             loss = mixed_cross_entropy(logits, labels, clean=len(images) // 2)
         else:
-            smoothing = settings.smoothing if settings.defense == "label-smoothing" else 0.0
+            smoothing = settings.smoothing if settings.defence == "label-smoothing" else 0.0
             loss = smoothed_cross_entropy(logits, labels, smoothing)
         if not math.isfinite(loss.item()):
             raise FloatingPointError(f"the loss became {loss.item()} at step {self.step}")
@@ -222,8 +225,8 @@ def train_classifier(
     on all test images of the weights as stored. Every ``checkpoint_interval`` seconds the state goes to ``out`` with
     the suffix .checkpoint.safetensors, in shards if it is large; with ``resume`` a killed run goes on from there with
     the same data order. Ctrl-C ends the run after the step at hand, with the checkpoint kept, and raises
-    KeyboardInterrupt. processes: names the device; a classifier is trained by one process. Returns the classifier as
-    stored, on its device.
+    KeyboardInterrupt. processes: names the device; a classifier is trained by one process. settings: None for
+    the defaults. progress: show a bar. Returns the classifier as stored, on its device.
     Raises FileExistsError when ``out`` or its checkpoint exists and neither ``resume`` nor ``force`` is set,
     FileNotFoundError when ``resume`` finds no checkpoint, ``root`` no data or the folder of ``out`` does not exist,
     FloatingPointError when the loss stops being finite.

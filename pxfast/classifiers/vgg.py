@@ -18,7 +18,7 @@ class VGGConfig(ClassifierConfig):
     image_size: (H, W). channels: 1 or 3. blocks: (feature maps, convolutions) of each feature block; each ends in a
     2x2 max pooling, which drops an odd last row or column and is left out once the image is down to one row or column.
     hidden: features of the classifier block's first linear layer. dropout: probability of dropping a feature before
-    each linear layer, while training. Raises ValueError naming the field that is wrong.
+    each linear layer, while training. classes: how many labels. Raises ValueError naming the field that is wrong.
     """
 
     blocks: tuple[tuple[int, int], ...]
@@ -50,7 +50,10 @@ class VGGConfig(ClassifierConfig):
 
 
 class VGG(Classifier):
-    """Feature blocks of 3x3 convolutions, each followed by batch normalisation and ReLU, then two linear layers."""
+    """Feature blocks of 3x3 convolutions, each followed by batch normalisation and ReLU, then two linear layers.
+
+    config: its configuration; the weights are random.
+    """
 
     config: VGGConfig
 

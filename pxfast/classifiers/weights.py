@@ -23,7 +23,7 @@ FORMAT = "pxfast-classifier"
 
 
 def save_classifier(model: Classifier, path: str | os.PathLike[str], *, notes: dict[str, Any] | None = None) -> None:
-    """Write a classifier file, whole or not at all.
+    """Write ``model`` to the classifier file ``path``, whole or not at all.
 
     notes: JSON-able facts kept in the metadata (how it was trained, its measured accuracy).
     """
@@ -70,8 +70,9 @@ SHIPPED = Shipped(
 
 
 def load_classifier(name_or_path: str | os.PathLike[str]) -> Classifier:
-    """A shipped classifier by name ('fashion-mnist'), or one from a file: in eval mode, fp32, on the CPU.
+    """A classifier in eval mode, fp32, on the CPU.
 
+    name_or_path: the name of a shipped one, 'cifar10' or 'fashion-mnist', or the path of a file.
     Raises ValueError for an unknown name and for a truncated or foreign file, FileNotFoundError for a path that does
     not exist, TypeError for what is neither. Nothing is unpickled.
     """

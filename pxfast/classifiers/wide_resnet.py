@@ -19,7 +19,8 @@ class WideResNetConfig(ClassifierConfig):
 
     image_size: (H, W). channels: 1 or 3. depth: 6 n + 4 layers, n residual units in each of three blocks. widen:
     multiplies the feature maps 16, 32 and 64 of the blocks. dropout: probability of dropping a feature between the
-    two convolutions of a unit, while training. Raises ValueError naming the field that is wrong.
+    two convolutions of a unit, while training. classes: how many labels.
+    Raises ValueError naming the field that is wrong.
     """
 
     depth: int = 28
@@ -54,7 +55,10 @@ class WideUnit(nn.Module):
 
 
 class WideResNet(Classifier):
-    """A convolution, 3 blocks of residual units of two convolutions, and a linear layer."""
+    """A convolution, 3 blocks of residual units of two convolutions, and a linear layer.
+
+    config: its configuration; the weights are random.
+    """
 
     config: WideResNetConfig
 

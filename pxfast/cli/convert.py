@@ -10,7 +10,7 @@ import typer
 from .groups import add_command, command_group
 from .options import ForceOption, HeadOption, JsonOption, PrecisionOption, settled
 
-app = command_group("Turn published weights into a model file.")
+app: typer.Typer = command_group("Turn published weights into a model file.")
 
 
 def openai_tf(

@@ -44,7 +44,7 @@ TABLES = {
     REPRODUCTION: "The reproduction's ten attacks on CIFAR-10, and violins of bits/dim by attack.",
 }
 
-app = command_group(
+app: typer.Typer = command_group(
     """Compute the paper's tables and figures, beside the published numbers.
 
     Results go to OUT/tables and OUT/figures; whatever took time to compute is kept in OUT/store and never computed

@@ -28,7 +28,7 @@ from .options import (
     parse_names,
 )
 
-app = command_group("Draw the paper's figures.")
+app: typer.Typer = command_group("Draw the paper's figures.")
 
 
 def density(

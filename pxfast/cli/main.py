@@ -55,7 +55,7 @@ class InOrder(TyperGroup):
         return [name for commands in COMMANDS.values() for name in commands]
 
 
-app = typer.Typer(cls=InOrder, pretty_exceptions_enable=False)
+app: typer.Typer = typer.Typer(cls=InOrder, pretty_exceptions_enable=False)
 
 
 def print_version(wanted: bool) -> None:

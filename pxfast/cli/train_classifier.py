@@ -85,7 +85,7 @@ def train_classifier(
         weight_decay=weight_decay,
         horizontal_flips=flips,
         max_shift=max_shift,
-        defense=defence,
+        defence=defence,
         delta=delta,
         smoothing=smoothing,
         start=start,

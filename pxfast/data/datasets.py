@@ -14,8 +14,8 @@ from .image_files import IMAGE_SUFFIXES, read_image
 
 DATASETS = {"fashion-mnist": (1, 28, 28), "cifar10": (3, 32, 32)}
 
-UNLABELLED = -1  # the label of images that lie in no class's folder
-HELD_OUT = 10  # every so manieth image of a folder that is not split is held out from training
+UNLABELLED = -1  # the label of images that are in no class's folder
+HELD_OUT = 10  # one image in this many is held out from training, in a folder without a split
 
 
 def load_dataset(

@@ -50,14 +50,11 @@ class ImageForm(Generic[ImagesT]):
         return form
 
 
-def to_grid(
-    images: ImagesT, image_shape: tuple[int, int, int] | None = None, *, keep_device: bool = False
-) -> tuple[Tensor, ImageForm[ImagesT]]:
+def to_grid(images: ImagesT, *, keep_device: bool = False) -> tuple[Tensor, ImageForm[ImagesT]]:
     """Check images and bring them to the grid: contiguous uint8 (N, C, H, W) on the CPU, detached.
 
     images: torch tensor or NumPy array, (N, C, H, W) or (C, H, W), any device, uint8 or floating point in [0, 1].
-    Floating-point values are rounded to the nearest multiple of 1/255. image_shape: (C, H, W) the images must have.
-    keep_device: leave images on a GPU there.
+    Floating-point values are rounded to the nearest multiple of 1/255. keep_device: leave images on a GPU there.
     Raises TypeError for another type or dtype, ValueError for another shape, NaN, or values outside [0, 1].
     """
     if isinstance(images, np.ndarray):
@@ -74,9 +71,6 @@ def to_grid(
     shape = tuple(tensor.shape)
     if tensor.ndim not in (3, 4):
         raise ValueError(f"{EXPECTED}; got shape {shape}")
-    if image_shape is not None and shape[-3:] != tuple(image_shape):
-        C, H, W = image_shape
-        raise ValueError(f"expected images of shape (N, {C}, {H}, {W}) or ({C}, {H}, {W}), got {shape}")
     form: ImageForm[ImagesT] = ImageForm(numpy, tensor.ndim == 4, tensor.dtype, tensor.device)
     if not form.batched:
         tensor = tensor.unsqueeze(0)

@@ -15,12 +15,25 @@ from ..base.extras import require
 from ..pixeldefend.purify import Purifier
 
 if TYPE_CHECKING:
-    from art.defences.preprocessor import preprocessor
+
+    class _Preprocessor:
+        """ART's, whose types checkers don't know; an instance is anything to them, so that ART's functions take it."""
+
+        def __new__(cls, *arguments: Any, **settings: Any) -> Any: ...
+        def __init__(self, **settings: bool | str) -> None: ...
+
+    _PreprocessorPyTorch = _Preprocessor
 else:
-    preprocessor = require("art.defences.preprocessor.preprocessor", "art")
+    _art = require("art.defences.preprocessor.preprocessor", "art")
+    _Preprocessor, _PreprocessorPyTorch = _art.Preprocessor, _art.PreprocessorPyTorch
 
 
-class ArtPurifier(preprocessor.Preprocessor):
+def _check(purifier: object) -> None:
+    if not isinstance(purifier, Purifier):
+        raise TypeError(f"expected a pxfast.Purifier, got {type(purifier).__name__}")
+
+
+class ArtPurifier(_Preprocessor):
     """The purifier for NumPy arrays (N, C, H, W), floating in [0, 1]: ``preprocessing_defences=ArtPurifier()``.
 
     purifier: None for ``Purifier()``. apply_fit, apply_predict: whether ART purifies while it trains and predicts.
@@ -37,15 +50,14 @@ class ArtPurifier(preprocessor.Preprocessor):
         self._check_params()
 
     def _check_params(self) -> None:
-        if not isinstance(self.purifier, Purifier):
-            raise TypeError(f"expected a pxfast.Purifier, got {type(self.purifier).__name__}")
+        _check(self.purifier)
 
     def __call__(self, x: np.ndarray, y: Any | None = None) -> tuple[np.ndarray, Any | None]:
         """Images (N, C, H, W) purified, of the same dtype, and the labels as they are."""
         return self.purifier(x), y
 
 
-class ArtPurifierPyTorch(preprocessor.PreprocessorPyTorch):
+class ArtPurifierPyTorch(_PreprocessorPyTorch):
     """As :class:`ArtPurifier`, for tensors; the purifier's own straight-through gradient lies inside ``forward``."""
 
     params: ClassVar[list[str]] = ["purifier"]
@@ -62,7 +74,8 @@ class ArtPurifierPyTorch(preprocessor.PreprocessorPyTorch):
         self.purifier: Purifier = Purifier() if purifier is None else purifier
         self._check_params()
 
-    _check_params = ArtPurifier._check_params
+    def _check_params(self) -> None:
+        _check(self.purifier)
 
     def forward(self, x: Tensor, y: Any | None = None) -> tuple[Tensor, Any | None]:
         """Images (N, C, H, W) purified, of the same dtype and device, and the labels as they are."""

@@ -25,9 +25,9 @@ class Defended(nn.Module):
     is then BPDA (Athalye et al. 2018). The module starts in the classifier's mode, training or eval. Values outside
     [0, 1] are an error of the purifier, not clipped.
 
-    Where a defence is stochastic (see pxfast/purifiers.py), the logits are the mean over as many draws as it asks for.
-    Their random numbers depend on the image's own values and on ``seed``, so that the logits of an image do not depend
-    on its batch.
+    Where a defence is stochastic (see :mod:`pxfast.defences.protocol`), the logits are the mean over as many draws as
+    it asks for. Their random numbers depend on the image's own values and on ``seed``, so that the logits of an image
+    do not depend on its batch.
     Raises TypeError when one of the parts is no module, or a stochastic one lacks what such need.
     """
 
@@ -45,7 +45,8 @@ class Defended(nn.Module):
         self.defences: nn.Sequential = nn.Sequential(*defences)
         self.classifier = classifier
         self.seed = seed
-        self.train(classifier.training)
+        self.training: bool = classifier.training  # the parts themselves keep their modes
+        self.defences.training = classifier.training
 
     def defend(self, images: Tensor, seeds: Sequence[int] | None = None) -> Tensor:
         """What the classifier gets to see: floating images (N, C, H, W) in [0, 1].

@@ -41,7 +41,8 @@ def parse_setting(text: str, known: list[str]) -> tuple[str, bool | int | float 
 def parse_defence(text: str, **more: Any) -> nn.Module:
     """'NAME' or 'NAME:SETTING=VALUE,...' as a defence: one of ``DEFENCES``, with settings of its own.
 
-    more: settings that are values already. Raises ValueError for another name or setting, and what the defence raises.
+    text: as above. more: settings that are values already.
+    Raises ValueError for another name or setting, and what the defence raises.
     """
     name, _, settings = text.partition(":")
     if name not in DEFENCES:

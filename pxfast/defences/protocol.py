@@ -5,7 +5,7 @@ independently of the others in its batch, bit for bit. That is all that most att
 
 * ``stochastic = True``, ``runs`` and ``draw(images, seeds)``: its result depends on random numbers, and all of them
   come from the seeds, one an image. Its own ``forward(images)`` is ``draw(images, image_seeds(images, self.seed))``.
-* ``score(images)``: the direction in which it thinks an image becomes likelier.
+* ``log_prob_gradient(images)``: the direction in which it thinks an image becomes likelier.
 * ``differentiate(images, seeds)``: what ``draw`` gives (or ``forward``, if it is not stochastic), with its own
   gradient, whatever its ``backward`` says.
 * ``hidden_networks(image_shape)``: the networks that it holds without their being submodules.
@@ -31,18 +31,22 @@ class StochasticPurifier(Protocol):
     stochastic: bool
     runs: int
 
-    def draw(self, images: Tensor, seeds: Sequence[int]) -> Tensor: ...
+    def draw(self, images: Tensor, seeds: Sequence[int]) -> Tensor:
+        """One run over the images, with the random numbers of the seeds."""
+        ...
 
 
 @runtime_checkable
 class ScoredPurifier(Protocol):
     """A purifier with a score: (an estimate of) the gradient of log p with respect to the image.
 
-    score: floating images (N, C, H, W) in [0, 1] to a tensor of that shape, without a gradient of its own; each image's
-    independent of its batch.
+    log_prob_gradient: floating images (N, C, H, W) in [0, 1] to a tensor of that shape, without a gradient of its own;
+    each image's independent of its batch.
     """
 
-    def score(self, images: Tensor) -> Tensor: ...
+    def log_prob_gradient(self, images: Tensor) -> Tensor:
+        """The score at the images, of their shape."""
+        ...
 
 
 @runtime_checkable
@@ -53,7 +57,9 @@ class DifferentiablePurifier(Protocol):
     that autograd follows. seeds: ignored unless the purifier is stochastic.
     """
 
-    def differentiate(self, images: Tensor, seeds: Sequence[int]) -> Tensor: ...
+    def differentiate(self, images: Tensor, seeds: Sequence[int]) -> Tensor:
+        """The purified images, with a gradient."""
+        ...
 
 
 @runtime_checkable
@@ -63,7 +69,9 @@ class HidesNetworks(Protocol):
     hidden_networks: those that it uses for images of shape (C, H, W). Its results depend on their weights.
     """
 
-    def hidden_networks(self, image_shape: tuple[int, ...]) -> list[nn.Module]: ...
+    def hidden_networks(self, image_shape: tuple[int, ...]) -> list[nn.Module]:
+        """The networks for images of shape ``image_shape`` = (C, H, W)."""
+        ...
 
 
 def is_stochastic(purifier: object) -> TypeGuard[StochasticPurifier]:

@@ -112,7 +112,7 @@ def decode(
     settings: DecodeSettings = DEFAULTS,
     report: Callable[[int], None] | None = None,
 ) -> Tensor:
-    """See :class:`pxfast.engines.Decode`; images may lie on a GPU as well, and the result lies where they do.
+    """See :class:`pxfast.engines.Decode`; images may be on a GPU as well; the result is where they are.
 
     The work is ordered in torch's current stream and finished on return. The GIL is released; Ctrl-C is honoured
     between rows. torch.OutOfMemoryError when the device has no room for one image.

@@ -3,25 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import platform
 from importlib import metadata
 from typing import Any
 
-from safetensors import safe_open
-
 from ..base.version import __version__
-from ..kernels import trust
-from ..pixelcnn.files import read_metadata
-from ..pixelcnn.shipped import SHIPPED
+from ..pixelcnn.shipped import SHIPPED, ModelInfo, list_models
 from . import compiled, cpu
-from .registry import ENGINES, Engine, select
+from .registry import list_engines
 
 PACKAGES = ("torch", "torchvision", "numpy", "safetensors")
 
 
 def collect() -> dict[str, Any]:
     """Versions, CPU features, engines and shipped models, as JSON-able values."""
+    engines, models = list_engines(), {model.name: model for model in list_models()}
     return {
         "pxfast": __version__,
         "python": platform.python_version(),
@@ -33,9 +29,9 @@ def collect() -> dict[str, Any]:
             "threads": cpu.threads_of(),
         },
         "cuda": {"compiled": compiled.unavailable() is None and bool(compiled._C.cuda)},
-        "engines": [_engine(engine) for engine in ENGINES.values()],
-        "default_engine": select("auto").name,
-        "models": [_model(name) for name in SHIPPED],
+        "engines": [dataclasses.asdict(engine) for engine in engines],
+        "default_engine": next(engine.name for engine in engines if engine.auto),
+        "models": [_model(name, models.get(name)) for name in SHIPPED],
     }
 
 
@@ -46,32 +42,16 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _engine(engine: Engine) -> dict[str, Any]:
-    reason = engine.unavailable()
-    return {
-        "name": engine.name,
-        "summary": engine.summary,
-        "usable": reason is None,
-        "reason": reason,
-        "precision": engine.best_precision() if reason is None else None,
-        "trial": trust.problem(engine.name) if engine.gpu and reason is None else None,
-    }
-
-
-def _model(name: str) -> dict[str, Any]:
-    path = SHIPPED[name]
-    if not path.is_file():
+def _model(name: str, model: ModelInfo | None) -> dict[str, Any]:
+    if model is None:
         return {"name": name, "present": False}
-    config, notes = read_metadata(path)
-    with safe_open(path, framework="pt") as file:
-        shapes = [file.get_slice(key).get_shape() for key in file.keys()]  # noqa: SIM118
     return {
         "name": name,
         "present": True,
-        "config": dataclasses.asdict(config),
-        "parameters": sum(math.prod(shape) for shape in shapes),
-        "bytes": path.stat().st_size,
-        "test_bits_per_dim": notes.get("test_bits_per_dim"),
+        "config": dataclasses.asdict(model.config),
+        "parameters": model.parameters,
+        "bytes": model.bytes,
+        "test_bits_per_dim": model.bits_per_dim,
     }
 
 
@@ -89,7 +69,7 @@ def describe(facts: dict[str, Any]) -> str:
     lines += [f"CUDA part: {cuda}", "", "engines"]
     for engine in facts["engines"]:
         if engine["usable"]:
-            default = ", picked by 'auto'" if engine["name"] == facts["default_engine"] else ""
+            default = ", picked by 'auto'" if engine["auto"] else ""
             failed = f", but passed over by 'auto': {engine['trial']}" if engine["trial"] else ""
             state = f"usable, {engine['precision']}{default}{failed}"
         else:

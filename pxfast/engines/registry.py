@@ -72,6 +72,42 @@ ENGINES = {
 }
 
 
+@dataclasses.dataclass(frozen=True)
+class EngineInfo:
+    """An engine on this machine: what :func:`list_engines` says of it.
+
+    name: as ``engine=`` takes it. summary: a few words. gpu: whether it runs on a GPU. usable: whether it can run here.
+    reason: why it can't, or None. precision: 'fp32' or 'bf16', the one that precision='auto' takes; None where it can't
+    run. trial: what the trial of its kernels on this GPU found wrong, or None. auto: whether engine='auto' picks it.
+    """
+
+    name: str
+    summary: str
+    gpu: bool
+    usable: bool
+    reason: str | None
+    precision: str | None
+    trial: str | None
+    auto: bool
+
+
+def list_engines() -> list[EngineInfo]:
+    """All engines, in the order in which 'auto' looks at them.
+
+    The kernels of a GPU that were never tried are tried now, which may take minutes, as engine='auto' does.
+    """
+    picked, found = select("auto"), []
+    for engine in ENGINES.values():
+        reason = engine.unavailable()
+        usable = reason is None
+        precision = engine.best_precision() if usable else None
+        trial = trust.problem(engine.name) if engine.gpu and usable else None
+        found.append(
+            EngineInfo(engine.name, engine.summary, engine.gpu, usable, reason, precision, trial, engine is picked)
+        )
+    return found
+
+
 def select(name: str = "auto", *, gpu: bool | None = None) -> Engine:
     """The engine called ``name``; 'auto' takes the first of the registry that can run here and, on a GPU, passed its
     trial (:mod:`pxfast.kernels.trust`), which is held now if it never was.

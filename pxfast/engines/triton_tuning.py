@@ -73,7 +73,7 @@ def _time(schedule: Schedule, tiles: dict[str, Tile], kind: str, precision: str,
 
     device = torch.device("cuda", torch.cuda.current_device())
     workspace = Workspace(Program(schedule, precision, device, tiles), images)
-    workspace.show_row(4 % schedule.config.image_size[0])  # of row 0's taps those above the image read nothing
+    workspace.show_row(4 % schedule.config.image_size[0])  # in row 0 the taps above the image read nothing
     torch.cuda.synchronize(device)  # it is measured on another stream
     launches = workspace.launches_of(per_row=" row" in kind, gated=kind.endswith("gate"))
 

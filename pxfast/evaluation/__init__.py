@@ -1,1 +1,41 @@
-"""The paper's tables and figures, computed anew beside the published numbers."""
+"""The paper's tables and figures, computed anew beside the published numbers.
+
+``evaluate_table(load_table("table1"), root, out)`` computes a table into a folder, ``table_text`` prints it and
+``write_report`` makes a page of all that the folder holds. :mod:`pxfast.evaluation.figures` draws the figures.
+"""
+
+from .report import render_report, write_report
+from .results import Cell, Column, Figure, Row, Table, read_figure, read_figures, read_table, read_tables
+from .run import Settings, evaluate_table
+from .specification import (
+    TABLES,
+    ColumnSpecification,
+    RowSpecification,
+    TableSpecification,
+    load_table,
+    parse_table,
+)
+from .text import table_text
+
+__all__ = [
+    "TABLES",
+    "Cell",
+    "Column",
+    "ColumnSpecification",
+    "Figure",
+    "Row",
+    "RowSpecification",
+    "Settings",
+    "Table",
+    "TableSpecification",
+    "evaluate_table",
+    "load_table",
+    "parse_table",
+    "read_figure",
+    "read_figures",
+    "read_table",
+    "read_tables",
+    "render_report",
+    "table_text",
+    "write_report",
+]

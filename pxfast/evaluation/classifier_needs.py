@@ -53,7 +53,7 @@ class ClassifierNeed:
         """
         changes: dict[str, Any] = {"budget": budget}
         if self.training != "normal":
-            changes["defense"] = self.training
+            changes["defence"] = self.training
             if self.architecture == SHIPPED_ARCHITECTURE and self.dataset in SHIPPED:
                 changes |= {"start": self.dataset, "learning_rate": FINE_TUNING_RATE}
         return ClassifierSettings(**changes)

@@ -108,7 +108,7 @@ class RayWorker:
 
     def __call__(self, batch: Batch) -> Batch:
         number, recipe, inputs = (batch[name][0] for name in ("number", "recipe", "inputs"))
-        # an error is a result as well: Ray would wrap it in pages of its own
+        # an error is returned as a result: Ray would wrap it in pages of text
         outputs, seconds, message = b"", 0.0, ""
         try:
             result = self.worker(Task(int(number), json.loads(recipe), load(bytes(inputs))))

@@ -35,13 +35,16 @@ def wilson_interval(correct: int, images: int, confidence: float = CONFIDENCE) -
     proportion = correct / images
     centre = (proportion + z * z / (2 * images)) / (1 + z * z / images)
     half = z / (1 + z * z / images) * math.sqrt(proportion * (1 - proportion) / images + (z / (2 * images)) ** 2)
-    # at the ends the bound is the end itself, which rounding may miss
+    # at 0 and 1 the bound is exact; rounding could miss it
     return (0.0 if correct == 0 else centre - half), (1.0 if correct == images else centre + half)
 
 
 @dataclasses.dataclass(frozen=True)
 class Column:
-    """A column: an attack, or the strongest one of each cell. note: how the attack differs from the published one."""
+    """A column: an attack, or the strongest one of each cell.
+
+    name: in cells and options. label: as shown. note: how the attack differs from the published one.
+    """
 
     name: str
     label: str
@@ -50,7 +53,10 @@ class Column:
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """A classifier and what stands in front of it. missing: why the row has no cells, if it was left out."""
+    """A classifier and what stands in front of it.
+
+    name: in cells and options. network, technique: as shown. missing: why the row has no cells, if it was left out.
+    """
 
     name: str
     network: str
@@ -64,6 +70,8 @@ class Cell:
 
     correct, images: counts. accuracy: their ratio in [0, 1], interval: its 95 % Wilson interval. seconds: what
     computing took, without what earlier cells or runs had left in the store. published: in %, as printed.
+    published_note, notes: what there is to say of the published number and of ours; None: nothing.
+    published_note, notes: what there is to say of the published number and of ours; None: nothing.
     """
 
     row: str
@@ -86,7 +94,10 @@ class Cell:
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """A table of accuracies. images: how many each cell is of. source: title and where, of the published numbers.
+    """A table of accuracies.
+
+    name, title, caption: of the table. dataset: its name. images: how many each cell is of. source: title and where, of
+    the published numbers. columns, rows, cells: in the order in which they are shown.
 
     models: role, name, sha256 and notes of every weights file. settings: what the cells depend on. machine: what they
     were computed on. rates: what, images_per_second and images, of what was computed rather than read from the store.
@@ -109,13 +120,16 @@ class Table:
     finished: bool
 
     def cell(self, row: str, column: str, eps: int | None) -> Cell | None:
-        """The cell at this place, or None when it has not been computed."""
+        """The cell of a row and a column, by name, and of an eps, or None when it has not been computed."""
         return next((c for c in self.cells if (c.row, c.column, c.eps) == (row, column, eps)), None)
 
 
 @dataclasses.dataclass(frozen=True)
 class Figure:
-    """A picture and what it says. file: the picture's name in the same folder. alt: the picture in words.
+    """A picture and what it says.
+
+    name, title, caption: of the figure. dataset: its name. file: the picture's name in the same folder. alt: the
+    picture in words.
 
     source: title and where, of the published figure. settings: what it depends on. numbers: what was measured.
     """
@@ -162,7 +176,7 @@ def write_figure(out: str | os.PathLike[str], figure: Figure) -> Path:
 
 
 def read_table(path: str | os.PathLike[str]) -> Table:
-    """A table from its file. ValueError, naming the file, when it is none; FileNotFoundError."""
+    """A table from its file, ``path``. ValueError, naming the file, when it is none; FileNotFoundError."""
     fields = _read(path, TABLE_FORMAT, Table)
     try:
         fields["columns"] = [Column(**column) for column in fields["columns"]]
@@ -174,7 +188,7 @@ def read_table(path: str | os.PathLike[str]) -> Table:
 
 
 def read_figure(path: str | os.PathLike[str]) -> Figure:
-    """A figure's description from its file. ValueError, naming the file, when it is none; FileNotFoundError."""
+    """A figure's description from its file, ``path``. ValueError, naming it, when it is none; FileNotFoundError."""
     fields = _read(path, FIGURE_FORMAT, Figure)
     try:
         return Figure(**fields)
@@ -183,18 +197,18 @@ def read_figure(path: str | os.PathLike[str]) -> Figure:
 
 
 def read_tables(out: str | os.PathLike[str]) -> list[Table]:
-    """All tables of an output folder, by name."""
+    """All tables of an output folder, ``out``, by name. Raises what :func:`read_table` raises."""
     return [read_table(path) for path in sorted(tables_folder(out).glob("*.json"))]
 
 
 def read_figures(out: str | os.PathLike[str]) -> list[Figure]:
-    """The descriptions of all figures of an output folder, by name."""
+    """All figures of an output folder, ``out``, by name. Raises what :func:`read_figure` raises."""
     return [read_figure(path) for path in sorted(figures_folder(out).glob("*.json"))]
 
 
 def _write(path: Path, form: str, record: Table | Figure) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
-    # NaN is no JSON, and none of this may be one
+    # JSON has no NaN, so no value here may be one
     text = json.dumps({"format": form, "version": VERSION, **dataclasses.asdict(record)}, indent=1, allow_nan=False)
     with whole_file(path) as temporary:
         temporary.write_text(text + "\n", encoding="utf-8")

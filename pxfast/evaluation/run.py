@@ -126,8 +126,10 @@ def evaluate_table(
 ) -> Table:
     """Compute a table's cells, and write them to ``out``/tables/NAME.json after each; give the table.
 
-    root: torchvision's root folder. out: the output folder, made when it isn't there. rows, columns: names of those
-    to compute; None: all. What an earlier run of the same settings wrote for other rows and columns stays in the file;
+    specification: of the table. root: torchvision's root folder. out: the output folder, made when it isn't there.
+    settings: None for the defaults. rows, columns: names of those to compute; None: all. progress: show bars.
+
+    What an earlier run of the same settings wrote for other rows and columns stays in the file;
     a table of other settings is replaced, since the store still has everything it was made of.
     Raises ValueError, TypeError or FileNotFoundError for bad input.
     """

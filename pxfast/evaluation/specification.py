@@ -58,7 +58,12 @@ TABLES = ("table1", "table2", "reproduction", "adaptive", "adaptive-fashion-mnis
 
 @dataclasses.dataclass(frozen=True)
 class ColumnSpecification:
-    """A column of a table; see the module's text."""
+    """A column of a table.
+
+    name: in results and options. label: as shown. attack: a name that ``pxfast attack`` knows; None: clean images.
+    options: the attack's own. knows_defences: whether it attacks the whole row, or the classifier behind the defences.
+    strongest: the least accuracy of the row, for each eps. note: how the attack differs from the published one.
+    """
 
     name: str
     label: str
@@ -69,7 +74,7 @@ class ColumnSpecification:
     note: str | None = None
 
     def eps(self, attack_eps: tuple[int, ...]) -> tuple[int | None, ...]:
-        """The eps of this column's cells, of a table with these: None alone where the column has none."""
+        """The eps of this column's cells, of a table with ``attack_eps``: None alone where the column has none."""
         if self.attack is None and not self.strongest:
             return (None,)
         if self.attack is not None and not find_attack(self.attack).bounded:
@@ -79,7 +84,13 @@ class ColumnSpecification:
 
 @dataclasses.dataclass(frozen=True)
 class RowSpecification:
-    """A row of a table; see the module's text."""
+    """A row of a table.
+
+    name: in results and options. network, technique: as shown. architecture: a name that
+    :func:`pxfast.classifiers.architecture` knows. training: 'normal', 'fgsm', 'bim' or 'label-smoothing'. defences: of
+    each its kind and settings, in the order in which an image meets them. published: by column, in %, for each eps, or
+    a single number. published_notes: by column.
+    """
 
     name: str
     network: str
@@ -93,7 +104,12 @@ class RowSpecification:
 
 @dataclasses.dataclass(frozen=True)
 class TableSpecification:
-    """A table; see the module's text."""
+    """A table.
+
+    name: of the result's file. title, caption: as shown. dataset: 'cifar10', 'fashion-mnist' or a folder of images with
+    classes. images: how many of the test images, the first ones. columns, rows: in the order in which they are shown.
+    attack_eps: in steps of the grid. source: title and where, of the published numbers. seed: of random attacks.
+    """
 
     name: str
     title: str
@@ -107,14 +123,14 @@ class TableSpecification:
     seed: int = 0
 
     def published(self, row: RowSpecification, column: ColumnSpecification, eps: int | None) -> float | None:
-        """The published accuracy of a cell in %, or None."""
+        """The published accuracy in %, or None, of the cell of a row, a column and an eps of the attack."""
         values = row.published.get(column.name)
         if not values:
             return None
         return values[0] if eps is None else values[self.attack_eps.index(eps)]
 
     def published_note(self, row: RowSpecification, column: ColumnSpecification, eps: int | None) -> str | None:
-        """What there is to say of a published number, or None."""
+        """What there is to say, or None, of the published number of a row, a column and an eps."""
         values, note = row.published.get(column.name, ()), row.published_notes.get(column.name)
         if eps is None and len(set(values)) > 1:
             printed = "/".join(f"{value:g}" for value in values)
@@ -143,8 +159,9 @@ def _named(kind: str, entries: tuple[Named, ...], names: Iterable[str] | None) -
 
 
 def load_table(name_or_path: str | os.PathLike[str]) -> TableSpecification:
-    """A table of the package, by name, or one from a TOML file.
+    """A table of the package, or one from a TOML file.
 
+    name_or_path: one of ``TABLES``, or a path.
     Raises FileNotFoundError, or ValueError that names the file and what is wrong with it.
     """
     if isinstance(name_or_path, str) and name_or_path in TABLES:
@@ -160,7 +177,7 @@ def load_table(name_or_path: str | os.PathLike[str]) -> TableSpecification:
 
 
 def parse_table(values: dict[str, Any]) -> TableSpecification:
-    """A table from what a TOML file says. Raises TypeError or ValueError."""
+    """A table from the ``values`` that a TOML file has. Raises TypeError or ValueError."""
     rows = [_made(RowSpecification, row, "row") for row in values.get("rows", ())]
     columns = [_made(ColumnSpecification, column, "column") for column in values.get("columns", ())]
     rest = {name: value for name, value in values.items() if name not in ("rows", "columns")}

@@ -70,7 +70,7 @@ def target(models: Models, recipe: Recipe) -> nn.Module:
 def attack(models: Models, recipe: Recipe, inputs: Tensors) -> Tensors:
     """uint8 images and labels to attacked ones on the grid."""
     chosen = find_attack(recipe["attack"], **recipe["options"])
-    images = chosen(target(models, recipe), inputs["images"], inputs["labels"], recipe["eps"], seed=recipe["seed"])
+    images = chosen(target(models, recipe), inputs["images"], inputs["labels"], recipe["eps"], seed=recipe["seed"] or 0)
     return {"images": images}
 
 

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from ..base.files import refuse_existing
 from . import tensorflow_variables
-from .files import save_model
+from .files import save
 from .heads import SoftmaxHead, check_head
 from .network import GatedResnet, PixelCNN, PixelCNNConfig, WeightNormConv
 
@@ -206,5 +206,5 @@ def convert_openai_tf(
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
     notes = {"source": "a TensorFlow checkpoint", "checkpoint": path.name, "averaged": averaged}
-    save_model(model, out, dtype=dtype, notes=notes)
+    save(model, out, dtype=dtype, notes=notes)
     return model

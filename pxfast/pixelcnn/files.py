@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ..base.files import whole_file
+from ..tensors.ambient import in_plain_torch
 from ..tensors.safetensors import copy_tensors, read_safetensors
 from .network import PixelCNN, PixelCNNConfig
 
@@ -34,14 +35,14 @@ def model_tensors(model: PixelCNN, dtype: torch.dtype) -> dict[str, Tensor]:
     return {name: tensor.contiguous().cpu() for name, tensor in tensors.items()}
 
 
-def save_model(
+def save(
     model: PixelCNN,
     path: str | os.PathLike[str],
     *,
     dtype: torch.dtype = torch.bfloat16,
     notes: dict[str, Any] | None = None,
 ) -> None:
-    """Write a model file, whole or not at all.
+    """Write ``model`` to the model file ``path``, whole or not at all.
 
     dtype: torch.bfloat16 or torch.float32, of the weights. notes: JSON-able facts kept in the metadata (how it was
     trained, its measured bits/dim).
@@ -69,6 +70,7 @@ def parse_config(metadata: dict[str, str], path: str | os.PathLike[str]) -> Pixe
         raise ValueError(f"{path}: bad model configuration: {error!r}") from None
 
 
+@in_plain_torch
 @torch.no_grad()
 def load_model(path: str | os.PathLike[str]) -> PixelCNN:
     """A PixelCNN in eval mode, fp32, on the CPU, from a model file.

@@ -25,7 +25,7 @@ def model_fingerprint(model: PixelCNN) -> str:
         digest.update(values.flatten().numpy().data)
 
     for name, convolution in model.convolutions():
-        # of a model from a file g is |v|, whose last digit hangs on the processor: its ratio to |v| is 1 everywhere
+        # of a model from a file g is |v|, whose last digit depends on the processor: its ratio to |v| is 1 everywhere
         norm = torch.linalg.vector_norm(convolution.v, dim=(0, 2, 3) if convolution.transposed else (1, 2, 3))
         add(f"{name}.direction", convolution.v)
         add(f"{name}.gain", convolution.g / norm)

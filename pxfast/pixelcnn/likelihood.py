@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..base.progress import progress_of
 from ..data.images import ImagesT, to_grid
+from ..tensors.ambient import in_plain_torch
 from ..tensors.batches import in_fixed_batches
 from .heads import LogisticHead
 from .network import PixelCNN
@@ -35,17 +36,19 @@ def _log_prob(grid: Tensor, model: PixelCNN, batch_size: int, progress: bool) ->
     return torch.cat(sums)
 
 
+@in_plain_torch
 def log_prob(images: ImagesT, *, model: Model | None = None, batch_size: int = 64, progress: bool = False) -> ImagesT:
     """log p(X) in nats of each image: (N,) float64, or 0-d for a single (C, H, W) image.
 
     images and model: as :func:`pxfast.purify` takes them; the result is of the same library and on the same device.
     Images on a GPU are judged there.
-    batch_size: images per pass of the network. Raises TypeError or ValueError for bad input.
+    batch_size: images per pass of the network. progress: show a bar. Raises TypeError or ValueError for bad input.
     """
     grid, form = to_grid(images, keep_device=True)
     return form.per_image(_log_prob(grid, model_for(model, grid.shape[1:]), batch_size, progress))
 
 
+@in_plain_torch
 def bits_per_dim(
     images: ImagesT, *, model: Model | None = None, batch_size: int = 64, progress: bool = False
 ) -> ImagesT:
@@ -66,7 +69,8 @@ def relaxable(model: PixelCNN) -> PixelCNN:
     return model
 
 
-def score(images: Tensor, *, model: Model | None = None) -> Tensor:
+@in_plain_torch
+def log_prob_gradient(images: Tensor, *, model: Model | None = None) -> Tensor:
     """The gradient of log p(X) with respect to the image: the direction in which it becomes likelier.
 
     images: floating (N, C, H, W) in [0, 1], not rounded to the grid; :func:`pxfast.pixeldefend.lbfgs.lbfgs_purify` says

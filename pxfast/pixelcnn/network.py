@@ -203,7 +203,9 @@ class Resize(nn.Module):
 
 
 class PixelCNN(nn.Module):
-    """The density model p(X) over uint8 images (N, C, H, W).
+    """The density model p(X) over uint8 images (N, C, H, W), with random weights.
+
+    config: its size and head.
 
     ``forward`` gives the head's parameters; ``log_prob`` log p(X) per sub-pixel; ``log_probs`` all 256 of them.
     """

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
 import os
 from pathlib import Path
 
+from safetensors import safe_open
+
 from ..tensors.shipped import Shipped
 from .files import load_model, read_metadata
-from .network import PixelCNN
+from .network import PixelCNN, PixelCNNConfig
 
 Model = PixelCNN | str | os.PathLike[str]
 
@@ -21,12 +25,43 @@ SHIPPED = Shipped(
 
 
 def load(name_or_path: str | os.PathLike[str]) -> PixelCNN:
-    """Load a shipped model by name ('fashion-mnist') or a model file by path.
+    """Load a model.
 
+    name_or_path: the name of a shipped one, 'cifar10' or 'fashion-mnist', or the path of a model file.
     Returns a PixelCNN in eval mode, fp32, on the CPU. Raises ValueError for an unknown name and for a truncated or
     foreign file, FileNotFoundError for a path that does not exist, TypeError for what is neither. Nothing is unpickled.
     """
     return SHIPPED.load(name_or_path)
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelInfo:
+    """A shipped density model: what :func:`list_models` says of it.
+
+    name: as :func:`load` takes it. image_shape: (C, H, W) of its images. bits_per_dim: its measured mean over the whole
+    test set, None where none is noted. parameters: how many numbers its file holds. bytes: the file's size.
+    """
+
+    name: str
+    image_shape: tuple[int, int, int]
+    config: PixelCNNConfig
+    bits_per_dim: float | None
+    parameters: int
+    bytes: int
+
+
+def list_models() -> list[ModelInfo]:
+    """The shipped density models whose files are in this installation. No weights are read."""
+    return [_model_info(name, path) for name, path in SHIPPED.items() if path.is_file()]
+
+
+def _model_info(name: str, path: Path) -> ModelInfo:
+    config, notes = read_metadata(path)
+    with safe_open(path, framework="pt") as file:
+        shapes = [file.get_slice(key).get_shape() for key in file.keys()]  # noqa: SIM118
+    parameters = sum(math.prod(shape) for shape in shapes)
+    shape = (config.channels, *config.image_size)
+    return ModelInfo(name, shape, config, notes.get("test_bits_per_dim"), parameters, path.stat().st_size)
 
 
 def model_path(model: str | os.PathLike[str] | None, image_shape: tuple[int, ...]) -> Path:

@@ -33,6 +33,6 @@ def main(checkpoint: str, scope: str, out: str) -> int:
 
 
 if __name__ == "__main__":
-    # the modules beside this file are none of TensorFlow's, whatever their names
+    # TensorFlow must not import the modules beside this file, some of which have names of its own
     sys.path = [entry for entry in sys.path if entry != str(Path(__file__).resolve().parent)]
     sys.exit(main(*sys.argv[1:]))

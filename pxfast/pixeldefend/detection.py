@@ -19,6 +19,7 @@ from ..pixelcnn.fingerprint import model_fingerprint
 from ..pixelcnn.likelihood import bits_per_dim, log_prob
 from ..pixelcnn.network import PixelCNN
 from ..pixelcnn.shipped import SHIPPED, Model, model_for
+from ..tensors.ambient import in_plain_torch
 from ..tensors.safetensors import read_safetensors
 
 FORMAT = "pxfast-detector"
@@ -57,6 +58,7 @@ class Detector:
         self._fingerprint = fitted._fingerprint
         return self
 
+    @in_plain_torch
     def partial_fit(self, train_images: Images, *, batch_size: int = 64, progress: bool = False) -> Detector:
         """As :meth:`fit`, but more training images are added to those already there."""
         grid, _ = to_grid(train_images)
@@ -71,7 +73,8 @@ class Detector:
         self.model, self.log_likelihoods, self._fingerprint = model, torch.cat((*known, found)), fingerprint
         return self
 
-    def score(self, images: ImagesT, *, batch_size: int = 64, progress: bool = False) -> ImagesT:
+    @in_plain_torch
+    def bits_per_dim(self, images: ImagesT, *, batch_size: int = 64, progress: bool = False) -> ImagesT:
         """Bits/dim of each image, -log2 p(X) / (C H W): the larger, the more suspicious.
 
         It orders images as the p-value does, the other way round, without its N + 1 steps: what :func:`roc_curve`
@@ -79,6 +82,7 @@ class Detector:
         """
         return bits_per_dim(images, model=self.model, batch_size=batch_size, progress=progress)
 
+    @in_plain_torch
     def p_value(self, images: ImagesT, *, batch_size: int = 64, progress: bool = False) -> ImagesT:
         """The permutation p-value of each image, (1 + #{i : p(X_i) <= p(X)}) / (N + 1): the smaller, the stranger.
 
@@ -91,6 +95,7 @@ class Detector:
         values, form, _ = self._p_values(images, batch_size, progress)
         return form.per_image(values)
 
+    @in_plain_torch
     def is_adversarial(
         self, images: ImagesT, alpha: float = 0.05, *, batch_size: int = 64, progress: bool = False
     ) -> ImagesT:
@@ -102,6 +107,7 @@ class Detector:
         """
         return self.judge(images, alpha, batch_size=batch_size, progress=progress)[1]
 
+    @in_plain_torch
     def judge(
         self, images: ImagesT, alpha: float = 0.05, *, batch_size: int = 64, progress: bool = False
     ) -> tuple[ImagesT, ImagesT]:
@@ -226,7 +232,8 @@ def roc_curve(clean: Scores, suspicious: Scores) -> tuple[Array, Array, Array]:
     """scikit-learn's ROC curve of telling suspicious images from clean ones by their scores.
 
     clean, suspicious: scores (N,) and (M,), tensors or arrays, larger meaning more suspicious: those of
-    :meth:`Detector.score`, or p-values negated. The paper's Figure 6 takes the training images as the clean ones.
+    :meth:`Detector.bits_per_dim`, or p-values negated. The paper's Figure 6 takes the training images as the clean
+    ones.
     Returns false-positive rates, true-positive rates and the thresholds: a score of at least that is called suspicious.
     Needs the extra 'evaluate'. Raises ValueError for other shapes, no scores, or NaN; ImportError without the extra.
     """

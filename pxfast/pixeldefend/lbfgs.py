@@ -23,6 +23,7 @@ from ..pixelcnn.likelihood import bits_per_dim, relaxable
 from ..pixelcnn.network import PixelCNN
 from ..pixelcnn.oracle import oracle
 from ..pixelcnn.shipped import Model, model_for
+from ..tensors.ambient import in_plain_torch
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,6 +41,7 @@ class LBFGSPurification(Generic[ImagesT]):
     bits_per_dim: Tensor
 
 
+@in_plain_torch
 def lbfgs_purify(
     images: ImagesT,
     eps: int = 16,

@@ -3,27 +3,29 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, overload
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
 from ..base.checks import check_eps, check_precision
 from ..base.progress import reporting
-from ..data.images import Images, ImagesT, to_grid
+from ..data.images import ImagesT, to_grid
 from ..engines.choosers import Greedy
 from ..engines.registry import Engine, select
 from ..engines.schedule import schedule_for
 from ..engines.settings import DecodeSettings
-from ..pixelcnn.likelihood import score
+from ..pixelcnn.likelihood import log_prob_gradient
 from ..pixelcnn.network import PixelCNN
 from ..pixelcnn.shipped import SHIPPED, Model, model_for
+from ..tensors.ambient import in_plain_torch
 from ..tensors.straight_through import check_backward, with_backward
 from .rules import check_adaptive, greedy
 
 DEFAULT_EPS = 16
 
 
+@in_plain_torch
 def purify(
     images: ImagesT,
     eps: int = DEFAULT_EPS,
@@ -111,8 +113,7 @@ class Purifier(nn.Module):
     The density model is no submodule: ``to``, ``half``, ``train`` and ``parameters`` of a network that contains the
     purifier leave it alone. ``model=None`` picks the shipped model of the images' shape at every call.
 
-    In pipelines whose batches are mappings, such as Ray Data's, ``column`` names the images in them, and everything
-    else is passed on.
+    In pipelines whose batches are mappings, :class:`pxfast.defences.OnColumn` applies it to the images in them.
 
     Purification has no gradient. backward: 'straight-through' puts the identity's in its place, so that gradient
     attacks on a network behind the purifier are BPDA (Athalye et al. 2018); with 'error', asking for the gradient
@@ -123,11 +124,7 @@ class Purifier(nn.Module):
 
     if TYPE_CHECKING:
 
-        @overload
         def __call__(self, images: ImagesT) -> ImagesT: ...
-        @overload
-        def __call__(self, images: Mapping[str, Any]) -> dict[str, Any]: ...
-        def __call__(self, images: Any) -> Any: ...
 
     def __init__(
         self,
@@ -140,7 +137,6 @@ class Purifier(nn.Module):
         precision: str = "auto",
         threads: int | None = None,
         backward: str = "straight-through",
-        column: str | None = None,
         progress: bool | Callable[[int], None] = False,
     ) -> None:
         super().__init__()
@@ -154,25 +150,10 @@ class Purifier(nn.Module):
         self.precision: str = check_precision(precision)
         self.threads: int | None = DecodeSettings(threads=threads).threads
         self.backward: str = check_backward(backward)
-        self.column = column
         self.progress = progress
 
-    @overload
-    def forward(self, images: ImagesT) -> ImagesT: ...
-    @overload
-    def forward(self, images: Mapping[str, Any]) -> dict[str, Any]: ...
-    def forward(self, images: Images | Mapping[str, Any]) -> Images | dict[str, Any]:
-        """Purify images, (N, C, H, W) or (C, H, W): same type, shape, dtype and device; or those of a mapping.
-
-        ValueError for a mapping that has no ``column``.
-        """
-        if isinstance(images, Mapping):
-            if self.column is None or self.column not in images:
-                raise ValueError(
-                    f"a mapping needs column= of its images, got {self.column!r} for one of {list(images)}"
-                )
-            # not by self(...): Ray Data makes a call wait for its only thread, which is this one
-            return {**images, self.column: self.forward(images[self.column])}
+    def forward(self, images: ImagesT) -> ImagesT:
+        """Purify images, (N, C, H, W) or (C, H, W): same type, shape, dtype and device; errors as :func:`purify`'s."""
         purified = purify(
             images,
             self.eps,
@@ -188,20 +169,19 @@ class Purifier(nn.Module):
             return with_backward(images, purified, self.backward)
         return purified
 
-    def score(self, images: Tensor) -> Tensor:
-        """The gradient of the model's log p(X) with respect to the image, as :func:`pxfast.pixelcnn.likelihood.score`
-        has it.
+    def log_prob_gradient(self, images: Tensor) -> Tensor:
+        """The gradient of the model's log p(X) with respect to the image, as
+        :func:`pxfast.pixelcnn.likelihood.log_prob_gradient` has it.
         """
-        return score(images, model=self.model)
+        return log_prob_gradient(images, model=self.model)
 
     def hidden_networks(self, image_shape: tuple[int, ...]) -> list[nn.Module]:
-        """The density model for images of shape (C, H, W), which is no submodule."""
+        """The density model for images of shape ``image_shape`` = (C, H, W), which is no submodule."""
         return [model_for(self.model, image_shape)]
 
     def extra_repr(self) -> str:
         model = "by image shape" if self.model is None else self.model.config
         adaptive = "" if self.adaptive is None else f"adaptive={self.adaptive!r}, threshold={self.threshold}, "
         backward = "" if self.backward == "straight-through" else f"backward={self.backward!r}, "
-        column = "" if self.column is None else f"column={self.column!r}, "
-        settings = f"{adaptive}{backward}{column}engine={self.engine!r}, precision={self.precision!r}"
+        settings = f"{adaptive}{backward}engine={self.engine!r}, precision={self.precision!r}"
         return f"eps={self.eps}, {settings}, model={model}"

@@ -20,6 +20,7 @@ from ..pixelcnn.heads import LogisticHead, log_bin_mass
 from ..pixelcnn.likelihood import relaxable
 from ..pixelcnn.oracle import oracle
 from ..pixelcnn.shipped import Model, model_for
+from ..tensors.ambient import in_plain_torch
 from .purify import Purifier
 
 TOLERANCE = 1e-3  # levels by which 255 / 255 may miss 255
@@ -57,6 +58,7 @@ class RelaxedPurifier(nn.Module):
             raise ValueError(f"expected a purifier without an adaptive rule, got adaptive={purifier.adaptive!r}")
         return cls(purifier.eps, model_for(purifier.model, image_shape), temperature=temperature)
 
+    @in_plain_torch
     def forward(self, images: Tensor) -> Tensor:
         grid, _ = to_grid(images)  # its checks
         model = relaxable(model_for(self.model, grid.shape[1:]))

@@ -14,8 +14,10 @@ from ..engines.registry import select
 from ..engines.schedule import schedule_for
 from ..engines.settings import DecodeSettings
 from ..pixelcnn.shipped import SHIPPED, Model
+from ..tensors.ambient import in_plain_torch
 
 
+@in_plain_torch
 def sample(
     n: int,
     *,

@@ -14,6 +14,7 @@ from ..engines.choosers import Greedy
 from ..pixelcnn.heads import LEVELS
 from ..pixelcnn.oracle import oracle
 from ..pixelcnn.shipped import Model, model_for
+from ..tensors.ambient import in_plain_torch
 from .rules import check_adaptive, greedy
 
 SUB_PIXELS_AT_ONCE = 8192  # 256 log-probabilities of each, times the mixture's components, are about 100 MB a tensor
@@ -40,12 +41,12 @@ class Verification:
     precision: str
 
     @property
-    def mean(self) -> float:
+    def mean_regret(self) -> float:
         """Mean regret in nats; 0 for an empty batch."""
         return float(self.regret.double().mean()) if self.regret.numel() else 0.0
 
     @property
-    def maximum(self) -> float:
+    def max_regret(self) -> float:
         """Largest regret in nats; 0 for an empty batch."""
         return float(self.regret.max()) if self.regret.numel() else 0.0
 
@@ -61,15 +62,15 @@ class Verification:
         within ±eps.
         """
         if self.precision == "bf16":
-            exact = self.mean <= BF16_MEAN
+            exact = self.mean_regret <= BF16_MEAN
         else:
-            exact = self.fraction_within(FP32_THRESHOLD) >= FP32_FRACTION and self.mean <= FP32_MEAN
+            exact = self.fraction_within(FP32_THRESHOLD) >= FP32_FRACTION and self.mean_regret <= FP32_MEAN
         return self.bounded and exact
 
     def __str__(self) -> str:
         return (
-            f"{'passed' if self.passed else 'FAILED'} ({self.precision}): regret mean {self.mean:.2e}, "
-            f"maximum {self.maximum:.2e} nats, at most {FP32_THRESHOLD:g} at "
+            f"{'passed' if self.passed else 'FAILED'} ({self.precision}): regret mean {self.mean_regret:.2e}, "
+            f"maximum {self.max_regret:.2e} nats, at most {FP32_THRESHOLD:g} at "
             f"{100 * self.fraction_within(FP32_THRESHOLD):.3f} % of {self.regret.numel()} sub-pixels; "
             f"{'within' if self.bounded else 'NOT within'} ±{self.eps}"
         )
@@ -95,6 +96,7 @@ def regret_of(log_probs: Tensor, given: Tensor, chosen: Tensor, chooser: Greedy)
     return torch.where(chosen == given, kept, moved)
 
 
+@in_plain_torch
 @torch.no_grad()
 def verify(
     images: Images,

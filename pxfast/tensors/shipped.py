@@ -11,6 +11,8 @@ from typing import Any, Generic, TypeVar
 
 from torch import nn
 
+from .ambient import in_plain_torch
+
 Network = TypeVar("Network", bound=nn.Module)
 
 
@@ -32,7 +34,7 @@ class Shipped(Mapping[str, Path], Generic[Network]):
     ) -> None:
         self.what = what
         self.kind = kind
-        self.read = read
+        self.read: Callable[[Path], Network] = in_plain_torch(read)  # what is kept serves every caller
         self.read_config = read_config
         assets = Path(str(resources.files("pxfast") / "assets"))
         self.files: dict[str, Path] = {name: assets / file for name, file in files.items()}

@@ -165,7 +165,7 @@ class TrainingRun:
     def resume_at(self, path: Path, metadata: dict[str, str], config: Any) -> None:
         """Take over a checkpoint's position. ValueError when it is of another network, other settings or images."""
         for what, ours in (("config", config), ("settings", self.settings)):
-            # what an older checkpoint does not name was as the defaults are
+            # an older checkpoint lacks newer settings, which then had their defaults
             defaults = {f.name: f.default for f in dataclasses.fields(ours) if f.default is not dataclasses.MISSING}
             theirs = defaults | json.loads(metadata[what])
             mine = json.loads(json.dumps(dataclasses.asdict(ours)))

@@ -154,9 +154,9 @@ def test_it_is_what_defences_and_attacks_know(network: ScoreNetwork, x: Tensor) 
     purifier = ADPPurifier(0.1, model=network, runs=3)
     for protocol in (StochasticPurifier, ScoredPurifier, DifferentiablePurifier):
         assert isinstance(purifier, protocol)
-    torch.testing.assert_close(purifier.score(x), network(x))
-    assert torch.equal(purifier.score(x[2:3])[0], purifier.score(x)[2])
-    assert not purifier.score(x.clone().requires_grad_()).requires_grad
+    torch.testing.assert_close(purifier.log_prob_gradient(x), network(x))
+    assert torch.equal(purifier.log_prob_gradient(x[2:3])[0], purifier.log_prob_gradient(x)[2])
+    assert not purifier.log_prob_gradient(x.clone().requires_grad_()).requires_grad
     assert not list(purifier.parameters())
     assert "sigma=0.1" in repr(purifier)
     # the mean of the logits over the runs

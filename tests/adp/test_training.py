@@ -351,7 +351,7 @@ def test_shipped_networks_find_noise(name: str, shape: tuple[int, int, int], mon
     if not path.is_file():
         pytest.skip(f"no {path.name} in this tree: pxfast train-adp makes it")
     assert path.stat().st_size <= 3_000_000
-    config, notes = read_score_metadata(path)
+    config, notes = read_score_metadata(name)
     assert (config.channels, *config.image_size) == shape
     network = load_score_network(name)
     monkeypatch.setattr(score_training, "EVALUATED_AT_ONCE", 8)

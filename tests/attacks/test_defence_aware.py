@@ -245,7 +245,7 @@ def test_joint_attacks_follow_their_formula(attack: type[Attack], at: str) -> No
     target = Defended(FIXTURE.network, [halves])
     x, purified = FIXTURE.x, halves(FIXTURE.x)
     gradient = classifier_gradient(x if at == "image" else purified)
-    likelier = halves.score(x) if attack is JointScore else purified - x
+    likelier = halves.log_prob_gradient(x) if attack is JointScore else purified - x
     assert bool((target(x).argmax(1) == FIXTURE.labels).any())
     fooled = (target(x).argmax(1) != FIXTURE.labels) & (at == "purified")
     for weight, step in ((0.5, 2), (0.0, 2), (1.0, 2), (0.25, 8)):
@@ -272,7 +272,7 @@ def test_joint_attacks_average_a_random_purifier() -> None:
 
 def test_joint_score_takes_pixeldefends_score(pixeldefend: Defended, images: Tensor, labels: Tensor) -> None:
     x = images.float() / 255
-    expected = sign_step(images, pixeldefend.defences[0].score(x).sign(), images, 8)
+    expected = sign_step(images, pixeldefend.defences[0].log_prob_gradient(x).sign(), images, 8)
     assert torch.equal(JointScore(steps=1, weight=1.0)(pixeldefend, images, labels, 8), expected)
 
 
@@ -410,7 +410,9 @@ def test_purifiers_get_whole_blocks_and_classifiers_their_batches(linear: nn.Mod
     images = FIXTURE.images.repeat(6, 1, 1, 1)
     target = Defended(watched("classifier", FIXTURE.network), [watched("purifier", lambda x: x)])
     BPDA(steps=1)(target, images, FIXTURE.labels.repeat(6), 4)
-    assert sizes == {"purifier": [48], "classifier": [BATCH, BATCH]}
+    assert sizes == {"purifier": [48], "classifier": [BATCH, BATCH, BATCH]}, (
+        "the first one tells how many classes there are"
+    )
 
 
 def test_targets_that_an_attack_cannot_take_are_refused(pixeldefend: Defended, images: Tensor, linear) -> None:

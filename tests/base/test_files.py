@@ -79,7 +79,7 @@ def test_full_disk_leaves_the_old_output_and_says_so(tmp_path, kind):
         import sys, torch
         from pathlib import Path
         from pxfast.data.image_files import ArrayFile, ImageFolder, TensorFile
-        from pxfast.pixelcnn.files import save_model
+        from pxfast.pixelcnn.files import save
         from pxfast import PixelCNN, PixelCNNConfig
         sys.path.insert(0, {str(Path(__file__).parents[1])!r})
         from support.helpers import limit_file_size
@@ -100,7 +100,7 @@ def test_full_disk_leaves_the_old_output_and_says_so(tmp_path, kind):
         limit_file_size()
         try:
             if kind == "safetensors":
-                save_model(PixelCNN(PixelCNNConfig((8, 8), 1, 16, 1)), out)
+                save(PixelCNN(PixelCNNConfig((8, 8), 1, 16, 1)), out)
             else:
                 with writer(out, force=True) as write:
                     write(images if kind != "npy" else images.numpy())

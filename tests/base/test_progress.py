@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import time
 from types import SimpleNamespace
 
 import pytest
@@ -83,13 +84,26 @@ def test_lines_now_and_then_elsewhere(log: Stream, clock: list[float]) -> None:
     assert "\r" not in log.getvalue()
 
 
-def test_the_last_line_has_the_rate_of_the_whole(log: Stream, clock: list[float]) -> None:
+def test_what_was_done_before_is_not_in_the_rate(log: Stream, clock: list[float]) -> None:
     with progress_of(8, "step", shown=True, done=2) as shown:
         clock[0] += 31.0
         shown.reach(3)
         clock[0] += 1.0
         shown.reach(8)
-    assert log.getvalue().splitlines()[-1] == "8/8 steps, 0.188 steps/s"
+    assert log.getvalue().splitlines() == ["3/8 steps, 0.0323 steps/s, 02:35 left", "8/8 steps, 0.188 steps/s"]
+
+
+def test_work_that_takes_long_shows_that_it_is_alive(log: Stream, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(progress, "LINE_INTERVAL", 0.01)
+    with progress_of(3, shown=True) as shown, progress_of(None, shown=True, leave=False):
+        assert shown.done == 0
+        deadline = time.monotonic() + 30.0
+        while log.getvalue().count("\n") < 2 and time.monotonic() < deadline:
+            time.sleep(0.01)
+    assert set(log.getvalue().splitlines()) == {"0/3 images"}
+    lines = log.getvalue()
+    time.sleep(0.05)
+    assert log.getvalue() == lines, "it is over"
 
 
 def test_lines_follow_other_work(log: Stream, clock: list[float]) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from support.helpers import SOURCE
 
-PORTABLE = {"engine.cpp", "parallel.cpp", "isa_portable.cpp"}
+PORTABLE = {"program.cpp", "engine.cpp", "parallel.cpp", "isa_portable.cpp"}
 AARCH64 = 183  # in the header of an ELF file
 
 
@@ -32,7 +32,7 @@ def compile_commands(monkeypatch: pytest.MonkeyPatch, compiler: str, machine: st
     text = runpy.run_path(str(SOURCE / "setup.py"))["ninja_file"](Path("_C.so"))
     command = re.search(r"rule cxx\n  command = (.*)", text)[1]
     found = {}
-    for output, source, flags in re.findall(r"build (cpu_\w+\.o): cxx (.+)\n  flags = (.*)", text):
+    for output, source, flags in re.findall(r"build ((?:common|cpu)_\w+\.o): cxx (.+)\n  flags = (.*)", text):
         source = re.sub(r"\$(.)", r"\1", source)
         filled = command.replace("$flags", flags).replace("$out", output).replace("$in", shlex.quote(source))
         found[Path(source).name] = shlex.split(filled)
@@ -66,6 +66,23 @@ def test_on_x86_only_the_files_of_an_instruction_set_may_use_it(monkeypatch):
         machine = {flag for flag in command if flag.startswith("-m")}
         assert bool(machine) == (source not in PORTABLE), f"{source}: {machine}"
         assert ("-mavx512f" in machine) == source.startswith("isa_avx512"), f"{source}: {machine}"
+
+
+def test_the_builds_of_an_instruction_set_share_no_function(monkeypatch, tmp_path):
+    """The linker keeps one copy of a shared function, and it might be the one that an older machine can't run."""
+    if shutil.which("g++") is None or shutil.which("nm") is None:
+        pytest.skip("there is no g++ or no nm here")
+    commands = compile_commands(monkeypatch, "g++", platform.machine())
+    builds = {source: command for source, command in commands.items() if source.startswith("isa_")}
+    assert builds
+    for source, command in builds.items():
+        # without optimisation nothing is inlined, so that every function shows
+        subprocess.run(["-O0" if word == "-O3" else word for word in command], cwd=tmp_path, check=True)
+        listing = ["nm", "-C", "--defined-only", "--extern-only", str(tmp_path / command[-1])]
+        symbols = subprocess.run(listing, capture_output=True, text=True, check=True).stdout
+        shared = [line.split(maxsplit=2)[2] for line in symbols.splitlines()]
+        isa = source.removeprefix("isa_").removesuffix(".cpp")
+        assert sorted(shared) == [f"pxfast::kBackendBf16_{isa}", f"pxfast::kBackendFp32_{isa}"]
 
 
 def failing_build(folder: Path, **changes: str) -> str:

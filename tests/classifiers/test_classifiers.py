@@ -314,7 +314,7 @@ def test_accuracy() -> None:
     assert accuracy(model, images, labels) == 1.0
     labels[:2] = (labels[:2] + 1) % 10
     assert accuracy(model, images, labels) == 0.75
-    with pytest.raises(ValueError, match="8 and 7"):
+    with pytest.raises(ValueError, match=r"expected labels \(8,\), one per image, got \(7,\)"):
         accuracy(model, images, labels[:7])
 
 

@@ -149,9 +149,9 @@ def test_bim_agrees_with_a_loop_over_single_images(model: Classifier) -> None:
         assert float(((image - together[n]).abs() < 1e-4).double().mean()) > 0.98
 
 
-@pytest.mark.parametrize("defense", ["fgsm", "bim"])
-def test_half_of_each_batch_is_attacked_and_the_model_left_alone(defense: str, small_data) -> None:
-    settings = dataclasses.replace(SETTINGS, defense=defense, delta=8.0)
+@pytest.mark.parametrize("defence", ["fgsm", "bim"])
+def test_half_of_each_batch_is_attacked_and_the_model_left_alone(defence: str, small_data) -> None:
+    settings = dataclasses.replace(SETTINGS, defence=defence, delta=8.0)
     trainer = ClassifierTrainer(SMALL, settings, *small_data)
     images, _ = trainer.batch()
     before = {name: value.clone() for name, value in trainer.model.state_dict().items()}
@@ -190,7 +190,7 @@ def test_smoothed_loss_is_the_literal_one(classes: int) -> None:
 
 def test_label_smoothing_is_what_a_step_minimises(small_data) -> None:
     plain = ClassifierTrainer(SMALL, SETTINGS, *small_data)
-    smooth = ClassifierTrainer(SMALL, dataclasses.replace(SETTINGS, defense="label-smoothing"), *small_data)
+    smooth = ClassifierTrainer(SMALL, dataclasses.replace(SETTINGS, defence="label-smoothing"), *small_data)
     images, labels = plain.batch()
     plain.model.eval()  # only to look at the logits: train_step sets the mode it needs
     with torch.no_grad():
@@ -206,25 +206,25 @@ def build_logits(trainer: ClassifierTrainer, images: Tensor) -> Tensor:
     return copied(images)
 
 
-@pytest.mark.parametrize("defense", training.DEFENSES)
-def test_training_learns(defense: str, small_data, tmp_path) -> None:
-    settings = ClassifierSettings(epochs=15, batch_size=16, learning_rate=0.05, defense=defense, delta=2.0)
+@pytest.mark.parametrize("defence", training.DEFENCES)
+def test_training_learns(defence: str, small_data, tmp_path) -> None:
+    settings = ClassifierSettings(epochs=15, batch_size=16, learning_rate=0.05, defence=defence, delta=2.0)
     train(tmp_path / "a.safetensors", settings=settings)
     notes = read_notes(tmp_path / "a.safetensors")
     assert notes["test_accuracy"] >= 0.8
     assert notes["test_images"] == len(bundled_images(1))
     assert notes["steps"] == 15 * 4
     assert notes["architecture"] == "resnet62"
-    assert notes["training"]["defense"] == defense
+    assert notes["training"]["defence"] == defence
     images, labels = small_data
     assert accuracy(load_classifier(tmp_path / "a.safetensors"), images, labels) == notes["test_accuracy"]
 
 
-@pytest.mark.parametrize("defense", ["none", "bim"])
+@pytest.mark.parametrize("defence", ["none", "bim"])
 def test_an_interrupted_training_goes_on_as_if_nothing_had_happened(
-    defense: str, small_data, tmp_path, monkeypatch: pytest.MonkeyPatch
+    defence: str, small_data, tmp_path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settings = dataclasses.replace(SETTINGS, defense=defense, delta=3.0)
+    settings = dataclasses.replace(SETTINGS, defence=defence, delta=3.0)
     whole = train(tmp_path / "whole.safetensors", settings=settings)
     out, train_step = tmp_path / "parts.safetensors", ClassifierTrainer.train_step
 
@@ -287,7 +287,7 @@ def test_training_refuses_bad_input(small_data, tmp_path) -> None:
 def test_a_run_may_start_from_a_classifier(small_data, tmp_path) -> None:
     first = train(tmp_path / "a.safetensors")
     start = str(tmp_path / "a.safetensors")
-    settings = dataclasses.replace(SETTINGS, start=start, learning_rate=1e-6, epochs=0.25, defense="fgsm")
+    settings = dataclasses.replace(SETTINGS, start=start, learning_rate=1e-6, epochs=0.25, defence="fgsm")
     second = train(tmp_path / "b.safetensors", settings=settings)
     for (name, before), after in zip(first.named_parameters(), second.parameters(), strict=True):
         torch.testing.assert_close(after, before, rtol=1e-2, atol=1e-4, msg=name)
@@ -313,7 +313,7 @@ def test_names_are_checked(tmp_path) -> None:
         ({"max_shift": -1}, "max_shift"),
         ({"momentum": 1.0}, "momentum"),
         ({"weight_decay": -1.0}, "weight_decay"),
-        ({"defense": "pgd"}, r"fgsm.*'pgd'"),
+        ({"defence": "pgd"}, r"fgsm.*'pgd'"),
         ({"delta": 0.0}, "delta"),
         ({"smoothing": 1.0}, "smoothing"),
     ],
@@ -348,6 +348,6 @@ def test_command(small_data, tmp_path, monkeypatch, capsys) -> None:
         notes = json.loads(file.metadata()["notes"])
     assert facts["test_accuracy"] == notes["test_accuracy"]
     settings = notes["training"]
-    assert (settings["defense"], settings["delta"], settings["max_shift"]) == ("fgsm", 25.0, 2)
+    assert (settings["defence"], settings["delta"], settings["max_shift"]) == ("fgsm", 25.0, 2)
     assert not settings["horizontal_flips"]
     assert notes["steps"] == 2

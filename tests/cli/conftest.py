@@ -5,13 +5,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from pxfast.pixelcnn.files import save_model
+from pxfast.pixelcnn.files import save
 
 
 @pytest.fixture(scope="module")
 def model(tiny_model, tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("model") / "tiny.safetensors"
-    save_model(tiny_model, path)
+    save(tiny_model, path)
     return path
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from pxfast.pixelcnn.files import save_model
+from pxfast.pixelcnn.files import save
 from pxfast.pixeldefend.detection import Detector
 
 
@@ -18,7 +18,7 @@ def images() -> torch.Tensor:
 
 @pytest.fixture
 def options(tiny_model, images, tmp_path) -> list:
-    save_model(tiny_model, tmp_path / "model.safetensors", dtype=torch.float32)
+    save(tiny_model, tmp_path / "model.safetensors", dtype=torch.float32)
     detector = Detector(tmp_path / "model.safetensors").fit(images[:20])
     detector.save(tmp_path / "detector.safetensors")
     return ["--model", tmp_path / "model.safetensors", "--detector", tmp_path / "detector.safetensors"]

@@ -18,6 +18,7 @@ def test_info(run_here):
     assert engines["reference"]["usable"]
     assert all(engine["usable"] == (engine["reason"] is None) for engine in engines.values())
     assert engines[facts["default_engine"]]["usable"]
+    assert [name for name, engine in engines.items() if engine["auto"]] == [facts["default_engine"]]
     assert facts["cpu"]["threads"] >= 1
     assert isinstance(facts["cuda"]["compiled"], bool)
     text, _ = run_here("info")

@@ -106,7 +106,7 @@ def test_a_grown_networks_file_says_how_large_each_run_was(run_here, monkeypatch
     facts = json.loads(out)
     assert facts.keys() == {"bits_per_dim", "test_images", "steps", "seconds", "files"}
     assert (facts["test_images"], facts["steps"], facts["files"]) == (16, 2, [str(first)])
-    assert facts["bits_per_dim"] == pytest.approx(read_metadata(first)[1]["bits_per_dim"], abs=1e-3)
+    assert facts["bits_per_dim"] == pytest.approx(read_metadata(first)[1]["test_bits_per_dim"], abs=1e-3)
     assert "2/2 steps" in err
     assert "\r" not in err
     out, err = run_here(*common, "--filters", "4", "--out", grown, "--start", first, "--quiet")

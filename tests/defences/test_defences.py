@@ -148,7 +148,7 @@ def test_uint8_and_floats_give_the_same_logits(defended: Defended) -> None:
 
 def test_the_module_is_in_its_classifiers_mode(classifier: nn.Module, defended: Defended) -> None:
     assert not defended.training
-    assert not any(module.training for module in defended.modules())
+    assert not any(module.training for module in (defended, defended.defences, *classifier.modules()))
     assert {id(parameter) for parameter in defended.parameters()} == {id(p) for p in classifier.parameters()}
     assert Defended(nn.Flatten().train()).training
 

@@ -1,4 +1,4 @@
-"""`pxfast.Purifier` as a callable in data pipelines; Ray Data's are in test_ray.py."""
+"""`pxfast.Purifier` and `OnColumn` in data pipelines; Ray Data's are in test_ray.py."""
 
 import functools
 import pickle
@@ -12,6 +12,7 @@ from support.helpers import SOURCE, bundled_images, real_images
 from torch.utils.data import DataLoader, Dataset, TensorDataset, default_collate
 
 import pxfast
+from pxfast.defences import OnColumn
 
 
 class Images(Dataset):
@@ -51,14 +52,14 @@ def test_the_data_loaders_of_the_document():
     assert torch.equal(torch.stack([names["dataset"][i] for i in range(6)]), expected)
 
 
-def purify_samples(purifier: pxfast.Purifier, samples: list):
+def purify_samples(purifier: OnColumn, samples: list):
     return purifier(default_collate(samples))
 
 
 @pytest.mark.filterwarnings("ignore:This DataLoader will create 2 worker processes")  # on one processor
 def test_a_data_loader_with_workers_gives_the_same(tiny_colour_model):
     images = real_images(3, (8, 8), 12)
-    purifier = pxfast.Purifier(16, model=tiny_colour_model, column="image")
+    purifier = OnColumn(pxfast.Purifier(16, model=tiny_colour_model))
     samples = [{"image": image, "label": label} for label, image in enumerate(images)]
     expected = pxfast.purify(images, 16, model=tiny_colour_model)
     for workers in (0, 2):
@@ -75,7 +76,7 @@ def test_a_mapping_keeps_all_but_the_images(tiny_model):
     images.flags.writeable = False  # as Ray Data's batches are
     batch = OrderedDict(data=images, label=np.arange(3), name="a name")
     before = images.copy()
-    found = pxfast.Purifier(16, model=tiny_model, column="data")(batch)
+    found = OnColumn(pxfast.Purifier(16, model=tiny_model), "data")(batch)
     np.testing.assert_array_equal(found["data"], pxfast.purify(before, 16, model=tiny_model))
     assert found["label"] is batch["label"]
     assert list(found) == ["data", "label", "name"]
@@ -83,32 +84,39 @@ def test_a_mapping_keeps_all_but_the_images(tiny_model):
     np.testing.assert_array_equal(images, before)
 
 
-@pytest.mark.parametrize(("column", "message"), [(None, "got None for one of"), ("image", "got 'image' for one of")])
-def test_a_mapping_without_the_column_is_refused(tiny_model, column, message):
-    with pytest.raises(ValueError, match=f"a mapping needs column= of its images, {message} \\['data'\\]"):
-        pxfast.Purifier(16, model=tiny_model, column=column)({"data": real_images(1, (8, 8), 1)})
+def test_what_has_no_such_column_is_refused(tiny_model):
+    on_column = OnColumn(pxfast.Purifier(16, model=tiny_model))
+    with pytest.raises(ValueError, match="there is no column 'image' in a mapping of 'data', 'label'"):
+        on_column({"data": real_images(1, (8, 8), 1), "label": 3})
+    with pytest.raises(TypeError, match="a mapping that has the images in 'image', got Tensor"):
+        on_column(real_images(1, (8, 8), 1))
+    with pytest.raises(TypeError, match="a function of images, got int"):
+        OnColumn(16)
+    with pytest.raises(TypeError, match="the name of a column, got 0"):
+        OnColumn(pxfast.Purifier(16, model=tiny_model), 0)
 
 
 def test_it_can_be_sent_to_other_processes(tiny_model):
     images = real_images(1, (8, 8), 4)
-    purifier = pxfast.Purifier(8, model=tiny_model, column="data")
-    again = pickle.loads(pickle.dumps(purifier))
-    assert repr(again) == repr(purifier)
-    assert "column='data'" in repr(purifier)
-    assert torch.equal(again(images), purifier(images))
+    purifier = pxfast.Purifier(8, model=tiny_model)
+    on_column = OnColumn(purifier, column="data")
+    again = pickle.loads(pickle.dumps(on_column))
+    assert repr(again) == repr(on_column) == f"OnColumn({purifier!r}, 'data')"
+    assert torch.equal(again({"data": images})["data"], purifier(images))
 
 
-def test_a_mapping_is_purified_within_one_call(tiny_model):
-    class OneCall(pxfast.Purifier):
-        """As Ray Data wraps a class: a call inside another would never return."""
-
-        busy = False
-
-        def __call__(self, batch):
-            assert not self.busy
-            self.busy = True
-            return super().__call__(batch)
-
-    images = real_images(1, (8, 8), 2).numpy()
-    found = OneCall(16, model=tiny_model, column="data")({"data": images})["data"]
-    np.testing.assert_array_equal(found, pxfast.purify(images, 16, model=tiny_model))
+def test_a_dataset_of_hugging_face_is_mapped(tiny_model, monkeypatch):
+    datasets = pytest.importorskip("datasets", reason="Hugging Face datasets is not installed")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_OFFLINE", True)
+    images = real_images(1, (8, 8), 5).numpy()
+    features = datasets.Features({"image": datasets.Array3D((1, 8, 8), "uint8"), "label": datasets.Value("int64")})
+    names = {
+        "dataset": datasets.Dataset.from_dict({"image": images, "label": np.arange(5)}, features=features),
+        "purifier": pxfast.Purifier(16, model=tiny_model),
+    }
+    (block,) = python_blocks("Hugging Face datasets")
+    exec(block, names)
+    found = names["purified"][:]
+    np.testing.assert_array_equal(found["image"], pxfast.purify(images, 16, model=tiny_model))
+    assert found["image"].dtype == np.uint8
+    assert list(found["label"]) == list(range(5))

@@ -13,7 +13,7 @@ from torch import nn
 import pxfast
 from pxfast.defences import Defended
 from pxfast.defences.protocol import DifferentiablePurifier, ScoredPurifier, StochasticPurifier, is_stochastic
-from pxfast.pixelcnn.likelihood import score
+from pxfast.pixelcnn.likelihood import log_prob_gradient
 from pxfast.tensors.batches import in_fixed_batches
 from pxfast.tensors.seeds import derived_seeds, image_seeds, standard_normal
 
@@ -95,9 +95,9 @@ def test_logits_are_averaged_over_the_draws_of_a_stochastic_defence() -> None:
 def test_score_is_the_slope_of_the_log_likelihood(make_model, channels: int) -> None:
     model = make_model(channels=channels)
     x = real_images(channels, (8, 8), 3).float().clamp(20, 230) / 255
-    found = pxfast.Purifier(4, model=model).score(x)
+    found = pxfast.Purifier(4, model=model).log_prob_gradient(x)
     assert found.shape == x.shape
-    assert torch.equal(score(x[1:2], model=model), found[1:2])
+    assert torch.equal(log_prob_gradient(x[1:2], model=model), found[1:2])
     torch.manual_seed(0)
     way = found.sign() * torch.rand_like(x)  # uphill, so that the slope is well above the rounding
     small = 0.02 / 255
@@ -112,10 +112,10 @@ def test_score_is_the_slope_of_the_log_likelihood(make_model, channels: int) -> 
 
 def test_score_refuses(make_model, tiny_model: pxfast.PixelCNN) -> None:
     x = torch.rand(2, 1, 8, 8)
-    assert score(x[:0], model=tiny_model).shape == (0, 1, 8, 8)
+    assert log_prob_gradient(x[:0], model=tiny_model).shape == (0, 1, 8, 8)
     with pytest.raises(TypeError, match="floating"):
-        score((255 * x).byte(), model=tiny_model)
+        log_prob_gradient((255 * x).byte(), model=tiny_model)
     with pytest.raises(ValueError, match="gradient in the values, got 'softmax'"):
-        score(x, model=make_model(head="softmax"))
+        log_prob_gradient(x, model=make_model(head="softmax"))
     with pytest.raises(ValueError, match=r"\[0, 1\]"):
-        score(x + 1, model=tiny_model)
+        log_prob_gradient(x + 1, model=tiny_model)

@@ -8,7 +8,7 @@ import types
 
 import pytest
 import torch
-from support.helpers import noisy, real_images, trained_model
+from support.helpers import assert_as_exact, assert_chosen, noisy, real_images, trained_model
 
 from pxfast.base.checks import PRECISIONS
 from pxfast.engines import benchmark, compiled, cuda, triton
@@ -207,8 +207,9 @@ def test_as_the_cpu_engine_for_every_chooser():
         ours, theirs = (
             select(name).decode(schedule_for(model), images, chooser, precision="fp32") for name in ("cuda", "cpu")
         )
-        differing = int((ours != theirs).flatten(1).any(dim=1).sum())
-        assert differing <= 2, f"{chooser}: {differing} of 24 images differ; near-ties are rarer than that"
+        assert_chosen(model, images, ours, chooser)
+        if isinstance(chooser, Greedy):
+            assert_as_exact(model, images, ours, theirs, chooser, "fp32")
 
 
 @pytest.mark.gpu

@@ -9,10 +9,10 @@ import pytest
 
 pytestmark = pytest.mark.compile
 
-CSRC = Path(__file__).resolve().parents[2] / "csrc" / "cpu"
+CSRC = Path(__file__).resolve().parents[2] / "csrc"
 
 DRIVER = """
-#include "vector.h"
+#include "cpu/vector.h"
 #include <cstdio>
 int main() {
   float x[pxfast::kLanes], y[pxfast::kLanes];

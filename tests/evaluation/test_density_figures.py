@@ -15,7 +15,7 @@ from pxfast.cli.main import app
 from pxfast.data.datasets import DATASETS
 from pxfast.data.image_files import write_png
 from pxfast.evaluation.figures import DensityMeasurements, density_figures, measure_density, pictures
-from pxfast.pixelcnn.files import save_model
+from pxfast.pixelcnn.files import save
 from pxfast.pixelcnn.shipped import SHIPPED
 
 NAMES = ("samples", "bits-per-dim", "p-values", "roc", "lbfgs")
@@ -124,7 +124,7 @@ def test_shipped_models(name, data_root):
 
 
 def test_command(tmp_path, folder, tiny_colour_model):
-    save_model(tiny_colour_model, tmp_path / "model.safetensors")
+    save(tiny_colour_model, tmp_path / "model.safetensors")
     arguments = ["figures", "density", str(folder), "--out", str(tmp_path / "out"), "--images", "2"]
     arguments += ["--train-images", "3", "--lbfgs-images", "0", "--model", str(tmp_path / "model.safetensors")]
     done = CliRunner().invoke(app, [*arguments, "--json", "--device", "cpu", "--attacks", "rand"])

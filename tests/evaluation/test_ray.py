@@ -12,13 +12,14 @@ from safetensors.torch import load_file, save
 from support.helpers import real_images
 
 import pxfast
+from pxfast.defences import OnColumn
 from pxfast.evaluation.defences import Context, describe
 from pxfast.evaluation.networks import ModelFiles
 from pxfast.evaluation.pipeline import Pipeline
 from pxfast.evaluation.runners import LocalRunner, make_runner
 from pxfast.evaluation.stages import Task
 from pxfast.evaluation.store import Store
-from pxfast.pixelcnn.files import load_model, save_model
+from pxfast.pixelcnn.files import load_model
 from pxfast.pixelcnn.fingerprint import model_fingerprint
 
 if os.environ.get("PXFAST_TEST_RAY") != "1":
@@ -51,7 +52,7 @@ def two_workers():
 def evaluation(make_model, tmp_path_factory) -> tuple[ModelFiles, Context, torch.Tensor]:
     """A model's file, what its defences share, and images for it."""
     path = tmp_path_factory.mktemp("model") / "model.safetensors"
-    save_model(make_model(), path, dtype=torch.float32)
+    pxfast.save(make_model(), path, dtype=torch.float32)
     key = model_fingerprint(load_model(path))
     images = real_images(1, (8, 8), SHARD * SHARDS)
     return ModelFiles({}, {key: str(path)}), Context(key, 1, engine="reference", precision="fp32"), images
@@ -139,13 +140,16 @@ def test_a_purifier_is_a_stage_of_ray_data(evaluation):
     files, _, images = evaluation
     path = next(iter(files.densities.values()))
     labels = np.arange(32)
-    settings = {"eps": 16, "model": path, "engine": "reference", "precision": "fp32", "column": "image"}
+    settings = {"eps": 16, "model": path, "engine": "reference", "precision": "fp32"}
     batches = (
         ray.data.from_items(
             [{"image": image, "label": label} for image, label in zip(images[:32].numpy(), labels, strict=True)]
         )
         .map_batches(
-            pxfast.Purifier, fn_constructor_kwargs=settings, batch_size=8, compute=ray.data.ActorPoolStrategy(size=2)
+            OnColumn,
+            fn_constructor_kwargs={"function": pxfast.Purifier(**settings), "column": "image"},
+            batch_size=8,
+            compute=ray.data.ActorPoolStrategy(size=2),
         )
         .take_all()
     )
@@ -155,6 +159,6 @@ def test_a_purifier_is_a_stage_of_ray_data(evaluation):
         assert row["image"].dtype == np.uint8
         np.testing.assert_array_equal(row["image"], expected[row["label"]])
     plain = ray.data.from_numpy(images[:32].numpy())
-    purifier = pxfast.Purifier(**{**settings, "column": "data"})
-    found = plain.map_batches(purifier, batch_size=16).take_batch(32)["data"]
+    purified = OnColumn(pxfast.Purifier(**settings), "data")
+    found = plain.map_batches(purified, batch_size=16).take_batch(32)["data"]
     np.testing.assert_array_equal(found, expected)

@@ -242,7 +242,7 @@ def test_missing_classifiers_are_trained_first(world: World, tmp_path, run_here)
     assert (folder / "data-resnet62-bim.safetensors").is_file()
     table = read_table(table_path(tmp_path / "out", "small"))
     notes = table.models[1]["notes"]
-    assert (notes["training"]["defense"], notes["training"]["budget"]) == ("bim", 0.5)
+    assert (notes["training"]["defence"], notes["training"]["budget"]) == ("bim", 0.5)
 
 
 def test_the_command_prints_the_table(world: World, whole, tmp_path, run_here) -> None:

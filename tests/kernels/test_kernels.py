@@ -81,7 +81,7 @@ def paper_schedule(head: str) -> Schedule:
 
 def everything(name: str) -> list:
     """A launch of every shape class of the CIFAR-10 network's decode, with each head, and of the likelihood."""
-    from pxfast.engines.triton_shapes import decoding, likelihood
+    from support.triton_shapes import decoding, likelihood
 
     launches = []
     for head in HEADS:
@@ -125,7 +125,7 @@ def has_a_big_tile(launch) -> bool:
     ("name", "instruction"), [("sm_80", "mma.sync"), ("sm_90", "wgmma.mma_async"), ("sm_100", "tcgen05.mma")]
 )
 def test_matrix_cores_are_used_with_pipelined_copies(name, instruction):
-    from pxfast.engines.triton_shapes import decoding
+    from support.triton_shapes import decoding
 
     launches = [launch for launch in decoding(paper_schedule("logistic"), "bf16", name) if has_a_big_tile(launch)]
     assert len(launches) == 4, "hidden and gate, of rows and of pixels"
@@ -139,7 +139,7 @@ def test_matrix_cores_are_used_with_pipelined_copies(name, instruction):
 @compiles
 def test_no_multiplication_and_addition_are_contracted(monkeypatch):
     # whatever the variable says, since every launch says it itself
-    from pxfast.engines.triton_shapes import decoding
+    from support.triton_shapes import decoding
 
     monkeypatch.setenv("TRITON_DEFAULT_FP_FUSION", "1")
     launch = next(each for each in decoding(paper_schedule("logistic"), "bf16", "sm_90") if "HEAD" in each.constants)

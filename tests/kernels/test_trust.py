@@ -64,7 +64,6 @@ def gpu(monkeypatch, tmp_path):
     fast = dataclasses.replace(ENGINES["cpu"], name="fast", summary="a test's", gpu=True)
     registry = {"fast": fast, **{name: ENGINES[name] for name in ("cpu", "reference")}}
     monkeypatch.setattr(engines, "ENGINES", registry)
-    monkeypatch.setattr(info, "ENGINES", registry)
     monkeypatch.setattr(trust, "run", run)
     monkeypatch.setattr(trust, "_gpu", lambda device: f"a GPU of a test, number {device}")
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import pxfast
-from pxfast.pixelcnn.files import FORMAT, model_tensors, read_metadata, save_model
+from pxfast.pixelcnn.files import FORMAT, model_tensors, read_metadata, save
 from pxfast.pixelcnn.heads import HEADS
 
 
@@ -25,7 +25,7 @@ def save_tensors(path, tensors, model, **changes):
 def test_round_trip(make_model, tmp_path, head, dtype):
     model = make_model(channels=3, head=head)
     first, second = tmp_path / "first.safetensors", tmp_path / "second.safetensors"
-    save_model(model, first, dtype=dtype, notes={"test_bits_per_dim": 3.5})
+    save(model, first, dtype=dtype, notes={"test_bits_per_dim": 3.5})
     loaded = pxfast.load(first)
     assert loaded.config == model.config
     assert not loaded.training
@@ -37,7 +37,7 @@ def test_round_trip(make_model, tmp_path, head, dtype):
     for name, convolution in loaded.convolutions():
         torch.testing.assert_close(convolution.weight(), stored[f"{name}.weight"].float(), rtol=1e-6, atol=0)
         assert torch.equal(convolution.b, stored[f"{name}.bias"])
-    save_model(loaded, second, dtype=dtype)
+    save(loaded, second, dtype=dtype)
     if dtype == torch.bfloat16:
         again = load_file(second)
         assert all(torch.equal(stored[name], again[name]) for name in stored)
@@ -47,7 +47,7 @@ def test_round_trip(make_model, tmp_path, head, dtype):
 
 
 def test_loaded_fp32_model_gives_the_same_bits(tiny_model, tmp_path):
-    save_model(tiny_model, tmp_path / "m.safetensors", dtype=torch.float32)
+    save(tiny_model, tmp_path / "m.safetensors", dtype=torch.float32)
     images = torch.randint(0, 256, (4, 1, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(
         pxfast.bits_per_dim(images, model=tmp_path / "m.safetensors"),
@@ -60,7 +60,7 @@ def test_loaded_fp32_model_gives_the_same_bits(tiny_model, tmp_path):
 @pytest.mark.parametrize("keep", [0, 7, 100, -1])
 def test_truncated_files_are_refused(tiny_model, tmp_path, keep):
     path = tmp_path / "model.safetensors"
-    save_model(tiny_model, path)
+    save(tiny_model, path)
     path.write_bytes(path.read_bytes()[:keep])
     with pytest.raises(ValueError, match=r"model\.safetensors is truncated or not a safetensors file"):
         pxfast.load(path)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import pxfast
-from pxfast.pixelcnn.files import save_model
+from pxfast.pixelcnn.files import save
 from pxfast.pixelcnn.fingerprint import model_fingerprint
 
 
@@ -39,11 +39,11 @@ def test_shape_and_head_count(make_model):
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 def test_survives_files_and_machines(make_model, tmp_path, monkeypatch, dtype):
-    save_model(make_model(), tmp_path / "first.safetensors", dtype=dtype)
+    save(make_model(), tmp_path / "first.safetensors", dtype=dtype)
     first = pxfast.load(tmp_path / "first.safetensors")
     fingerprint = model_fingerprint(first)
     if dtype == torch.bfloat16:
-        save_model(first, tmp_path / "second.safetensors", notes={"test_bits_per_dim": 1.0})
+        save(first, tmp_path / "second.safetensors", notes={"test_bits_per_dim": 1.0})
         assert fingerprint == model_fingerprint(pxfast.load(tmp_path / "second.safetensors"))
     here = torch.linalg.vector_norm
     monkeypatch.setattr(torch.linalg, "vector_norm", lambda *a, **k: here(*a, **k) * (1 + 2**-22))  # rounds otherwise

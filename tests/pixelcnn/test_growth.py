@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from support.helpers import real_images, trained_model
 
 import pxfast
-from pxfast.pixelcnn.files import load_model, save_model
+from pxfast.pixelcnn.files import load_model, save
 from pxfast.pixelcnn.training import Trainer, TrainingSettings
 from pxfast.pixelcnn.training.growth import grown
 
@@ -71,7 +71,7 @@ def test_what_is_new_learns(tmp_path) -> None:
     assert begun["output.v"][:, 5:].abs().max() == 0, "the output did not look at the new features,"
     assert after["output.v"][:, 5:].abs().min() > 0, "and does now"
     path = tmp_path / "grown.safetensors"
-    save_model(trainer.averaged, path)
+    save(trainer.averaged, path)
     model = load_model(path)
     purified = pxfast.purify(images[:4], eps=8, model=model)
     assert pxfast.verify(images[:4], purified, eps=8, model=model, precision="bf16").passed

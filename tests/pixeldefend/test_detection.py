@@ -13,7 +13,7 @@ from torch import Tensor
 
 import pxfast
 from pxfast.data.datasets import load_dataset
-from pxfast.pixelcnn.files import save_model
+from pxfast.pixelcnn.files import save
 from pxfast.pixelcnn.shipped import SHIPPED
 from pxfast.pixeldefend import detection
 from pxfast.pixeldefend.detection import Detector, roc_auc_score, roc_curve
@@ -66,9 +66,9 @@ def test_library_rank_and_range(fitted, images):
 
 
 def test_score_is_bits_per_dim_and_orders_against_the_p_value(fitted, tiny_model, images):
-    score = fitted.score(images)
+    score = fitted.bits_per_dim(images)
     assert torch.equal(score, pxfast.bits_per_dim(images, model=tiny_model))
-    assert torch.equal(Detector(tiny_model).score(images), score), "needs no fit"
+    assert torch.equal(Detector(tiny_model).bits_per_dim(images), score), "needs no fit"
     assert (fitted.p_value(images)[score.argsort()].diff() <= 0).all(), "the larger, the more suspicious"
 
 
@@ -159,7 +159,7 @@ def test_bad_files_are_named(fitted, tiny_model, tmp_path):
     path.write_bytes(path.read_bytes()[:-4])
     with pytest.raises(ValueError, match=r"detector\.safetensors is truncated"):
         Detector.load(path, tiny_model)
-    save_model(tiny_model, path)
+    save(tiny_model, path)
     with pytest.raises(ValueError, match="another kind: expected 'pxfast-detector'"):
         Detector.load(path, tiny_model)
 
@@ -209,7 +209,7 @@ def test_shipped_model_tells_noise_from_held_out_images(data_root: Path):
     assert stats.kstest(p_values, "uniform").pvalue > 0.01
     assert (p_values <= 0.05).double().mean() < 0.15
     assert detector.is_adversarial(noise).double().mean() > 0.3
-    assert roc_auc_score(detector.score(clean), detector.score(noise)) > 0.9
+    assert roc_auc_score(detector.bits_per_dim(clean), detector.bits_per_dim(noise)) > 0.9
 
 
 def test_roc_by_hand():

@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import pxfast
-from pxfast.pixelcnn.files import save_model
+from pxfast.pixelcnn.files import save
 from pxfast.pixelcnn.shipped import SHIPPED
 
 
@@ -93,7 +93,7 @@ def test_changed_weights_are_noticed(tiny_model):
 
 
 def test_model_by_path(tiny_model, tmp_path):
-    save_model(tiny_model, tmp_path / "tiny.safetensors", dtype=torch.float32)
+    save(tiny_model, tmp_path / "tiny.safetensors", dtype=torch.float32)
     images = random_images(1, 1, 8, 8)
     result = purify(images, model=tmp_path / "tiny.safetensors")
     assert pxfast.verify(images, result, model=str(tmp_path / "tiny.safetensors")).passed

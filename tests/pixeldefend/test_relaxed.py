@@ -24,7 +24,7 @@ def pictures(channels: int, count: int = 3) -> Tensor:
 
 @functools.cache
 def sharp(channels: int) -> pxfast.PixelCNN:
-    """A model of 4x4 images, trained on 8x8 ones: the argmax of a random one would hang on rounding."""
+    """A model of 4x4 images, trained on 8x8 ones: the argmax of a random one would depend on rounding."""
     trained = trained_model((8, 8), channels, 8, 1, HEADS[channels])
     model = pxfast.PixelCNN(dataclasses.replace(trained.config, image_size=(4, 4)))
     model.load_state_dict(trained.state_dict())

@@ -23,7 +23,7 @@ def test_exact_result_passes(case):
     assert found.bounded
     assert found.regret.shape == images.shape
     assert found.regret.dtype == torch.float32
-    assert found.maximum <= 1e-3
+    assert found.max_regret <= 1e-3
     assert found.fraction_within(1e-3) == 1.0
     assert "passed" in str(found)
 
@@ -41,8 +41,8 @@ def test_bf16_result_is_judged_by_bf16_weights(case):
     purified = pxfast.purify(images, EPS, model=model, engine="reference", precision="bf16")
     judged = pxfast.verify(images, purified, EPS, model=model, precision="bf16")
     assert judged.passed
-    assert judged.mean <= 1e-5
-    assert pxfast.verify(images, purified, EPS, model=model).mean > judged.mean
+    assert judged.mean_regret <= 1e-5
+    assert pxfast.verify(images, purified, EPS, model=model).mean_regret > judged.mean_regret
 
 
 def test_unpurified_images_fail(case):
@@ -50,7 +50,7 @@ def test_unpurified_images_fail(case):
     found = pxfast.verify(images, images, EPS, model=model)
     assert found.bounded
     assert not found.passed
-    assert found.mean > 0.01
+    assert found.mean_regret > 0.01
     assert "FAILED" in str(found)
 
 

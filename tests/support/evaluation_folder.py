@@ -13,7 +13,7 @@ from support.helpers import real_images, trained_model
 from pxfast.classifiers import ResNetConfig, build, save_classifier
 from pxfast.data.image_files import write_png
 from pxfast.evaluation.results import Table
-from pxfast.pixelcnn.files import save_model
+from pxfast.pixelcnn.files import save
 
 TABLE = """
 name = "small"
@@ -118,7 +118,7 @@ def make_world(folder: Path) -> World:
     classifiers = folder / "classifiers"
     classifiers.mkdir()
     save_classifier(tiny_classifier(0), classifiers / "data-resnet62-normal.safetensors")
-    save_model(trained_model((8, 8), 1, 8, 1), folder / "model.safetensors")
+    save(trained_model((8, 8), 1, 8, 1), folder / "model.safetensors")
     (folder / "table.toml").write_text(TABLE.format(data=folder / "data"))
     return World(folder / "data", classifiers, folder / "model.safetensors", folder / "table.toml")
 

@@ -19,7 +19,7 @@ class Halves(nn.Module):
         purified[..., 1::2] = purified[..., 0::2]
         return with_backward(images, purified, "straight-through")
 
-    def score(self, images: Tensor) -> Tensor:
+    def log_prob_gradient(self, images: Tensor) -> Tensor:
         return self(images).detach() - images.detach()
 
 
@@ -47,7 +47,7 @@ class Noisy(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         return self.draw(images, image_seeds(images, self.seed))
 
-    def score(self, images: Tensor) -> Tensor:
+    def log_prob_gradient(self, images: Tensor) -> Tensor:
         return 0.5 - images.detach()
 
     def extra_repr(self) -> str:

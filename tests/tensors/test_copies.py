@@ -84,7 +84,7 @@ def test_everything_goes_by_the_weights_of_now(change: Callable[[nn.Module], Non
             pxfast.sample(2, model=of, precision="fp32"),
             pxfast.verify(images, images, 16, model=of).regret,
             pxfast.verify(images, images, 16, model=of, precision="bf16").regret,
-            pxfast.Purifier(model=of).score(images / 255),
+            pxfast.Purifier(model=of).log_prob_gradient(images / 255),
         ]
 
     before = results(model)

@@ -1,6 +1,14 @@
-"""The paper's figures from one's own models: ``density`` measures, ``pictures`` draws."""
+"""The paper's figures: of a table's attacks and rows, or from a density model alone."""
 
 from .density import density_figures, measure_density
+from .evaluate import evaluate_figures, evaluate_violins
 from .series import DensityMeasurements, Series
 
-__all__ = ["DensityMeasurements", "Series", "density_figures", "measure_density"]
+__all__ = [
+    "DensityMeasurements",
+    "Series",
+    "density_figures",
+    "evaluate_figures",
+    "evaluate_violins",
+    "measure_density",
+]

@@ -26,7 +26,7 @@ from ...pixeldefend.lbfgs import lbfgs_purify
 from ...pixeldefend.purify import purify
 from ...pixeldefend.sampling import sample
 from . import pictures
-from .series import DensityMeasurements, Series, bits_per_dim
+from .series import DensityMeasurements, Series, nats_to_bits_per_dim
 
 ATTACKS = ("rand", "fgsm", "bim", "deepfool")  # the paper also has cw_linf, which takes long
 EPS = {"fashion-mnist": (25, 32), "cifar10": (8, 16)}  # of attack and purification: the paper's Figures 10 and 11
@@ -47,6 +47,13 @@ def fitted_detector(
         return detector, detector.log_likelihoods
 
 
+class Indifferent(nn.Module):
+    """A stand-in for attacks that go by no classifier: images (N, C, H, W) to logits (N, 2) that are all 0."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return images.new_zeros(len(images), 2)
+
+
 def attacked_images(
     name: str, classifier: nn.Module | None, images: Tensor, labels: Tensor, eps: int, seed: int
 ) -> Tensor:
@@ -55,7 +62,7 @@ def attacked_images(
     if classifier is None:
         if attack.needs_gradient or not attack.on_grid:
             raise ValueError(f"the attack {name!r} needs a classifier: pass one, or attack by 'rand' alone")
-        classifier = nn.Identity().eval()  # which is not asked
+        return attack(Indifferent().eval(), images, None, eps if attack.bounded else None, seed=seed)
     return attack(classifier, images, labels, eps if attack.bounded else None, seed=seed)
 
 
@@ -130,7 +137,7 @@ def measure_density(
             found = [
                 measured.double().cpu().numpy()
                 for each in (given, purified)
-                for measured in (detector.score(each), detector.p_value(each))
+                for measured in (detector.bits_per_dim(each), detector.p_value(each))
             ]
             series.append(Series(kind, *found))
             steps.advance()
@@ -144,7 +151,9 @@ def measure_density(
         "L-BFGS-B starts": lbfgs_starts,
         "seed": seed,
     }
-    return DensityMeasurements(test[:shown], samples, bits_per_dim(log_likelihoods, clean), series, baseline, settings)
+    return DensityMeasurements(
+        test[:shown], samples, nats_to_bits_per_dim(log_likelihoods, clean), series, baseline, settings
+    )
 
 
 def measure_baseline(

@@ -13,9 +13,10 @@ from torch import Tensor
 from ..results import Figure, figure_path, write_figure
 from ..run import Prepared
 from ..specification import RowSpecification, TableSpecification
-from . import DensityMeasurements, attack_pictures, pictures
+from . import attack_pictures, pictures
 from .density import summary
 from .kinds import Kind
+from .series import DensityMeasurements
 
 PAPER = "Song et al., PixelDefend, ICLR 2018"
 SHOWN = 48  # images in a grid

@@ -13,11 +13,11 @@ from ...pixeldefend.detection import permutation_p_values
 from ...pixeldefend.sampling import sample
 from ..run import Settings, prepare, progress_bars
 from ..specification import TableSpecification
-from . import DensityMeasurements, Series, pictures
+from . import pictures
 from .density import measure_baseline
 from .drawing import SHOWN, draw, draw_violins
 from .kinds import measure, purified_row, train_log_likelihoods
-from .series import bits_per_dim
+from .series import DensityMeasurements, Series, nats_to_bits_per_dim
 
 TRAIN_IMAGES = 1000  # that p-values compare with, where no log-likelihoods are shipped
 LBFGS_IMAGES = 10  # the paper's Figure 5
@@ -66,7 +66,7 @@ def evaluate_figures(
     measured = DensityMeasurements(
         prepared.images[:SHOWN],
         sample(SHOWN, model=network, seed=specification.seed),
-        bits_per_dim(known, prepared.images),
+        nats_to_bits_per_dim(known, prepared.images),
         series,
         measure_baseline(images, series, network, purify_eps, lbfgs_images, lbfgs_starts, specification.seed, progress),
         {

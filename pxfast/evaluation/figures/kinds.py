@@ -16,7 +16,7 @@ from ...pixeldefend.detection import shipped_log_likelihoods
 from ..defences import describe
 from ..run import Prepared
 from ..specification import ColumnSpecification, RowSpecification, TableSpecification
-from .series import bits_per_dim
+from .series import nats_to_bits_per_dim
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Kind:
 
     def bits(self) -> tuple[np.ndarray, np.ndarray]:
         """Bits/dim before and after purification, (N,) float64 each."""
-        before, after = (bits_per_dim(each, self.given) for each in self.log_likelihoods)
+        before, after = (nats_to_bits_per_dim(each, self.given) for each in self.log_likelihoods)
         return before, after
 
 

@@ -38,6 +38,6 @@ class DensityMeasurements:
     settings: dict[str, object]
 
 
-def bits_per_dim(log_likelihoods: Tensor, images: Tensor) -> np.ndarray:
+def nats_to_bits_per_dim(log_likelihoods: Tensor, images: Tensor) -> np.ndarray:
     """Log-likelihoods in nats of images (N, C, H, W) as bits/dim, (N,) float64."""
     return (-log_likelihoods.double() / (math.log(2.0) * images[0].numel())).numpy()

@@ -8,7 +8,7 @@ import string
 from ..results import Cell, Column, Row, Table
 
 STRONGEST = "strongest"  # the column of the minimum over a row's attacks
-WIDEST = 8  # columns; a table of more is turned, its columns becoming rows
+WIDEST = 8  # columns; a table with more is transposed
 SMALL, LARGE = 5.0, 15.0  # points of difference between the shades of a cell
 
 

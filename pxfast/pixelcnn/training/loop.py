@@ -12,7 +12,7 @@ from torch import Tensor
 from ...training.processes import Processes
 from ...training.provenance import training_notes, training_parts
 from ...training.run import check_outputs, run_to_the_end
-from ..files import load_model, read_metadata, save_model
+from ..files import load_model, read_metadata, save
 from ..network import PixelCNN, PixelCNNConfig
 from .settings import TrainingSettings
 from .trainer import Trainer, check_images, mean_bits_per_dim
@@ -74,7 +74,7 @@ def train(
             entry["validation_bits_per_dim"] = trainer.evaluate(best, validation)
         trainer.history.append(entry)
         trainer.save(checkpoint)
-        save_model(best, out, notes=training_notes({**trainer.facts(), "weights": weights}, earlier))
+        save(best, out, notes=training_notes({**trainer.facts(), "weights": weights}, earlier))
 
     def describe(bits_per_dim: float) -> str:
         nonlocal recent
@@ -100,5 +100,5 @@ def record_bits_per_dim(
     model, (_, notes) = load_model(path), read_metadata(path)
     mean = mean_bits_per_dim(model.to(device), test_images, progress=progress)
     notes |= {"test_bits_per_dim": round(mean, 5), "test_images": len(test_images)}
-    save_model(model, path, notes=notes)
+    save(model, path, notes=notes)
     return mean

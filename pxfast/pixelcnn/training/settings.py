@@ -28,7 +28,7 @@ class TrainingSettings(RunSettings):
     warmup: int = 200
     ema_decay: float = 0.9995
     gradient_clip: float = 1.0
-    # what follows is younger than some checkpoints, which were made as the defaults say
+    # checkpoints older than these fields were made with their defaults
     optimiser: str = "adam"
     muon_learning_rate: float = 0.05
     schedule: str = "cosine"

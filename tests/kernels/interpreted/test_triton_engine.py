@@ -12,12 +12,12 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from support.helpers import noisy, real_images, trained_model
+from support.helpers import assert_chosen, noisy, real_images, trained_model
 from support.triton_device import INTERPRETED, on_device
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from pxfast.engines import reference, triton
+from pxfast.engines import triton
 from pxfast.engines.choosers import Greedy, Sample
 from pxfast.engines.schedule import schedule_for
 from pxfast.pixeldefend.verify import verify
@@ -72,26 +72,24 @@ def test_the_other_heads_are_exact(head):
     assert verdict.passed, str(verdict)
 
 
-def test_samples_are_the_references_and_chunks_do_not_show(monkeypatch):
+def test_samples_follow_their_random_numbers_and_chunks_do_not_show(monkeypatch):
     model = trained_model((4, 4), 1, 8, 1)
     monkeypatch.setattr(triton, "MOST_IMAGES", 16)
     schedule = schedule_for(model)
     schedule.compiled.clear()
     anything = torch.zeros(20, 1, 4, 4, dtype=torch.uint8)
-    result = decode(model, anything, Sample(seed=5, temperature=0.9))
-    expected = reference.decode(schedule, anything[14:], Sample(seed=5, temperature=0.9, first=14), precision="fp32")
-    # where a cumulative sum meets the uniform number rounding may decide, and all after it differs
-    assert (result[14:] == expected).flatten(1).all(dim=1).sum() >= 5
+    chooser = Sample(seed=5, temperature=0.9)
+    result = decode(model, anything, chooser)
+    assert_chosen(model, anything, result, chooser)
     assert len(result.unique()) > 30
 
 
-def test_kept_values_are_the_references():
+def test_likely_values_are_kept():
     model = trained_model((4, 4), 1, 8, 1)
     images = noisy(real_images(1, (4, 4), 16), 40)
     chooser = Greedy(16, keep_bits=9.0)
     result = decode(model, images, chooser)
-    expected = reference.decode(schedule_for(model), images, chooser, precision="fp32")
-    assert (result == expected).flatten(1).all(dim=1).sum() >= 14
+    assert_chosen(model, images, result, chooser)
     assert (result == images).float().mean() > 0.1
 
 

@@ -32,8 +32,8 @@ def compile_program(folder: Path, compiler: str, sanitizer: str, sources: list[P
 
 def build(folder: Path, compiler: str, sanitizer: str = "") -> Path:
     """The CUDA engine as a program that decodes stdin's images, made in ``folder``."""
-    cuda = CSRC / "cuda"
-    sources = [HERE / "main.cpp", HERE / "runtime.cpp", cuda / "pack.cpp", cuda / "engine.cpp"]
+    engine = [CSRC / "common" / "program.cpp", CSRC / "cuda" / "pack.cpp", CSRC / "cuda" / "engine.cpp"]
+    sources = [HERE / "main.cpp", HERE / "runtime.cpp", *engine]
     return compile_program(folder, compiler, sanitizer, sources)
 
 

@@ -1,4 +1,4 @@
-// A grid of CUDA threads as fibers of one host thread: barriers are real ones, and whoever waits lets others run.
+// A grid of CUDA threads as fibers of one host thread: barriers are real ones, and a thread that waits lets others run.
 //
 // Fibers instead of threads, because a small decode passes some hundred thousand barriers of 256 threads each. The
 // sanitizers are told of every switch: the thread sanitizer takes each fiber for a thread of its own, and sees only the
@@ -10,7 +10,7 @@ namespace fibers {
 
 struct Fiber;
 
-// Runs body(context) in blocks x threads fibers. seed 0: in order; else whoever is ready runs in a random order.
+// Runs body(context) in blocks x threads fibers. seed 0: in order; else the threads that are ready run in a random order.
 // Ends the process with a message when all of them wait for each other.
 void run(int blocks, int threads, unsigned seed, void (*body)(void*), void* context);
 

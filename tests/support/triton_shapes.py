@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import torch
 
-from ..kernels.launch import Launch
-from ..kernels.mixture import mixture
-from ..kernels.tiles import tiles_for
-from .schedule import Schedule
-from .triton_program import PHASES, ChooserShape, Program, Workspace
+from pxfast.engines.schedule import Schedule
+from pxfast.engines.triton_program import PHASES, ChooserShape, Program, Workspace
+from pxfast.kernels.launch import Launch
+from pxfast.kernels.mixture import mixture
+from pxfast.kernels.tiles import tiles_for
 
 CHOOSERS = (ChooserShape(False, 64), ChooserShape(False, 256), ChooserShape(True, 256))
 

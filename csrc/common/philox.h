@@ -3,17 +3,13 @@
 
 #include <cstdint>
 
-#if defined(__CUDACC__)
-#define PXFAST_HOST_DEVICE __host__ __device__
-#else
-#define PXFAST_HOST_DEVICE
-#endif
+#include "host_device.h"
 
-// In no namespace of its own and static: this header is compiled under several instruction sets (see program.h).
-namespace {
+namespace pxfast {
+namespace {  // see steps.h
 
 // A uniform number in (0, 1), a multiple of 2^-24, of one sub-pixel: position is (row * W + column) * C + channel.
-PXFAST_HOST_DEVICE inline float uniform_of(uint64_t seed, uint64_t image, uint32_t position) {
+PXFAST_HD float uniform_of(uint64_t seed, uint64_t image, uint32_t position) {
   uint32_t counter[4] = {(uint32_t)image, (uint32_t)(image >> 32), position, 0};
   uint32_t key[2] = {(uint32_t)seed, (uint32_t)(seed >> 32)};
   for (int round = 0; round < 10; ++round) {
@@ -28,3 +24,4 @@ PXFAST_HOST_DEVICE inline float uniform_of(uint64_t seed, uint64_t image, uint32
 }
 
 }  // namespace
+}  // namespace pxfast

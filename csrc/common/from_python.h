@@ -8,7 +8,8 @@
 #include <string>
 #include <vector>
 
-#include "cpu/engine.h"
+#include "head.h"
+#include "program.h"
 
 namespace pxfast {
 

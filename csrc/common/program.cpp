@@ -1,0 +1,63 @@
+#include "program.h"
+
+#include <stdexcept>
+#include <string>
+
+#include "head.h"
+
+namespace pxfast {
+namespace {
+
+// A step's outputs: those that its epilogue takes, or the parameters of the head.
+int outputs_of(const ProgramSpec& spec, Epilogue epilogue) {
+  if (epilogue == Epilogue::kGate) return 2 * spec.filters;
+  if (epilogue != Epilogue::kOutput) return spec.filters;
+  if (spec.head == HeadKind::kSoftmax) return kValues * spec.channels;
+  return (spec.channels == 3 ? 10 : 3) * spec.mixtures;
+}
+
+void check_written(const ProgramSpec& spec, const StepSpec& step, int cache, int channels) {
+  require(cache >= -1 && cache < (int)spec.caches.size(), "written cache");
+  require(cache < 0 || (spec.caches[cache].level == step.level && spec.caches[cache].channels == channels),
+          "written cache's shape");
+}
+
+}  // namespace
+
+void require(bool condition, const char* what) {
+  if (!condition) throw std::invalid_argument(std::string("bad program: ") + what);
+}
+
+void check(const ProgramSpec& spec) {
+  require(spec.channels == 1 || spec.channels == 3, "channels");
+  require(spec.height > 0 && spec.width > 0 && spec.height % 4 == 0 && spec.width % 4 == 0, "image size");
+  require(spec.filters > 0, "filters");
+  require(spec.head == HeadKind::kSoftmax || (spec.mixtures > 0 && spec.mixtures <= kMaxMixtures),
+          "a mixture head takes 1 to 128 mixtures");
+  const int pairs = spec.head == HeadKind::kSoftmax && spec.channels == 3 ? 3 : 0;
+  require(spec.tables.size() == (size_t)pairs * kValues * kValues, "tables");
+  const int caches = (int)spec.caches.size();
+  for (const CacheSpec& cache : spec.caches)
+    require(cache.level >= 0 && cache.level < kLevels && cache.channels > 0 && cache.channels % 2 == 0 &&
+                cache.slots > 0,
+            "cache");
+  require(spec.input_cache >= 0 && spec.input_cache < caches, "input cache");
+  require(spec.caches[spec.input_cache].level == 0 && spec.caches[spec.input_cache].channels == spec.channels + 1,
+          "input cache's shape");
+  require(!spec.steps.empty() && spec.steps.back().epilogue == Epilogue::kOutput, "the last step is the output");
+  for (const StepSpec& step : spec.steps) {
+    require(step.level >= 0 && step.level < kLevels, "level");
+    require(step.outputs == outputs_of(spec, step.epilogue), "outputs");
+    require(!step.taps.empty() && (int)step.taps.size() <= kMaxTaps, "taps");
+    require(!step.biases.empty() && (int)step.biases.size() <= kMaxBiases, "biases");
+    for (const BiasSpec& bias : step.biases) require((int)bias.values.size() == step.outputs, "bias size");
+    for (const TapSpec& tap : step.taps) {
+      require(tap.cache >= 0 && tap.cache < caches, "tap's cache");
+      require(tap.matrix.size() == (size_t)spec.caches[tap.cache].channels * step.outputs, "tap's matrix");
+    }
+    check_written(spec, step, step.concat_elu, 2 * spec.filters);
+    for (const int cache : {step.raw, step.elu}) check_written(spec, step, cache, spec.filters + spec.filters % 2);
+  }
+}
+
+}  // namespace pxfast
