@@ -34,11 +34,13 @@ def sharp(channels: int) -> pxfast.PixelCNN:
 @pytest.mark.parametrize("channels", [1, 3])
 def test_cold_relaxation_is_algorithm_1(channels: int) -> None:
     images, eps, model = pictures(channels, 8), 9, sharp(channels)
-    expected = pxfast.purify(images, eps, model=model, engine="reference")
     with torch.no_grad():
-        found = 255 * RelaxedPurifier(eps, model, temperature=1e-5)(images.float() / 255)
-    agree = (found - expected).abs() < 0.01
-    assert agree.flatten(1).all(1).sum() >= 6  # a near tie parts the ways of all that come after it
+        found = 255 * RelaxedPurifier(eps, model, temperature=1e-7)(images.float() / 255)
+    # by regret, not beside Algorithm 1's own images: a near tie parts the ways of all that come after it
+    verdict = pxfast.verify(images, found.round().to(torch.uint8), eps, model=model)
+    assert verdict.bounded
+    assert verdict.max_regret < 1e-3, str(verdict)
+    assert ((found - found.round()).abs() < 0.01).double().mean() > 0.95
     assert (found.round() != images).double().mean() > 0.5
 
 
