@@ -31,6 +31,7 @@ inline StepSpec to_step(const py::dict& from) {
   step.concat_elu = from["concat_elu"].cast<int>();
   step.raw = from["raw"].cast<int>();
   step.elu = from["elu"].cast<int>();
+  step.early = from["early"].cast<int>();
   for (const py::handle& item : from["taps"].cast<py::list>()) {
     const auto tap = item.cast<py::tuple>();
     step.taps.push_back({tap[0].cast<int>(), tap[1].cast<int>(), tap[2].cast<int>(), tap[3].cast<int>(),

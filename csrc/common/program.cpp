@@ -49,6 +49,7 @@ void check(const ProgramSpec& spec) {
     require(step.level >= 0 && step.level < kLevels, "level");
     require(step.outputs == outputs_of(spec, step.epilogue), "outputs");
     require(!step.taps.empty() && (int)step.taps.size() <= kMaxTaps, "taps");
+    require(step.early >= 0 && step.early <= (step.per_row ? 0 : (int)step.taps.size()), "early taps");
     require(!step.biases.empty() && (int)step.biases.size() <= kMaxBiases, "biases");
     for (const BiasSpec& bias : step.biases) require((int)bias.values.size() == step.outputs, "bias size");
     for (const TapSpec& tap : step.taps) {

@@ -28,6 +28,7 @@ struct StepSpec {
   int outputs;
   float multiplier;
   int concat_elu, raw, elu;  // caches that it writes; -1: none
+  int early;  // of a pixel step: how many of its first taps read what is known once the row's vertical stream is done
   std::vector<TapSpec> taps;
   std::vector<BiasSpec> biases;
 };

@@ -67,6 +67,7 @@ class Block {
   bool run(const Control& control) {
     for (int row = 0; row < program_.height; ++row) {
       run_steps(/*per_row=*/true, row, 0, program_.width);
+      sum_early_taps(row);
       for (int column = 0; column < program_.width; ++column) {
         if (control.cancelled(control.context)) return false;
         run_steps(/*per_row=*/false, row, column, column + 1);
@@ -89,6 +90,7 @@ class Block {
       wait_for_team();
       if (workspace_.cancelled) return false;
       run_steps(/*per_row=*/true, row, 0, program_.width);
+      sum_early_taps(row);
       for (int begin = 0; begin < program_.width;) {
         run_steps(/*per_row=*/false, row, begin, program_.width);
         if (member_ == 0) {
@@ -137,6 +139,38 @@ class Block {
     return workspace_.residual[step.per_row][step.level] + (size_t)column * images_ * filters_padded_;
   }
 
+  // The sums over a pixel step's early taps, from a column of the row that is decoded on.
+  float* partial(const Step& step, int column) {
+    return workspace_.partial + (step.partial + (size_t)column * product_stride(step)) * images_;
+  }
+
+  // Sums the early taps of every pixel step, for a whole row. A team shares the work, and has met when this returns.
+  void sum_early_taps(int row) {
+    Stopwatch watch(workspace_.profile);
+    for (int s = 0; s < program_.steps; ++s) {
+      const Step& step = program_.step[s];
+      if (step.early == 0 || (row & ((1 << step.level) - 1))) continue;
+      const int columns = pxfast::level_size(program_.width, step.level), level_row = row >> step.level;
+      if (step.scale == Scale::kSame) {
+        const long rows = (long)columns * images_;
+        sum_early_taps(step, level_row, 0, columns, rows * member_ / members_, rows * (member_ + 1) / members_);
+      } else {
+        for (int column = member_; column < columns; column += members_)
+          sum_early_taps(step, level_row, column, 1, 0, images_);
+      }
+    }
+    watch.lap(&pxfast::Profile::row_products);
+    wait_for_team();
+  }
+
+  void sum_early_taps(const Step& step, int row, int column, int columns, long first, long last) {
+    const Operand<Element> operand = gather(step, 0, step.early, row, column, columns);
+    float* sums = partial(step, column);
+    for (; first < last; first += kPanelRows)
+      matrix_product(step, operand, first, last - first < kPanelRows ? last - first : kPanelRows, nullptr,
+                     sums + first * product_stride(step));
+  }
+
   // Every step of a stream for the columns [begin, end) of a row, both at stride 1.
   void run_steps(bool per_row, int row, int begin, int end) {
     for (int s = 0; s < program_.steps; ++s) {
@@ -147,13 +181,13 @@ class Block {
     }
   }
 
-  // The taps that exist at an output position. One outside the image is left out when a single column is computed;
-  // several columns read the zeros beside the image, which adds nothing: the same bits.
-  Operand<Element> gather(const Step& step, int row, int column, int columns) {
+  // Of the taps [first, last) those that exist at an output position. One outside the image is left out when a single
+  // column is computed; several columns read the zeros beside the image, which adds nothing: the same bits.
+  Operand<Element> gather(const Step& step, int first, int last, int row, int column, int columns) {
     Operand<Element> operand;
     operand.taps = 0;
     const int tile_width = step.tile_vectors * kLanes;
-    for (int t = 0; t < step.taps; ++t) {
+    for (int t = first; t < last; ++t) {
       const Tap& tap = step.tap[t];
       if (tap.row_parity >= 0 && tap.row_parity != (row & 1)) continue;
       if (tap.column_parity >= 0 && tap.column_parity != (column & 1)) continue;
@@ -187,15 +221,17 @@ class Block {
   // `begin` of the step on.
   void run_rows(const Step& step, int row, int begin, int column, int end, long first, long last) {
     Stopwatch watch(workspace_.profile);
-    const Operand<Element> operand = gather(step, row, column, end - column);
+    const Operand<Element> operand = gather(step, step.early, step.taps, row, column, end - column);
     watch.lap(&pxfast::Profile::gather);
+    const float* initial = step.early > 0 ? partial(step, column) : nullptr;
     float* residuals = residual(step, column - begin);
     for (; first < last; first += kPanelRows) {
       const Panel panel{first, last - first < kPanelRows ? last - first : kPanelRows,
                         step.epilogue == Epilogue::kOutput && workspace_.parameters
                             ? workspace_.parameters + first * product_stride(step)
                             : workspace_.products[member_]};
-      matrix_product(step, operand, panel.first, panel.rows, panel.products);
+      matrix_product(step, operand, panel.first, panel.rows,
+                     initial == nullptr ? nullptr : initial + panel.first * product_stride(step), panel.products);
       watch.lap(step.per_row ? &pxfast::Profile::row_products : &pxfast::Profile::pixel_products);
       add_bias(step, row, column, panel);
       finish(step, row, column, panel, residuals);

@@ -25,20 +25,32 @@ constexpr int kPack<Bf16> = 2;
 // weights and one spare stay in registers: 32 of 16 floats, 16 of 8, 32 of 4 (NEON), 16 of 4.
 #if defined(__AVX512F__)
 constexpr int kMaxTileVectors = 6;
+constexpr int kAccumulators = 24;
 constexpr int max_rows(int vectors) {
   return vectors == 1 ? 12 : vectors == 2 ? 12 : vectors == 3 ? 8 : vectors == 4 ? 6 : vectors == 5 ? 5 : 4;
 }
 #elif defined(__AVX2__)
 constexpr int kMaxTileVectors = 1;
+constexpr int kAccumulators = 12;
 constexpr int max_rows(int) { return 6; }
 #elif defined(__aarch64__)
 constexpr int kMaxTileVectors = 1;
+constexpr int kAccumulators = 24;
 constexpr int max_rows(int) { return 6; }
 #else
 constexpr int kMaxTileVectors = 1;
+constexpr int kAccumulators = 8;
 constexpr int max_rows(int) { return 2; }
 #endif
 constexpr int kMaxTileRows = 12;
+
+// How many tiles of so few rows are computed together, where one has too few accumulators to hide how long an addition
+// takes: one image alone has a single row.
+constexpr int kMaxTilesTogether = 4;
+constexpr int tiles_together(int rows, int vectors) {
+  const int registers = rows * vectors * kParts;
+  return 4 * registers <= kAccumulators ? 4 : 2 * registers <= kAccumulators ? 2 : 1;
+}
 
 // Left element(s) for all lanes, a register of weights, and their product added: on native registers, since GCC keeps
 // an array of them in registers and an array of Vectors, where these have several parts, on the stack.
@@ -60,38 +72,53 @@ inline NativeFloat multiply_add(NativeFloat sum, __m512i a, __m512i w) {
 }
 #endif
 
-template <class Element, int kRows, int kVectors>
-void tile_kernel(const Operand<Element>& operand, long first_row, size_t tile_offset, float* out, long out_stride) {
+// kTiles tiles of kRows rows: their accumulators begin at `initial` (null: at zero), which is laid out as `out` is.
+template <class Element, int kRows, int kVectors, int kTiles>
+void tile_kernel(const Operand<Element>& operand, long first_row, size_t tile_offset, size_t tile_stride,
+                 const float* initial, float* out, long out_stride) {
   constexpr int kRegisters = kVectors * kParts;
-  NativeFloat sum[kRows][kRegisters] = {};
+  NativeFloat sum[kTiles][kRows][kRegisters] = {};
+  if (initial != nullptr)
+    for (int n = 0; n < kTiles; ++n)
+      for (int i = 0; i < kRows; ++i)
+        for (int j = 0; j < kRegisters; ++j)
+          sum[n][i][j] = native_load(initial + i * out_stride + (n * kRegisters + j) * kNativeLanes);
   for (int t = 0; t < operand.taps; ++t) {
     const long channels = operand.channels[t];
     const Element* a = operand.cells[t] + first_row * channels;
     const Element* w = operand.weights[t] + tile_offset;
     for (long k = 0; k < channels; k += kPack<Element>) {
-      decltype(load_weights(w)) weights[kRegisters];
-      for (int j = 0; j < kRegisters; ++j) weights[j] = load_weights(w + j * kNativeLanes * kPack<Element>);
-      w += kVectors * pxfast::kLanes * kPack<Element>;
-      for (int i = 0; i < kRows; ++i) {
-        const auto left = spread(a + i * channels + k);
-        for (int j = 0; j < kRegisters; ++j) sum[i][j] = multiply_add(sum[i][j], left, weights[j]);
+      for (int n = 0; n < kTiles; ++n) {
+        decltype(load_weights(w)) weights[kRegisters];
+        for (int j = 0; j < kRegisters; ++j)
+          weights[j] = load_weights(w + n * tile_stride + j * kNativeLanes * kPack<Element>);
+        for (int i = 0; i < kRows; ++i) {
+          const auto left = spread(a + i * channels + k);
+          for (int j = 0; j < kRegisters; ++j) sum[n][i][j] = multiply_add(sum[n][i][j], left, weights[j]);
+        }
       }
+      w += kVectors * pxfast::kLanes * kPack<Element>;
     }
   }
-  for (int i = 0; i < kRows; ++i)
-    for (int j = 0; j < kRegisters; ++j) native_store(out + i * out_stride + j * kNativeLanes, sum[i][j]);
+  for (int n = 0; n < kTiles; ++n)
+    for (int i = 0; i < kRows; ++i)
+      for (int j = 0; j < kRegisters; ++j)
+        native_store(out + i * out_stride + (n * kRegisters + j) * kNativeLanes, sum[n][i][j]);
 }
 
 template <class Element>
-using TileKernel = void (*)(const Operand<Element>&, long, size_t, float*, long);
+using TileKernel = void (*)(const Operand<Element>&, long, size_t, size_t, const float*, float*, long);
 
 template <class Element>
 struct KernelTable {
-  TileKernel<Element> kernel[kMaxTileVectors + 1][kMaxTileRows + 1] = {};
+  TileKernel<Element> kernel[kMaxTilesTogether + 1][kMaxTileVectors + 1][kMaxTileRows + 1] = {};  // 1, 2 or 4 tiles
 
   template <int kVectors, int kRows>
   constexpr void fill_rows() {
-    kernel[kVectors][kRows] = &tile_kernel<Element, kRows, kVectors>;
+    constexpr int kMost = tiles_together(kRows, kVectors);
+    kernel[1][kVectors][kRows] = &tile_kernel<Element, kRows, kVectors, 1>;
+    if constexpr (kMost >= 2) kernel[2][kVectors][kRows] = &tile_kernel<Element, kRows, kVectors, 2>;
+    if constexpr (kMost >= 4) kernel[4][kVectors][kRows] = &tile_kernel<Element, kRows, kVectors, 4>;
     if constexpr (kRows > 1) fill_rows<kVectors, kRows - 1>();
   }
   template <int kVectors>
@@ -102,18 +129,24 @@ struct KernelTable {
   constexpr KernelTable() { fill<kMaxTileVectors>(); }
 };
 
-// rows x (tiles * tile_vectors * kLanes) products, starting at row first_row of the operand
+// rows x (tiles * tile_vectors * kLanes) products, starting at row first_row of the operand, added to as many values
+// from `initial` on; null: zeros
 template <class Element>
-void matrix_product(const pxfast::Step& step, const Operand<Element>& operand, long first_row, long rows, float* out) {
+void matrix_product(const pxfast::Step& step, const Operand<Element>& operand, long first_row, long rows,
+                    const float* initial, float* out) {
   static constexpr KernelTable<Element> table;
   const int tile_width = step.tile_vectors * pxfast::kLanes;
   const long out_stride = (long)step.tiles * tile_width;
   const long tile_rows = max_rows(step.tile_vectors);
-  for (int tile = 0; tile < step.tiles; ++tile) {
+  const int most = rows <= tile_rows ? tiles_together((int)rows, step.tile_vectors) : 1;
+  for (int tile = 0, tiles = most; tile < step.tiles; tile += tiles) {
+    while (tiles > step.tiles - tile) tiles /= 2;
+    const auto& kernels = table.kernel[tiles][step.tile_vectors];
     for (long row = 0; row < rows; row += tile_rows) {
       const long count = rows - row < tile_rows ? rows - row : tile_rows;
-      table.kernel[step.tile_vectors][count](operand, first_row + row, tile * step.tile_stride,
-                                             out + row * out_stride + tile * tile_width, out_stride);
+      const long at = row * out_stride + tile * tile_width;
+      kernels[count](operand, first_row + row, tile * step.tile_stride, step.tile_stride,
+                     initial == nullptr ? nullptr : initial + at, out + at, out_stride);
     }
   }
 }

@@ -42,6 +42,7 @@ struct Step {
   Epilogue epilogue;
   int outputs;             // N of the matrix product
   int taps, biases;
+  int early;  // of a pixel step: so many of its first taps are summed for a whole row, before its first pixel
   Tap tap[kMaxTaps];
   Bias bias[kMaxBiases];
   float multiplier;        // of the matrix product, before the bias
@@ -52,6 +53,7 @@ struct Step {
   size_t tile_stride;  // elements per packed tile
   int tile_vectors;    // vectors of kLanes outputs per tile
   int tiles;
+  size_t partial;      // floats per image before this step's sums over the early taps of a row
 };
 
 struct Program {
@@ -64,6 +66,7 @@ struct Program {
   const Cache* cache;
   const Step* step;
   size_t elements_per_image;  // of all caches
+  size_t partial_per_image;   // floats of all sums over early taps, of one row
 };
 
 // Seconds of one thread by kind of work, and the number of speculative sweeps.
@@ -77,6 +80,7 @@ constexpr int kMaxTeam = 64;
 struct Workspace {
   void* caches;
   float* residual[2][kLevels];  // [per_row][level]: width x images x padded filters
+  float* partial;               // by step: width x images x outputs of its tiles, the sums over a row's early taps
   float* products[kMaxTeam];    // one panel of a matrix product per member
   float* parameters;            // the head's parameters of a row, for speculation; else null
   Profile* profile;             // null: not measured

@@ -65,6 +65,7 @@ def program_of(schedule: Schedule) -> dict[str, Any]:
                 "concat_elu": optional(step.concat_elu),
                 "raw": optional(step.raw),
                 "elu": optional(step.elu),
+                "early": step.early,
                 "taps": [
                     (tap.cache, tap.row, tap.column, tap.row_parity, tap.column_parity, tap.matrix.numpy())
                     for tap in step.taps

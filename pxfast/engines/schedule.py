@@ -5,6 +5,10 @@ and writes what later steps will read: concat-ELU of the features, the features 
 stream's steps run once per row, for the whole row; the horizontal stream's once per pixel. Steps of level l run only
 where row and column are multiples of 2^l. This is the incremental evaluation of Ramachandran et al. (2017): every
 step is computed exactly once per position, and only the last one to three rows of each layer are kept.
+
+About half of a pixel step's products do not wait for the row's pixels: those with cells of the rows before, and with
+the vertical stream. These *early* taps stand first in the order of summation, so that an engine may sum them for the
+whole row at once, and let each pixel go on from there: the same additions in the same order.
 """
 
 from __future__ import annotations
@@ -78,6 +82,7 @@ class Step:
     """One layer at one position: epilogue(multiplier * sum over taps of matrix' cell + biases).
 
     concat_elu, raw, elu: the caches that receive the concat-ELU, the features, and the ELU of the result (None: none).
+    early: of a pixel step, how many of the first taps read only what is known when the row's vertical stream is done.
     """
 
     level: int
@@ -90,10 +95,19 @@ class Step:
     concat_elu: int | None = None
     raw: int | None = None
     elu: int | None = None
+    early: int = 0
 
     @property
     def outputs(self) -> int:
         return self.biases[0].values.numel()
+
+
+def _of_an_earlier_row(tap: Tap, scale: Scale) -> bool:
+    """Whether a cell of the horizontal stream lies in a row of the image before the one that is being decoded.
+
+    A coarse row that an odd row is upsampled from belongs to the even row before it.
+    """
+    return tap.row < 0 or (scale == Scale.UP and tap.row_parity == 1)
 
 
 class Schedule:
@@ -154,6 +168,16 @@ class _Flattener:
                 vertical = self._gated(pair.vertical, vertical, [skip_vertical])
                 horizontal = self._gated(pair.horizontal, horizontal, [vertical, skip_horizontal])
         self._output(horizontal)
+        self._early_first()
+
+    def _early_first(self) -> None:
+        """Put the taps of every pixel step that do not wait for pixels before the others."""
+        vertical = {cache for s in self.schedule.steps if s.per_row for cache in (s.concat_elu, s.raw, s.elu)}
+        for step in self.schedule.steps:
+            if not step.per_row:
+                early = [tap.cache in vertical or _of_an_earlier_row(tap, step.scale) for tap in step.taps]
+                step.early = sum(early)
+                step.taps = [step.taps[i] for i in sorted(range(len(early)), key=lambda i: not early[i])]
 
     # A stream's features after a layer are known by the step that publishes them; what it publishes is added when a
     # later step asks for it.

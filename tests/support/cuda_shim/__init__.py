@@ -92,7 +92,7 @@ def decode(program: Path, described: dict[str, Any], images: np.ndarray, setting
     for step in described["steps"]:
         integers(*(int(step[key]) for key in ("level", "per_row", "scale", "epilogue", "outputs")))
         reals(step["multiplier"])
-        integers(step["concat_elu"], step["raw"], step["elu"], len(step["taps"]))
+        integers(step["concat_elu"], step["raw"], step["elu"], step["early"], len(step["taps"]))
         for *where, matrix in step["taps"]:
             integers(*where)
             floats(matrix)
