@@ -47,9 +47,6 @@ struct ProgramSpec {
   std::vector<StepSpec> steps;
 };
 
-// Two orders of evaluation, one result: pixel by pixel, or rows guessed and repaired (small batches).
-enum class Order : int { kAuto, kSequential, kSpeculative };
-
 // Throws std::invalid_argument for a program that an engine could not run without leaving its memory.
 void check(const ProgramSpec& spec);
 

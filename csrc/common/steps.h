@@ -22,6 +22,9 @@ enum class Epilogue : int {
 
 enum class Scale : int { kSame, kDown, kUp };  // input position: as output, twice, half
 
+// Two orders of evaluation, one result: pixel by pixel, or rows guessed and repaired (small batches).
+enum class Order : int { kAuto, kSequential, kSpeculative };
+
 enum class HeadKind : int {
   kLogistic,         // mixture per channel, bins of width 1/128 (PixelDefend)
   kSoftmax,          // 256 free logits per channel

@@ -14,13 +14,40 @@ using pxfast::Chooser;
 using pxfast::Control;
 using pxfast::Epilogue;
 using pxfast::kLanes;
+using pxfast::Order;
 using pxfast::Program;
+using pxfast::RowPlan;
 using pxfast::Scale;
 using pxfast::Step;
 using pxfast::Tap;
 using pxfast::Workspace;
 
 constexpr long kPanelRows = 120;  // rows of a matrix product between two epilogues; a multiple of every tile's rows
+
+inline double now() {  // seconds
+  timespec t;
+  clock_gettime(CLOCK_MONOTONIC, &t);
+  return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+// The faster of two ways of doing the same work, by what either took the last time: seconds for a unit of it. The other
+// one is tried again now and then, unless it was far behind.
+class Faster {
+ public:
+  bool second() {
+    if (cost_[0] == 0.0) return false;
+    if (cost_[1] == 0.0) return true;
+    const bool better = cost_[1] < cost_[0];
+    if (++since_other_ < 8 || cost_[!better] > 3.0 * cost_[better]) return better;
+    since_other_ = 0;
+    return !better;
+  }
+  void took(bool second, double seconds, long units) { cost_[second] = seconds / (double)(units > 0 ? units : 1); }
+
+ private:
+  double cost_[2] = {0.0, 0.0};  // 0: not tried yet
+  int since_other_ = 0;
+};
 
 // Where the time goes, in seconds of one thread; filled in by a profiled decode only.
 struct Stopwatch {
@@ -37,14 +64,9 @@ struct Stopwatch {
 
  private:
   double last_ = 0.0;
-  static double now() {
-    timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-  }
 };
 
-// A block of images, decoded by one thread, or a single image by a team of threads that share every step's columns.
+// A block of images, decoded by one thread, or a single image by one thread or a team.
 template <class Element>
 class Block {
  public:
@@ -68,43 +90,47 @@ class Block {
     for (int row = 0; row < program_.height; ++row) {
       run_steps(/*per_row=*/true, row, 0, program_.width);
       sum_early_taps(row);
-      for (int column = 0; column < program_.width; ++column) {
-        if (control.cancelled(control.context)) return false;
-        run_steps(/*per_row=*/false, row, column, column + 1);
-      }
+      if (!run_pixels(row, control)) return false;
       control.row_done(control.context, images_);
     }
     return true;
   }
 
-  // Row by row: guess the row, evaluate all its columns at once, keep the prefix that agrees with the guess and its
-  // first correction, repeat from there with the evaluated values as the next guess. A Jacobi iteration on a
-  // triangular system (Song et al. 2020), so the fixed point is the sequential result; every column is computed by
-  // the same arithmetic, so it is so bit for bit. Takes one image.
-  bool run_speculative(const Control& control) {
-    for (int row = 0; row < program_.height; ++row) {
-      if (member_ == 0) {
-        workspace_.cancelled = control.cancelled(control.context);
-        guess_input(row);
+  // One image, each row of it in the order that is asked for, or in the faster one: real images take many sweeps or few,
+  // and nobody knows beforehand. Pixels that wait for each other are the first member's alone, since they would have a
+  // team meet at every step of every pixel. It shares the work of whole rows, unless that proves the slower way too: a
+  // team whose cores are busy elsewhere waits long at every meeting.
+  bool run_alone(Order order, const Control& control) {
+    if (member_ > 0) return follow();
+    Faster sharing, guessing;
+    RowPlan& plan = workspace_.plan;
+    bool finished = true;
+    for (plan.row = 0; finished && plan.row < program_.height; ++plan.row) {
+      if (control.cancelled(control.context)) {
+        finished = false;
+        break;
       }
-      wait_for_team();
-      if (workspace_.cancelled) return false;
-      run_steps(/*per_row=*/true, row, 0, program_.width);
-      sum_early_taps(row);
-      for (int begin = 0; begin < program_.width;) {
-        run_steps(/*per_row=*/false, row, begin, program_.width);
-        if (member_ == 0) {
-          workspace_.open = settle(row, begin);
-          if (workspace_.profile) workspace_.profile->sweeps += 1.0;
-        }
-        wait_for_team();
-        begin = workspace_.open;
+      plan.shared = members_ > 1 && sharing.second();
+      plan.guessed = order == Order::kSpeculative || (order == Order::kAuto && guessing.second());
+      if (plan.guessed) guess_input(plan.row);
+      if (plan.shared || plan.guessed) wait_for_team();  // the others wait in follow()
+      const double started = now();
+      const long row_work = run_row(plan);
+      const double halfway = now();
+      sharing.took(plan.shared, halfway - started, row_work);
+      if (plan.guessed) {
+        sweep(plan.row);
+      } else {
+        const Alone alone(*this);
+        finished = run_pixels(plan.row, control);
       }
-      if (member_ == 0) control.row_done(control.context, 1);
+      guessing.took(plan.guessed, now() - halfway, row_work);
+      control.row_done(control.context, 1);
     }
-    return true;
+    plan.row = program_.height;
+    wait_for_team();
+    return finished;
   }
-
  private:
   const Program& program_;
   Workspace& workspace_;
@@ -114,7 +140,8 @@ class Block {
   const Chooser chooser_;
   const int filters_padded_;
   pxfast::Team* team_;
-  const int member_, members_;
+  const int member_;
+  int members_;
 
   // Cell of the block's first image; the other images' cells follow, `channels` apart. Column -1 and the one behind
   // the last are zeros.
@@ -145,12 +172,15 @@ class Block {
   }
 
   // Sums the early taps of every pixel step, for a whole row. A team shares the work, and has met when this returns.
-  void sum_early_taps(int row) {
+  // Returns the work, as run_steps does.
+  long sum_early_taps(int row) {
     Stopwatch watch(workspace_.profile);
+    long work = 0;
     for (int s = 0; s < program_.steps; ++s) {
       const Step& step = program_.step[s];
       if (step.early == 0 || (row & ((1 << step.level) - 1))) continue;
       const int columns = pxfast::level_size(program_.width, step.level), level_row = row >> step.level;
+      work += columns * step.early;
       if (step.scale == Scale::kSame) {
         const long rows = (long)columns * images_;
         sum_early_taps(step, level_row, 0, columns, rows * member_ / members_, rows * (member_ + 1) / members_);
@@ -161,6 +191,7 @@ class Block {
     }
     watch.lap(&pxfast::Profile::row_products);
     wait_for_team();
+    return work;
   }
 
   void sum_early_taps(const Step& step, int row, int column, int columns, long first, long last) {
@@ -171,14 +202,82 @@ class Block {
                      sums + first * product_stride(step));
   }
 
-  // Every step of a stream for the columns [begin, end) of a row, both at stride 1.
-  void run_steps(bool per_row, int row, int begin, int end) {
+  // The row's pixels one after the other; false when cancelled.
+  bool run_pixels(int row, const Control& control) {
+    for (int column = 0; column < program_.width; ++column) {
+      if (control.cancelled(control.context)) return false;
+      run_steps(/*per_row=*/false, row, column, column + 1);
+    }
+    return true;
+  }
+
+  // What the other members of a team do meanwhile.
+  bool follow() {
+    for (;;) {
+      wait_for_team();
+      const RowPlan plan = workspace_.plan;  // the first member changes it only after the next meeting
+      if (plan.row == program_.height) return true;
+      if (plan.shared) {
+        run_row(plan);
+      } else {
+        wait_for_team();
+      }
+      if (plan.guessed) sweep(plan.row);
+    }
+  }
+
+  // The work that is done for a whole row at once, by the team or by its first member. All have met when it returns.
+  long run_row(const RowPlan& plan) {
+    if (plan.shared) return run_steps(/*per_row=*/true, plan.row, 0, program_.width) + sum_early_taps(plan.row);
+    long work;
+    {
+      const Alone alone(*this);
+      work = run_steps(/*per_row=*/true, plan.row, 0, program_.width) + sum_early_taps(plan.row);
+    }
+    if (plan.guessed) wait_for_team();
+    return work;
+  }
+
+  // A member works without its team while this lives.
+  struct Alone {
+    Block& block;
+    pxfast::Team* const team;
+    const int members;
+    explicit Alone(Block& b) : block(b), team(b.team_), members(b.members_) { b.team_ = nullptr, b.members_ = 1; }
+    ~Alone() { block.team_ = team, block.members_ = members; }
+    Alone(const Alone&) = delete;
+    Alone& operator=(const Alone&) = delete;
+  };
+
+  // A guessed row: evaluate all its columns at once, keep the prefix that agrees with the guess and its first
+  // correction, repeat from there with the evaluated values as the next guess. A Jacobi iteration on a triangular
+  // system (Song et al. 2020), so the fixed point is the sequential result; every column is computed by the same
+  // arithmetic, so it is so bit for bit.
+  void sweep(int row) {
+    for (int begin = 0; begin < program_.width; begin = workspace_.open) {
+      run_steps(/*per_row=*/false, row, begin, program_.width);
+      if (member_ == 0) {
+        workspace_.open = settle(row, begin);
+        if (workspace_.profile) workspace_.profile->sweeps += 1.0;
+      }
+      wait_for_team();
+    }
+  }
+
+  bool guessed() const { return workspace_.parameters != nullptr && workspace_.plan.guessed; }
+
+  // Every step of a stream for the columns [begin, end) of a row, both at stride 1. Returns the work: taps times columns.
+  long run_steps(bool per_row, int row, int begin, int end) {
+    long work = 0;
     for (int s = 0; s < program_.steps; ++s) {
       const Step& step = program_.step[s];
       if (step.per_row != per_row || (row & ((1 << step.level) - 1))) continue;
       const int first = pxfast::first_column(begin, step.level), last = pxfast::last_column(end, step.level);
-      if (first < last) run_step(step, row >> step.level, first, last);
+      if (first >= last) continue;
+      run_step(step, row >> step.level, first, last);
+      work += (long)(last - first) * (step.taps - step.early);
     }
+    return work;
   }
 
   // Of the taps [first, last) those that exist at an output position. One outside the image is left out when a single
@@ -227,7 +326,7 @@ class Block {
     float* residuals = residual(step, column - begin);
     for (; first < last; first += kPanelRows) {
       const Panel panel{first, last - first < kPanelRows ? last - first : kPanelRows,
-                        step.epilogue == Epilogue::kOutput && workspace_.parameters
+                        step.epilogue == Epilogue::kOutput && guessed()
                             ? workspace_.parameters + first * product_stride(step)
                             : workspace_.products[member_]};
       matrix_product(step, operand, panel.first, panel.rows,
@@ -278,7 +377,7 @@ class Block {
             store(x + m * filters_padded_ + n, load(panel.products + m * stride + n));
         return publish(step, row, column, panel, x);
       case Epilogue::kOutput:
-        if (!workspace_.parameters)  // a team's parameters are judged when the whole row is there
+        if (!guessed())  // a guessed row is judged when the whole of it is there
           for (long m = 0; m < panel.rows; ++m)
             choose(row, column, (int)(panel.first + m), panel.products + m * stride);
     }
@@ -403,9 +502,9 @@ bool decode_block(const Program& program, Workspace& workspace, const uint8_t* i
 }
 
 template <class Element>
-bool decode_speculatively(const Program& program, Workspace& workspace, const uint8_t* input, uint8_t* output,
-                          const Chooser& chooser, const Control& control, pxfast::Team* team, int member) {
-  return Block<Element>(program, workspace, input, output, 1, chooser, team, member).run_speculative(control);
+bool decode_alone(const Program& program, Workspace& workspace, const uint8_t* input, uint8_t* output,
+                  const Chooser& chooser, Order order, const Control& control, pxfast::Team* team, int member) {
+  return Block<Element>(program, workspace, input, output, 1, chooser, team, member).run_alone(order, control);
 }
 
 inline size_t products_size(const Program& program) {
@@ -421,7 +520,7 @@ inline size_t products_size(const Program& program) {
 template <class Element>
 constexpr pxfast::Backend make_backend() {
   return {sizeof(Element), plan_tiles, pack_tap<Element>, products_size, decode_block<Element>,
-          decode_speculatively<Element>};
+          decode_alone<Element>};
 }
 
 }  // namespace

@@ -20,22 +20,30 @@ namespace {
 // activations stay in the second-level cache.
 constexpr int64_t kBlock = 64;
 
-// A barrier for threads that meet every few microseconds: they spin, and give way only when someone is late.
-struct SpinningTeam : Team {
-  std::atomic<int> arrived{0}, phase{0};
+// A barrier for threads that meet every few microseconds: they spin. Who waits longer, because another is late or goes
+// through pixels alone, first gives way and then sleeps, so that a core is left to whoever can use it.
+struct PatientTeam : Team {
+  std::atomic<int> arrived{0}, phase{0}, sleeping{0};
+  std::mutex mutex;
+  std::condition_variable next_phase;
 
-  explicit SpinningTeam(int size) : Team{size, &wait_for} {}
+  explicit PatientTeam(int size) : Team{size, &wait_for} {}
 
   static void wait_for(Team* team) {
-    auto& self = *static_cast<SpinningTeam*>(team);
+    auto& self = *static_cast<PatientTeam*>(team);
     const int phase = self.phase.load(std::memory_order_acquire);
     if (self.arrived.fetch_add(1, std::memory_order_acq_rel) + 1 == self.members) {
       self.arrived.store(0, std::memory_order_relaxed);
-      self.phase.store(phase + 1, std::memory_order_release);
+      self.phase.store(phase + 1);
+      if (self.sleeping.load() > 0) {
+        std::lock_guard<std::mutex> lock(self.mutex);  // a sleeper looks at the phase with it before it sleeps
+        self.next_phase.notify_all();
+      }
       return;
     }
     for (int spins = 0; self.phase.load(std::memory_order_acquire) == phase; ++spins) {
-      if (spins > 4000) {
+      if (spins >= kSpins + kYields) return self.sleep_through(phase);
+      if (spins >= kSpins) {
         std::this_thread::yield();
       } else {
 #if defined(__x86_64__)
@@ -43,6 +51,16 @@ struct SpinningTeam : Team {
 #endif
       }
     }
+  }
+
+ private:
+  static constexpr int kSpins = 1000, kYields = 16;  // 20 to 50 microseconds
+
+  void sleep_through(int current) {
+    std::unique_lock<std::mutex> lock(mutex);
+    ++sleeping;
+    next_phase.wait(lock, [&] { return phase.load() != current; });
+    --sleeping;
   }
 };
 
@@ -52,7 +70,7 @@ struct Room {
   std::vector<Buffer> buffers;
 
   Room(const Program& program, const Backend& backend, const size_t* residual_floats, int64_t capacity, int members,
-       bool speculative) {
+       bool alone) {
     workspace.caches = add(program.elements_per_image * backend.element_size * capacity);
     for (auto& levels : workspace.residual)
       for (int level = 0; level < kLevels; ++level)
@@ -60,7 +78,7 @@ struct Room {
     workspace.partial = static_cast<float*>(add(program.partial_per_image * capacity * sizeof(float)));
     for (int member = 0; member < members; ++member)
       workspace.products[member] = static_cast<float*>(add(backend.products_size(program) * sizeof(float)));
-    if (speculative) {
+    if (alone) {
       const Step& output = program.step[program.steps - 1];
       const size_t width = (size_t)output.tiles * output.tile_vectors * kLanes;
       workspace.parameters = static_cast<float*>(add((program.width * width + 2 * kLanes) * sizeof(float)));
@@ -159,10 +177,11 @@ void run_threads(int threads, Shared& shared, const std::function<void(int)>& wo
   tick(shared.rows_done);  // what finished during the last one
 }
 
-// Guessing rows pays while there are fewer images than threads, which it lets share an image; with one image a thread
-// or more, going pixel by pixel is as fast or faster on a trained network (measured: docs/cpu.md).
-bool speculates(Order order, int64_t images, int threads) {
-  return order == Order::kSpeculative || (order == Order::kAuto && images <= std::max(1, threads - 1));
+// Whether images are decoded one by one, each by a team where there are more threads than images, and not in blocks.
+// Guessing rows may pay for such an image; with one image a thread or more, a block is as fast or faster (measured:
+// docs/cpu.md).
+bool one_by_one(Order order, int64_t images, int threads) {
+  return order == Order::kSpeculative || images <= std::max(1, threads - 1);
 }
 
 }  // namespace
@@ -176,18 +195,18 @@ void Engine::decode(const uint8_t* input, uint8_t* output, int64_t images, const
   const Control control = shared.control();
   const auto images_done = [&](int64_t rows) { tick(rows / s.program.height); };
 
-  if (speculates(order, images, threads)) {
+  if (one_by_one(order, images, threads)) {
     const int teams = (int)std::min<int64_t>(threads, images);
     const int members = std::min(threads / teams, kMaxTeam);
     struct Group {
       Room room;
-      SpinningTeam team;
+      PatientTeam team;
       int64_t image = 0;
     };
     std::vector<std::unique_ptr<Group>> groups;
     for (int g = 0; g < teams; ++g)
       groups.push_back(std::unique_ptr<Group>(
-          new Group{Room(s.program, *s.backend, s.residual_floats, 1, members, true), SpinningTeam(members)}));
+          new Group{Room(s.program, *s.backend, s.residual_floats, 1, members, true), PatientTeam(members)}));
     const auto work = [&](int index) {
       Group& group = *groups[index / members];
       const int member = index % members;
@@ -197,8 +216,9 @@ void Engine::decode(const uint8_t* input, uint8_t* output, int64_t images, const
         if (team) team->wait(team);
         const int64_t image = group.image;
         if (image >= images ||
-            !s.backend->decode_speculatively(s.program, group.room.workspace, input + image * image_bytes,
-                                             output + image * image_bytes, from_image(chooser, image), control, team, member))
+            !s.backend->decode_alone(s.program, group.room.workspace, input + image * image_bytes,
+                                     output + image * image_bytes, from_image(chooser, image), order, control, team,
+                                     member))
           return;
       }
     };
@@ -230,15 +250,15 @@ Profile Engine::profile(const uint8_t* input, uint8_t* output, int64_t images, c
   Shared shared;
   const Control control = shared.control();
   Profile profile{};
-  const bool speculative = speculates(order, images, 1);
-  const int64_t block = speculative ? 1 : kBlock;
-  Room room(s.program, *s.backend, s.residual_floats, std::min(images, block), 1, speculative);
+  const bool alone = one_by_one(order, images, 1);
+  const int64_t block = alone ? 1 : kBlock;
+  Room room(s.program, *s.backend, s.residual_floats, std::min(images, block), 1, alone);
   room.workspace.profile = &profile;
   for (int64_t first = 0; first < images; first += block) {
     const uint8_t* from = input + first * image_bytes;
     uint8_t* to = output + first * image_bytes;
-    if (speculative) {
-      s.backend->decode_speculatively(s.program, room.workspace, from, to, from_image(chooser, first), control, nullptr, 0);
+    if (alone) {
+      s.backend->decode_alone(s.program, room.workspace, from, to, from_image(chooser, first), order, control, nullptr, 0);
     } else {
       s.backend->decode(s.program, room.workspace, from, to, (int)std::min(block, images - first), from_image(chooser, first),
                         control);

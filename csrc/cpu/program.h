@@ -76,19 +76,27 @@ struct Profile {
 
 constexpr int kMaxTeam = 64;
 
+// How a team does the next row of its image.
+struct RowPlan {
+  int row;       // the image's height: there is none
+  bool shared;   // whether all members do the work that is done for whole rows, or the first one alone
+  bool guessed;  // whether its pixels are guessed and repaired, or decoded one after the other
+};
+
 // Memory of one block of images: a thread's own, or shared by a team that decodes a single image.
 struct Workspace {
   void* caches;
   float* residual[2][kLevels];  // [per_row][level]: width x images x padded filters
   float* partial;               // by step: width x images x outputs of its tiles, the sums over a row's early taps
   float* products[kMaxTeam];    // one panel of a matrix product per member
-  float* parameters;            // the head's parameters of a row, for speculation; else null
   Profile* profile;             // null: not measured
-  int open;                     // speculation: the first column that is not final
-  bool cancelled;
+  // of one image decoded alone, set by its first member
+  float* parameters;  // the head's parameters of a row that is guessed; null for a block of images
+  RowPlan plan;       // of the row at hand
+  int open;           // its first column that is not final, where it is guessed
 };
 
-// Threads that run every step together, each over its share of the columns.
+// Threads that decode one image together: each takes its share of the columns in the work that is done by rows.
 struct Team {
   int members;
   void (*wait)(Team* team);  // until all members have called it
@@ -112,9 +120,9 @@ struct Backend {
   // decodes `images` images; false when cancelled
   bool (*decode)(const Program& program, Workspace& workspace, const uint8_t* input, uint8_t* output, int images,
                  const Chooser& chooser, const Control& control);
-  // decodes one image by guessing whole rows, alone (team null) or as one member of a team
-  bool (*decode_speculatively)(const Program& program, Workspace& workspace, const uint8_t* input, uint8_t* output,
-                               const Chooser& chooser, const Control& control, Team* team, int member);
+  // decodes one image in either order, by one thread (team null) or as one member of a team; false when cancelled
+  bool (*decode_alone)(const Program& program, Workspace& workspace, const uint8_t* input, uint8_t* output,
+                       const Chooser& chooser, Order order, const Control& control, Team* team, int member);
 };
 
 namespace {  // see steps.h

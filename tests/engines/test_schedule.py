@@ -7,7 +7,7 @@ import torch
 from support.helpers import SOURCE
 
 from pxfast.engines import benchmark
-from pxfast.engines.schedule import Epilogue, schedule_for
+from pxfast.engines.schedule import ANY, Epilogue, Scale, schedule_for
 from pxfast.pixelcnn.network import forward_flops
 from pxfast.pixelcnn.oracle import oracle
 
@@ -40,6 +40,35 @@ def test_every_cell_is_written_before_it_is_read(tiny_model):
         outputs = {step.concat_elu, step.raw, step.elu} - {None}
         assert outputs or step.epilogue == Epilogue.OUTPUT, "a step that nobody reads"
         written |= outputs
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_early_taps_read_what_is_there_before_the_rows_first_pixel(make_model, channels):
+    """Counted by walking the image in the engines' order, and about half of what a pixel costs."""
+    schedule = schedule_for(make_model((8, 12), channels))
+    H, W = schedule.config.image_size
+    done: dict[int, int] = {}  # of every cache, the rows of its level that are whole when a row's pixels begin
+    late = early = 0
+    for row in range(H):
+        for step in schedule.steps:
+            if step.per_row and row % (1 << step.level) == 0:
+                done.update(dict.fromkeys((step.concat_elu, step.raw, step.elu), (row >> step.level) + 1))
+        for step in schedule.steps:
+            if step.per_row or row % (1 << step.level):
+                continue
+            r, columns = row >> step.level, W >> step.level
+            base = {Scale.SAME: r, Scale.DOWN: 2 * r, Scale.UP: r // 2}[step.scale]
+            for i, tap in enumerate(step.taps):
+                if tap.row_parity in (ANY, r % 2):
+                    known = base + tap.row < done.get(tap.cache, 0)
+                    assert known == (i < step.early), "early taps come first, and are all that could be early"
+                    cost = columns * tap.matrix.numel()
+                    early, late = early + cost * known, late + cost * (not known)
+        done[schedule.input_cache] = row + 1
+        for step in schedule.steps:
+            if not step.per_row and row % (1 << step.level) == 0:
+                done.update(dict.fromkeys((step.concat_elu, step.raw, step.elu), (row >> step.level) + 1))
+    assert 0.45 < early / (early + late) < 0.55
 
 
 def test_a_schedule_is_kept_until_the_weights_change(make_model):
