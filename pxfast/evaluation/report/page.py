@@ -13,7 +13,7 @@ from typing import Any
 import jinja2
 import markupsafe
 
-from ...base.files import refuse_existing, whole_file
+from ...base.files import output_files, refuse_existing
 from ...base.version import __version__
 from ..results import Figure, Table, figures_folder, read_figures, read_tables, tables_folder
 from . import formats
@@ -51,7 +51,7 @@ def write_report(
     page = render_report(folder)
     if not path.absolute().parent.is_dir():
         raise FileNotFoundError(f"no such folder: {path.absolute().parent}")
-    with whole_file(path) as temporary:
+    with output_files(path, force=force) as (temporary,):
         temporary.write_text(page, encoding="utf-8")
     return path
 
