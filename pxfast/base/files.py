@@ -168,6 +168,20 @@ def output_folder(path: AnyPath, *, force: bool, check: Callable[[Path], None]) 
             _flush_folder(target.absolute().parent)
 
 
+@contextlib.contextmanager
+def made_folder(folder: Path) -> Iterator[None]:
+    """Make a folder for outputs, with those above it; what this made is removed on failure, where nothing is in it."""
+    missing = [each for each in (folder, *folder.parents) if not each.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    except BaseException:
+        with contextlib.suppress(OSError):
+            for each in missing:
+                each.rmdir()
+        raise
+
+
 def remove_folder(folder: Path) -> None:
     """Remove a folder with all that is in it; from the first moment on it is not there any more."""
     with _workplace(folder) as (place, _), contextlib.suppress(FileNotFoundError):

@@ -5,6 +5,7 @@ torch and what is built on it are imported by the commands that need them, so th
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
 from typing import Annotated
@@ -12,7 +13,9 @@ from typing import Annotated
 import typer
 from typer.core import TyperGroup
 
+from ..base.environment import draw_to_files
 from ..base.memory import keep_freed_memory
+from ..base.streams import note, open_streams
 from ..base.version import __version__
 from .attack import attack
 from .bench import bench
@@ -24,7 +27,6 @@ from .evaluate import app as evaluate_app
 from .figures import app as figures_app
 from .groups import add_command
 from .info import info
-from .output import note, open_streams
 from .purify import purify
 from .report import report
 from .sample import sample
@@ -94,8 +96,10 @@ def main() -> None:
     """Run the command line. Errors are one line and exit code 2, Ctrl-C is 130."""
     open_streams()
     keep_freed_memory()
+    draw_to_files()
     try:
         code = app(prog_name="pxfast", standalone_mode=False)
+        sys.stdout.flush()
     except (KeyboardInterrupt, typer.Abort):
         code = 130
     except Exception as error:
@@ -103,11 +107,24 @@ def main() -> None:
         if usage is None and not is_expected(error):
             raise
         message = usage() if usage is not None else str(error)
+        if isinstance(error, OSError) and error.filename is None and not can_be_flushed():
+            message = f"standard output can't be written to: {error.strerror}"
         note(f"error: {' '.join(message.split()) or type(error).__name__}")
         code = 2
     if code == 130:
         note("interrupted")
+    if not can_be_flushed():
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or else the interpreter fails once more when it ends
     sys.exit(code)
+
+
+def can_be_flushed() -> bool:
+    """Whether standard output takes what was printed; not once a pipe's reader has gone, or on a full disk."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        return False
+    return True
 
 
 if __name__ == "__main__":

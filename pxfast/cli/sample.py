@@ -50,12 +50,13 @@ def sample(
 
     from ..base.files import output_files
     from ..base.machine import parse_device
+    from ..base.streams import note
     from ..data.image_files import check_output, write_npy, write_png
     from ..data.image_grid import image_grid
     from ..engines.registry import select
     from ..pixeldefend.sampling import sample as draw
     from .machine import engine_on, use_threads
-    from .output import note, print_json
+    from .output import print_json
 
     if grid is None and out is None:
         raise ValueError("nothing would be written: pass --grid, --out or both")

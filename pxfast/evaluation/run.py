@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..attacks import find_attack
 from ..attacks.resumable import library_versions
-from ..base.files import claimed, file_digest
+from ..base.files import claimed, file_digest, made_folder
 from ..base.machine import parse_device, processor_name, usable_processors
 from ..base.progress import Progress, progress_of
 from ..base.version import __version__
@@ -140,8 +140,7 @@ def evaluate_table(
     chosen = specification.chosen(rows, columns)
     prepared = prepare(chosen, root, out, settings or Settings(), progress)
     path = table_path(out, specification.name)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with claimed(path):  # two runs of other cells would each drop the other's
+    with made_folder(path.parent), claimed(path):  # two runs of other cells would each drop the other's
         run = TableRun(specification, prepared)
         run.adopt(earlier_table(specification, out), chosen)
         places = list(run.places(chosen))
