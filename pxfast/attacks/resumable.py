@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from ..base.files import output_files, whole_file
+from ..base.files import check_encodable, output_files, whole_file
 from ..base.parts import Parts
 from ..base.progress import progress_of
 from ..data.image_files import write_npy
@@ -55,6 +55,7 @@ def attack_to_file(
     out = Path(out)
     if out.suffix.lower() != ".npy":
         raise ValueError(f"{out}: attacked images are written to a file with the suffix .npy")
+    check_encodable(out)
     if not out.absolute().parent.is_dir():
         raise FileNotFoundError(f"no such folder: {out.absolute().parent}")
     if not len(images):

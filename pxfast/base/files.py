@@ -41,6 +41,14 @@ def refuse_folder(path: AnyPath) -> None:
         raise IsADirectoryError(f"{os.fspath(path)} is a folder, expected the path of a file to write")
 
 
+def check_encodable(path: AnyPath) -> None:
+    """ValueError when a path is no text in UTF-8, which safetensors asks of the paths of what it reads."""
+    try:
+        os.fspath(path).encode()
+    except UnicodeEncodeError:
+        raise ValueError(f"{os.fspath(path)}: this output must have a path in UTF-8") from None
+
+
 @contextlib.contextmanager
 def claimed(path: AnyPath) -> Iterator[None]:
     """Be the only process that writes ``path``: it exists or not, and is a file or a folder.

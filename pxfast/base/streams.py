@@ -40,6 +40,11 @@ def open_streams() -> None:
         reconfigure(errors="pxfast-names")
 
 
+def shown_name(path: str | os.PathLike[str]) -> str:
+    """The last part of a path as text that any program can show: what is no UTF-8 in it becomes a question mark."""
+    return os.fsencode(os.path.basename(os.path.normpath(path))).decode(errors="replace")
+
+
 def _written_anyway(error: UnicodeError) -> tuple[str | bytes, int]:
     """How to write what an encoding does not have: the bytes of a file name as they are, others as escapes."""
     assert isinstance(error, UnicodeEncodeError)

@@ -5,6 +5,7 @@ torch and what is built on it are imported by the commands that need them, so th
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from collections.abc import Callable
@@ -14,6 +15,7 @@ import typer
 from typer.core import TyperGroup
 
 from ..base.environment import draw_to_files
+from ..base.files import FULL
 from ..base.memory import keep_freed_memory
 from ..base.streams import note, open_streams
 from ..base.version import __version__
@@ -93,7 +95,7 @@ def is_expected(error: Exception) -> bool:
 
 
 def main() -> None:
-    """Run the command line. Errors are one line and exit code 2, Ctrl-C is 130."""
+    """Run the command line. Errors are one line and exit code 2, Ctrl-C is 130, a pipe whose reader has gone is 1."""
     open_streams()
     keep_freed_memory()
     draw_to_files()
@@ -102,29 +104,24 @@ def main() -> None:
         sys.stdout.flush()
     except (KeyboardInterrupt, typer.Abort):
         code = 130
+    except BrokenPipeError:  # as typer has it of what commands print themselves
+        code = 1
     except Exception as error:
         usage = getattr(error, "format_message", None)  # typer's own errors, whose base class it does not export
         if usage is None and not is_expected(error):
             raise
         message = usage() if usage is not None else str(error)
-        if isinstance(error, OSError) and error.filename is None and not can_be_flushed():
-            message = f"standard output can't be written to: {error.strerror}"
+        if isinstance(error, OSError) and error.filename is None and error.errno in (*FULL, errno.EIO):
+            message = f"standard output can't be written to: {error.strerror}"  # errors of files have a name
         note(f"error: {' '.join(message.split()) or type(error).__name__}")
         code = 2
     if code == 130:
         note("interrupted")
-    if not can_be_flushed():
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or else the interpreter fails once more when it ends
-    sys.exit(code)
-
-
-def can_be_flushed() -> bool:
-    """Whether standard output takes what was printed; not once a pipe's reader has gone, or on a full disk."""
     try:
         sys.stdout.flush()
     except OSError:
-        return False
-    return True
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or else the interpreter fails once more when it ends
+    sys.exit(code)
 
 
 if __name__ == "__main__":

@@ -15,9 +15,10 @@ from torch import Tensor
 
 from ..attacks import find_attack
 from ..attacks.resumable import library_versions
-from ..base.files import claimed, file_digest, made_folder
+from ..base.files import check_encodable, claimed, file_digest, made_folder
 from ..base.machine import parse_device, processor_name, usable_processors
 from ..base.progress import Progress, progress_of
+from ..base.streams import shown_name
 from ..base.version import __version__
 from ..classifiers.weights import read_notes
 from ..data.datasets import load_dataset
@@ -84,6 +85,7 @@ def prepare(
     count = specification.images if settings.images is None else settings.images
     if count < 1:
         raise ValueError(f"images must be positive, got {count}")
+    check_encodable(out)
     device = str(parse_device(settings.device))
     images, labels = load_dataset(specification.dataset, root, train=False)
     if count > len(images):
@@ -280,7 +282,7 @@ class TableRun:
             name=specification.name,
             title=specification.title,
             caption=specification.caption,
-            dataset=Path(specification.dataset).name,
+            dataset=shown_name(specification.dataset),
             images=len(self.prepared.images),
             source=specification.source,
             columns=[Column(column.name, column.label, column.note) for column in specification.columns],

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
-from ..base.files import OwnFile, claimed, refuse_existing, refuse_folder, remove_leftovers
+from ..base.files import OwnFile, check_encodable, claimed, refuse_existing, refuse_folder, remove_leftovers
 from ..base.streams import note
 from .processes import Processes
 from .provenance import training_parts
@@ -42,6 +42,7 @@ def run_outputs(
     """
     first = processes is None or processes.first
     path, checkpoint = Path(out), checkpoint_path(out)
+    check_encodable(path)
     with contextlib.ExitStack() as stack:
         for target in sorted({path, checkpoint}) if first else ():
             stack.enter_context(claimed(target))

@@ -16,6 +16,7 @@ from ...attacks import find_attack
 from ...base.files import made_folder, output_files
 from ...base.machine import parse_device
 from ...base.progress import progress_of
+from ...base.streams import shown_name
 from ...classifiers import load_classifier
 from ...classifiers.weights import SHIPPED as SHIPPED_CLASSIFIERS
 from ...data.datasets import load_dataset
@@ -143,7 +144,7 @@ def measure_density(
             steps.advance()
     baseline = measure_baseline(by_name, series, network, purify_eps, lbfgs_images, lbfgs_starts, seed, progress)
     settings = {
-        "data set": name,
+        "data set": shown_name(dataset),
         "images": len(clean),
         "training images": len(log_likelihoods),
         "attack eps": attack_eps,

@@ -11,6 +11,7 @@ from pathlib import Path
 from matplotlib import rc_context
 
 from ...base.files import claimed, made_folder
+from ...base.streams import shown_name
 from ...pixelcnn.shipped import model_for
 from ...pixeldefend.detection import permutation_p_values
 from ...pixeldefend.sampling import sample
@@ -85,7 +86,7 @@ def evaluate_figures(
                 images, series, network, purify_eps, lbfgs_images, lbfgs_starts, specification.seed, progress
             ),
             {
-                "data set": TITLES.get(specification.dataset, Path(specification.dataset).name),
+                "data set": TITLES.get(specification.dataset, shown_name(specification.dataset)),
                 "images": len(prepared.images),
                 "training images": len(known),
                 "attack eps": eps,

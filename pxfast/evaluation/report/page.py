@@ -52,7 +52,7 @@ def write_report(
     if not path.absolute().parent.is_dir():
         raise FileNotFoundError(f"no such folder: {path.absolute().parent}")
     with output_files(path, force=force) as (temporary,):
-        temporary.write_text(page, encoding="utf-8")
+        temporary.write_text(page, encoding="utf-8", errors="replace")  # names of files may be no text
     return path
 
 
