@@ -102,6 +102,7 @@ def output_files(*paths: AnyPath, force: bool) -> Iterator[list[Path]]:
         _withdraw_unfinished(targets)
         for target in targets:
             remove_leftovers(target)
+        for target in targets:
             refuse_folder(target)
             refuse_existing(target, force=force)
         places = [stack.enter_context(_workplace(target)) for target in targets]

@@ -35,7 +35,6 @@ class Parts:
 
         The caller has claimed the output.
         """
-        remove_leftovers(self.folder)
         if self.folder.exists():
             before = _read(self.folder / SETTINGS)
             if before is not None:
@@ -61,7 +60,11 @@ class Parts:
         _write(self.folder / OUTPUTS, {path.name: file_digest(path) for path in outputs})
 
     def published(self, outputs: Sequence[Path]) -> bool:
-        """Whether those of the outputs that exist are what a killed run of the same settings has published."""
+        """Whether those of the outputs that exist are what a killed run of the same settings has published.
+
+        What killed runs left besides the parts is removed.
+        """
+        remove_leftovers(self.folder)
         if _read(self.folder / SETTINGS) != self.settings:
             return False
         promised = _read(self.folder / OUTPUTS)

@@ -5,6 +5,7 @@ A classifier's labels are shown beside them.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import time
@@ -88,8 +89,21 @@ def run(
     pxfast-demo.png in the current folder, or pxfast-demo-1.png and so on when that is taken. device, engine, threads:
     of purification.
     """
-    if out is not None:
-        check_output(Path(out), ".png", force=force)
+    settings: dict[str, Any] = {"device": device, "engine": engine, "threads": threads, "progress": progress}
+    if out is None:
+        demo, stages, seconds = stages_of_shipped_images(**settings)
+        return Demonstration(demo, stages, seconds, write_picture(draw(stages[:3], demo)))
+    check_output(Path(out), ".png")
+    with output_files(out, force=force) as (temporary,):
+        demo, stages, seconds = stages_of_shipped_images(**settings)
+        draw(stages[:3], demo).print_png(temporary)  # type: ignore[no-untyped-call]
+    return Demonstration(demo, stages, seconds, Path(out))
+
+
+def stages_of_shipped_images(
+    *, device: str, engine: str, threads: int | None, progress: bool
+) -> tuple[DemoImages, list[Stage], float]:
+    """The shipped images, what purification made of them, and the seconds that it took. Arguments: of :func:`run`."""
     demo = load_demo_images()
     model, classifier = load(MODEL), load_classifier(MODEL)
     given = torch.cat((demo.attacked, demo.clean)).to(parse_device(device))
@@ -106,9 +120,7 @@ def run(
             ("purified clean", purified_clean),
         )
     ]
-    canvas = draw(stages[:3], demo)
-    picture = write_picture(canvas, None if out is None else Path(out), force=force)
-    return Demonstration(demo, stages, seconds, picture)
+    return demo, stages, seconds
 
 
 def lines(shown: Demonstration) -> list[str]:
@@ -142,22 +154,13 @@ def facts(shown: Demonstration) -> dict[str, Any]:
     }
 
 
-def write_picture(canvas: FigureCanvasAgg, out: Path | None, *, force: bool) -> Path:
-    """Write the picture to ``out``, and give its path.
-
-    None: to pxfast-demo.png in the current folder, or to the first of pxfast-demo-1.png, ... that is free.
-    """
-    names = itertools.chain(["pxfast-demo.png"], (f"pxfast-demo-{i}.png" for i in itertools.count(1)))
-    for path in map(Path, names) if out is None else [out]:
-        try:
-            with output_files(path, force=force and out is not None) as (temporary,):
-                canvas.print_png(temporary)  # type: ignore[no-untyped-call]
-        except (FileExistsError, BlockingIOError):
-            if out is not None:
-                raise
-        else:
-            return path
-    raise AssertionError("there is always another name")
+def write_picture(canvas: FigureCanvasAgg) -> Path:
+    """Write to pxfast-demo.png in the current folder, or to the first of pxfast-demo-1.png, ... that is free."""
+    for path in map(Path, itertools.chain(["pxfast-demo.png"], (f"pxfast-demo-{i}.png" for i in itertools.count(1)))):
+        with contextlib.suppress(FileExistsError, BlockingIOError), output_files(path, force=False) as (temporary,):
+            canvas.print_png(temporary)  # type: ignore[no-untyped-call]
+            break
+    return path
 
 
 def table(stages: list[Stage], truth: Tensor) -> list[str]:

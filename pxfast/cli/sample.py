@@ -62,7 +62,7 @@ def sample(
         raise ValueError("nothing would be written: pass --grid, --out or both")
     for path, suffix in ((grid, ".png"), (out, ".npy")):
         if path is not None:
-            check_output(path, suffix, force=force)
+            check_output(path, suffix)
     use_threads(threads)
     place, chosen = parse_device(device), select(engine_on(device, engine))
     if precision == "auto":

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ..base.files import output_files, output_folder, refuse_existing
+from ..base.files import output_files, output_folder
 from .images import Array, Images, ImagesT, to_grid
 
 IMAGE_SUFFIXES = (".png", ".bmp", ".gif", ".jpg", ".jpeg", ".pbm", ".pgm", ".ppm", ".tif", ".tiff", ".webp")
@@ -88,8 +88,8 @@ def write_npy(array: Array, path: Path) -> None:
         np.save(file, array, allow_pickle=False)
 
 
-def check_output(out: Path, suffix: str, *, force: bool) -> None:
-    """Refuse an output with another suffix ('' is a folder), in a folder that isn't there, or that exists already."""
+def check_output(out: Path, suffix: str) -> None:
+    """Refuse an output with another suffix ('' is a folder), or in a folder that isn't there."""
     if suffix and out.suffix.lower() != suffix:
         lossy = ", never a lossy format" if suffix == ".png" else ""
         raise ValueError(f"{out}: this output must have the suffix {suffix}{lossy}")
@@ -97,7 +97,6 @@ def check_output(out: Path, suffix: str, *, force: bool) -> None:
         raise ValueError(f"{out}: the output of a folder is a folder, not a {out.suffix} file")
     if not out.absolute().parent.is_dir():
         raise FileNotFoundError(f"no such folder: {out.absolute().parent}")
-    refuse_existing(out, force=force)
 
 
 class ImageFile:
@@ -112,7 +111,7 @@ class ImageFile:
 
     @contextlib.contextmanager
     def writer(self, out: Path, *, force: bool) -> Iterator[Write]:
-        check_output(out, ".png", force=force)
+        check_output(out, ".png")
         with output_files(out, force=force) as (temporary,):
             yield lambda images: write_png(images[0], temporary)
 
@@ -151,7 +150,7 @@ class ImageFolder:
         twice = {name for name in targets if targets.count(name) > 1}
         if twice:
             raise ValueError(f"{self.path} has several images that would be written as {min(twice)}")
-        check_output(out, "", force=force)
+        check_output(out, "")
         with output_folder(out, force=force, check=self._check_replaceable) as folder:
             remaining = iter(targets)
 
@@ -190,7 +189,7 @@ class ArrayFile:
 
     @contextlib.contextmanager
     def writer(self, out: Path, *, force: bool) -> Iterator[Write]:
-        check_output(out, ".npy", force=force)
+        check_output(out, ".npy")
         dtype = self.array.dtype.newbyteorder("=")
         header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": self.array.shape}
         with output_files(out, force=force) as (temporary,), open(temporary, "wb") as file:
@@ -220,7 +219,7 @@ class TensorFile:
 
     @contextlib.contextmanager
     def writer(self, out: Path, *, force: bool) -> Iterator[Write]:
-        check_output(out, ".pt", force=force)
+        check_output(out, ".pt")
         with output_files(out, force=force) as (temporary,):
             parts: list[torch.Tensor] = []
 

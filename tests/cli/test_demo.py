@@ -123,13 +123,11 @@ class Canvas:
 
 def test_a_picture_goes_to_the_first_name_that_is_free(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    assert write_picture(Canvas(), None, force=False) == Path("pxfast-demo.png")
+    assert write_picture(Canvas()) == Path("pxfast-demo.png")
     Path("pxfast-demo-1.png").touch()
     with claimed("pxfast-demo-2.png"):  # by another demonstration
-        assert write_picture(Canvas(), None, force=False) == Path("pxfast-demo-3.png")
+        assert write_picture(Canvas()) == Path("pxfast-demo-3.png")
     assert Path("pxfast-demo-1.png").read_bytes() == b""
-    with pytest.raises(FileExistsError):
-        write_picture(Canvas(), Path("pxfast-demo.png"), force=False)
 
 
 def test_json_has_what_the_table_shows(demo: Demo, run_here, tmp_path: Path) -> None:
