@@ -12,6 +12,7 @@ import pytest
 import torch
 from support.evaluation_folder import TABLE, World, make_world
 from support.helpers import made_once, real_images, run_python
+from support.report_folder import make_folder
 
 from pxfast.data.image_files import write_png
 from pxfast.pixelcnn.files import load_model
@@ -41,6 +42,7 @@ class Inputs:
     model: Path
     detector: Path
     world: World
+    report: Path
 
 
 @pytest.fixture(scope="session")
@@ -58,6 +60,7 @@ def inputs(tmp_path_factory) -> Inputs:
         detector = Detector(load_model(world.model))
         detector.fit(real_images(1, (8, 8), 40))
         detector.save(place / "detector.safetensors")
+        make_folder(place / "report")
 
     place = made_once(tmp_path_factory, "kills", make)
     world = place / "world"
@@ -71,6 +74,7 @@ def inputs(tmp_path_factory) -> Inputs:
         world / "model.safetensors",
         place / "detector.safetensors",
         World(world / "data", world / "classifiers", world / "model.safetensors", table),
+        place / "report",
     )
 
 
@@ -126,6 +130,7 @@ COMMANDS: dict[str, Callable[[Inputs], list[object]]] = {
         *("figures", "density", x.world.data, "--model", x.model, "--images", 4, "--train-images", 20),
         *("--lbfgs-images", 0, "--out", "out", "--threads", 1),
     ],
+    "report": lambda x: ["report", x.report, "--out", "page.html"],
     "demo": lambda x: ["demo", "--out", "demo.png", "--device", "cpu", "--threads", 1],
 }
 
@@ -135,7 +140,7 @@ def test_killed_at_any_moment_and_started_again_and_twice_at_once(name: str, inp
     """The next run ends as an undisturbed one, and nothing else is left; of two at once one wins, the other says why
     it does not.
     """
-    words = [*map(str, COMMANDS[name](inputs)), "--quiet"]
+    words = [*map(str, COMMANDS[name](inputs)), *([] if name == "report" else ["--quiet"])]
     again = [*words, "--resume"] if name.startswith("train") else words
     given = json.dumps([words, again, str(tmp_path), name.startswith("evaluate")])
     run_python(PROGRAM, given, OMP_NUM_THREADS="1")
