@@ -1,7 +1,7 @@
 """Files are written whole or not at all, and never over an existing one unasked.
 
-What is not finished lies in a folder of its own beside the output, ``.NAME.unfinished-`` and 16 digits. A process
-holds a lock in it as long as it lives; the next one that writes the same output removes those of dead processes.
+What is not finished lies in a folder of its own (:mod:`pxfast.base.unfinished`). A process that works long on an output
+claims it: it holds a lock of ``.NAME.lock`` beside it.
 """
 
 from __future__ import annotations
@@ -10,23 +10,17 @@ import contextlib
 import errno
 import hashlib
 import os
-import re
 import secrets
-import shutil
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TypeAlias
 
 from .locks import Lock
+from .unfinished import REPLACED, remove_leftovers, short_name, speaking_of, unfinished, workplace
 
 AnyPath: TypeAlias = str | os.PathLike[str]
 
-LOCK = "lock"  # in a folder of unfinished work
-REPLACED = "replaced"  # there too: the folder in whose place a new one goes
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # what only a write can meet
 NO_LINKS = (errno.EPERM, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EMLINK, errno.EINVAL)
-LONGEST = 200  # bytes of a name in a hidden name
 
 
 def refuse_existing(path: AnyPath, *, force: bool) -> None:
@@ -60,8 +54,8 @@ def claimed(path: AnyPath) -> Iterator[None]:
     if not folder.is_dir():
         raise FileNotFoundError(f"no such folder: {folder}")
     try:
-        with _speaking_of(target, folder):
-            lock = Lock(folder / f".{_short(target.name)}.lock")
+        with speaking_of(target, folder):
+            lock = Lock(folder / f".{short_name(target.name)}.lock")
     except BlockingIOError:
         raise BlockingIOError(f"another process is writing {target}; wait for it, or write elsewhere") from None
     try:
@@ -79,7 +73,7 @@ def whole_file(path: AnyPath) -> Iterator[Path]:
     names ``path``.
     """
     target = Path(path)
-    with _workplace(target) as (folder, lock), _speaking_of(target, folder):
+    with workplace(target) as (folder, lock), speaking_of(target, folder):
         temporary = folder / target.name
         yield temporary
         _settle(temporary, lock)
@@ -105,10 +99,10 @@ def output_files(*paths: AnyPath, force: bool) -> Iterator[list[Path]]:
         for target in targets:
             refuse_folder(target)
             refuse_existing(target, force=force)
-        places = [stack.enter_context(_workplace(target)) for target in targets]
+        places = [stack.enter_context(workplace(target)) for target in targets]
         pairs = [(folder / target.name, target) for (folder, _), target in zip(places, targets, strict=True)]
         for (temporary, target), (folder, _) in zip(pairs, places, strict=True):
-            stack.enter_context(_speaking_of(target, folder, only=temporary))
+            stack.enter_context(speaking_of(target, folder, only=temporary))
         yield [temporary for temporary, _ in pairs]
         for (temporary, _), (_, lock) in zip(pairs, places, strict=True):
             if temporary.exists():
@@ -139,7 +133,7 @@ class OwnFile:
     @contextlib.contextmanager
     def written(self) -> Iterator[Path]:
         """As :func:`whole_file`. FileExistsError when another file is in its place by then."""
-        with _workplace(self.path) as (folder, lock), _speaking_of(self.path, folder):
+        with workplace(self.path) as (folder, lock), speaking_of(self.path, folder):
             temporary = folder / self.path.name
             yield temporary
             _settle(temporary, lock)
@@ -163,7 +157,7 @@ def output_folder(path: AnyPath, *, force: bool, check: Callable[[Path], None]) 
         if os.path.lexists(target):
             check(target)
             before = _content(target)
-        with _workplace(target) as (place, _), _speaking_of(target, place):
+        with workplace(target) as (place, _), speaking_of(target, place):
             folder = place / target.name
             folder.mkdir()
             yield folder
@@ -193,34 +187,8 @@ def made_folder(folder: Path) -> Iterator[None]:
 
 def remove_folder(folder: Path) -> None:
     """Remove a folder with all that is in it; from the first moment on it is not there any more."""
-    with _workplace(folder) as (place, _), contextlib.suppress(FileNotFoundError):
+    with workplace(folder) as (place, _), contextlib.suppress(FileNotFoundError):
         os.rename(folder, place / folder.name)
-
-
-def remove_leftovers(path: AnyPath) -> None:
-    """Remove what killed processes left of an output that they were writing, but nothing of one that lives."""
-    target = Path(path)
-    for folder in _unfinished(target):
-        try:
-            lock = Lock(folder / LOCK)
-        except OSError:  # alive, or not this user's
-            continue
-        try:
-            if (folder / REPLACED).is_dir() and not os.path.lexists(target):  # killed between two renames
-                os.rename(folder / REPLACED, target)
-            if lock.certain:
-                _remove_workplace(folder, lock)
-        except OSError:
-            lock.release()
-
-
-def remove_all_leftovers(folder: Path, names: Callable[[str], bool] = lambda name: True) -> None:
-    """As :func:`remove_leftovers`, of all the outputs in a folder whose name ``names`` accepts."""
-    with contextlib.suppress(OSError):
-        for hidden in os.listdir(folder):
-            match = re.fullmatch(r"\.(.+)\.unfinished-[0-9a-f]{16}", hidden)
-            if match is not None and names(match[1]):
-                remove_leftovers(folder / match[1])
 
 
 def file_digest(path: AnyPath) -> str:
@@ -230,60 +198,6 @@ def file_digest(path: AnyPath) -> str:
         while block := file.read(1 << 20):
             total.update(block)
     return total.hexdigest()
-
-
-def _short(name: str) -> str:
-    """A name that is not too long to become part of another one; equal for equal names."""
-    encoded = os.fsencode(name)
-    if len(encoded) <= LONGEST:
-        return name
-    return os.fsdecode(encoded[: LONGEST // 2]) + hashlib.sha256(encoded).hexdigest()[:16]
-
-
-def _unfinished(target: Path) -> list[Path]:
-    """The folders of unfinished work on an output, of dead and of living processes."""
-    pattern = re.compile(re.escape(f".{_short(target.name)}.unfinished-") + "[0-9a-f]{16}")
-    try:
-        names = os.listdir(target.absolute().parent)
-    except OSError:
-        return []
-    found = [target.with_name(name) for name in names if pattern.fullmatch(name)]
-    return [folder for folder in found if folder.is_dir() and not folder.is_symlink()]
-
-
-@contextlib.contextmanager
-def _workplace(target: Path) -> Iterator[tuple[Path, Lock]]:
-    """A locked folder beside ``target`` for its temporary file, after those of dead processes are removed."""
-    remove_leftovers(target)
-    while True:
-        folder = target.with_name(f".{_short(target.name)}.unfinished-{secrets.token_hex(8)}")
-        with _speaking_of(target, folder):
-            folder.mkdir(0o700)
-            try:
-                lock = Lock(folder / LOCK)
-                break
-            except (FileNotFoundError, BlockingIOError):  # another process took it for a dead one's
-                continue
-            except OSError:
-                folder.rmdir()
-                raise
-    try:
-        yield folder, lock
-    finally:
-        _remove_workplace(folder, lock)
-
-
-def _remove_workplace(folder: Path, lock: Lock) -> None:
-    for name in os.listdir(folder) if folder.is_dir() else ():
-        if name != LOCK:
-            path = folder / name
-            if path.is_dir() and not path.is_symlink():
-                shutil.rmtree(path, ignore_errors=True)
-            else:
-                path.unlink(missing_ok=True)
-    lock.release()
-    with contextlib.suppress(OSError):
-        folder.rmdir()
 
 
 def _settle(temporary: Path, lock: Lock) -> None:
@@ -319,7 +233,11 @@ def _publish(temporary: Path, target: Path, *, force: bool) -> None:
             if error.errno not in NO_LINKS:
                 raise
             os.close(os.open(target, os.O_CREAT | os.O_EXCL | os.O_WRONLY))  # fails where there is something
-            os.replace(temporary, target)
+            try:
+                os.replace(temporary, target)
+            except BaseException:
+                target.unlink()
+                raise
     except FileExistsError:
         raise _appeared(target) from None
 
@@ -340,7 +258,7 @@ def _withdraw(pairs: Sequence[tuple[Path, Path]]) -> None:
 
 def _withdraw_unfinished(targets: Sequence[Path]) -> None:
     """Remove what a killed process has published of several outputs, if there is one that it has not published."""
-    left = [(file, target) for target in targets for folder in _unfinished(target) if (file := folder / target.name)]
+    left = [(file, target) for target in targets for folder in unfinished(target) if (file := folder / target.name)]
     left = [(file, target) for file, target in left if file.is_file()]
     if any(not (target.exists() and os.path.samefile(file, target)) for file, target in left):
         _withdraw(left)
@@ -364,9 +282,13 @@ def _exchange(target: Path, folder: Path, aside: Path, before: set[tuple[object,
             names = sorted({str(name) for name, *_ in different})
             raise FileExistsError(f"{target} is not replaced: {names[0]} in it has changed while this was running")
         _rename_folder(folder, target)
-    except BaseException:
-        os.rename(aside, target)
-        raise
+    except BaseException as error:
+        if not os.path.lexists(target):
+            os.rename(aside, target)
+            raise
+        kept = target.with_name(f"{target.name}.{secrets.token_hex(4)}")  # never removed with the unfinished work
+        os.rename(aside, kept)
+        raise FileExistsError(f"{error}; what was there before is in {kept}") from None
 
 
 def _content(folder: Path) -> set[tuple[object, ...]]:
@@ -381,34 +303,3 @@ def _state(path: Path) -> tuple[int, ...] | None:
     except FileNotFoundError:
         return None
     return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
-
-
-@contextlib.contextmanager
-def _speaking_of(target: Path, place: Path, *, only: Path | None = None) -> Iterator[None]:
-    """Errors of writing name the output, not a temporary file in ``place`` or no file at all.
-
-    only: a temporary file that must be there already for an error that names none to be about it.
-    """
-    try:
-        yield
-    except Exception as error:
-        number = _system_error(error)
-        named = getattr(error, "filename", None)
-        if named is None:
-            about = number in FULL and (only is None or only.exists())
-        else:
-            about = isinstance(named, str | bytes) and os.fsdecode(named).startswith(os.fspath(place))
-        if number is None or not about:
-            raise
-        raise OSError(number, os.strerror(number), os.fspath(target)) from error
-
-
-def _system_error(error: Exception) -> int | None:
-    """The number of the system's error that an exception is of; None: of none."""
-    if isinstance(error, OSError):
-        return error.errno
-    safetensors = sys.modules.get("safetensors")
-    if safetensors is not None and isinstance(error, safetensors.SafetensorError):
-        number = re.search(r"\(os error (\d+)\)", str(error))
-        return int(number[1]) if number else None
-    return None

@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from .files import AnyPath, file_digest, remove_folder, remove_leftovers, whole_file
+from .files import AnyPath, file_digest, remove_folder, whole_file
+from .unfinished import remove_leftovers
 
 SETTINGS = "settings.json"
 OUTPUTS = "outputs.json"

@@ -15,9 +15,9 @@ import typer
 from typer.core import TyperGroup
 
 from ..base.environment import draw_to_files
-from ..base.files import FULL
 from ..base.memory import keep_freed_memory
 from ..base.streams import note, open_streams
+from ..base.unfinished import FULL
 from ..base.version import __version__
 from .attack import attack
 from .bench import bench

@@ -18,7 +18,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ..base.files import remove_all_leftovers, whole_file
+from ..base.files import whole_file
+from ..base.unfinished import remove_all_leftovers
 from ..tensors.safetensors import read_safetensors
 
 FORMAT = "pxfast-evaluation"

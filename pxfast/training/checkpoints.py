@@ -19,7 +19,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ..base.files import remove_all_leftovers, whole_file
+from ..base.files import whole_file
+from ..base.unfinished import remove_all_leftovers
 from ..tensors.safetensors import read_safetensors
 
 SINGLE_FILE_BYTES = 16 << 20  # as much as a small model's takes

@@ -11,8 +11,9 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
-from ..base.files import OwnFile, check_encodable, claimed, refuse_existing, refuse_folder, remove_leftovers
+from ..base.files import OwnFile, check_encodable, claimed, refuse_existing, refuse_folder
 from ..base.streams import note
+from ..base.unfinished import remove_leftovers
 from .processes import Processes
 from .provenance import training_parts
 from .run import checkpoint_path

@@ -231,6 +231,34 @@ def test_a_folder_in_which_something_changes_meanwhile_is_not_replaced(tmp_path,
     assert out.stat().st_mode == (tmp_path / "ordinary").stat().st_mode
 
 
+def test_a_folder_that_is_to_be_replaced_is_never_lost(tmp_path, monkeypatch):
+    """Neither when another one takes its place between two renamings, nor when the process is killed there."""
+    out, rename = tmp_path / "out", os.rename
+    write_folder(out)
+    (out / "new.png").write_text("old")
+
+    def interrupted(source, target):
+        rename(source, target)
+        if Path(source) == out:
+            out.mkdir()
+            (out / "other").touch()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "rename", interrupted)
+        with pytest.raises(FileExistsError, match=r"appeared while this was running.* what was there before is in"):
+            write_folder(out, force=True)
+    assert names(out) == {"other"}
+    (kept,) = names(tmp_path) - {"out"}
+    assert (tmp_path / kept / "new.png").read_text() == "old"
+    dead = tmp_path / ".out.unfinished-0123456789abcdef"
+    dead.mkdir()
+    out.rename(dead / "replaced")
+    with pytest.raises(FileExistsError, match="out exists already; pass --force"):
+        write_folder(out)
+    assert names(out) == {"other"}
+    assert names(tmp_path) == {"out", kept}
+
+
 def test_an_output_belongs_to_one_process_at_a_time(tmp_path):
     with claimed(tmp_path / "a"):
         with pytest.raises(BlockingIOError, match=r"another process is writing .*a; wait for it"):
