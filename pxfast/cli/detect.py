@@ -53,12 +53,13 @@ def detect(
 
     OUT is a .tsv file for the lines, or a .json file of what --json prints; a killed run of it goes on.
     """
+    from ..base.files import file_digest
     from ..base.machine import parse_device
     from ..data.image_files import open_collection
     from ..pixeldefend.detection import Detector
     from .machine import use_threads
     from .output import print_json
-    from .rows import content_digest, describe, rows_to
+    from .rows import describe, rows_to
 
     use_threads(threads)
     place = parse_device(device)
@@ -75,7 +76,7 @@ def detect(
         return [[*row] for row in zip(p_values.tolist(), verdicts.tolist(), strict=True)]
 
     settings = {"command": "detect", "alpha": alpha, "batch_size": batch_size, "device": place.type}
-    settings["detector"] = None if detector is None else content_digest(detector)
+    settings["detector"] = None if detector is None else file_digest(detector)
     with rows_to(out, lambda: describe(sources, collections, model, **settings), force=force) as rows:
         found = rows.of(collections, measure, batch_size=batch_size, progress=not quiet)
         images = [

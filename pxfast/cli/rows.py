@@ -124,20 +124,20 @@ def describe(
 
     shapes = {tuple(next(collection.batches(1)).shape[1:]) for collection in collections if collection.names}
     return {
-        "images": [content_digest(source) for source in sources],
+        "images": [content_digest(source, images) for source, images in zip(sources, collections, strict=True)],
         "models": [model_fingerprint(model_for(model, shape)) for shape in sorted(shapes)],
         "libraries": {"pxfast": __version__, "torch": torch.__version__},
         **settings,
     }
 
 
-def content_digest(source: Path) -> str:
-    """SHA-256 of a file, or of the names and files in a folder, in hexadecimal."""
+def content_digest(source: Path, collection: Collection) -> str:
+    """SHA-256 of a file, or of the images in a folder and their names, in hexadecimal."""
     from ..base.files import file_digest
 
     if not source.is_dir():
         return file_digest(source)
     total = hashlib.sha256()
-    for path in sorted(path for path in source.iterdir() if path.is_file()):
-        total.update(path.name.encode(errors="surrogateescape") + b"\0" + file_digest(path).encode())
+    for name in collection.names:
+        total.update(name.encode(errors="surrogateescape") + b"\0" + file_digest(source / name).encode())
     return total.hexdigest()

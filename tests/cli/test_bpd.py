@@ -10,6 +10,7 @@ from support.helpers import run_command
 import pxfast
 from pxfast.base.parts import parts_path
 from pxfast.cli import rows
+from pxfast.data.image_files import write_png
 from pxfast.pixelcnn import likelihood
 
 
@@ -57,6 +58,23 @@ def test_a_stopped_run_goes_on_where_it_was(run_here, refused, model, images, tm
     assert printed == run_here(*words, "--quiet")[0].splitlines(True)[-1], "the mean"
     assert not parts_path(out).exists()
     assert "exists already" in refused(*words, "--out", out)
+
+
+def test_the_file_may_lie_among_the_images(run_here, refused, model, images, tmp_path, monkeypatch):
+    """What a killed run leaves beside it is no image, and a changed image is noticed."""
+    for i, image in enumerate(images):
+        write_png(image, tmp_path / f"{i}.png")
+    words = ["bpd", tmp_path, "--model", model, "--out", tmp_path / "bits.tsv", "--batch-size", 1]
+    monkeypatch.setattr(rows, "PART_SECONDS", 0.0)
+    with monkeypatch.context() as patch:
+        patch.setattr(rows.Rows, "write", lambda *arguments: 1 / 0)
+        refused(*words)
+    (tmp_path / ".bits.tsv.lock").touch()
+    write_png(images[0], tmp_path / "2.png")
+    assert "other settings (images)" in refused(*words)
+    write_png(images[2], tmp_path / "2.png")
+    run_here(*words)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["0.png", "1.png", "2.png", "bits.tsv"]
 
 
 def test_the_file_has_what_is_printed(run_here, refused, model, images, tmp_path):

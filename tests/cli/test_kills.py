@@ -25,8 +25,8 @@ import json, sys
 from pathlib import Path
 from support.kills import check
 from support.small_data import small_data_sets
-small_data_sets()
-words, again, base, repeatable = json.loads(sys.argv[1])
+words, again, base, repeatable, table = json.loads(sys.argv[1])
+small_data_sets(table)
 check(words, again, Path(base), repeatable=repeatable)
 """
 
@@ -126,12 +126,16 @@ COMMANDS: dict[str, Callable[[Inputs], list[object]]] = {
     "evaluate table": lambda x: evaluation(
         x, "table", x.world.table, "--no-train", "--columns", "clean,fgsm,strongest"
     ),
+    "evaluate figures": lambda x: evaluation(
+        x,
+        *("figures", "--dataset", "fashion-mnist", "--columns", "rand"),
+        *("--train-images", 20, "--lbfgs-images", 0),
+    ),
     "figures density": lambda x: [
         *("figures", "density", x.world.data, "--model", x.model, "--images", 4, "--train-images", 20),
         *("--lbfgs-images", 0, "--out", "out", "--threads", 1),
     ],
     "report": lambda x: ["report", x.report, "--out", "page.html"],
-    "demo": lambda x: ["demo", "--out", "demo.png", "--device", "cpu", "--threads", 1],
 }
 
 
@@ -142,5 +146,5 @@ def test_killed_at_any_moment_and_started_again_and_twice_at_once(name: str, inp
     """
     words = [*map(str, COMMANDS[name](inputs)), *([] if name == "report" else ["--quiet"])]
     again = [*words, "--resume"] if name.startswith("train") else words
-    given = json.dumps([words, again, str(tmp_path), name.startswith("evaluate")])
+    given = json.dumps([words, again, str(tmp_path), name.startswith("evaluate"), str(inputs.world.table)])
     run_python(PROGRAM, given, OMP_NUM_THREADS="1")

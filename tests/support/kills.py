@@ -115,13 +115,14 @@ def check(words: list[str], again: list[str], base: Path, *, repeatable: bool = 
     """
     torch.set_num_threads(1)
     whole, steps, seconds = undisturbed(words, base)
-    moments = [(step, 0.0) for step in sorted({*some(steps, 3), *range(max(1, steps - 2), steps + 1)})]
+    few = 3 if seconds < 0.5 else 1
+    moments = [(step, 0.0) for step in sorted({*some(steps, few), *range(max(1, steps - few), steps + 1)})]
     for step, moment in [*moments, (None, random.Random(0).uniform(0.0, seconds))]:
         folder = base / f"killed-{step}"
         folder.mkdir()
         check_kill(words, again, folder, whole, step, moment)
     refused = 0
-    for step in some(steps, 2):
+    for step in [1, steps // 2 + 1][few == 1 :]:
         folder = base / f"rivals-{step}"
         folder.mkdir()
         refused += check_rivals(words, folder, whole, step, repeatable=repeatable)

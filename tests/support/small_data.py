@@ -8,15 +8,18 @@ from support.helpers import real_images
 from pxfast.adp import training as adp_training
 from pxfast.classifiers import ResNetConfig
 from pxfast.classifiers import training as classifier_training
+from pxfast.cli import evaluate
 from pxfast.data import datasets
 from pxfast.pixelcnn import training as pixelcnn_training
 
 
-def small_data_sets() -> None:
+def small_data_sets(table: str) -> None:
     """From now on, in this process, fashion-mnist is 32 images of 8x8 pixels, and networks are made for these.
 
-    Other data sets stay what they are. Trainings keep a checkpoint after each step.
+    Other data sets stay what they are. Trainings keep a checkpoint after each step. table: the file of a table, from
+    whose work ``evaluate figures`` draws.
     """
+    evaluate.FIGURES["fashion-mnist"] = table
     load = datasets.load_dataset
     images = real_images(1, (8, 8), 32)
     labels = torch.arange(32) % 5
