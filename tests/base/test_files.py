@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from pxfast.base import locks
 from pxfast.base.files import claimed, output_files, output_folder, refuse_existing, whole_file
 
 
@@ -269,6 +270,19 @@ def test_an_output_belongs_to_one_process_at_a_time(tmp_path):
             temporary.touch()
     write_both(tmp_path, force=True)
     assert names(tmp_path) == {"a", "b"}
+
+
+def test_without_locks_nothing_of_another_process_is_removed(tmp_path, monkeypatch):
+    """Where nobody can tell the living from the dead; outputs are written all the same, and none is replaced."""
+    monkeypatch.setattr(locks, "_lock", lambda descriptor: False)
+    other = tmp_path / ".a.unfinished-fedcba9876543210"
+    other.mkdir()
+    (other / "a").write_text("half")
+    write_both(tmp_path)
+    assert (other / "a").read_text() == "half"
+    with pytest.raises(FileExistsError):
+        write_both(tmp_path)
+    assert names(tmp_path) == {"a", "b", other.name}
 
 
 def test_leftovers_of_other_kinds_and_of_living_processes_stay(tmp_path):

@@ -42,11 +42,13 @@ def write_report(
 ) -> Path:
     """Write the report of an output folder of ``pxfast evaluate``; returns its path.
 
-    out: the page, by default report.html in the folder. Raises FileExistsError when it exists, unless ``force``, and
-    what :func:`render_report` raises.
+    out: the page, an .html file, by default report.html in the folder. Raises FileExistsError when it exists, unless
+    ``force``, ValueError for another suffix, and what :func:`render_report` raises.
     """
     folder = Path(folder)
     path = folder / "report.html" if out is None else Path(out)
+    if path.suffix.lower() not in (".html", ".htm"):
+        raise ValueError(f"{path}: this output must have the suffix .html")
     if not folder.is_dir():
         raise FileNotFoundError(f"no such folder: {folder}")
     with output_files(path, force=force) as (temporary,):
