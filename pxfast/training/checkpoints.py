@@ -20,6 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ..base.files import whole_file
+from ..base.unfinished import remove_all_leftovers
 from ..tensors.safetensors import read_safetensors
 
 SINGLE_FILE_BYTES = 16 << 20  # as much as a small model's takes
@@ -100,3 +101,4 @@ def _remove_shards(path: Path, keep: Collection[str]) -> None:
     for name in os.listdir(path.parent):
         if pattern.fullmatch(name) and name not in keep:
             path.with_name(name).unlink(missing_ok=True)
+    remove_all_leftovers(path.parent, lambda name: pattern.fullmatch(name) is not None)

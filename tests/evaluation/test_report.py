@@ -388,6 +388,7 @@ def test_the_command_writes_whole_pages_and_replaces_none_unasked(run_here, refu
     assert (copy / "report.html").read_text(encoding="utf-8") != before
     assert write_report(copy, tmp_path / "other.html") == tmp_path / "other.html"
     assert "no such folder" in refused("report", copy, "--out", tmp_path / "nowhere" / "page.html")
+    assert "must have the suffix .html" in refused("report", copy, "--out", tmp_path / "page.txt")
     assert not list(copy.glob(".report*"))
 
 

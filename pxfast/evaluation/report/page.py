@@ -13,7 +13,7 @@ from typing import Any
 import jinja2
 import markupsafe
 
-from ...base.files import refuse_existing, whole_file
+from ...base.files import output_files
 from ...base.version import __version__
 from ..results import Figure, Table, figures_folder, read_figures, read_tables, tables_folder
 from . import formats
@@ -42,17 +42,18 @@ def write_report(
 ) -> Path:
     """Write the report of an output folder of ``pxfast evaluate``; returns its path.
 
-    out: the page, by default report.html in the folder. Raises FileExistsError when it exists, unless ``force``, and
-    what :func:`render_report` raises.
+    out: the page, an .html file, by default report.html in the folder. Raises FileExistsError when it exists, unless
+    ``force``, ValueError for another suffix, and what :func:`render_report` raises.
     """
     folder = Path(folder)
     path = folder / "report.html" if out is None else Path(out)
-    refuse_existing(path, force=force)
-    page = render_report(folder)
-    if not path.absolute().parent.is_dir():
-        raise FileNotFoundError(f"no such folder: {path.absolute().parent}")
-    with whole_file(path) as temporary:
-        temporary.write_text(page, encoding="utf-8")
+    if path.suffix.lower() not in (".html", ".htm"):
+        raise ValueError(f"{path}: this output must have the suffix .html")
+    if not folder.is_dir():
+        raise FileNotFoundError(f"no such folder: {folder}")
+    with output_files(path, force=force) as (temporary,):
+        page = render_report(folder)
+        temporary.write_text(page, encoding="utf-8", errors="replace")  # names of files may be no text
     return path
 
 
