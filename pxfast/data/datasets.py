@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .image_files import IMAGE_SUFFIXES, read_image
+from .image_decoding import IMAGE_SUFFIXES, read_image
 
 DATASETS = {"fashion-mnist": (1, 28, 28), "cifar10": (3, 32, 32)}
 
