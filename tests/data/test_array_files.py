@@ -48,10 +48,10 @@ def test_what_torch_saves_is_read(tmp_path, zipped, protocol):
     for i, case in enumerate(cases):
         path = tmp_path / f"{i}.pt"
         torch.save(case, path, pickle_protocol=protocol, _use_new_zipfile_serialization=zipped)
-        found, expected = read_tensor(path), torch.load(path, weights_only=True).detach()
-        assert found.dtype == expected.dtype
-        assert found.stride() == expected.stride()
-        assert torch.equal(found, expected)
+        found = read_tensor(path)
+        assert found.dtype == case.dtype
+        assert found.stride() == case.stride()
+        assert torch.equal(found, case)
         assert not found.requires_grad
 
 
@@ -60,7 +60,7 @@ def test_what_torch_saves_is_read(tmp_path, zipped, protocol):
     ("value", "error", "words"),
     [
         (torch.zeros(1, 1, 28, 28, dtype=torch.uint8).expand(10**7, 3, 28, 28), ValueError, "expanded tensor"),
-        (GRID[:1, :1].expand(-1, 3, -1, -1), ValueError, r"contiguous\(\)"),
+        (GRID[:1, :1].clone().expand(-1, 3, -1, -1), ValueError, r"contiguous\(\)"),
         ({"images": GRID}, TypeError, "found dict"),
         ([GRID], TypeError, "found list"),
         (7, TypeError, "found int"),
@@ -68,12 +68,10 @@ def test_what_torch_saves_is_read(tmp_path, zipped, protocol):
         (GRID.to(torch.complex64), TypeError, "ComplexFloatStorage, not uint8"),
         (GRID.bool(), TypeError, "BoolStorage, not uint8"),
         (GRID.float().to_sparse(), TypeError, "found a sparse tensor"),
-        (GRID.float().reshape(-1, 8).to_sparse_csr(), TypeError, "found a sparse tensor"),
         (torch.zeros(10**6, 3, 28, 28, device="meta"), TypeError, "found a meta tensor"),
-        (torch.quantize_per_tensor(GRID.float(), 1.0, 0, torch.quint8), TypeError, "found a quantised tensor"),
         (torch.zeros(10**12, 0, 28, 28), ValueError, r"found shape \(1000000000000, 0, 28, 28\)"),
         (torch.zeros(28, 28), ValueError, r"found shape \(28, 28\)"),
-        (torch.nn.Linear(3, 3), (TypeError, ValueError), "bad"),
+        (torch.nn.Linear(3, 3), ValueError, "no file of a plain tensor"),
     ],
 )
 def test_other_tensors_are_refused(tmp_path, zipped, value, error, words):
@@ -157,7 +155,7 @@ def test_arrays_are_mapped(tmp_path, array):
     np.testing.assert_array_equal(found, array)
 
 
-def test_other_arrays_are_refused(tmp_path, monkeypatch):
+def test_other_arrays_are_refused(tmp_path):
     path = tmp_path / "bad.npy"
     good = npy(GRID.numpy())
     archive = io.BytesIO()
