@@ -137,6 +137,16 @@ def metadata_json(
     return parse_json(text, f"{os.fspath(path)}: {key!r} in its metadata")
 
 
+def metadata_table(
+    metadata: Mapping[str, str], key: str, path: str | os.PathLike[str], default: str | None = None
+) -> dict[str, Any]:
+    """As :func:`metadata_json`, of a table. ValueError for anything else, too."""
+    table = metadata_json(metadata, key, path, default)
+    if not isinstance(table, dict):
+        raise ValueError(f"{os.fspath(path)}: {key!r} in its metadata must be a table, got {shown(table)}")
+    return table
+
+
 def metadata_record(
     kind: type[Record], metadata: Mapping[str, str], path: str | os.PathLike[str], what: str, key: str = "config"
 ) -> Record:
@@ -149,10 +159,7 @@ def metadata_record(
 
 def read_notes(metadata: Mapping[str, str], path: str | os.PathLike[str]) -> dict[str, Any]:
     """The notes of a file; none where it has none. ValueError names the file when they are no table."""
-    notes = metadata_json(metadata, "notes", path, "{}")
-    if not isinstance(notes, dict):
-        raise ValueError(f"{os.fspath(path)}: its notes must be a table, got {shown(notes)}")
-    return notes
+    return metadata_table(metadata, "notes", path, "{}")
 
 
 def load_network(
