@@ -61,10 +61,8 @@ class TilesFile:
     def __post_init__(self) -> None:
         for tile in (tile for kinds in self.tiles.values() for tile in kinds.values()):
             sides = (tile.block_m, tile.block_n, tile.block_k, tile.num_warps)
-            if (
-                not all(1 <= side <= 1024 and side & (side - 1) == 0 for side in sides)
-                or not 1 <= tile.num_stages <= 16
-            ):
+            known = all(1 <= side <= 1024 and side & (side - 1) == 0 for side in sides)
+            if not known or not 1 <= tile.num_stages <= 16:
                 raise ValueError(f"a tile has powers of two up to 1024 and 1..16 stages, got {tile}")
 
 

@@ -94,6 +94,8 @@ def _typed(hint: Any, value: Any, where: str, name: str) -> Any:
             raise wrong
         return {key: _typed(arguments[1], each, where, f"{name}.{key}") for key, each in value.items()}
     if dataclasses.is_dataclass(hint):
+        if isinstance(value, typing.cast("type[Any]", hint)):
+            return value
         return record(typing.cast("type[Any]", hint), value, f"{where}: {name}")
     expected = (int, float) if hint is float else (hint,)
     if not isinstance(value, expected) or (isinstance(value, bool) and hint is not bool):

@@ -84,7 +84,7 @@ class AveragedRun(TrainingRun):
         targets = {f"model.{name}": value for name, value in self.model.state_dict().items()}
         targets |= {f"averaged.{name}": value for name, value in self.averaged.state_dict().items()}
         places = {parameter: i for i, parameter in enumerate(self.model.parameters())}
-        optional = set()
+        optional: set[str] = set()
         for optimiser in self.optimisers:
             for parameter in (each for group in optimiser.param_groups for each in group["params"]):
                 state = {
