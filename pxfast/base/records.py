@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 Record = TypeVar("Record")
 
 NAMES = {bool: "true or false", int: "an integer", float: "a number", str: "a text", type(None): "nothing"}
-SHOWN = 60  # characters of a wrong value
+SHOWN, MESSAGE = 60, 400  # characters of a wrong value, and of what a dataclass says of one
 
 
 def record(kind: type[Record], values: object, where: str) -> Record:
@@ -34,7 +34,7 @@ def record(kind: type[Record], values: object, where: str) -> Record:
     try:
         return kind(**made)
     except (TypeError, ValueError, ArithmeticError) as error:
-        raise ValueError(f"{where}: {error}") from None
+        raise ValueError(f"{where}: {str(error)[:MESSAGE]}") from None
 
 
 def shown(value: object) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 from pathlib import Path
 from typing import IO, Any, Literal
@@ -13,6 +14,7 @@ from ..base.reading import regular_file
 from .images import EXPECTED, NUMPY_DTYPES, TORCH_DTYPES, Array, ImagesT, check_range
 
 MAGIC = b"\x93NUMPY"
+LARGEST_HEADER = 1 << 14  # bytes; NumPy reads no larger ones
 
 
 def map_array(path: Path) -> Array:
@@ -44,14 +46,16 @@ def _header(file: IO[bytes]) -> tuple[np.dtype[Any], tuple[int, ...], Literal["C
     if file.read(len(MAGIC)) != MAGIC:
         raise ValueError("it does not begin as such files do")
     file.seek(0)
-    version = np.lib.format.read_magic(file)
+    head = io.BytesIO(file.read(LARGEST_HEADER))  # NumPy would make room for a header of 4 GB, if a file says so
+    version = np.lib.format.read_magic(head)
     read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
     try:
-        shape, fortran, dtype = read(file)
+        shape, fortran, dtype = read(head)
     except Exception as error:  # it is a Python literal: parsing it meets SyntaxError, TypeError, MemoryError, ...
         raise ValueError(f"its header is damaged ({type(error).__name__})") from None
     if any(isinstance(side, bool) or not 0 <= side < 1 << 48 for side in shape):
         raise ValueError(f"its shape {shape} is impossible")
+    file.seek(head.tell())
     return dtype, shape, "F" if fortran else "C"
 
 

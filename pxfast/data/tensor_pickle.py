@@ -48,6 +48,12 @@ LITERALS = (*NUMBERS, "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8")
 CONSTANTS: dict[str, Any] = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": ()}
 
 
+DAMAGE = (  # what reading pickles' steps and zips meets; OSError where a place is before the file's beginning
+    *(ValueError, KeyError, IndexError, EOFError, OSError, RuntimeError, NotImplementedError),
+    *(struct.error, zlib.error, zipfile.BadZipFile),
+)
+
+
 class Unexpected(Exception):
     """The file holds something else than one plain tensor of images; its text says what."""
 
@@ -95,22 +101,18 @@ def read_tensor(path: Path) -> torch.Tensor:
     dictionary, a sparse tensor or integers. All name the file.
     """
     path = regular_file(path)
-    try:
-        with open(path, "rb") as file:
-            if file.read(4) == b"PK\x03\x04":
-                declared, data, little = _from_zip(path, file)
-            else:
-                declared, data, little = _from_pickles(file)
-        return _tensor(declared, data, little)
-    except Unexpected as error:
-        raise TypeError(f"{path}: expected a tensor of images, found {error}") from None
-    except (ValueError, KeyError, IndexError, EOFError, struct.error, zlib.error) as error:
-        raise ValueError(f"{path} is truncated or no file of a plain tensor: {error}") from None
-    except (zipfile.BadZipFile, NotImplementedError, RuntimeError) as error:
-        raise ValueError(f"{path} is truncated or no file of a plain tensor: {error}") from None
+    with open(path, "rb") as file:
+        zipped = file.read(4) == b"PK\x03\x04"
+        try:
+            declared, data, little = _from_zip(file) if zipped else _from_pickles(file)
+            return _tensor(declared, data, little)
+        except Unexpected as error:
+            raise TypeError(f"{path}: expected a tensor of images, found {error}") from None
+        except DAMAGE as error:
+            raise ValueError(f"{path} is truncated or no file of a plain tensor: {error}") from None
 
 
-def _from_zip(path: Path, file: IO[bytes]) -> tuple[Declared, bytearray, bool]:
+def _from_zip(file: IO[bytes]) -> tuple[Declared, bytearray, bool]:
     with zipfile.ZipFile(file) as archive:
         pickles = [name for name in archive.namelist() if name.endswith("/data.pkl")]
         if len(pickles) != 1:

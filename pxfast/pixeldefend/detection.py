@@ -146,7 +146,10 @@ class Detector:
         foreign, or holds the log-likelihoods of another model.
         """
         log_likelihoods, fingerprint, image_shape = _read(Path(path))
-        fitted = model_for(model, image_shape)
+        try:
+            fitted = model_for(model, image_shape)
+        except ValueError as error:
+            raise ValueError(f"{os.fspath(path)}: {error}") from None
         if model_fingerprint(fitted) != fingerprint:
             raise ValueError(
                 f"{os.fspath(path)} holds the log-likelihoods of another model; fit a detector of this one"

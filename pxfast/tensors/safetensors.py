@@ -99,11 +99,11 @@ def _stored(value: Any, name: str, path: Path) -> Stored:
         values *= max(1, side)
         if values > MOST_VALUES:
             raise _damaged(path, f"{shown(name)} has an impossible shape")
-    return Stored(TYPES.get(dtype, dtype), tuple(shape))
+    return Stored(TYPES.get(dtype, dtype[:20]), tuple(shape))
 
 
 def _damaged(path: Path, problem: object) -> ValueError:
-    return ValueError(f"{path} is truncated or not a safetensors file ({problem})")
+    return ValueError(f"{path} is truncated or not a safetensors file ({str(problem)[:200]})")
 
 
 def read_tensors(header: Header) -> dict[str, Tensor]:
