@@ -9,7 +9,7 @@ import stat
 from pathlib import Path
 from typing import Any, NoReturn
 
-LARGEST_TEXT = 64 << 20  # bytes: a table of results has a few kB
+LARGEST_TEXT = 16 << 20  # bytes: a table of results has a few kB
 DEEPEST = 100  # levels of lists and tables in each other
 
 

@@ -36,6 +36,11 @@ class ClassifierConfig:
         check_channels(self.channels)
         self._between("classes", 2, 100_000)
 
+    @property
+    def layers(self) -> int:
+        """How many layers with weights there are at least."""
+        return 1
+
     def _between(self, field: str, least: int, most: int) -> None:
         check_between(field, getattr(self, field), least, most)
 
