@@ -168,7 +168,7 @@ def load_network(
     """A network with the file's tensors, on the CPU, its weights not yet anywhere but in ``targets``.
 
     layers: how many the file's configuration asks for at least, each with a tensor of its own. build: gives the
-    network of the file's configuration; it is called on the meta device first, where it takes time but no memory, and in
+    network of the file's configuration; it is called on the meta device first, where it takes no memory, and in
     earnest only when the names, shapes and types of the header are those of ``targets``, the network's tensors by the
     names that files give them. ValueError, naming the file, when they are not.
     """
