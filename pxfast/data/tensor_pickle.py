@@ -20,7 +20,7 @@ from typing import IO, Any
 import numpy as np
 import torch
 
-from ..base.reading import regular_file
+from ..base.reading import BoundedFile
 
 LARGEST_PICKLE = 1 << 16  # bytes; a plain tensor's takes about two hundred
 BLOCK = 1 << 20  # bytes read at once
@@ -100,8 +100,7 @@ def read_tensor(path: Path) -> torch.Tensor:
     less values than the tensor's shape, as an expanded tensor's has; TypeError when it holds something else, such as a
     dictionary, a sparse tensor or integers. All name the file.
     """
-    path = regular_file(path)
-    with open(path, "rb") as file:
+    with BoundedFile(path) as file:
         zipped = file.read(4) == b"PK\x03\x04"
         try:
             declared, data, little = _from_zip(file) if zipped else _from_pickles(file)
