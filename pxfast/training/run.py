@@ -21,7 +21,6 @@ from torch import Tensor
 from ..base.checks import check_between, check_number
 from ..base.files import refuse_existing
 from ..base.progress import progress_of
-from ..base.records import shown
 from ..tensors.safetensors import metadata_json, metadata_record, metadata_table
 from .processes import Processes
 from .provenance import training_machine
@@ -188,7 +187,7 @@ class TrainingRun:
             changed = {key for key in mine.keys() | theirs.keys() if mine.get(key) != theirs.get(key)}
             if changed - {"compile"}:
                 detail = ", ".join(
-                    f"{key[:60]}: {shown(theirs.get(key))} then, {shown(mine.get(key))} now" for key in sorted(changed)
+                    f"{key[:60]}: {str(theirs.get(key))[:60]} then, {mine.get(key)} now" for key in sorted(changed)
                 )
                 raise ValueError(f"{path} is the checkpoint of a run with another {what} ({detail})")
         if metadata_json(metadata, "images", path, "null") not in (None, fingerprint(self.images)):
