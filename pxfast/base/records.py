@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 Record = TypeVar("Record")
 
-NAMES = {bool: "true or false", int: "an integer", float: "a number", str: "a text", type(None): "nothing"}
+NAMES: dict[type, str] = {bool: "true or false", int: "an integer", float: "a number", str: "a text"}
 SHOWN, MESSAGE = 60, 400  # characters of a wrong value, and of what a dataclass says of one
 
 
@@ -107,7 +107,7 @@ def _typed(hint: Any, value: Any, where: str, name: str) -> Any:
 def _words(hint: Any) -> str:
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
-        return " or ".join(_words(argument) for argument in arguments)
+        return " or ".join("nothing" if argument is type(None) else _words(argument) for argument in arguments)
     if origin is list or (origin is tuple and arguments[-1] is ...):
         return "a list"
     if origin is tuple:

@@ -48,7 +48,8 @@ LITERALS = (*NUMBERS, "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8")
 CONSTANTS: dict[str, Any] = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": ()}
 
 
-DAMAGE = (  # what reading pickles' steps and zips meets; OSError where a place is before the file's beginning
+# what reading a pickle's steps and a zip meets; OSError is of places before the file's beginning
+DAMAGE: tuple[type[Exception], ...] = (
     *(ValueError, KeyError, IndexError, EOFError, OSError, RuntimeError, NotImplementedError),
     *(struct.error, zlib.error, zipfile.BadZipFile),
 )
