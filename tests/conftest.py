@@ -19,7 +19,7 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
 import pytest
 import torch
 from support.engines import ENGINE_PARAMS, is_here, left_out
-from support.helpers import error_line, made_once, random_model
+from support.helpers import error_line, made_once, random_model, trained_once
 
 from pxfast.cli import main
 from pxfast.pixelcnn.network import PixelCNN
@@ -39,6 +39,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     for line in left_out():
         terminalreporter.write_line(line)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def models_are_trained_once(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """The models of ``trained_model`` are trained by the first worker that needs them."""
+    trained_once.append(tmp_path_factory)
 
 
 @pytest.fixture(scope="session")

@@ -22,7 +22,7 @@ template <>
 constexpr int kPack<Bf16> = 2;
 
 // How many vectors of outputs a tile may have, and how many rows beside them, so that all accumulators, a tile row of
-// weights and one spare stay in registers.
+// weights and one spare stay in registers: 32 of 16 floats, 16 of 8, 32 of 4 (NEON), 16 of 4.
 #if defined(__AVX512F__)
 constexpr int kMaxTileVectors = 6;
 constexpr int max_rows(int vectors) {
@@ -31,47 +31,55 @@ constexpr int max_rows(int vectors) {
 #elif defined(__AVX2__)
 constexpr int kMaxTileVectors = 1;
 constexpr int max_rows(int) { return 6; }
+#elif defined(__aarch64__)
+constexpr int kMaxTileVectors = 1;
+constexpr int max_rows(int) { return 6; }
 #else
 constexpr int kMaxTileVectors = 1;
 constexpr int max_rows(int) { return 2; }
 #endif
 constexpr int kMaxTileRows = 12;
 
-inline void multiply_add(Vector& sum, const float* a, const Vector& w) { sum = fma(broadcast(*a), w, sum); }
-inline void multiply_add(Vector& sum, const RoundedFloat* a, const Vector& w) {
-  sum = fma(broadcast(a->value), w, sum);
-}
-inline Vector load_weights(const float* w) { return load(w); }
-inline Vector load_weights(const RoundedFloat* w) { return load(&w->value); }
+// Left element(s) for all lanes, a register of weights, and their product added: on native registers, since GCC keeps
+// an array of them in registers and an array of Vectors, where these have several parts, on the stack.
+inline NativeFloat spread(const float* a) { return *a - NativeFloat{}; }
+inline NativeFloat spread(const RoundedFloat* a) { return spread(&a->value); }
+inline NativeFloat load_weights(const float* w) { return native_load(w); }
+inline NativeFloat load_weights(const RoundedFloat* w) { return native_load(&w->value); }
+inline NativeFloat multiply_add(NativeFloat sum, NativeFloat a, NativeFloat w) { return native_fma(a, w, sum); }
 
 #if defined(__AVX512BF16__)
-inline __m512i load_weights(const Bf16* w) { return _mm512_loadu_si512(w); }
-inline void multiply_add(Vector& sum, const Bf16* a, const __m512i& w) {
+inline __m512i spread(const Bf16* a) {
   int32_t pair;
   std::memcpy(&pair, a, 4);
-  sum.part[0] = (NativeFloat)_mm512_dpbf16_ps((__m512)sum.part[0], (__m512bh)w, (__m512bh)_mm512_set1_epi32(pair));
+  return _mm512_set1_epi32(pair);
+}
+inline __m512i load_weights(const Bf16* w) { return _mm512_loadu_si512(w); }
+inline NativeFloat multiply_add(NativeFloat sum, __m512i a, __m512i w) {
+  return (NativeFloat)_mm512_dpbf16_ps((__m512)sum, (__m512bh)w, (__m512bh)a);
 }
 #endif
 
 template <class Element, int kRows, int kVectors>
 void tile_kernel(const Operand<Element>& operand, long first_row, size_t tile_offset, float* out, long out_stride) {
-  Vector sum[kRows][kVectors];
-  for (int i = 0; i < kRows; ++i)
-    for (int j = 0; j < kVectors; ++j) sum[i][j] = broadcast(0.0f);
+  constexpr int kRegisters = kVectors * kParts;
+  NativeFloat sum[kRows][kRegisters] = {};
   for (int t = 0; t < operand.taps; ++t) {
     const long channels = operand.channels[t];
     const Element* a = operand.cells[t] + first_row * channels;
     const Element* w = operand.weights[t] + tile_offset;
     for (long k = 0; k < channels; k += kPack<Element>) {
-      decltype(load_weights(w)) weights[kVectors];
-      for (int j = 0; j < kVectors; ++j) weights[j] = load_weights(w + j * pxfast::kLanes * kPack<Element>);
+      decltype(load_weights(w)) weights[kRegisters];
+      for (int j = 0; j < kRegisters; ++j) weights[j] = load_weights(w + j * kNativeLanes * kPack<Element>);
       w += kVectors * pxfast::kLanes * kPack<Element>;
-      for (int i = 0; i < kRows; ++i)
-        for (int j = 0; j < kVectors; ++j) multiply_add(sum[i][j], a + i * channels + k, weights[j]);
+      for (int i = 0; i < kRows; ++i) {
+        const auto left = spread(a + i * channels + k);
+        for (int j = 0; j < kRegisters; ++j) sum[i][j] = multiply_add(sum[i][j], left, weights[j]);
+      }
     }
   }
   for (int i = 0; i < kRows; ++i)
-    for (int j = 0; j < kVectors; ++j) store(out + i * out_stride + j * pxfast::kLanes, sum[i][j]);
+    for (int j = 0; j < kRegisters; ++j) native_store(out + i * out_stride + j * kNativeLanes, sum[i][j]);
 }
 
 template <class Element>

@@ -6,6 +6,8 @@
 
 #if defined(__AVX2__) || defined(__AVX512F__)
 #include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
 #endif
 
 #include <cstdint>
@@ -28,6 +30,12 @@ constexpr int kParts = pxfast::kLanes / kNativeLanes;
 typedef float NativeFloat __attribute__((vector_size(4 * kNativeLanes)));
 typedef int32_t NativeInt __attribute__((vector_size(4 * kNativeLanes)));
 
+// the same, anywhere in memory: read and written as a whole, since a store of halves holds up the load of a whole
+typedef float NativeFloatInMemory __attribute__((vector_size(4 * kNativeLanes), aligned(4), may_alias));
+
+inline NativeFloat native_load(const float* p) { return *reinterpret_cast<const NativeFloatInMemory*>(p); }
+inline void native_store(float* p, NativeFloat x) { *reinterpret_cast<NativeFloatInMemory*>(p) = x; }
+
 struct Vector {
   NativeFloat part[kParts];
 };
@@ -38,12 +46,10 @@ struct Vector {
   return result
 
 inline Vector broadcast(float x) { PXFAST_PARTWISE(x - NativeFloat{}); }
-inline Vector load(const float* p_) {
-  Vector result;
-  std::memcpy(&result, p_, sizeof result);
-  return result;
+inline Vector load(const float* from) { PXFAST_PARTWISE(native_load(from + p * kNativeLanes)); }
+inline void store(float* to, const Vector& x) {
+  for (int p = 0; p < kParts; ++p) native_store(to + p * kNativeLanes, x.part[p]);
 }
-inline void store(float* p_, const Vector& x) { std::memcpy(p_, &x, sizeof x); }
 inline Vector operator+(const Vector& a, const Vector& b) { PXFAST_PARTWISE(a.part[p] + b.part[p]); }
 inline Vector operator-(const Vector& a, const Vector& b) { PXFAST_PARTWISE(a.part[p] - b.part[p]); }
 inline Vector operator*(const Vector& a, const Vector& b) { PXFAST_PARTWISE(a.part[p] * b.part[p]); }
@@ -54,6 +60,8 @@ inline NativeFloat native_fma(NativeFloat a, NativeFloat b, NativeFloat c) {
   return (NativeFloat)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
 #elif defined(__AVX2__)
   return (NativeFloat)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+#elif defined(__aarch64__)
+  return (NativeFloat)vfmaq_f32((float32x4_t)c, (float32x4_t)a, (float32x4_t)b);
 #else
   return a * b + c;
 #endif

@@ -57,11 +57,20 @@ def _widened(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
+def _differentiable(x: Tensor) -> bool:
+    """Whether a gradient may be asked for: torch takes longer to look for the forward function than it computes."""
+    return x.requires_grad and torch.is_grad_enabled()
+
+
 def elu(x: Tensor) -> Tensor:
     """x where it is positive, exp(x) - 1 elsewhere; any shape."""
-    return F.elu(x) if x.device.type != "cpu" else _Elu.apply(x)
+    if x.device.type != "cpu":
+        return F.elu(x)
+    return _Elu.apply(x) if _differentiable(x) else _Elu.forward(x)
 
 
 def concat_elu(x: Tensor) -> Tensor:
     """ELU of x and of -x, concatenated along channels: (N, F, H, W) to (N, 2F, H, W)."""
-    return F.elu(torch.cat((x, -x), dim=1)) if x.device.type != "cpu" else _ConcatElu.apply(x)
+    if x.device.type != "cpu":
+        return F.elu(torch.cat((x, -x), dim=1))
+    return _ConcatElu.apply(x) if _differentiable(x) else _ConcatElu.forward(x)

@@ -23,7 +23,8 @@ def plain_torch() -> Iterator[None]:
     the process: a caller who has changed it has it back afterwards, and its other threads see float32 meanwhile.
     """
     with contextlib.ExitStack() as stack:
-        stack.enter_context(torch.device("cpu"))
+        if torch.empty(0).device.type != "cpu":  # where it is, the mode would only slow every call of torch
+            stack.enter_context(torch.device("cpu"))
         if torch.is_inference_mode_enabled():
             stack.enter_context(torch.inference_mode(False))
         for device in AUTOCAST_DEVICES:

@@ -31,14 +31,6 @@ def test_bench_prints_an_object_for_every_row():
         assert row.bytes_per_image < 8e6
 
 
-def test_the_papers_network_stays_under_8_mb_an_image():
-    from pxfast.engines import cpu
-    from pxfast.engines.schedule import schedule_for
-
-    schedule = schedule_for(benchmark.network("paper-cifar10"))
-    assert cpu.packed(schedule, "bf16", cpu.isa_of()).bytes_per_image < 8e6
-
-
 def test_a_profile_accounts_for_the_time_of_a_decode():
     spent = profile(SHIPPED, precision="bf16", batch=2, order="speculative")
     height = benchmark.network(SHIPPED).config.image_size[0]

@@ -95,3 +95,12 @@ def test_interrupt_is_honoured_soon(engine):
     assert "KeyboardInterrupt" in errors
     assert "finished" not in output
     assert process.returncode != 0
+
+
+@pytest.mark.engine("cpu")
+def test_the_papers_network_stays_under_8_mb_an_image():
+    from pxfast.engines import benchmark, cpu
+    from pxfast.engines.schedule import schedule_for
+
+    schedule = schedule_for(benchmark.network("paper-cifar10"))
+    assert cpu.packed(schedule, "bf16", cpu.isa_of()).bytes_per_image < 8e6

@@ -16,7 +16,10 @@ count = runpy.run_path(str(SOURCE / "bench" / "cpu_report.py"))["count"]
 
 @pytest.mark.parametrize(
     ("name", "row_gflop", "pixel_gflop"),
-    [("paper-cifar10", 28.16, 20.58), ("paper-fashion-mnist", 1.348, 0.986)],
+    [
+        pytest.param("paper-cifar10", 28.16, 20.58, marks=pytest.mark.process),
+        ("paper-fashion-mnist", 1.348, 0.986),
+    ],
 )
 def test_a_decode_costs_exactly_one_forward_pass(name, row_gflop, pixel_gflop):
     found = count(name)

@@ -52,7 +52,7 @@ def test_the_same_size_is_a_copy() -> None:
 
 def test_what_is_new_learns(tmp_path) -> None:
     """A grown network beats the small one on its training images, by weights that had been zero too."""
-    small = trained_model((8, 8), 1, 5, 1, steps=80)
+    small = trained_model((8, 8), 1, 5, 1, steps=40)
     images = real_images(1, (8, 8), 64)
     config = dataclasses.replace(small.config, filters=8, resnets=2)
     trainer = Trainer(

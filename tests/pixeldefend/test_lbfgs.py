@@ -83,7 +83,7 @@ def test_refusals(model, attacked, make_model, monkeypatch):
 def test_greedy_decoding_beats_it_on_fashion_mnist():
     """A noisy Fashion-MNIST image, the shipped model: L-BFGS-B improves on it, greedy decoding by much more."""
     attacked = noisy(bundled_images(1)[:1], 8)
-    found = lbfgs_purify(attacked, 16, max_iterations=50)
+    found = lbfgs_purify(attacked, 16, max_iterations=30)
     greedy = pxfast.bits_per_dim(pxfast.purify(attacked, 16))
     assert (found.relaxed_bits_per_dim[:, 0] < found.input_bits_per_dim).all()
     assert (found.bits_per_dim[:, 0] < found.input_bits_per_dim).all()

@@ -77,6 +77,11 @@ def golden_paths() -> list[tuple[str, Path]]:
     ]
 
 
+def fullest_path(name: str) -> Path:
+    """The complete file where it is there, else the bundled one, which is its first image."""
+    return next(path for path in (COMPLETE / f"{name}.npz", BUNDLED / f"{name}.npz") if path.is_file())
+
+
 SWITCH = 1e-5  # bin mass under which the authors' code takes the density at the bin's centre
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import fcntl
 import functools
+import hashlib
 import os
 import resource
 import shutil
@@ -17,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from pxfast.engines.choosers import Chooser, Greedy, Sample, uniforms
@@ -104,8 +106,22 @@ def trained_model(
     return model.eval().requires_grad_(False)
 
 
+trained_once: list[pytest.TempPathFactory] = []  # conftest.py puts one in: the workers of pytest-xdist share models
+
+
 @functools.cache
 def _trained_weights(config: PixelCNNConfig, steps: int) -> dict[str, Tensor]:
+    if not trained_once:
+        return _train(config, steps)
+    name = hashlib.sha256(repr((config, steps)).encode()).hexdigest()[:16]
+
+    def make(folder: Path) -> None:
+        save_file(_train(config, steps), folder / "weights.safetensors")
+
+    return load_file(made_once(trained_once[0], f"model-{name}", make) / "weights.safetensors")
+
+
+def _train(config: PixelCNNConfig, steps: int) -> dict[str, Tensor]:
     """Computed in fp64: the steps magnify rounding a million times, so that in fp32 every machine has its own model."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.filters * 100 + config.resnets)
@@ -123,7 +139,7 @@ def _trained_weights(config: PixelCNNConfig, steps: int) -> dict[str, Tensor]:
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimiser.step()
             assert loss.isfinite()
-    return model.state_dict()
+    return {name: value.contiguous() for name, value in model.state_dict().items()}
 
 
 def plain_mixture_log_prob(features: Tensor, images: Tensor, bins_per_unit: float, joint: bool) -> Tensor:
