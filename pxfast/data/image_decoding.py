@@ -95,10 +95,10 @@ def _is_transparent(image: Image.Image) -> bool:
 def _bits(image: ImageFile.ImageFile) -> int:
     """Bits of a channel in the file, where Pillow gives 8 of what may be more."""
     if image.format == "PNG":
-        return 16 if ";16" in str(image.tile[0].args) else 8
+        return 16 if ";16" in str(image.tile[0][3]) else 8
     if image.format == "TIFF":
         return int(max(getattr(image, "tag_v2", {}).get(BITS_PER_SAMPLE, (1,))))
-    if image.format == "PPM" and image.tile[0].codec_name.startswith("ppm") and image.mode != "1":
-        _, largest = typing.cast("tuple[str, int]", image.tile[0].args)
+    if image.format == "PPM" and image.tile[0][0].startswith("ppm") and image.mode != "1":
+        _, largest = typing.cast("tuple[str, int]", image.tile[0][3])
         return largest.bit_length()
     return 8
