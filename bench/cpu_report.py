@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from pxfast.base.files import refuse_existing, whole_file
+from pxfast.base.files import output_files, refuse_existing
 from pxfast.base.machine import processor_name
 from pxfast.engines import benchmark, compiled, cpu
 from pxfast.engines.choosers import Greedy
@@ -314,7 +314,7 @@ def main() -> None:
     results["forward_gflop"] = {n: 1e-9 * forward_flops(benchmark.network(n).config) for n in benchmark.NETWORKS}
     if arguments.json:
         arguments.json.parent.mkdir(parents=True, exist_ok=True)
-        with whole_file(arguments.json) as temporary:
+        with output_files(arguments.json, force=arguments.force) as (temporary,):
             temporary.write_text(json.dumps(results, indent=2) + "\n")
     print(markdown(results))
 

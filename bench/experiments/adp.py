@@ -19,7 +19,7 @@ import torch
 from pxfast import ADPPurifier
 from pxfast.adp.files import read_score_metadata
 from pxfast.attacks import PAPER, find_attack
-from pxfast.base.files import refuse_existing, whole_file
+from pxfast.base.files import output_files, refuse_existing
 from pxfast.classifiers import accuracy, load_classifier
 from pxfast.data.datasets import DATASETS, load_dataset
 from pxfast.engines.info import collect
@@ -110,7 +110,7 @@ def main() -> None:
         arguments.model or arguments.dataset,
     )
     if arguments.json:
-        with whole_file(arguments.json) as temporary:
+        with output_files(arguments.json, force=arguments.force) as (temporary,):
             temporary.write_text(json.dumps(results, indent=2) + "\n")
     print(table(results))
 

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 import pxfast
 from pxfast.attacks import FGSM
 from pxfast.base.extras import require
-from pxfast.base.files import refuse_existing, whole_file
+from pxfast.base.files import output_files, refuse_existing
 from pxfast.classifiers import accuracy, load_classifier
 from pxfast.data.datasets import load_dataset
 from pxfast.engines.info import collect
@@ -155,7 +155,7 @@ def main() -> None:
         refuse_existing(arguments.json, force=arguments.force)
     results = measure(arguments.root, arguments.images, arguments.attack_eps, arguments.eps)
     if arguments.json:
-        with whole_file(arguments.json) as temporary:
+        with output_files(arguments.json, force=arguments.force) as (temporary,):
             temporary.write_text(json.dumps(results, indent=2) + "\n")
     print(table(results))
 

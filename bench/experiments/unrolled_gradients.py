@@ -24,7 +24,7 @@ from torch import Tensor, nn
 import pxfast
 from pxfast.attacks import BPDA, UnrolledBIM, bim_steps
 from pxfast.attacks.gradients import loss_gradient
-from pxfast.base.files import refuse_existing, whole_file
+from pxfast.base.files import output_files, refuse_existing
 from pxfast.data.datasets import load_dataset
 from pxfast.defences import Defended
 from pxfast.pixeldefend.relaxed import RelaxedPurifier
@@ -141,7 +141,7 @@ def main() -> None:
         refuse_existing(arguments.json, force=arguments.force)
     results = [measure(arguments.root, size, arguments.temperatures, arguments.images) for size in arguments.sizes]
     if arguments.json:
-        with whole_file(arguments.json) as temporary:
+        with output_files(arguments.json, force=arguments.force) as (temporary,):
             temporary.write_text(json.dumps({"results": results}, indent=2) + "\n")
     print(table(results))
 

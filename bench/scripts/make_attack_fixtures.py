@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from pxfast.base.files import refuse_existing, whole_file
+from pxfast.base.files import output_files, refuse_existing
 
 for name in ("Iterable", "Mapping", "MutableMapping", "Sequence"):  # where Foolbox 2 looks for them
     setattr(collections, name, getattr(collections.abc, name))
@@ -74,7 +74,7 @@ def main() -> None:
         labels, targets = model(x).topk(2).indices.unbind(1)
     results = {"jsma": jsma(model, x, targets), "lbfgs": lbfgs(model, x, labels, targets)}
     weights = {name.replace(".", "_"): value.numpy() for name, value in model.state_dict().items()}
-    with whole_file(arguments.out) as temporary:
+    with output_files(arguments.out, force=arguments.force) as (temporary,):
         np.savez_compressed(
             temporary, images=images, labels=labels.numpy(), targets=targets.numpy(), **results, **weights
         )

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import save_file
 
 from pxfast.attacks import FGSM
-from pxfast.base.files import refuse_existing, whole_file
+from pxfast.base.files import output_files, refuse_existing
 from pxfast.classifiers import load_classifier, predict
 from pxfast.cli.demonstration import CLASSES, FORMAT, MODEL
 from pxfast.data.datasets import load_dataset
@@ -51,7 +51,7 @@ def main() -> None:
         "test_indices": torch.tensor(chosen, dtype=torch.int32),
     }
     metadata = {"format": FORMAT, "attack": "fgsm", "attack_eps": str(arguments.eps)}
-    with whole_file(arguments.out) as temporary:
+    with output_files(arguments.out, force=arguments.force) as (temporary,):
         save_file(tensors, temporary, metadata=metadata)
     right = int((predict(classifier, attacked) == labels[chosen]).sum())
     print(f"{arguments.out}: {len(chosen)} images, {right} of them still classified rightly when attacked")

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pxfast.base.files import refuse_existing, whole_file
+from pxfast.base.files import output_files
 from pxfast.data.datasets import load_dataset
 
 REAL = {"fashion-mnist": 64, "cifar10": 48}
@@ -53,8 +53,7 @@ def main() -> None:
     makers |= {name: lambda name=name: golden_cut(arguments.golden / f"{name}.npz") for name in GOLDEN}
     for name, make in makers.items():
         path = arguments.out / f"{name}.npz"
-        refuse_existing(path, force=arguments.force)
-        with whole_file(path) as temporary:
+        with output_files(path, force=arguments.force) as (temporary,):
             np.savez_compressed(temporary, **make())
         print(f"{path}: {path.stat().st_size} bytes")
 

@@ -17,9 +17,10 @@ from torch import Tensor
 from ..data.datasets import image_shape
 from ..tensors.safetensors import metadata_record, read_header
 from ..training.averaged_run import AveragedRun
+from ..training.outputs import run_outputs
 from ..training.processes import Processes
 from ..training.provenance import training_notes, training_parts
-from ..training.run import RunSettings, check_outputs, run_to_the_end
+from ..training.run import RunSettings, run_to_the_end
 from .files import load_score_network, parse_score_config, read_score_metadata, save_score_network
 from .score_network import ScoreNetwork, ScoreNetworkConfig
 
@@ -243,32 +244,31 @@ def train_score_network(
     KeyboardInterrupt. start: a network whose weights to begin with, in place of random ones. earlier: the runs that
     made them, for the file's notes (:mod:`pxfast.training.provenance`); a resumed run has them from ``out``. processes:
     names the device; a score network is trained by one process. Returns the averaged network, on its device. Raises
-    FileExistsError when ``out`` or its checkpoint exists and neither ``resume`` nor ``force`` is set, FileNotFoundError
-    when ``resume`` finds no checkpoint or the folder of ``out`` does not exist, FloatingPointError when the loss stops
-    being finite.
+    FloatingPointError when the loss stops being finite, and what :func:`pxfast.training.outputs.run_outputs` raises.
     """
     settings = settings or ScoreSettings()
-    checkpoint = check_outputs(out, resume=resume, force=force)
-    trainer = ScoreTrainer(config, settings, images, processes)
-    if resume:
-        trainer.restore(checkpoint)
-        earlier = training_parts(read_score_metadata(out)[1])[:-1] if os.path.exists(out) else earlier
-    elif start is not None:
-        trainer.start_from(start)
-    recent: float | None = trainer.history[-1].get("train_loss") if trainer.history else None
+    with run_outputs(out, resume=resume, force=force, processes=processes, progress=progress) as files:
+        trainer = ScoreTrainer(config, settings, images, processes)
+        if files.resumed:
+            trainer.restore(files.checkpoint)
+            earlier = training_parts(read_score_metadata(out)[1])[:-1] if os.path.exists(out) else earlier
+        elif start is not None:
+            trainer.start_from(start)
+        recent: float | None = trainer.history[-1].get("train_loss") if trainer.history else None
 
-    def keep() -> None:
-        trainer.history.append({"step": trainer.step, "seconds": round(trainer.seconds, 1), "train_loss": recent})
-        trainer.save(checkpoint)
-        save_score_network(trainer.averaged, out, notes=training_notes(trainer.facts(), earlier))
+        def keep() -> None:
+            trainer.history.append({"step": trainer.step, "seconds": round(trainer.seconds, 1), "train_loss": recent})
+            trainer.save(files.checkpoint)
+            with files.model.written() as temporary:
+                save_score_network(trainer.averaged, temporary, notes=training_notes(trainer.facts(), earlier))
 
-    def describe(loss: float) -> str:
-        nonlocal recent
-        recent = loss if recent is None else 0.98 * recent + 0.02 * loss
-        return f"loss {recent:.4f}"
+        def describe(loss: float) -> str:
+            nonlocal recent
+            recent = loss if recent is None else 0.98 * recent + 0.02 * loss
+            return f"loss {recent:.4f}"
 
-    run_to_the_end(trainer, keep, describe, checkpoint_interval=checkpoint_interval, progress=progress)
-    return trainer.averaged.eval()
+        run_to_the_end(trainer, keep, describe, checkpoint_interval=checkpoint_interval, progress=progress)
+        return trainer.averaged.eval()
 
 
 def read_score_settings(checkpoint: Path) -> tuple[ScoreNetworkConfig, ScoreSettings]:

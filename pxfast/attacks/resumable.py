@@ -4,23 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import os
-import shutil
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ..base.checks import is_number
-from ..base.files import refuse_existing, whole_file
+from ..base.files import check_encodable, output_files, whole_file
+from ..base.parts import Parts
 from ..base.progress import progress_of
-from ..base.reading import parse_json, read_text
-from ..base.records import shown
+from ..data.image_files import write_npy
 from ..defences.protocol import HidesNetworks
 from ..tensors.safetensors import metadata_json, read_safetensors
 from .attack import Attack
@@ -33,11 +30,6 @@ LIBRARIES = ("pxfast", "torch", "numpy", "scipy", "foolbox", "pyautoattack")
 def labels_path(out: str | os.PathLike[str]) -> Path:
     """Where the labels of a file of attacked images go: OUT.npy has them in OUT.labels.npy."""
     return Path(out).with_suffix(".labels.npy")
-
-
-def parts_path(out: str | os.PathLike[str]) -> Path:
-    """The folder beside ``out`` that keeps what is finished."""
-    return Path(f"{os.fspath(out)}.parts")
 
 
 def attack_to_file(
@@ -56,44 +48,45 @@ def attack_to_file(
 
     Arguments are those of :meth:`Attack.run`. While this runs, every finished block of images is kept in the folder
     OUT.npy.parts, with everything that they depend on; a killed run that is started again takes them from there. They
-    are removed once both files are written.
+    are removed once both files are written; a run that was killed in between is finished by the next one.
     Raises FileExistsError when ``out`` or its labels exist, ValueError for another suffix or when the parts are of
-    another run (with ``force`` they and the files are replaced), and what the attack raises.
+    another run (with ``force`` they and the files are replaced), BlockingIOError where another process writes ``out``,
+    and what the attack raises.
     """
     out = Path(out)
     if out.suffix.lower() != ".npy":
         raise ValueError(f"{out}: attacked images are written to a file with the suffix .npy")
+    check_encodable(out)
     if not out.absolute().parent.is_dir():
         raise FileNotFoundError(f"no such folder: {out.absolute().parent}")
-    refuse_existing(out, force=force)
-    refuse_existing(labels_path(out), force=force)
     if not len(images):
         raise ValueError("expected at least one image")
     attack.check_eps(eps)
-    settings = describe(attack, classifier, images, labels, eps, seed)
-    parts = open_parts(parts_path(out), settings, force=force)
-    results = []
-    try:
-        with progress_of(len(images), shown=progress) as shown:
-            for start in range(0, len(images), attack.block):
-                part = parts / f"{start:08d}.safetensors"
-                if not part.exists():
-                    chosen = slice(start, start + attack.block)
-                    given = None if labels is None else labels[chosen]
-                    write_part(attack.run(classifier, images[chosen], given, eps, seed=seed), part)
-                results.append(read_part(part))
-                shown.advance(len(results[-1].images))
-    except BaseException:
-        if not any(parts.glob("*.safetensors")):  # a wrong request leaves nothing behind
-            shutil.rmtree(parts)
-        raise
-    joined = join(results)
-    with whole_file(labels_path(out)) as temporary, open(temporary, "wb") as file:
+    outputs = [labels_path(out), out]
+    parts = Parts(out, describe(attack, classifier, images, labels, eps, seed))
+    with output_files(*outputs, force=force or parts.published(outputs)) as temporaries:
+        parts.open(force=force)
+        results = []
+        try:
+            with progress_of(len(images), shown=progress) as shown:
+                for start in range(0, len(images), attack.block):
+                    part = parts.folder / f"{start:08d}.safetensors"
+                    if not part.exists():
+                        chosen = slice(start, start + attack.block)
+                        given = None if labels is None else labels[chosen]
+                        write_part(attack.run(classifier, images[chosen], given, eps, seed=seed), part)
+                    results.append(read_part(part))
+                    shown.advance(len(results[-1].images))
+        except BaseException:
+            if not any(parts.folder.glob("*.safetensors")):  # a wrong request leaves nothing behind
+                parts.remove()
+            raise
+        joined = join(results)
         known = torch.full((len(images),), -1) if labels is None else labels
-        np.save(file, known.cpu().long().numpy(), allow_pickle=False)
-    with whole_file(out) as temporary, open(temporary, "wb") as file:
-        np.save(file, joined.images.cpu().numpy(), allow_pickle=False)
-    shutil.rmtree(parts)
+        write_npy(known.cpu().long().numpy(), temporaries[0])
+        write_npy(joined.images.cpu().numpy(), temporaries[1])
+        parts.promise(temporaries)
+    parts.remove()
     return joined
 
 
@@ -137,29 +130,6 @@ def hidden_networks(classifier: nn.Module, image_shape: tuple[int, ...]) -> list
         else:
             found += [value for value in vars(module).values() if isinstance(value, nn.Module)]
     return found
-
-
-def open_parts(folder: Path, settings: dict[str, Any], *, force: bool) -> Path:
-    """The folder of parts, made if need be. ValueError when it is of a run with other settings, unless ``force``."""
-    file = folder / "settings.json"
-    if folder.exists():
-        with contextlib.suppress(FileNotFoundError):
-            before = parse_json(read_text(file), str(file))
-            if not isinstance(before, dict):
-                raise ValueError(f"{file} is not what pxfast writes: got {shown(before)}; remove {folder}")
-            different = sorted(key for key in {*before, *settings} if before.get(key) != settings.get(key))
-            if not different:
-                return folder
-            if not force:
-                raise ValueError(
-                    f"{folder} has parts of a run with other settings ({', '.join(different)}); pass --force "
-                    "(force=True) to drop them, or write elsewhere"
-                )
-        shutil.rmtree(folder)  # another run's, or killed before its settings were written
-    folder.mkdir()
-    with whole_file(file) as temporary:
-        temporary.write_text(json.dumps(settings, indent=2) + "\n")
-    return folder
 
 
 def write_part(result: AttackResult, path: Path) -> None:

@@ -60,6 +60,11 @@ def cache_folder() -> Path:
     return _user_folder("XDG_CACHE_HOME", ".cache")
 
 
+def draw_to_files() -> None:
+    """Set ``MPLBACKEND`` for this process: a notebook's need not be installed here, and without it matplotlib fails."""
+    os.environ["MPLBACKEND"] = "agg"
+
+
 def _user_folder(variable: str, default: str) -> Path:
     return Path(os.environ.get(variable) or Path.home() / default) / "pxfast"
 

@@ -1,38 +1,305 @@
-"""Files are written whole or not at all, and never over an existing one unasked."""
+"""Files are written whole or not at all, and never over an existing one unasked.
+
+What is not finished lies in a folder of its own (:mod:`pxfast.base.unfinished`). A process that works long on an output
+claims it: it holds a lock of ``.NAME.lock`` beside it.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import errno
+import hashlib
 import os
-import tempfile
-from collections.abc import Iterator
+import secrets
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import TypeAlias
+
+from .locks import Lock
+from .unfinished import REPLACED, remove_leftovers, short_name, speaking_of, unfinished, workplace
+
+AnyPath: TypeAlias = str | os.PathLike[str]
+
+NO_LINKS = (errno.EPERM, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EMLINK, errno.EINVAL)
 
 
-def refuse_existing(path: str | os.PathLike[str], *, force: bool) -> None:
+def refuse_existing(path: AnyPath, *, force: bool) -> None:
     """Raise FileExistsError when ``path`` exists and ``force`` is off."""
     if not force and os.path.lexists(path):
         raise FileExistsError(f"{os.fspath(path)} exists already; pass --force (force=True) to replace it")
 
 
-@contextlib.contextmanager
-def whole_file(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Give a temporary path beside ``path``; on success it is flushed to disk and renamed, on failure removed.
+def refuse_folder(path: AnyPath) -> None:
+    """Raise IsADirectoryError when ``path``, where a file is to be written, is a folder."""
+    if os.path.isdir(path) and not os.path.islink(path):
+        raise IsADirectoryError(f"{os.fspath(path)} is a folder, expected the path of a file to write")
 
-    A reader sees the old file or the new one, never a part of it, even after a power cut or kill -9.
+
+def check_encodable(path: AnyPath) -> None:
+    """ValueError when a path is no text in UTF-8, which safetensors asks of the paths of what it reads."""
+    try:
+        os.fspath(path).encode()
+    except UnicodeEncodeError:
+        raise ValueError(f"{os.fspath(path)}: this output must have a path in UTF-8") from None
+
+
+@contextlib.contextmanager
+def claimed(path: AnyPath) -> Iterator[None]:
+    """Be the only process that writes ``path``: it exists or not, and is a file or a folder.
+
+    Raises BlockingIOError where another process does, FileNotFoundError where its folder does not exist.
     """
     target = Path(path)
-    descriptor, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.stem}-", suffix=target.suffix)
-    os.close(descriptor)
-    temporary = Path(name)
+    folder = target.absolute().parent
+    if not folder.is_dir():
+        raise FileNotFoundError(f"no such folder: {folder}")
     try:
-        yield temporary
-        with open(temporary, "rb+") as file:
-            os.fsync(file.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o666 & ~umask)  # mkstemp's files are private; an output should be like any other
-        os.replace(temporary, target)
+        with speaking_of(target, folder):
+            lock = Lock(folder / f".{short_name(target.name)}.lock")
+    except BlockingIOError:
+        raise BlockingIOError(f"another process is writing {target}; wait for it, or write elsewhere") from None
+    try:
+        yield
     finally:
+        lock.release()
+
+
+@contextlib.contextmanager
+def whole_file(path: AnyPath) -> Iterator[Path]:
+    """Give a temporary path of the same name; on success it is flushed to disk and takes the place of ``path``.
+
+    For files that a process may replace unasked, such as those of a store. A reader sees the old file or the new one,
+    never a part of it, even after a power cut or kill -9; on failure nothing is left. A full disk is an OSError that
+    names ``path``.
+    """
+    target = Path(path)
+    with workplace(target) as (folder, lock), speaking_of(target, folder):
+        temporary = folder / target.name
+        yield temporary
+        _settle(temporary, lock)
+        os.replace(temporary, target)
+
+
+@contextlib.contextmanager
+def output_files(*paths: AnyPath, force: bool) -> Iterator[list[Path]]:
+    """Give a temporary path for each of ``paths``; on success all of them appear, as good as at once.
+
+    A temporary path that is not written to is left out. What appeared at one of ``paths`` meanwhile is not replaced,
+    unless ``force``; then none of them appears. What a process that was killed between two of them has published is
+    withdrawn by the next one. Raises FileExistsError, IsADirectoryError, BlockingIOError where another process is
+    writing one of them, FileNotFoundError for a folder that is not there.
+    """
+    targets = [Path(path) for path in paths]
+    with contextlib.ExitStack() as stack:
+        for target in sorted(targets):
+            stack.enter_context(claimed(target))
+        _withdraw_unfinished(targets)
+        for target in targets:
+            remove_leftovers(target)
+        for target in targets:
+            refuse_folder(target)
+            refuse_existing(target, force=force)
+        places = [stack.enter_context(workplace(target)) for target in targets]
+        pairs = [(folder / target.name, target) for (folder, _), target in zip(places, targets, strict=True)]
+        for (temporary, target), (folder, _) in zip(pairs, places, strict=True):
+            stack.enter_context(speaking_of(target, folder, only=temporary))
+        yield [temporary for temporary, _ in pairs]
+        for (temporary, _), (_, lock) in zip(pairs, places, strict=True):
+            if temporary.exists():
+                _settle(temporary, lock)
+        written = [(temporary, target) for temporary, target in pairs if temporary.exists()]
+        try:
+            for temporary, target in written:
+                _publish(temporary, target, force=force)
+        except BaseException:
+            _withdraw(written)
+            raise
+        for folder in {target.absolute().parent for target in targets}:
+            _flush_folder(folder)
+
+
+class OwnFile:
+    """A file that a run writes again and again, but never over what it did not write itself.
+
+    path: of the file. force: whether it may replace what is there. own: whether what is there is of this run's earlier
+    part.
+    """
+
+    def __init__(self, path: AnyPath, *, force: bool, own: bool) -> None:
+        self.path: Path = Path(path)
+        self.force = force
+        self._state: tuple[int, ...] | None = _state(self.path) if own else None
+
+    @contextlib.contextmanager
+    def written(self) -> Iterator[Path]:
+        """As :func:`whole_file`. FileExistsError when another file is in its place by then."""
+        with workplace(self.path) as (folder, lock), speaking_of(self.path, folder):
+            temporary = folder / self.path.name
+            yield temporary
+            _settle(temporary, lock)
+            ours = self._state is not None and self._state == _state(self.path)
+            _publish(temporary, self.path, force=self.force or ours)
+            self._state = _state(self.path)
+
+
+@contextlib.contextmanager
+def output_folder(path: AnyPath, *, force: bool, check: Callable[[Path], None]) -> Iterator[Path]:
+    """Give a temporary folder; on success it is flushed to disk and becomes ``path``, on failure it is removed.
+
+    What appeared at ``path`` meanwhile is not replaced. With ``force`` a folder is, if ``check`` does not raise and
+    nothing in it changes meanwhile. Raises what :func:`output_files` raises.
+    """
+    target = Path(path)
+    with claimed(target):
+        remove_leftovers(target)
+        refuse_existing(target, force=force)
+        before: set[tuple[object, ...]] | None = None
+        if os.path.lexists(target):
+            check(target)
+            before = _content(target)
+        with workplace(target) as (place, _), speaking_of(target, place):
+            folder = place / target.name
+            folder.mkdir()
+            yield folder
+            for file in folder.iterdir():
+                _flush_file(file)
+            _flush_folder(folder)
+            if before is not None and os.path.lexists(target):
+                _exchange(target, folder, place / REPLACED, before)
+            else:
+                _rename_folder(folder, target)
+            _flush_folder(target.absolute().parent)
+
+
+@contextlib.contextmanager
+def made_folder(folder: Path) -> Iterator[None]:
+    """Make a folder for outputs, with those above it; what this made is removed on failure, where nothing is in it."""
+    missing = [each for each in (folder, *folder.parents) if not each.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    except BaseException:
+        with contextlib.suppress(OSError):
+            for each in missing:
+                each.rmdir()
+        raise
+
+
+def remove_folder(folder: Path) -> None:
+    """Remove a folder with all that is in it; from the first moment on it is not there any more."""
+    with workplace(folder) as (place, _), contextlib.suppress(FileNotFoundError):
+        os.rename(folder, place / folder.name)
+
+
+def file_digest(path: AnyPath) -> str:
+    """SHA-256, in hexadecimal, of a file's bytes."""
+    total = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            total.update(block)
+    return total.hexdigest()
+
+
+def _settle(temporary: Path, lock: Lock) -> None:
+    """Bring a file to the disk, with the permissions of any other file: some libraries' files are private."""
+    _flush_file(temporary)
+    temporary.chmod(lock.mode)
+
+
+def _flush_file(path: Path) -> None:
+    with open(path, "rb+") as file:
+        os.fsync(file.fileno())
+
+
+def _flush_folder(path: Path) -> None:
+    """Bring a folder's names to the disk, where the system can do that."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _publish(temporary: Path, target: Path, *, force: bool) -> None:
+    """Let a file appear at ``target``. FileExistsError when there is something already, unless ``force``."""
+    if force:
+        os.replace(temporary, target)
+        return
+    try:
+        try:
+            os.link(temporary, target)
+        except OSError as error:
+            if error.errno not in NO_LINKS:
+                raise
+            os.close(os.open(target, os.O_CREAT | os.O_EXCL | os.O_WRONLY))  # fails where there is something
+            try:
+                os.replace(temporary, target)
+            except BaseException:
+                target.unlink()
+                raise
+    except FileExistsError:
+        raise _appeared(target) from None
+
+
+def _appeared(target: Path) -> FileExistsError:
+    return FileExistsError(
+        f"{target} exists already: it appeared while this was running, and is not replaced without --force (force=True)"
+    )
+
+
+def _withdraw(pairs: Sequence[tuple[Path, Path]]) -> None:
+    """Remove those targets that are the same files as their temporary ones."""
+    for temporary, target in pairs:
         with contextlib.suppress(FileNotFoundError):
-            temporary.unlink()
+            if os.path.samestat(os.lstat(temporary), os.lstat(target)):
+                target.unlink()
+
+
+def _withdraw_unfinished(targets: Sequence[Path]) -> None:
+    """Remove what a killed process has published of several outputs, if there is one that it has not published."""
+    left = [(file, target) for target in targets for folder in unfinished(target) if (file := folder / target.name)]
+    left = [(file, target) for file, target in left if file.is_file()]
+    if any(not (target.exists() and os.path.samefile(file, target)) for file, target in left):
+        _withdraw(left)
+
+
+def _rename_folder(folder: Path, target: Path) -> None:
+    """Let a folder with files in it appear at ``target``, which does not exist or is an empty folder."""
+    try:
+        os.rename(folder, target)
+    except OSError as error:
+        if error.errno in (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR):
+            raise _appeared(target) from None
+        raise
+
+
+def _exchange(target: Path, folder: Path, aside: Path, before: set[tuple[object, ...]]) -> None:
+    """Put ``folder`` in the place of ``target``, which goes ``aside``, if that still holds what it held before."""
+    os.rename(target, aside)
+    try:
+        if different := _content(aside) ^ before:
+            names = sorted({str(name) for name, *_ in different})
+            raise FileExistsError(f"{target} is not replaced: {names[0]} in it has changed while this was running")
+        _rename_folder(folder, target)
+    except BaseException as error:
+        if not os.path.lexists(target):
+            os.rename(aside, target)
+            raise
+        kept = target.with_name(f"{target.name}.{secrets.token_hex(4)}")  # never removed with the unfinished work
+        os.rename(aside, kept)
+        raise FileExistsError(f"{error}; what was there before is in {kept}") from None
+
+
+def _content(folder: Path) -> set[tuple[object, ...]]:
+    """The names in a folder, and what tells that a file is still the same one."""
+    return {(file.name, *(_state(file) or ())) for file in folder.iterdir()}
+
+
+def _state(path: Path) -> tuple[int, ...] | None:
+    """What changes when a file is replaced or written to; None where there is none."""
+    try:
+        found = os.lstat(path)
+    except FileNotFoundError:
+        return None
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns

@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterator
 
 from tqdm import tqdm
 
+from .streams import note
+
 LINE_INTERVAL = 30.0  # seconds from one line to the next
 
 
@@ -140,9 +142,7 @@ class Lines(Progress):
 
     def _tell(self) -> None:
         self._told = time.monotonic(), self.done
-        if sys.stderr is not None:
-            sys.stderr.write(f"{self.line()}\n")
-            sys.stderr.flush()
+        note(self.line())
 
     def _tell_of_silence(self) -> None:
         """Until this is closed, write a line whenever the last one is too long ago."""

@@ -15,8 +15,9 @@ from torch import Tensor
 from ..data.datasets import load_dataset
 from ..tensors.safetensors import fill, stored_tensors
 from ..training.checkpoints import check_state, read_checkpoint, write_checkpoint
+from ..training.outputs import run_outputs
 from ..training.processes import Processes
-from ..training.run import RunSettings, TrainingRun, check_outputs, laid_out_like, run_to_the_end
+from ..training.run import RunSettings, TrainingRun, laid_out_like, run_to_the_end
 from .adversarial import ADVERSARIAL_WEIGHT, attacked, bim_examples, draw_eps, fgsm_examples
 from .architectures import architecture_for, build
 from .classifier import Classifier, ClassifierConfig, standardise
@@ -230,45 +231,45 @@ def train_classifier(
     the same data order. Ctrl-C ends the run after the step at hand, with the checkpoint kept, and raises
     KeyboardInterrupt. processes: names the device; a classifier is trained by one process. settings: None for
     the defaults. progress: show a bar. Returns the classifier as stored, on its device.
-    Raises FileExistsError when ``out`` or its checkpoint exists and neither ``resume`` nor ``force`` is set,
-    FileNotFoundError when ``resume`` finds no checkpoint, ``root`` no data or the folder of ``out`` does not exist,
-    FloatingPointError when the loss stops being finite.
+    Raises FileNotFoundError when ``root`` has no data, FloatingPointError when the loss stops being finite, and what
+    :func:`pxfast.training.outputs.run_outputs` raises.
     """
     settings = settings or ClassifierSettings()
     config = architecture_for(arch, dataset)
-    checkpoint = check_outputs(out, resume=resume, force=force)
-    images, labels = load_dataset(dataset, root, train=True)
-    test_images, test_labels = load_dataset(dataset, root, train=False)
-    trainer = ClassifierTrainer(config, settings, images, labels, processes)
-    if resume:
-        trainer.restore(checkpoint)
-    elif settings.start is not None:
-        trainer.start_from(load_classifier(settings.start))
-    recent: tuple[float, ...] | None = None
+    with run_outputs(out, resume=resume, force=force, processes=processes, progress=progress) as files:
+        images, labels = load_dataset(dataset, root, train=True)
+        test_images, test_labels = load_dataset(dataset, root, train=False)
+        trainer = ClassifierTrainer(config, settings, images, labels, processes)
+        if files.resumed:
+            trainer.restore(files.checkpoint)
+        elif settings.start is not None:
+            trainer.start_from(load_classifier(settings.start))
+        recent: tuple[float, ...] | None = None
 
-    def describe(now: tuple[float, float]) -> str:
-        nonlocal recent
-        recent = tuple(0.98 * old + 0.02 * new for old, new in zip(recent or now, now, strict=True))
-        return f"loss {recent[0]:.3f}, accuracy {100 * recent[1]:.1f} %"
+        def describe(now: tuple[float, float]) -> str:
+            nonlocal recent
+            recent = tuple(0.98 * old + 0.02 * new for old, new in zip(recent or now, now, strict=True))
+            return f"loss {recent[0]:.3f}, accuracy {100 * recent[1]:.1f} %"
 
-    run_to_the_end(
-        trainer,
-        lambda: trainer.save(checkpoint),
-        describe,
-        checkpoint_interval=checkpoint_interval,
-        progress=progress,
-    )
-    model, device = trainer.model, trainer.processes.device
-    fill(model, stored_tensors(model), os.fspath(out))  # judge what is stored: weights rounded to bf16
-    notes = {
-        "dataset": dataset,
-        "architecture": arch,
-        "training": dataclasses.asdict(settings),
-        "steps": trainer.step,
-        "seconds": round(trainer.seconds),
-        "test_images": len(test_images),
-        "test_accuracy": accuracy(model.eval(), test_images.to(device), test_labels.to(device)),
-        "torch": torch.__version__,
-    }
-    save_classifier(model, out, notes=notes)
-    return model
+        run_to_the_end(
+            trainer,
+            lambda: trainer.save(files.checkpoint),
+            describe,
+            checkpoint_interval=checkpoint_interval,
+            progress=progress,
+        )
+        model, device = trainer.model, trainer.processes.device
+        fill(model, stored_tensors(model), os.fspath(out))  # judge what is stored: weights rounded to bf16
+        notes = {
+            "dataset": dataset,
+            "architecture": arch,
+            "training": dataclasses.asdict(settings),
+            "steps": trainer.step,
+            "seconds": round(trainer.seconds),
+            "test_images": len(test_images),
+            "test_accuracy": accuracy(model.eval(), test_images.to(device), test_labels.to(device)),
+            "torch": torch.__version__,
+        }
+        with files.model.written() as temporary:
+            save_classifier(model, temporary, notes=notes)
+        return model

@@ -5,24 +5,29 @@ A classifier's labels are shown beside them.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import time
 from importlib import resources
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ..base.files import refuse_existing, whole_file
+from ..base.files import output_files
 from ..base.machine import parse_device
 from ..classifiers import load_classifier, predict
+from ..data.image_files import check_output
 from ..pixelcnn.likelihood import bits_per_dim
 from ..pixelcnn.shipped import load
 from ..pixeldefend.purify import purify
 from ..tensors.safetensors import read_safetensors
+
+if TYPE_CHECKING:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 FORMAT = "pxfast-demo-images"
 ASSET = "demo-images.safetensors"
@@ -83,11 +88,25 @@ def run(
 ) -> Demonstration:
     """Purify the shipped images and write the comparison picture.
 
-    out: the PNG to write; refused with FileExistsError when it exists, unless ``force``. None: pxfast-demo.png in the
-    current folder, or pxfast-demo-1.png and so on when that is taken. device, engine, threads: of purification.
+    out: the PNG to write, with that suffix; refused with FileExistsError when it exists, unless ``force``. None:
+    pxfast-demo.png in the current folder, or pxfast-demo-1.png and so on when that is taken. device, engine, threads:
+    of purification.
     """
-    if out is not None:
-        refuse_existing(out, force=force)
+    settings: dict[str, Any] = {"device": device, "engine": engine, "threads": threads, "progress": progress}
+    if out is None:
+        demo, stages, seconds = stages_of_shipped_images(**settings)
+        return Demonstration(demo, stages, seconds, write_picture(draw(stages[:3], demo)))
+    check_output(Path(out), ".png")
+    with output_files(out, force=force) as (temporary,):
+        demo, stages, seconds = stages_of_shipped_images(**settings)
+        draw(stages[:3], demo).print_png(temporary)  # type: ignore[no-untyped-call]
+    return Demonstration(demo, stages, seconds, Path(out))
+
+
+def stages_of_shipped_images(
+    *, device: str, engine: str, threads: int | None, progress: bool
+) -> tuple[DemoImages, list[Stage], float]:
+    """The shipped images, what purification made of them, and the seconds that it took. Arguments: of :func:`run`."""
     demo = load_demo_images()
     model, classifier = load(MODEL), load_classifier(MODEL)
     given = torch.cat((demo.attacked, demo.clean)).to(parse_device(device))
@@ -104,9 +123,7 @@ def run(
             ("purified clean", purified_clean),
         )
     ]
-    picture = default_path() if out is None else Path(out)
-    draw(picture, stages[:3], demo)
-    return Demonstration(demo, stages, seconds, picture)
+    return demo, stages, seconds
 
 
 def lines(shown: Demonstration) -> list[str]:
@@ -140,10 +157,13 @@ def facts(shown: Demonstration) -> dict[str, Any]:
     }
 
 
-def default_path() -> Path:
-    """pxfast-demo.png in the current folder, or the first of pxfast-demo-1.png, ... that does not exist."""
-    names = itertools.chain(["pxfast-demo.png"], (f"pxfast-demo-{i}.png" for i in itertools.count(1)))
-    return next(path for path in map(Path, names) if not os.path.lexists(path))
+def write_picture(canvas: FigureCanvasAgg) -> Path:
+    """Write to pxfast-demo.png in the current folder, or to the first of pxfast-demo-1.png, ... that is free."""
+    for path in map(Path, itertools.chain(["pxfast-demo.png"], (f"pxfast-demo-{i}.png" for i in itertools.count(1)))):
+        with contextlib.suppress(FileExistsError, BlockingIOError), output_files(path, force=False) as (temporary,):
+            canvas.print_png(temporary)  # type: ignore[no-untyped-call]
+            break
+    return path
 
 
 def table(stages: list[Stage], truth: Tensor) -> list[str]:
@@ -184,8 +204,8 @@ def picture_size(columns: int, side: int) -> tuple[int, int]:
     return left, top - CAPTION + TOP
 
 
-def draw(path: Path, stages: list[Stage], demo: DemoImages) -> None:
-    """Write the picture: rows clean, attacked, purified, and 8 times the difference of the last two around mid-grey.
+def draw(stages: list[Stage], demo: DemoImages) -> FigureCanvasAgg:
+    """The picture: rows clean, attacked, purified, and 8 times the difference of the last two around mid-grey.
 
     One column per image, the first ten of them; the rows' means are over these. Under each image the classifier's
     label, a wrong one in bold red after a cross, and its bits/dim.
@@ -236,5 +256,4 @@ def draw(path: Path, stages: list[Stage], demo: DemoImages) -> None:
             text(centre, below + 4, ("" if correct else "\u2717 ") + CLASSES[given], ha="center", fontsize=8.5, **style)
             bits = f"{float(stages[row].bits[column]):.2f} bits/dim"
             text(centre, below + 18, bits, ha="center", fontsize=7, color="#444444")
-    with whole_file(path) as temporary:
-        canvas.print_png(temporary)  # type: ignore[no-untyped-call]
+    return canvas

@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from .options import (
     BatchSizeOption,
     DeviceOption,
+    ForceOption,
     JsonOption,
     ModelOption,
+    OptionalOutOption,
     QuietOption,
     ThreadsOption,
 )
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from .rows import Row
 
 
 def label(source: Path, name: str) -> str:
@@ -34,20 +41,24 @@ def detect(
         Path | None,
         typer.Option(help="The model's fitted detector; by default the shipped log-likelihoods of training images."),
     ] = None,
+    out: OptionalOutOption = None,
     device: DeviceOption = "auto",
     threads: ThreadsOption = None,
     batch_size: BatchSizeOption = 32,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
+    force: ForceOption = False,
 ) -> None:
-    """Print a p-value per image, and whether it is too small for a clean image."""
+    """Print a p-value per image, and whether it is too small for a clean image.
+
+    OUT is a .tsv file for the lines, or a .json file of what --json prints; a killed run of it goes on.
+    """
     from ..base.machine import parse_device
-    from ..base.progress import progress_of
     from ..data.image_files import open_collection
-    from ..data.images import to_grid
     from ..pixeldefend.detection import Detector
     from .machine import use_threads
     from .output import print_json
+    from .rows import content_digest, describe, rows_to
 
     use_threads(threads)
     place = parse_device(device)
@@ -58,21 +69,28 @@ def detect(
         for source, collection in zip(sources, collections, strict=True)
         for name in collection.names
     ]
-    found: list[tuple[float, bool]] = []
-    with progress_of(len(names), shown=not quiet, leave=False) as progress:
-        for collection in collections:
-            for batch in collection.batches(batch_size):
-                grid, _ = to_grid(batch)
-                p_values, verdicts = fitted.judge(grid.to(place), alpha)
-                found += zip(p_values.tolist(), verdicts.tolist(), strict=True)
-                progress.reach(len(found))
-    if as_json:
+
+    def measure(grid: Tensor) -> list[Row]:
+        p_values, verdicts = fitted.judge(grid.to(place), alpha)
+        return [[*row] for row in zip(p_values.tolist(), verdicts.tolist(), strict=True)]
+
+    settings = {"command": "detect", "alpha": alpha, "batch_size": batch_size, "device": place.type}
+    settings["detector"] = None if detector is None else content_digest(detector)
+    with rows_to(out, lambda: describe(sources, collections, model, **settings), force=force) as rows:
+        found = rows.of(collections, measure, batch_size=batch_size, progress=not quiet)
         images = [
             {"name": name, "p_value": p_value, "adversarial": adversarial}
             for name, (p_value, adversarial) in zip(names, found, strict=True)
         ]
-        print_json({"alpha": alpha, "images": images})
+        lines = [
+            f"{name}\t{p_value:.6f}\t{'adversarial' if adversarial else '-'}"
+            for name, (p_value, adversarial) in zip(names, found, strict=True)
+        ]
+        document = {"alpha": alpha, "images": images}
+        rows.write(lines, document)
+    if as_json:
+        print_json(document if out is None else {**document, "files": [out]})
         return
-    for name, (p_value, adversarial) in zip(names, found, strict=True):
-        print(f"{name}\t{p_value:.6f}\t{'adversarial' if adversarial else '-'}")
+    for line in lines if out is None else ():
+        print(line)
     print(f"{sum(adversarial for _, adversarial in found)} of {len(found)} images have a p-value of at most {alpha:g}")

@@ -5,6 +5,8 @@ torch and what is built on it are imported by the commands that need them, so th
 
 from __future__ import annotations
 
+import errno
+import os
 import sys
 from collections.abc import Callable
 from typing import Annotated
@@ -12,7 +14,10 @@ from typing import Annotated
 import typer
 from typer.core import TyperGroup
 
+from ..base.environment import draw_to_files
 from ..base.memory import keep_freed_memory
+from ..base.streams import note, open_streams
+from ..base.unfinished import FULL
 from ..base.version import __version__
 from .attack import attack
 from .bench import bench
@@ -24,7 +29,6 @@ from .evaluate import app as evaluate_app
 from .figures import app as figures_app
 from .groups import add_command
 from .info import info
-from .output import note, open_streams
 from .purify import purify
 from .report import report
 from .sample import sample
@@ -91,22 +95,32 @@ def is_expected(error: Exception) -> bool:
 
 
 def main() -> None:
-    """Run the command line. Errors are one line and exit code 2, Ctrl-C is 130."""
+    """Run the command line. Errors are one line and exit code 2, Ctrl-C is 130, a pipe whose reader has gone is 1."""
     open_streams()
     keep_freed_memory()
+    draw_to_files()
     try:
         code = app(prog_name="pxfast", standalone_mode=False)
+        sys.stdout.flush()
     except (KeyboardInterrupt, typer.Abort):
         code = 130
+    except BrokenPipeError:  # as typer has it of what commands print themselves
+        code = 1
     except Exception as error:
         usage = getattr(error, "format_message", None)  # typer's own errors, whose base class it does not export
         if usage is None and not is_expected(error):
             raise
         message = usage() if usage is not None else str(error)
+        if isinstance(error, OSError) and error.filename is None and error.errno in (*FULL, errno.EIO):
+            message = f"standard output can't be written to: {error.strerror}"  # errors of files have a name
         note(f"error: {' '.join(message.split()) or type(error).__name__}")
         code = 2
     if code == 130:
         note("interrupted")
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or else the interpreter fails once more when it ends
     sys.exit(code)
 
 

@@ -63,10 +63,11 @@ def purify(
     """
     from ..base.machine import parse_device
     from ..base.progress import progress_of
+    from ..base.streams import note
     from ..data.image_files import open_collection
     from ..data.images import to_grid
     from .machine import engine_on, parse_defences, use_threads
-    from .output import note, print_json
+    from .output import print_json
 
     use_threads(threads)
     collection = open_collection(source)

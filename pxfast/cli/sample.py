@@ -46,48 +46,47 @@ def sample(
     """
     import contextlib
 
-    import numpy as np
     import torch
 
-    from ..base.files import whole_file
+    from ..base.files import output_files
     from ..base.machine import parse_device
-    from ..data.image_files import check_output, write_png
+    from ..base.streams import note
+    from ..data.image_files import check_output, write_npy, write_png
     from ..data.image_grid import image_grid
     from ..engines.registry import select
     from ..pixeldefend.sampling import sample as draw
     from .machine import engine_on, use_threads
-    from .output import note, print_json
+    from .output import print_json
 
     if grid is None and out is None:
         raise ValueError("nothing would be written: pass --grid, --out or both")
     for path, suffix in ((grid, ".png"), (out, ".npy")):
         if path is not None:
-            check_output(path, suffix, force=force)
+            check_output(path, suffix)
     use_threads(threads)
     place, chosen = parse_device(device), select(engine_on(device, engine))
     if precision == "auto":
         precision = chosen.best_precision()
     started = time.perf_counter()
-    with torch.cuda.device(place) if place.type == "cuda" else contextlib.nullcontext():
-        images = draw(
-            count,
-            model=model,
-            seed=seed,
-            first=first,
-            temperature=temperature,
-            engine=chosen.name,
-            precision=precision,
-            threads=threads,
-            progress=not quiet,
-        )
-    seconds = time.perf_counter() - started
-    if out is not None:
-        with whole_file(out) as temporary, open(temporary, "wb") as file:
-            np.save(file, images.numpy())
-    if grid is not None:
-        with whole_file(grid) as temporary:
-            write_png(image_grid(images, per_row, enlarge=enlarge), temporary)
     files = [path for path in (out, grid) if path is not None]
+    with output_files(*files, force=force) as temporaries:
+        with torch.cuda.device(place) if place.type == "cuda" else contextlib.nullcontext():
+            images = draw(
+                count,
+                model=model,
+                seed=seed,
+                first=first,
+                temperature=temperature,
+                engine=chosen.name,
+                precision=precision,
+                threads=threads,
+                progress=not quiet,
+            )
+        seconds = time.perf_counter() - started
+        if out is not None:
+            write_npy(images.numpy(), temporaries[0])
+        if grid is not None:
+            write_png(image_grid(images, per_row, enlarge=enlarge), temporaries[-1])
     if as_json:
         print_json(
             {

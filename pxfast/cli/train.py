@@ -88,7 +88,7 @@ def train(
     from .output import print_json
 
     config, settings = preset_called(preset or "full", dataset)
-    if resume and preset is None:
+    if resume and preset is None and checkpoint_path(out).exists():
         config, settings = read_settings(checkpoint_path(out))
     config = changed(config, filters=filters, resnets=resnets, head=head, dropout=dropout)
     settings = changed(

@@ -84,7 +84,7 @@ def train_adp(
     from .output import print_json
 
     config, settings = score_preset(preset or "full", dataset)
-    if resume and preset is None:
+    if resume and preset is None and checkpoint_path(out).exists():
         config, settings = read_score_settings(checkpoint_path(out))
     config = changed(config, ngf=ngf)
     settings = changed(

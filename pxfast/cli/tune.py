@@ -17,10 +17,11 @@ def tune(
     They are tried on paper-cifar10, unless networks are given, in bf16, unless --precision says otherwise; --batch-size
     is a multiple of 16.
     """
+    from ..base.streams import note
     from ..engines.benchmark import network as load_network
     from ..engines.schedule import schedule_for
     from ..engines.triton_tuning import tune as measure
-    from .output import note, print_files
+    from .output import print_files
 
     chosen = settled(precision) or "bf16"
     if batch_size % 16:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import contextlib
 import io
 import os
-import shutil
-import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Protocol, TypeAlias
@@ -15,7 +13,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ..base.files import refuse_existing, whole_file
+from ..base.files import output_files, output_folder
 from .arrays import check_images, check_values, map_array
 from .image_decoding import IMAGE_SUFFIXES, read_image
 from .images import Array, Images, to_grid
@@ -62,8 +60,14 @@ def write_png(image: Images, path: Path) -> None:
     Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels).save(path, format="PNG")
 
 
-def check_output(out: Path, suffix: str, *, force: bool) -> None:
-    """Refuse an output with another suffix ('' is a folder), in a folder that isn't there, or that exists already."""
+def write_npy(array: Array, path: Path) -> None:
+    """Write an array as a .npy file. An OSError leaves a partial file: give it a temporary path."""
+    with open(path, "wb+") as file:  # of another type than "wb", for which NumPy hides why a write failed
+        np.save(file, array, allow_pickle=False)
+
+
+def check_output(out: Path, suffix: str) -> None:
+    """Refuse an output with another suffix ('' is a folder), or in a folder that isn't there."""
     if suffix and out.suffix.lower() != suffix:
         lossy = ", never a lossy format" if suffix == ".png" else ""
         raise ValueError(f"{out}: this output must have the suffix {suffix}{lossy}")
@@ -71,7 +75,6 @@ def check_output(out: Path, suffix: str, *, force: bool) -> None:
         raise ValueError(f"{out}: the output of a folder is a folder, not a {out.suffix} file")
     if not out.absolute().parent.is_dir():
         raise FileNotFoundError(f"no such folder: {out.absolute().parent}")
-    refuse_existing(out, force=force)
 
 
 class ImageFile:
@@ -86,8 +89,8 @@ class ImageFile:
 
     @contextlib.contextmanager
     def writer(self, out: Path, *, force: bool) -> Iterator[Write]:
-        check_output(out, ".png", force=force)
-        with whole_file(out) as temporary:
+        check_output(out, ".png")
+        with output_files(out, force=force) as (temporary,):
             yield lambda images: write_png(images[0], temporary)
 
 
@@ -125,35 +128,18 @@ class ImageFolder:
         twice = {name for name in targets if targets.count(name) > 1}
         if twice:
             raise ValueError(f"{self.path} has several images that would be written as {min(twice)}")
-        check_output(out, "", force=force)
-        self._check_replaceable(out)
-        temporary = Path(tempfile.mkdtemp(dir=out.absolute().parent, prefix=f".{out.name}-"))
-        remaining = iter(targets)
+        check_output(out, "")
+        with output_folder(out, force=force, check=self._check_replaceable) as folder:
+            remaining = iter(targets)
 
-        def write(images: Images) -> None:
-            for image in images:
-                write_png(image, temporary / next(remaining))
+            def write(images: Images) -> None:
+                for image in images:
+                    write_png(image, folder / next(remaining))
 
-        try:
             yield write
-            os.sync()  # what is renamed below must be on the disk by then
-            umask = os.umask(0)
-            os.umask(umask)
-            temporary.chmod(0o777 & ~umask)
-            if os.path.lexists(out):  # folders can't be exchanged in one step: the old one steps aside first
-                aside = Path(tempfile.mkdtemp(dir=temporary.parent, prefix=f".{out.name}-old-"))
-                os.replace(out, aside)
-                os.replace(temporary, out)
-                shutil.rmtree(aside)
-            else:
-                os.replace(temporary, out)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
 
     def _check_replaceable(self, out: Path) -> None:
         """A folder is replaced only when it holds nothing but PNG files, and not when the inputs are in it."""
-        if not os.path.lexists(out):
-            return
         if out.is_symlink() or not out.is_dir():
             raise ValueError(f"{out} is not a folder; remove it, or write elsewhere")
         if out.resolve() == self.path.resolve():
@@ -178,10 +164,10 @@ class ArrayFile:
 
     @contextlib.contextmanager
     def writer(self, out: Path, *, force: bool) -> Iterator[Write]:
-        check_output(out, ".npy", force=force)
+        check_output(out, ".npy")
         dtype = self.array.dtype.newbyteorder("=")
         header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": self.array.shape}
-        with whole_file(out) as temporary, open(temporary, "wb") as file:
+        with output_files(out, force=force) as (temporary,), open(temporary, "wb") as file:
             np.lib.format.write_array_header_2_0(file, header)
             yield lambda images: file.write(np.ascontiguousarray(images).data)
 
@@ -202,8 +188,8 @@ class TensorFile:
 
     @contextlib.contextmanager
     def writer(self, out: Path, *, force: bool) -> Iterator[Write]:
-        check_output(out, ".pt", force=force)
-        with whole_file(out) as temporary:
+        check_output(out, ".pt")
+        with output_files(out, force=force) as (temporary,):
             parts: list[torch.Tensor] = []
 
             def write(images: Images) -> None:

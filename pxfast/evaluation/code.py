@@ -16,7 +16,7 @@ from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any
 
-from .store import file_digest
+from ..base.files import file_digest
 
 # What recipes name in another way: the registries, whose findings have hashes of their own, networks, by the bytes of
 # their files, and the store.

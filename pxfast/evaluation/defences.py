@@ -17,6 +17,7 @@ from torch import nn
 from ..adp.files import SHIPPED as SCORE_NETWORKS
 from ..adp.purifier import RUNS, STEPS, ADPPurifier
 from ..base.checks import check_eps, check_number, check_precision
+from ..base.files import file_digest
 from ..base.records import shown
 from ..defences import FeatureSqueezing
 from ..engines import cpu
@@ -25,7 +26,6 @@ from ..pixeldefend.purify import Purifier
 from ..pixeldefend.rules import IMAGE_THRESHOLD, SUB_PIXEL_THRESHOLD, check_adaptive
 from .code import ELSEWHERE, code_hash
 from .networks import Models
-from .store import file_digest
 
 Description = dict[str, Any]
 

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import torch
 
+from ..base.files import file_digest
 from ..classifiers import Classifier, load_classifier
 from ..pixelcnn.files import load_model
 from ..pixelcnn.fingerprint import model_fingerprint
 from ..pixelcnn.network import PixelCNN
-from .store import file_digest
 
 
 @dataclasses.dataclass(frozen=True)

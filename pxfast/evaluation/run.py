@@ -15,8 +15,10 @@ from torch import Tensor
 
 from ..attacks import find_attack
 from ..attacks.resumable import library_versions
+from ..base.files import check_encodable, claimed, file_digest, made_folder
 from ..base.machine import parse_device, processor_name, usable_processors
 from ..base.progress import Progress, progress_of
+from ..base.streams import shown_name
 from ..base.version import __version__
 from ..classifiers.weights import read_notes
 from ..data.datasets import load_dataset
@@ -30,7 +32,7 @@ from .pipeline import SHARD, Computed, Pipeline, attack_code
 from .results import Cell, Column, Row, Table, read_table, table_path, write_table
 from .runners import make_runner
 from .specification import ColumnSpecification, RowSpecification, TableSpecification
-from .store import Store, digest, file_digest
+from .store import Store, digest
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,6 +85,7 @@ def prepare(
     count = specification.images if settings.images is None else settings.images
     if count < 1:
         raise ValueError(f"images must be positive, got {count}")
+    check_encodable(out)
     device = str(parse_device(settings.device))
     images, labels = load_dataset(specification.dataset, root, train=False)
     if count > len(images):
@@ -110,7 +113,9 @@ def prepare(
     model_files = ModelFiles({file.key: str(file.path) for file in files.values()}, {fingerprint: str(density)})
     context = Context(fingerprint, shape[0], settings.engine, settings.precision, device)
     runner = make_runner(settings.runner, model_files, device, settings.threads)
-    pipeline = Pipeline(Store(Path(out) / "store"), runner, context, shard=settings.shard)
+    store = Store(Path(out) / "store")
+    store.remove_leftovers()
+    pipeline = Pipeline(store, runner, context, shard=settings.shard)
     return Prepared(images, labels, classifiers, missing, density, pipeline)
 
 
@@ -131,21 +136,24 @@ def evaluate_table(
 
     What an earlier run of the same settings wrote for other rows and columns stays in the file;
     a table of other settings is replaced, since the store still has everything it was made of.
-    Raises ValueError, TypeError or FileNotFoundError for bad input.
+    Raises ValueError, TypeError or FileNotFoundError for bad input, BlockingIOError where another process computes the
+    same table.
     """
     chosen = specification.chosen(rows, columns)
     prepared = prepare(chosen, root, out, settings or Settings(), progress)
-    run = TableRun(specification, prepared)
-    run.adopt(earlier_table(specification, out), chosen)
-    places = list(run.places(chosen))
-    with progress_bars(prepared.pipeline, len(places), progress) as cells:
-        write_table(out, run.table())
-        for row, column, eps in places:
-            cells.entitle(f"{row.name}, {column.name}" + ("" if eps is None else f", eps {eps}"))
-            run.compute(row, column, eps)
+    path = table_path(out, specification.name)
+    with made_folder(path.parent), claimed(path):  # two runs of other cells would each drop the other's
+        run = TableRun(specification, prepared)
+        run.adopt(earlier_table(specification, out), chosen)
+        places = list(run.places(chosen))
+        with progress_bars(prepared.pipeline, len(places), progress) as cells:
             write_table(out, run.table())
-            cells.advance()
-    return run.table()
+            for row, column, eps in places:
+                cells.entitle(f"{row.name}, {column.name}" + ("" if eps is None else f", eps {eps}"))
+                run.compute(row, column, eps)
+                write_table(out, run.table())
+                cells.advance()
+        return run.table()
 
 
 @contextlib.contextmanager
@@ -276,7 +284,7 @@ class TableRun:
             name=specification.name,
             title=specification.title,
             caption=specification.caption,
-            dataset=Path(specification.dataset).name,
+            dataset=shown_name(specification.dataset),
             images=len(self.prepared.images),
             source=specification.source,
             columns=[Column(column.name, column.label, column.note) for column in specification.columns],

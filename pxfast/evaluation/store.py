@@ -20,6 +20,7 @@ from torch import Tensor
 
 from ..base.checks import is_number
 from ..base.files import whole_file
+from ..base.unfinished import remove_all_leftovers
 from ..tensors.safetensors import metadata_json, read_safetensors
 
 FORMAT = "pxfast-evaluation"
@@ -41,15 +42,6 @@ def digest(*tensors: Tensor) -> str:
     return total.hexdigest()
 
 
-def file_digest(path: str | os.PathLike[str]) -> str:
-    """SHA-256, in hexadecimal, of a file's bytes."""
-    total = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            total.update(block)
-    return total.hexdigest()
-
-
 @dataclasses.dataclass(frozen=True)
 class Entry:
     """What a recipe gave: tensors by name, and the seconds that computing them took."""
@@ -68,6 +60,11 @@ class Store:
         """Where a recipe's entry lies or will lie."""
         key = hashlib.sha256(canonical(recipe).encode()).hexdigest()
         return self.folder / key[:2] / f"{key}.safetensors"
+
+    def remove_leftovers(self) -> None:
+        """Remove what killed processes left unfinished, of any recipe."""
+        for folder in self.folder.glob("??"):
+            remove_all_leftovers(folder)
 
     def read(self, recipe: Recipe) -> Entry | None:
         """A recipe's entry, or None when there is none, or when its file is damaged or another recipe's."""

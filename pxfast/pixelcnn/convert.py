@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..base.files import refuse_existing
+from ..base.files import output_files
 from ..base.reading import regular_file
 from . import tensorflow_variables
 from .files import save
@@ -214,14 +214,14 @@ def convert_openai_tf(
     file. Needs TensorFlow, ``pip install 'pxfast[convert]'``. Raises FileExistsError when ``out`` exists, unless
     ``force``, and what :func:`checkpoint_variables` and :func:`pixelcnn_from_variables` raise.
     """
-    refuse_existing(out, force=force)
     path = Path(re.sub(r"\.(index|meta|data-\d+-of-\d+)$", "", os.fspath(checkpoint)))
-    try:
-        with checkpoint_variables(path) as variables:
-            model = pixelcnn_from_variables(variables, head=head, image_size=image_size)
-            _, averaged = find_variables(set(variables))
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
-    notes = {"source": "a TensorFlow checkpoint", "checkpoint": path.name, "averaged": averaged}
-    save(model, out, dtype=dtype, notes=notes)
+    with output_files(out, force=force) as (temporary,):
+        try:
+            with checkpoint_variables(path) as variables:
+                model = pixelcnn_from_variables(variables, head=head, image_size=image_size)
+                _, averaged = find_variables(set(variables))
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from None
+        notes = {"source": "a TensorFlow checkpoint", "checkpoint": path.name, "averaged": averaged}
+        save(model, temporary, dtype=dtype, notes=notes)
     return model

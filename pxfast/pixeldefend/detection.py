@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ..base.extras import require
-from ..base.files import refuse_existing, whole_file
+from ..base.files import output_files
 from ..base.records import shown
 from ..data.images import Array, ImageForm, Images, ImagesT, to_grid
 from ..pixelcnn.fingerprint import model_fingerprint
@@ -128,14 +128,13 @@ class Detector:
         """
         if self.model is None or self.log_likelihoods is None:
             raise RuntimeError("this detector is not fitted: call fit(train_images) first")
-        refuse_existing(path, force=force)
         metadata = {
             "format": FORMAT,
             "fingerprint": str(self._fingerprint),
             "image_shape": json.dumps([self.model.config.channels, *self.model.config.image_size]),
             "notes": json.dumps(notes or {}),
         }
-        with whole_file(path) as temporary:
+        with output_files(path, force=force) as (temporary,):
             save_file({"log_likelihoods": self.log_likelihoods}, temporary, metadata=metadata)
 
     @classmethod

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from ..base.files import whole_file
 from ..base.records import shown
+from ..base.unfinished import remove_all_leftovers
 from ..tensors.safetensors import metadata_json, read_header, read_safetensors
 
 SINGLE_FILE_BYTES = 16 << 20  # as much as a small model's takes
@@ -136,3 +137,4 @@ def _remove_shards(path: Path, keep: Collection[str]) -> None:
     for name in os.listdir(path.parent):
         if pattern.fullmatch(name) and name not in keep:
             path.with_name(name).unlink(missing_ok=True)
+    remove_all_leftovers(path.parent, lambda name: pattern.fullmatch(name) is not None)

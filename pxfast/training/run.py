@@ -19,7 +19,6 @@ import torch
 from torch import Tensor
 
 from ..base.checks import check_between, check_number
-from ..base.files import refuse_existing
 from ..base.progress import progress_of
 from ..tensors.safetensors import metadata_json, metadata_record, metadata_table
 from .processes import Processes
@@ -237,21 +236,6 @@ def deferred_interrupt(patient: bool = False) -> Iterator[threading.Event]:
 def checkpoint_path(out: str | os.PathLike[str]) -> Path:
     """Where a run that writes ``out`` keeps its checkpoint."""
     return Path(out).with_suffix(".checkpoint.safetensors")
-
-
-def check_outputs(out: str | os.PathLike[str], *, resume: bool, force: bool) -> Path:
-    """The checkpoint of a run that writes ``out``, after a look at what is there already.
-
-    FileNotFoundError when the folder does not exist: now, not when the first checkpoint is due. FileExistsError when
-    ``out`` or its checkpoint exists and neither ``resume`` nor ``force`` is set.
-    """
-    checkpoint = checkpoint_path(out)
-    if not checkpoint.parent.is_dir():
-        raise FileNotFoundError(f"no such folder: {checkpoint.parent}")
-    if not resume:
-        refuse_existing(out, force=force)
-        refuse_existing(checkpoint, force=force)
-    return checkpoint
 
 
 def run_to_the_end(

@@ -1,5 +1,6 @@
 """Outputs are written whole or not at all: under kill -9, a full disk, an exception, an existing file."""
 
+import errno
 import os
 import signal
 import subprocess
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from pxfast.base.files import refuse_existing, whole_file
+from pxfast.base.files import claimed, output_files, output_folder, refuse_existing, whole_file
 
 
 def names(folder: Path) -> set[str]:
@@ -18,7 +19,8 @@ def names(folder: Path) -> set[str]:
 
 def test_success_writes_the_file_with_ordinary_permissions(tmp_path):
     with whole_file(tmp_path / "out.bin") as temporary:
-        assert temporary.parent == tmp_path
+        assert temporary.name == "out.bin", "libraries that go by the suffix see that of the output"
+        temporary.touch(0o600)  # as safetensors makes its files
         temporary.write_bytes(b"new")
         assert not (tmp_path / "out.bin").exists()
     assert names(tmp_path) == {"out.bin"}
@@ -61,11 +63,15 @@ def test_kill_in_mid_write_leaves_the_old_file(tmp_path):
     process.wait()
     process.stdout.close()
     assert target.read_bytes() == b"old"
-    assert any(path.stat().st_size >= 1_000_000 for path in tmp_path.iterdir()), "the write was not under way"
+    assert any(path.stat().st_size >= 1_000_000 for path in tmp_path.rglob("out.bin")), "the write was not under way"
+    with whole_file(target) as temporary:
+        assert len(names(tmp_path)) == 2, "what the killed process left is gone"
+        temporary.write_bytes(b"new")
+    assert names(tmp_path) == {"out.bin"}
 
 
 @pytest.mark.process
-@pytest.mark.parametrize("kind", ["npy", "pt", "safetensors", "folder"])
+@pytest.mark.parametrize("kind", ["npy", "pt", "safetensors", "folder", "array"])
 def test_full_disk_leaves_the_old_output_and_says_so(tmp_path, kind):
     """Every writer, in a process of its own with a limit on the size of files."""
     out = tmp_path / "out" if kind == "folder" else tmp_path / f"out.{kind}"
@@ -92,6 +98,9 @@ def test_full_disk_leaves_the_old_output_and_says_so(tmp_path, kind):
         elif kind == "pt":
             torch.save(images, source / "in.pt")
             writer = TensorFile(source / "in.pt").writer
+        elif kind == "array":
+            from pxfast.base.files import output_files
+            from pxfast.data.image_files import write_npy
         elif kind == "folder":
             from PIL import Image
             for i in range(2):
@@ -101,6 +110,9 @@ def test_full_disk_leaves_the_old_output_and_says_so(tmp_path, kind):
         try:
             if kind == "safetensors":
                 save(PixelCNN(PixelCNNConfig((8, 8), 1, 16, 1)), out)
+            elif kind == "array":
+                with output_files(out, force=True) as (temporary,):
+                    write_npy(images.numpy(), temporary)
             else:
                 with writer(out, force=True) as write:
                     write(images if kind != "npy" else images.numpy())
@@ -114,7 +126,7 @@ def test_full_disk_leaves_the_old_output_and_says_so(tmp_path, kind):
     done = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(code), str(source)], capture_output=True, text=True, check=True
     )
-    assert "File too large" in done.stdout
+    assert f"File too large: {str(out)!r}" in done.stdout
     assert names(tmp_path) == before, done.stdout
     if kind == "folder":
         assert names(out) == {"old.png"}
@@ -126,6 +138,170 @@ def test_existing_outputs_are_refused_unless_forced(tmp_path):
     target = tmp_path / "out.bin"
     refuse_existing(target, force=False)
     os.symlink(tmp_path / "nowhere", target)
-    with pytest.raises(FileExistsError, match=r"out\.bin exists already; pass --force"):
-        refuse_existing(target, force=False)
+    for refuse in (refuse_existing, lambda path, force: output_files(path, force=force).__enter__()):
+        with pytest.raises(FileExistsError, match=r"out\.bin exists already; pass --force"):
+            refuse(target, force=False)
     refuse_existing(target, force=True)
+    (tmp_path / "folder").mkdir()
+    with (
+        pytest.raises(IsADirectoryError, match="folder is a folder, expected the path of a file"),
+        output_files(tmp_path / "folder", force=True),
+    ):
+        pass
+    assert names(tmp_path) == {"out.bin", "folder"}
+
+
+def write_both(folder: Path, force: bool = False, meanwhile=lambda: None) -> None:
+    with output_files(folder / "a", folder / "b", force=force) as (a, b):
+        a.write_text("new a")
+        b.write_text("new b")
+        meanwhile()
+
+
+def test_what_appears_meanwhile_is_not_replaced(tmp_path):
+    """Not even by half of several outputs; with force it is."""
+    target = tmp_path / "b"
+    with pytest.raises(FileExistsError, match="b exists already: it appeared while this was running"):
+        write_both(tmp_path, meanwhile=lambda: target.write_text("precious"))
+    assert target.read_text() == "precious"
+    assert names(tmp_path) == {"b"}
+    target.unlink()
+    with pytest.raises(FileExistsError):
+        write_both(tmp_path, meanwhile=lambda: target.symlink_to("nowhere"))
+    assert target.is_symlink()
+    target.unlink()
+    write_both(tmp_path, force=True, meanwhile=lambda: target.write_text("precious"))
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"a": "new a", "b": "new b"}
+
+
+def test_nothing_is_replaced_where_files_have_no_links(tmp_path, monkeypatch):
+    """Such as on a memory stick."""
+
+    def no_links(source, target):
+        raise OSError(errno.EPERM, "Operation not permitted", str(target))
+
+    monkeypatch.setattr(os, "link", no_links)
+    with pytest.raises(FileExistsError, match="appeared"):
+        write_both(tmp_path, meanwhile=(tmp_path / "a").touch)
+    assert (tmp_path / "a").read_bytes() == b""
+    (tmp_path / "a").unlink()
+    write_both(tmp_path)
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"a": "new a", "b": "new b"}
+
+
+def write_folder(folder: Path, force: bool = False, meanwhile=lambda: None) -> None:
+    with output_folder(folder, force=force, check=lambda path: None) as temporary:
+        (temporary / "new.png").write_text("new")
+        meanwhile()
+
+
+def test_a_folder_that_appears_meanwhile_is_not_replaced(tmp_path):
+    out = tmp_path / "out"
+
+    def appear():
+        out.mkdir()
+        (out / "precious").touch()
+
+    with pytest.raises(FileExistsError, match="out exists already: it appeared while this was running"):
+        write_folder(out, meanwhile=appear)
+    assert names(out) == {"precious"}
+    (out / "precious").unlink()
+    out.rmdir()
+    with pytest.raises(FileExistsError, match="appeared"):
+        write_folder(out, meanwhile=out.touch)
+    assert out.is_file()
+    assert names(tmp_path) == {"out"}
+
+
+@pytest.mark.parametrize("what", ["a new file", "another content"])
+def test_a_folder_in_which_something_changes_meanwhile_is_not_replaced(tmp_path, what):
+    """With force, too: what was not looked at is not removed."""
+    out = tmp_path / "out"
+    write_folder(out)
+    with pytest.raises(FileExistsError, match=r"out is not replaced: (mine|new\.png) in it has changed"):
+        write_folder(
+            out, force=True, meanwhile=lambda: (out / ("mine" if "new" in what else "new.png")).write_text("mine")
+        )
+    assert "mine" in {path.read_text() for path in out.iterdir()}
+    assert names(tmp_path) == {"out"}
+    write_folder(out, force=True)
+    assert names(out) == {"new.png"}
+    assert (out / "new.png").read_text() == "new"
+    (tmp_path / "ordinary").mkdir()
+    assert out.stat().st_mode == (tmp_path / "ordinary").stat().st_mode
+
+
+def test_a_folder_that_is_to_be_replaced_is_never_lost(tmp_path, monkeypatch):
+    """Neither when another one takes its place between two renamings, nor when the process is killed there."""
+    out, rename = tmp_path / "out", os.rename
+    write_folder(out)
+    (out / "new.png").write_text("old")
+
+    def interrupted(source, target):
+        rename(source, target)
+        if Path(source) == out:
+            out.mkdir()
+            (out / "other").touch()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "rename", interrupted)
+        with pytest.raises(FileExistsError, match=r"appeared while this was running.* what was there before is in"):
+            write_folder(out, force=True)
+    assert names(out) == {"other"}
+    (kept,) = names(tmp_path) - {"out"}
+    assert (tmp_path / kept / "new.png").read_text() == "old"
+    dead = tmp_path / ".out.unfinished-0123456789abcdef"
+    dead.mkdir()
+    out.rename(dead / "replaced")
+    with pytest.raises(FileExistsError, match="out exists already; pass --force"):
+        write_folder(out)
+    assert names(out) == {"other"}
+    assert names(tmp_path) == {"out", kept}
+
+
+def test_an_output_belongs_to_one_process_at_a_time(tmp_path):
+    with claimed(tmp_path / "a"):
+        with pytest.raises(BlockingIOError, match=r"another process is writing .*a; wait for it"):
+            write_both(tmp_path)
+        with claimed(tmp_path / "b"):
+            pass
+        with whole_file(tmp_path / "a") as temporary:  # it may be replaced by anybody
+            temporary.touch()
+    write_both(tmp_path, force=True)
+    assert names(tmp_path) == {"a", "b"}
+
+
+def test_leftovers_of_other_kinds_and_of_living_processes_stay(tmp_path):
+    foreign = [".a.unfinished-notes", ".a-12345678", ".ab.unfinished-0123456789abcdef", ".a.lock.txt"]
+    for name in foreign:
+        (tmp_path / name).mkdir()
+    (tmp_path / ".a.unfinished-0123456789abcdef").write_text("a file is none of them")
+    dead = tmp_path / ".a.unfinished-fedcba9876543210"
+    dead.mkdir()
+    (dead / "a").touch()
+    with whole_file(tmp_path / "a") as first:
+        first.touch()
+        with whole_file(tmp_path / "a") as second:
+            second.touch()
+            assert first.exists()
+        assert not dead.exists()
+    assert names(tmp_path) == {*foreign, ".a.unfinished-0123456789abcdef", "a"}
+
+
+def test_long_names_can_be_written(tmp_path):
+    name = "\u00e9" * 120 + ".bin"  # 244 bytes of the 255 that a name may have
+    with output_files(tmp_path / name, force=False) as (temporary,):
+        temporary.write_text("new")
+    assert names(tmp_path) == {name}
+
+
+def test_an_unwritable_folder_is_named_by_the_output(tmp_path, monkeypatch):
+    """Not by a temporary file in it."""
+
+    def full(path, mode=0o777):
+        raise OSError(errno.ENOSPC, "No space left on device", os.fspath(path))
+
+    monkeypatch.setattr(os, "mkdir", full)
+    with pytest.raises(OSError, match=r"No space left on device: '.*/a'"):
+        write_both(tmp_path)
+    assert names(tmp_path) == set()

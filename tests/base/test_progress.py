@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from pxfast.base import progress
+from pxfast.base import progress, streams
 from pxfast.base.progress import progress_of, reporting
 
 
@@ -26,14 +26,16 @@ class Stream(io.StringIO):
 @pytest.fixture
 def terminal(monkeypatch: pytest.MonkeyPatch) -> Stream:
     stream = Stream(terminal=True)
-    monkeypatch.setattr(progress, "sys", SimpleNamespace(stderr=stream))  # sys.stderr itself is pytest's
+    for module in (progress, streams):
+        monkeypatch.setattr(module, "sys", SimpleNamespace(stderr=stream))  # sys.stderr itself is pytest's
     return stream
 
 
 @pytest.fixture
 def log(monkeypatch: pytest.MonkeyPatch) -> Stream:
     stream = Stream(terminal=False)
-    monkeypatch.setattr(progress, "sys", SimpleNamespace(stderr=stream))  # sys.stderr itself is pytest's
+    for module in (progress, streams):
+        monkeypatch.setattr(module, "sys", SimpleNamespace(stderr=stream))  # sys.stderr itself is pytest's
     return stream
 
 

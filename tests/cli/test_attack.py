@@ -18,7 +18,8 @@ from support.small_defences import Noisy
 import pxfast
 from pxfast.attacks import BPDA, Rand, attack_to_file, resumable
 from pxfast.attacks.attack import BLOCK
-from pxfast.attacks.resumable import labels_path, parts_path
+from pxfast.attacks.resumable import labels_path
+from pxfast.base.parts import parts_path
 from pxfast.classifiers import load_classifier, predict
 from pxfast.cli.attack import default_classifier, parse_options
 from pxfast.cli.main import main

@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from support.helpers import environment
+from support.helpers import environment, error_line
 
-from pxfast.cli.demonstration import CLASSES, SCALE, Stage, cell, default_path, load_demo_images, picture_size, table
+from pxfast.base.files import claimed
+from pxfast.cli.demonstration import CLASSES, SCALE, Stage, cell, load_demo_images, picture_size, table, write_picture
 
 pytestmark = pytest.mark.process
 
@@ -107,11 +108,26 @@ def test_an_existing_picture_is_not_overwritten(tmp_path: Path, monkeypatch: pyt
     assert "--force" in done.stderr
     assert "Traceback" not in done.stderr
     assert existing.read_text() == "mine"
+    text = tmp_path / "x.txt"
+    assert "must have the suffix .png" in error_line(pxfast(tmp_path, "demo", "--out", "x.txt").stderr)
+    assert not text.exists()
+
+
+class Canvas:
+    """What writes a picture."""
+
+    @staticmethod
+    def print_png(path: Path) -> None:
+        path.write_bytes(b"picture")
+
+
+def test_a_picture_goes_to_the_first_name_that_is_free(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    assert default_path() == Path("pxfast-demo.png")
-    for name in ("pxfast-demo.png", "pxfast-demo-1.png"):
-        Path(name).touch()
-    assert default_path() == Path("pxfast-demo-2.png")
+    assert write_picture(Canvas()) == Path("pxfast-demo.png")
+    Path("pxfast-demo-1.png").touch()
+    with claimed("pxfast-demo-2.png"):  # by another demonstration
+        assert write_picture(Canvas()) == Path("pxfast-demo-3.png")
+    assert Path("pxfast-demo-1.png").read_bytes() == b""
 
 
 def test_json_has_what_the_table_shows(demo: Demo, run_here, tmp_path: Path) -> None:

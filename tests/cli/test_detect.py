@@ -7,6 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
+from pxfast.cli import rows
 from pxfast.pixelcnn.files import save
 from pxfast.pixeldefend.detection import Detector
 
@@ -51,6 +52,30 @@ def test_several_sources_as_json(run_here, options, images, tmp_path):
     assert [image["p_value"] for image in facts["images"]] == pytest.approx(expected)
     assert facts["alpha"] == 0.05
     assert [image["adversarial"] for image in facts["images"]] == [p <= 0.05 for p in expected]
+
+
+def test_a_stopped_run_goes_on_where_it_was(run_here, refused, options, images, tmp_path, monkeypatch):
+    """Over several sources; the file is that of a run in one go."""
+    np.save(tmp_path / "a.npy", images[:3].numpy())
+    np.save(tmp_path / "b.npy", images[20:].numpy())
+    words = ["detect", tmp_path / "a.npy", tmp_path / "b.npy", "--alpha", 0.5, "--batch-size", 2, *options]
+    *lines, summary = run_here(*words)[0].splitlines()
+    judge, judged = Detector.judge, []
+
+    def stopping(self, batch, *arguments):
+        judged.append(len(batch))
+        if len(judged) == 4:
+            raise OSError("stopped")
+        return judge(self, batch, *arguments)
+
+    monkeypatch.setattr(rows, "PART_SECONDS", 0.0)
+    monkeypatch.setattr(Detector, "judge", stopping)
+    assert "stopped" in refused(*words, "--out", tmp_path / "p.tsv")
+    assert "other settings (alpha)" in refused(*words, "--out", tmp_path / "p.tsv", "--alpha", 0.4)
+    printed, _ = run_here(*words, "--out", tmp_path / "p.tsv", "--quiet")
+    assert judged == [2, 1, 2, 2, 2], "the one that was left"
+    assert (tmp_path / "p.tsv").read_text().splitlines() == lines
+    assert printed.splitlines() == [summary]
 
 
 def test_refusals(refused, options, images, tmp_path):

@@ -121,7 +121,7 @@ def test_a_grown_networks_file_says_how_large_each_run_was(run_here, monkeypatch
 def test_what_is_unknown_is_told(refused, tmp_path):
     arguments = ["train", "cifar10", "--root", tmp_path, "--out", tmp_path / "m.safetensors"]
     assert f"unknown preset 'large'; known: {', '.join(PRESETS)}" in refused(*arguments, "--preset", "large")
-    assert "no such file" in refused(*arguments, "--resume")
+    assert "cifar10 was not found" in refused(*arguments, "--resume"), "there is no checkpoint: it begins anew"
     with pytest.raises(ValueError, match="known: cifar10, fashion-mnist"):
         preset("small", "mnist")
 

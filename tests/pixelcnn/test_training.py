@@ -308,10 +308,8 @@ def test_resume_refuses_other_settings_by_name(finished):
         train(wider, images, finished, settings=settings, resume=True)
 
 
-def test_resume_refuses_what_is_no_checkpoint(finished, tmp_path):
+def test_resume_refuses_what_is_no_checkpoint(finished):
     images, settings = real_images(1, (8, 8), 64), dataclasses.replace(SETTINGS, epochs=1)
-    with pytest.raises(FileNotFoundError, match=r"other\.checkpoint\.safetensors"):
-        train(CONFIG, images, tmp_path / "other.safetensors", settings=settings, resume=True)
     checkpoint = checkpoint_path(finished)
     whole = checkpoint.read_bytes()
     checkpoint.write_bytes(whole[: len(whole) // 2])

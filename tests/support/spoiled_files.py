@@ -2,7 +2,8 @@
 
 Each spoiled file is read, with five seconds and 1 GiB of memory more than the program had before. It prints JSON: how
 many files of each kind were read and how many refused, the seconds of the slowest, and every problem: an exception
-other than ValueError, TypeError or FileNotFoundError, one that does not name the file, or one for want of memory.
+other than ValueError, TypeError, FileNotFoundError or FileExistsError, one that does not name the file, or one for want
+of memory.
 """
 
 from __future__ import annotations
@@ -34,11 +35,13 @@ from pxfast.adp.files import load_score_network, read_score_metadata, save_score
 from pxfast.adp.score_network import ScoreNetwork, ScoreNetworkConfig
 from pxfast.adp.training import ScoreSettings, ScoreTrainer, read_score_settings
 from pxfast.attacks.result import AttackResult
-from pxfast.attacks.resumable import open_parts, read_part, write_part
+from pxfast.attacks.resumable import read_part, write_part
+from pxfast.base.parts import Parts
 from pxfast.classifiers import ResNetConfig, VGGConfig, WideResNetConfig, build
 from pxfast.classifiers.training import ClassifierSettings, ClassifierTrainer
 from pxfast.classifiers.weights import load_classifier, read_notes, save_classifier
 from pxfast.cli import demonstration
+from pxfast.cli.rows import Rows
 from pxfast.data.datasets import load_dataset
 from pxfast.data.image_decoding import IMAGE_SUFFIXES
 from pxfast.data.image_files import open_collection
@@ -173,14 +176,18 @@ def training_kinds(folder: Path) -> list[Kind]:
 def attack_kinds(folder: Path) -> list[Kind]:
     images, wrong = real_images(1, (8, 8), 3), torch.tensor([True, False, True])
     write_part(AttackResult(images, *(wrong.clone() for _ in range(4)), seconds=0.5), folder / "part.safetensors")
-    parts = open_parts(folder / "attack.npy.parts", {"attack": "fgsm", "eps": 8, "options": {}}, force=False)
-
-    def read_parts(path: Path) -> None:
-        open_parts(parts, {"attack": "fgsm", "eps": 8, "options": {}}, force=False)
+    parts = Parts(folder / "attack.npy", {"attack": "fgsm", "eps": 8, "options": {}})
+    parts.open(force=False)
+    parts.promise([folder / "part.safetensors"])
+    rows = Rows(None, Parts(folder / "bpd.tsv", {"model": "m"}))
+    rows.parts.open(force=False)
+    rows._keep([[3.5, True], [2.5, False]], 0)
 
     return [
         Kind(folder / "part.safetensors", read_part, (safetensors_header,)),
-        Kind(parts / "settings.json", read_parts, (json_text,), named="attack.npy.parts"),
+        Kind(parts.folder / "settings.json", lambda path: parts.open(force=False), (json_text,), named="npy.parts"),
+        Kind(parts.folder / "outputs.json", lambda path: parts.published([folder / "part.safetensors"]), (json_text,)),
+        Kind(rows.parts.folder / "000000000000.rows", lambda path: rows._kept(), (json_text,)),
     ]
 
 
@@ -289,7 +296,7 @@ def attempt(kind: Kind) -> str | None:
     """'read', 'refused', or what is wrong with the way in which it was refused."""
     try:
         kind.read(kind.path)
-    except (ValueError, TypeError, FileNotFoundError) as error:
+    except (ValueError, TypeError, FileNotFoundError, FileExistsError) as error:
         message = str(error)
         if (kind.named or kind.path.name) not in message:
             return f"does not name the file: {type(error).__name__}: {message[:300]}"

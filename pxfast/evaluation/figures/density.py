@@ -13,9 +13,10 @@ import numpy as np
 from torch import Tensor, nn
 
 from ...attacks import find_attack
-from ...base.files import refuse_existing, whole_file
+from ...base.files import made_folder, output_files
 from ...base.machine import parse_device
 from ...base.progress import progress_of
+from ...base.streams import shown_name
 from ...classifiers import load_classifier
 from ...classifiers.weights import SHIPPED as SHIPPED_CLASSIFIERS
 from ...data.datasets import load_dataset
@@ -143,7 +144,7 @@ def measure_density(
             steps.advance()
     baseline = measure_baseline(by_name, series, network, purify_eps, lbfgs_images, lbfgs_starts, seed, progress)
     settings = {
-        "data set": name,
+        "data set": shown_name(dataset),
         "images": len(clean),
         "training images": len(log_likelihoods),
         "attack eps": attack_eps,
@@ -220,13 +221,10 @@ def density_figures(
     prefix = f"density-{Path(dataset).name}"
     if folder.exists() and not folder.is_dir():
         raise FileExistsError(f"{folder} is not a folder")
-    paths = [folder / f"{prefix}-{name}{suffix}" for name in pictures.PICTURES for suffix in pictures.SUFFIXES]
+    paths = [folder / f"{prefix}-{name}{suffix}" for name, suffix in pictures.FILES]
     numbers = folder / f"{prefix}.json"
-    for path in (*paths, numbers):
-        refuse_existing(path, force=force)
-    measured = measure_density(dataset, root, **settings)
-    folder.mkdir(parents=True, exist_ok=True)
-    written = pictures.draw_all(measured, folder, prefix)
-    with whole_file(numbers) as temporary:
-        temporary.write_text(json.dumps(summary(measured), indent=2) + "\n")
-    return [*written, numbers]
+    with made_folder(folder), output_files(*paths, numbers, force=force) as temporaries:
+        measured = measure_density(dataset, root, **settings)
+        pictures.draw_all(measured, temporaries[:-1])
+        temporaries[-1].write_text(json.dumps(summary(measured), indent=2) + "\n")
+        return [path for path, temporary in zip((*paths, numbers), temporaries, strict=True) if temporary.exists()]

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 from matplotlib import rc_context
 
+from ...base.files import claimed, made_folder
+from ...base.streams import shown_name
 from ...pixelcnn.shipped import model_for
 from ...pixeldefend.detection import permutation_p_values
 from ...pixeldefend.sampling import sample
+from ..results import figures_folder
 from ..run import Settings, prepare, progress_bars
 from ..specification import TableSpecification
 from . import pictures
@@ -23,6 +28,14 @@ TRAIN_IMAGES = 1000  # that p-values compare with, where no log-likelihoods are 
 LBFGS_IMAGES = 10  # the paper's Figure 5
 TITLES = {"cifar10": "CIFAR-10", "fashion-mnist": "Fashion-MNIST"}
 EXAMPLE_EPS = {"cifar10": 8, "fashion-mnist": 25}  # the paper's: Figures 1 to 7 and 11; 10
+
+
+@contextlib.contextmanager
+def only_run(specification: TableSpecification, out: str | os.PathLike[str]) -> Iterator[None]:
+    """Be the only process that draws a table's figures: two would leave some of each."""
+    folder = figures_folder(out)
+    with made_folder(folder), claimed(folder / specification.name):
+        yield
 
 
 def evaluate_figures(
@@ -44,45 +57,48 @@ def evaluate_figures(
     compare with, where none are shipped for the density model. lbfgs_images, lbfgs_starts: of the comparison with
     L-BFGS-B; 0 images: none. Figures of an earlier run are replaced, since the store has all they show.
     """
-    row = purified_row(specification)
-    chosen = [column for column in specification.chosen(None, columns).columns if column.attack is not None]
-    eps = EXAMPLE_EPS.get(specification.dataset)
-    if eps not in specification.attack_eps:
-        eps = max(specification.attack_eps, default=None)
-    prepared = prepare(dataclasses.replace(specification, rows=(row,)), root, out, settings or Settings(), progress)
-    if row.name in prepared.missing:
-        raise ValueError(prepared.missing[row.name])
-    with progress_bars(prepared.pipeline, len(chosen) + 1, progress) as bar:
-        kinds = measure(specification, prepared, row, chosen, eps, bar)
-        known = train_log_likelihoods(specification.dataset, root, prepared, train_images)
-    purify_eps = row.defences[0]["eps"]
-    network = model_for(prepared.density, tuple(prepared.images.shape[1:]))
-    series = []
-    for kind in kinds:
-        before, after = kind.bits()
-        p_before, p_after = (permutation_p_values(known, each).numpy() for each in kind.log_likelihoods)
-        series.append(Series(kind.name, before, p_before, after, p_after))
-    images = {kind.name: (kind.given, kind.purified) for kind in kinds}
-    measured = DensityMeasurements(
-        prepared.images[:SHOWN],
-        sample(SHOWN, model=network, seed=specification.seed),
-        nats_to_bits_per_dim(known, prepared.images),
-        series,
-        measure_baseline(images, series, network, purify_eps, lbfgs_images, lbfgs_starts, specification.seed, progress),
-        {
-            "data set": TITLES.get(specification.dataset, Path(specification.dataset).name),
-            "images": len(prepared.images),
-            "training images": len(known),
-            "attack eps": eps,
-            "purification eps": purify_eps,
-            "L-BFGS-B starts": lbfgs_starts,
-            "seed": specification.seed,
-            "density model": prepared.pipeline.context.density,
-            "classifier": prepared.classifiers[row.name].key,
-        },
-    )
-    with rc_context(pictures.STYLE):
-        return draw(specification, prepared, measured, kinds, out)
+    with only_run(specification, out):
+        row = purified_row(specification)
+        chosen = [column for column in specification.chosen(None, columns).columns if column.attack is not None]
+        eps = EXAMPLE_EPS.get(specification.dataset)
+        if eps not in specification.attack_eps:
+            eps = max(specification.attack_eps, default=None)
+        prepared = prepare(dataclasses.replace(specification, rows=(row,)), root, out, settings or Settings(), progress)
+        if row.name in prepared.missing:
+            raise ValueError(prepared.missing[row.name])
+        with progress_bars(prepared.pipeline, len(chosen) + 1, progress) as bar:
+            kinds = measure(specification, prepared, row, chosen, eps, bar)
+            known = train_log_likelihoods(specification.dataset, root, prepared, train_images)
+        purify_eps = row.defences[0]["eps"]
+        network = model_for(prepared.density, tuple(prepared.images.shape[1:]))
+        series = []
+        for kind in kinds:
+            before, after = kind.bits()
+            p_before, p_after = (permutation_p_values(known, each).numpy() for each in kind.log_likelihoods)
+            series.append(Series(kind.name, before, p_before, after, p_after))
+        images = {kind.name: (kind.given, kind.purified) for kind in kinds}
+        measured = DensityMeasurements(
+            prepared.images[:SHOWN],
+            sample(SHOWN, model=network, seed=specification.seed),
+            nats_to_bits_per_dim(known, prepared.images),
+            series,
+            measure_baseline(
+                images, series, network, purify_eps, lbfgs_images, lbfgs_starts, specification.seed, progress
+            ),
+            {
+                "data set": TITLES.get(specification.dataset, shown_name(specification.dataset)),
+                "images": len(prepared.images),
+                "training images": len(known),
+                "attack eps": eps,
+                "purification eps": purify_eps,
+                "L-BFGS-B starts": lbfgs_starts,
+                "seed": specification.seed,
+                "density model": prepared.pipeline.context.density,
+                "classifier": prepared.classifiers[row.name].key,
+            },
+        )
+        with rc_context(pictures.STYLE):
+            return draw(specification, prepared, measured, kinds, out)
 
 
 def evaluate_violins(
@@ -97,12 +113,13 @@ def evaluate_violins(
 
     Arguments as :func:`evaluate_figures` has them. Returns the path of the figure's description.
     """
-    row = purified_row(specification)
-    columns = [column for column in specification.columns if column.attack is not None]
-    prepared = prepare(dataclasses.replace(specification, rows=(row,)), root, out, settings or Settings(), progress)
-    if row.name in prepared.missing:
-        raise ValueError(prepared.missing[row.name])
-    with progress_bars(prepared.pipeline, len(columns) + 1, progress) as bar:
-        kinds = measure(specification, prepared, row, columns, None, bar)
-    with rc_context(pictures.STYLE):
-        return draw_violins(specification, prepared, kinds, row, out)
+    with only_run(specification, out):
+        row = purified_row(specification)
+        columns = [column for column in specification.columns if column.attack is not None]
+        prepared = prepare(dataclasses.replace(specification, rows=(row,)), root, out, settings or Settings(), progress)
+        if row.name in prepared.missing:
+            raise ValueError(prepared.missing[row.name])
+        with progress_bars(prepared.pipeline, len(columns) + 1, progress) as bar:
+            kinds = measure(specification, prepared, row, columns, None, bar)
+        with rc_context(pictures.STYLE):
+            return draw_violins(specification, prepared, kinds, row, out)

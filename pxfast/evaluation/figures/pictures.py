@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -235,19 +235,17 @@ PICTURES: dict[str, Callable[[DensityMeasurements], Figure | None]] = {
 }
 
 
-def draw_all(measured: DensityMeasurements, folder: Path, prefix: str) -> list[Path]:
-    """Write every picture as PREFIX-NAME.png and .svg, each whole or not at all, and give the paths."""
-    written = []
+FILES: list[tuple[str, str]] = [(name, suffix) for name in PICTURES for suffix in SUFFIXES]
+
+
+def draw_all(measured: DensityMeasurements, paths: Sequence[Path]) -> None:
+    """Write every picture to the paths of ``FILES``, each whole or not at all; none where there is nothing to draw."""
     with rc_context(STYLE):
         for name, draw in PICTURES.items():
             figure = draw(measured)
-            if figure is None:
-                continue
-            for suffix in SUFFIXES:
-                path = folder / f"{prefix}-{name}{suffix}"
-                save_picture(figure, path)
-                written.append(path)
-    return written
+            for (other, _), path in zip(FILES, paths, strict=True):
+                if figure is not None and other == name:
+                    save_picture(figure, path)
 
 
 def save_picture(figure: Figure, path: Path) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import jinja2
 import markupsafe
 
-from ...base.files import refuse_existing, whole_file
+from ...base.files import output_files
 from ...base.reading import regular_file
 from ...base.version import __version__
 from ..results import Figure, Table, figures_folder, read_figures, read_tables, tables_folder
@@ -48,12 +48,11 @@ def write_report(
     """
     folder = Path(folder)
     path = folder / "report.html" if out is None else Path(out)
-    refuse_existing(path, force=force)
-    page = render_report(folder)
-    if not path.absolute().parent.is_dir():
-        raise FileNotFoundError(f"no such folder: {path.absolute().parent}")
-    with whole_file(path) as temporary:
-        temporary.write_text(page, encoding="utf-8")
+    if not folder.is_dir():
+        raise FileNotFoundError(f"no such folder: {folder}")
+    with output_files(path, force=force) as (temporary,):
+        page = render_report(folder)
+        temporary.write_text(page, encoding="utf-8", errors="replace")  # names of files may be no text
     return path
 
 

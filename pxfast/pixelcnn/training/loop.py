@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...training.outputs import run_outputs
 from ...training.processes import Processes
 from ...training.provenance import training_notes, training_parts
-from ...training.run import check_outputs, run_to_the_end
+from ...training.run import run_to_the_end
 from ..files import load_model, read_metadata, save
 from ..network import PixelCNN, PixelCNNConfig
 from .settings import TrainingSettings
@@ -44,46 +45,46 @@ def train(
     (:mod:`pxfast.training.provenance`); a resumed run has them from ``out``. validation: uint8 images whose bits/dim is
     recorded at every checkpoint. processes: the device, and the other processes that train along
     (:func:`pxfast.training.processes.join`); the first one writes the files. Returns the model that was written, on its
-    device. Raises FileExistsError when ``out`` or its checkpoint exists and neither ``resume`` nor ``force`` is set,
-    FileNotFoundError when ``resume`` finds no checkpoint or the folder of ``out`` does not exist, FloatingPointError
-    when bits/dim stop being finite (the files then stay as the last interval left them).
+    device. Raises FloatingPointError when bits/dim stop being finite (the files then stay as the last interval left
+    them), and what :func:`pxfast.training.outputs.run_outputs` raises.
     """
     settings = settings or TrainingSettings()
     processes = processes or Processes()
-    checkpoint = check_outputs(out, resume=resume, force=force)
-    if validation is not None:
-        check_images(config, validation, "validation")
-    if processes.device.type == "cuda":
-        torch.backends.cudnn.benchmark = True  # all batches have one shape
-    trainer = Trainer(config, settings, images, processes)
-    if resume:
-        trainer.restore(checkpoint)
-        earlier = training_parts(read_metadata(out)[1])[:-1] if os.path.exists(out) else earlier
-    else:
-        trainer.initialise(start)
-    best: PixelCNN | None = None
-    recent: float | None = trainer.history[-1].get("train_bits_per_dim") if trainer.history else None
-
-    def keep() -> None:
-        nonlocal best
-        if not processes.first:
-            return
-        best, weights = trainer.best()
-        entry = {"step": trainer.step, "seconds": round(trainer.seconds, 1), "train_bits_per_dim": recent}
+    with run_outputs(out, resume=resume, force=force, processes=processes, progress=progress) as files:
         if validation is not None:
-            entry["validation_bits_per_dim"] = trainer.evaluate(best, validation)
-        trainer.history.append(entry)
-        trainer.save(checkpoint)
-        save(best, out, notes=training_notes({**trainer.facts(), "weights": weights}, earlier))
+            check_images(config, validation, "validation")
+        if processes.device.type == "cuda":
+            torch.backends.cudnn.benchmark = True  # all batches have one shape
+        trainer = Trainer(config, settings, images, processes)
+        if files.resumed:
+            trainer.restore(files.checkpoint)
+            earlier = training_parts(read_metadata(out)[1])[:-1] if os.path.exists(out) else earlier
+        else:
+            trainer.initialise(start)
+        best: PixelCNN | None = None
+        recent: float | None = trainer.history[-1].get("train_bits_per_dim") if trainer.history else None
 
-    def describe(bits_per_dim: float) -> str:
-        nonlocal recent
-        recent = bits_per_dim if recent is None else 0.98 * recent + 0.02 * bits_per_dim
-        return f"{recent:.3f} bits/dim"
+        def keep() -> None:
+            nonlocal best
+            if not processes.first:
+                return
+            best, weights = trainer.best()
+            entry = {"step": trainer.step, "seconds": round(trainer.seconds, 1), "train_bits_per_dim": recent}
+            if validation is not None:
+                entry["validation_bits_per_dim"] = trainer.evaluate(best, validation)
+            trainer.history.append(entry)
+            trainer.save(files.checkpoint)
+            with files.model.written() as temporary:
+                save(best, temporary, notes=training_notes({**trainer.facts(), "weights": weights}, earlier))
 
-    progress = progress and processes.first
-    run_to_the_end(trainer, keep, describe, checkpoint_interval=checkpoint_interval, progress=progress)
-    return (best or trainer.best()[0]).eval()
+        def describe(bits_per_dim: float) -> str:
+            nonlocal recent
+            recent = bits_per_dim if recent is None else 0.98 * recent + 0.02 * bits_per_dim
+            return f"{recent:.3f} bits/dim"
+
+        progress = progress and processes.first
+        run_to_the_end(trainer, keep, describe, checkpoint_interval=checkpoint_interval, progress=progress)
+        return (best or trainer.best()[0]).eval()
 
 
 def record_bits_per_dim(

@@ -1,0 +1,154 @@
+"""A row of results for each image: printed, or written to a file by a run that goes on after it was killed."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import itertools
+import json
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ..base.parts import Parts
+    from ..data.image_files import Collection
+
+SUFFIXES = (".tsv", ".json")
+PART_SECONDS = 5.0  # of work that a kill may cost
+Row = list[Any]
+
+
+class Rows:
+    """The rows in the making. temporary: where they are to be written; parts: what keeps them until then; or None."""
+
+    def __init__(self, temporary: Path | None = None, parts: Parts | None = None) -> None:
+        self.temporary = temporary
+        self.parts = parts
+
+    def of(
+        self,
+        collections: Sequence[Collection],
+        measure: Callable[[Tensor], list[Row]],
+        *,
+        batch_size: int,
+        progress: bool,
+    ) -> list[Row]:
+        """The rows of all images, in batches of uint8 (N, C, H, W) on the CPU; of those kept, no batch is measured."""
+        from ..base.progress import progress_of
+        from ..data.images import to_grid
+
+        found = self._kept()
+        known, saved, saved_at = len(found), len(found), time.monotonic()
+        batches = itertools.chain.from_iterable(collection.batches(batch_size) for collection in collections)
+        count = sum(len(collection.names) for collection in collections)
+        done = 0
+        with progress_of(count, shown=progress, leave=False, done=known) as shown:
+            for batch in batches:
+                done += len(batch)
+                if done <= known:
+                    continue
+                grid, _ = to_grid(batch)
+                found += measure(grid)
+                shown.reach(done)
+                if self.parts is not None and (time.monotonic() - saved_at >= PART_SECONDS or done == count):
+                    self._keep(found[saved:], saved)
+                    saved, saved_at = len(found), time.monotonic()
+        return found
+
+    def write(self, lines: Sequence[str], document: Any) -> None:
+        """Write the lines, or the document as JSON, by the file's suffix."""
+        if self.temporary is None or self.parts is None:
+            return
+        if self.temporary.suffix.lower() == ".json":
+            text = json.dumps(document, indent=1) + "\n"
+        else:
+            text = "".join(f"{line}\n" for line in lines)
+        self.temporary.write_bytes(text.encode(errors="surrogateescape"))
+        self.parts.promise([self.temporary])
+
+    def _kept(self) -> list[Row]:
+        """The rows that an earlier run has left. ValueError names the file when it holds something else."""
+        from ..base.reading import parse_json, read_text
+
+        rows: list[Row] = []
+        for path in sorted(self.parts.folder.glob("*.rows")) if self.parts is not None else ():
+            if path.stem == f"{len(rows):012d}":
+                kept = parse_json(read_text(path), str(path))
+                if not isinstance(kept, list) or not all(_is_row(row, kept[0]) for row in kept):
+                    raise ValueError(f"{path} holds no rows that pxfast left: remove {path.parent}")
+                rows += kept
+        return rows
+
+    def _keep(self, rows: list[Row], first: int) -> None:
+        from ..base.files import whole_file
+
+        assert self.parts is not None
+        with whole_file(self.parts.folder / f"{first:012d}.rows") as temporary:
+            temporary.write_text(json.dumps(rows), encoding="utf-8")
+
+
+def _is_row(row: Any, like: Any) -> bool:
+    """Whether it is a list of numbers and flags, as many as the other has."""
+    return isinstance(row, list) and len(row) == len(like) and all(isinstance(each, (int, float)) for each in row)
+
+
+@contextlib.contextmanager
+def rows_to(out: Path | None, settings: Callable[[], dict[str, Any]], *, force: bool) -> Iterator[Rows]:
+    """Rows that go to a .tsv or .json file ``out``, or to none. settings: of everything that they depend on.
+
+    Finished rows are kept in OUT.parts until the file is there. Raises what :func:`pxfast.base.files.output_files` and
+    :meth:`pxfast.base.parts.Parts.open` raise, ValueError for another suffix.
+    """
+    if out is None:
+        yield Rows()
+        return
+    from ..base.files import output_files
+    from ..base.parts import Parts
+
+    if out.suffix.lower() not in SUFFIXES:
+        raise ValueError(f"{out}: this output must have the suffix {' or '.join(SUFFIXES)}")
+    parts = Parts(out, settings())
+    with output_files(out, force=force or parts.published([out])) as (temporary,):
+        parts.open(force=force)
+        try:
+            yield Rows(temporary, parts)
+        except BaseException:
+            if not any(parts.folder.glob("*.rows")):  # a wrong request leaves nothing behind
+                parts.remove()
+            raise
+    parts.remove()
+
+
+def describe(
+    sources: Sequence[Path], collections: Sequence[Collection], model: str | None, **settings: Any
+) -> dict[str, Any]:
+    """What the rows of collections depend on, JSON-able. model: a name or a file; None: by the images' shape."""
+    import torch
+
+    from ..base.version import __version__
+    from ..pixelcnn.fingerprint import model_fingerprint
+    from ..pixelcnn.shipped import model_for
+
+    shapes = {tuple(next(collection.batches(1)).shape[1:]) for collection in collections if collection.names}
+    return {
+        "images": [content_digest(source) for source in sources],
+        "models": [model_fingerprint(model_for(model, shape)) for shape in sorted(shapes)],
+        "libraries": {"pxfast": __version__, "torch": torch.__version__},
+        **settings,
+    }
+
+
+def content_digest(source: Path) -> str:
+    """SHA-256 of a file, or of the names and files in a folder, in hexadecimal."""
+    from ..base.files import file_digest
+
+    if not source.is_dir():
+        return file_digest(source)
+    total = hashlib.sha256()
+    for path in sorted(path for path in source.iterdir() if path.is_file()):
+        total.update(path.name.encode(errors="surrogateescape") + b"\0" + file_digest(path).encode())
+    return total.hexdigest()

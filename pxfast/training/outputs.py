@@ -1,0 +1,89 @@
+"""The files of a training run, its model and its checkpoint, which belong to one run at a time."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+
+from ..base.files import OwnFile, check_encodable, claimed, refuse_existing, refuse_folder
+from ..base.reading import regular_file
+from ..base.streams import note
+from ..base.unfinished import remove_leftovers
+from ..tensors.safetensors import metadata_table
+from .processes import Processes
+from .provenance import training_parts
+from .run import checkpoint_path
+
+
+@dataclasses.dataclass(frozen=True)
+class RunOutputs:
+    """model: the file for the weights. checkpoint: the path of the whole state. resumed: whether to go on from it."""
+
+    model: OwnFile
+    checkpoint: Path
+    resumed: bool
+
+
+@contextlib.contextmanager
+def run_outputs(
+    out: str | os.PathLike[str], *, resume: bool, force: bool, processes: Processes | None = None, progress: bool = True
+) -> Iterator[RunOutputs]:
+    """The files of a run that writes ``out``, after a look at what is there already; no other run may write them now.
+
+    A run that is to be resumed but has no checkpoint, because it was killed before the first one, begins anew; a line
+    on standard error says so where ``progress`` is shown. Of several ``processes`` the first one claims the files.
+    Raises FileNotFoundError when the folder does not exist: now, not when the first checkpoint is due. FileExistsError
+    when ``out`` or its checkpoint exists and neither ``resume`` nor ``force`` is set, or when ``out`` is not of the run
+    that is to be resumed. IsADirectoryError when ``out`` is a folder, BlockingIOError when another process
+    trains to the same files.
+    """
+    first = processes is None or processes.first
+    path, checkpoint = Path(out), checkpoint_path(out)
+    check_encodable(path)
+    with contextlib.ExitStack() as stack:
+        for target in sorted({path, checkpoint}) if first else ():
+            stack.enter_context(claimed(target))
+            remove_leftovers(target)
+        refuse_folder(path)
+        resumed = resume and checkpoint.exists()
+        if resume and not resumed:
+            if path.exists() and not force:
+                raise FileExistsError(
+                    f"{path} exists, but not {checkpoint}, from which its training could be resumed; pass --force "
+                    "(force=True) to train it anew"
+                )
+            note(f"there is no checkpoint {checkpoint}: the training begins anew", quiet=not (progress and first))
+        elif not resume:
+            refuse_existing(path, force=force)
+            refuse_existing(checkpoint, force=force)
+        elif path.exists() and not force and not _is_of_the_run(path, checkpoint):
+            raise FileExistsError(
+                f"{path} exists, and its training was not the one of {checkpoint}; move it away, or pass --force "
+                "(force=True) to replace it"
+            )
+        yield RunOutputs(OwnFile(path, force=force, own=resumed), checkpoint, resumed)
+
+
+def _is_of_the_run(model: Path, checkpoint: Path) -> bool:
+    """Whether a model's file was written with the settings of a checkpoint; True for what is no checkpoint."""
+    try:
+        settings = metadata_table(_metadata(checkpoint), "settings", checkpoint)
+    except (OSError, ValueError, SafetensorError):
+        return True  # of which the trainer will say what is wrong with it
+    try:
+        parts = training_parts(metadata_table(_metadata(model), "notes", model))
+    except (OSError, ValueError, SafetensorError):
+        return False
+    ours = {**settings, "compile": None}
+    training = parts[-1].get("training", {}) if parts else None
+    return isinstance(training, dict) and {**training, "compile": None} == ours
+
+
+def _metadata(path: Path) -> dict[str, str]:
+    with safe_open(regular_file(path), framework="pt") as file:
+        return file.metadata() or {}
