@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from .files import AnyPath, file_digest, remove_folder, whole_file
+from .reading import parse_json, read_text
 from .unfinished import remove_leftovers
 
 SETTINGS = "settings.json"
@@ -78,8 +79,8 @@ class Parts:
 
 
 def _read(path: Path) -> dict[str, Any] | None:
-    with contextlib.suppress(FileNotFoundError, NotADirectoryError, ValueError):
-        values = json.loads(path.read_text(encoding="utf-8"))
+    with contextlib.suppress(FileNotFoundError, ValueError):
+        values = parse_json(read_text(path), str(path))
         return values if isinstance(values, dict) else None
     return None
 

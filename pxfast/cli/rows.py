@@ -71,10 +71,16 @@ class Rows:
         self.parts.promise([self.temporary])
 
     def _kept(self) -> list[Row]:
+        """The rows that an earlier run has left. ValueError names the file when it holds something else."""
+        from ..base.reading import parse_json, read_text
+
         rows: list[Row] = []
         for path in sorted(self.parts.folder.glob("*.rows")) if self.parts is not None else ():
-            if int(path.stem) == len(rows):
-                rows += json.loads(path.read_text(encoding="utf-8"))
+            if path.stem == f"{len(rows):012d}":
+                kept = parse_json(read_text(path), str(path))
+                if not isinstance(kept, list) or not all(_is_row(row, kept[0]) for row in kept):
+                    raise ValueError(f"{path} holds no rows that pxfast left: remove {path.parent}")
+                rows += kept
         return rows
 
     def _keep(self, rows: list[Row], first: int) -> None:
@@ -83,6 +89,11 @@ class Rows:
         assert self.parts is not None
         with whole_file(self.parts.folder / f"{first:012d}.rows") as temporary:
             temporary.write_text(json.dumps(rows), encoding="utf-8")
+
+
+def _is_row(row: Any, like: Any) -> bool:
+    """Whether it is a list of numbers and flags, as many as the other has."""
+    return isinstance(row, list) and len(row) == len(like) and all(isinstance(each, (int, float)) for each in row)
 
 
 @contextlib.contextmanager

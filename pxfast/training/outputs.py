@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,8 +11,10 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 
 from ..base.files import OwnFile, check_encodable, claimed, refuse_existing, refuse_folder
+from ..base.reading import regular_file
 from ..base.streams import note
 from ..base.unfinished import remove_leftovers
+from ..tensors.safetensors import metadata_table
 from .processes import Processes
 from .provenance import training_parts
 from .run import checkpoint_path
@@ -71,17 +72,18 @@ def run_outputs(
 def _is_of_the_run(model: Path, checkpoint: Path) -> bool:
     """Whether a model's file was written with the settings of a checkpoint; True for what is no checkpoint."""
     try:
-        settings = json.loads(_metadata(checkpoint)["settings"])
-    except (OSError, ValueError, KeyError, SafetensorError):
+        settings = metadata_table(_metadata(checkpoint), "settings", checkpoint)
+    except (OSError, ValueError, SafetensorError):
         return True  # of which the trainer will say what is wrong with it
     try:
-        parts = training_parts(json.loads(_metadata(model)["notes"]))
-    except (OSError, ValueError, KeyError, SafetensorError):
+        parts = training_parts(metadata_table(_metadata(model), "notes", model))
+    except (OSError, ValueError, SafetensorError):
         return False
     ours = {**settings, "compile": None}
-    return bool(parts) and {**parts[-1].get("training", {}), "compile": None} == ours
+    training = parts[-1].get("training", {}) if parts else None
+    return isinstance(training, dict) and {**training, "compile": None} == ours
 
 
 def _metadata(path: Path) -> dict[str, str]:
-    with safe_open(path, framework="pt") as file:
+    with safe_open(regular_file(path), framework="pt") as file:
         return file.metadata() or {}
