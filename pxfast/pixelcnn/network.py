@@ -116,9 +116,11 @@ class WeightNormConv(nn.Module):
 
     @torch.no_grad()
     def set_weight(self, weight: Tensor) -> None:
-        """Make ``weight``, in the layout of ``v``, the folded weight."""
+        """Make ``weight``, in the layout of ``v``, the folded weight; filters of zeros get some direction."""
         self.v.copy_(weight)
         self.g.copy_(torch.linalg.vector_norm(self.v, dim=(0, 2, 3) if self.transposed else (1, 2, 3)))
+        by_output = self.v.transpose(0, 1) if self.transposed else self.v
+        by_output[self.g == 0.0] = 1.0  # v / |v| would not be a number
 
     def convolve(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         kh, kw = self.kernel
