@@ -18,6 +18,8 @@ from pathlib import Path
 import torch
 
 from ..base.environment import tiles_file
+from ..base.reading import parse_json, read_text
+from ..base.records import record
 from .launch import INTERPRETED, Tile
 
 FORMAT = "pxfast-tiles"
@@ -46,6 +48,24 @@ TILES: dict[str, dict[str, Tile]] = {
 }
 
 
+@dataclasses.dataclass(frozen=True)
+class TilesFile:
+    """What is in a file of choices: by the architecture's name, then by the step's kind.
+
+    ValueError for numbers that no kernel is made for.
+    """
+
+    format: str
+    tiles: dict[str, dict[str, Tile]]
+
+    def __post_init__(self) -> None:
+        for tile in (tile for kinds in self.tiles.values() for tile in kinds.values()):
+            sides = (tile.block_m, tile.block_n, tile.block_k, tile.num_warps)
+            known = all(1 <= side <= 1024 and side & (side - 1) == 0 for side in sides)
+            if not known or not 1 <= tile.num_stages <= 16:
+                raise ValueError(f"a tile has powers of two up to 1024 and 1..16 stages, got {tile}")
+
+
 def architecture() -> str:
     """'interpreter', or that of the current GPU as Triton's targets are called: 'sm_90', 'gfx942'."""
     if INTERPRETED:
@@ -61,17 +81,15 @@ def read_tiles(path: Path) -> dict[str, dict[str, Tile]]:
     if not path.is_file():
         return {}
     try:
-        content = json.loads(path.read_text())
-        if content["format"] != FORMAT:
+        content = record(TilesFile, parse_json(read_text(path), "it"), "it")
+        if content.format != FORMAT:
             raise ValueError("its format is another")
-        found = {}
-        for name, kinds in content["tiles"].items():
-            found[name] = {kind: Tile(**fields) for kind, fields in kinds.items()}
-            if not set(found[name]) <= set(KINDS):
-                raise ValueError(f"unknown kinds of steps: {', '.join(sorted(set(found[name]) - set(KINDS)))}")
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        for kinds in content.tiles.values():
+            if not set(kinds) <= set(KINDS):
+                raise ValueError(f"unknown kinds of steps: {', '.join(sorted(set(kinds) - set(KINDS)))}")
+    except ValueError as error:
         raise ValueError(f"expected {path} to be a file that `pxfast tune` wrote: {error}") from error
-    return found
+    return content.tiles
 
 
 def dump(tiles: dict[str, dict[str, Tile]]) -> str:

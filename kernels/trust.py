@@ -11,6 +11,7 @@ Environment: ``PXFAST_TRIAL=0`` trusts the kernels untried.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import hashlib
 import importlib.util
@@ -27,6 +28,8 @@ import torch
 
 from ..base import environment
 from ..base.files import whole_file
+from ..base.reading import parse_json, read_text
+from ..base.records import record
 
 _log = logging.getLogger(__name__)
 
@@ -97,6 +100,14 @@ def run(command: Sequence[str], seconds: float = SECONDS) -> tuple[bool, str | N
     return True, last if done.returncode == WRONG else f"its process ended with {done.returncode}: {last}"
 
 
+@dataclasses.dataclass(frozen=True)
+class Record:
+    """What is in the file of verdicts: problems by key, None where there was none."""
+
+    format: str
+    trials: dict[str, str | None]
+
+
 def record_file() -> Path:
     """Where verdicts are kept: pxfast/trials.json where the user keeps caches. It may be deleted at any time."""
     return environment.cache_folder() / "trials.json"
@@ -105,10 +116,10 @@ def record_file() -> Path:
 def _read_record() -> dict[str, str | None]:
     """Problems by key. A file that is not there, or not what it should be, holds none."""
     try:
-        content = json.loads(record_file().read_text(encoding="utf-8"))
-        return dict(content["trials"]) if content["format"] == FORMAT else {}
-    except (OSError, ValueError, KeyError, TypeError):
+        content = record(Record, parse_json(read_text(record_file()), "it"), "it")
+    except (OSError, ValueError):
         return {}
+    return content.trials if content.format == FORMAT else {}
 
 
 def _write_record(trials: dict[str, str | None]) -> None:

@@ -13,17 +13,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..base.checks import check_between, check_channels, check_size
 from ..tensors.activations import elu
 from ..tensors.modules import ModuleList
 
+MOST_FEATURES = 4096  # far beyond any use; what a file may ask for
 SMALLEST_SIDE = 4  # pixels: instance normalisation needs several at half the size
 
 
 @dataclasses.dataclass(frozen=True)
 class ScoreNetworkConfig:
-    """image_size: (H, W), of what it is trained on, at least 4 each. channels: 1 or 3. ngf: features at full size.
+    """image_size: (H, W), of what it is trained on, 4..16384 each. channels: 1 or 3. ngf: features at full size, 2 to
+    4096.
 
-    Raises ValueError naming the field that is wrong.
+    Raises ValueError or TypeError naming the field that is wrong.
     """
 
     image_size: tuple[int, int]
@@ -31,14 +34,9 @@ class ScoreNetworkConfig:
     ngf: int = 128
 
     def __post_init__(self) -> None:
-        size = tuple(self.image_size)
-        object.__setattr__(self, "image_size", size)
-        if len(size) != 2 or any(not isinstance(side, int) or side < SMALLEST_SIDE for side in size):
-            raise ValueError(f"image_size must be (H, W), integers of at least {SMALLEST_SIDE}, got {size!r}")
-        if self.channels not in (1, 3):
-            raise ValueError(f"channels must be 1 or 3, got {self.channels!r}")
-        if not isinstance(self.ngf, int) or isinstance(self.ngf, bool) or self.ngf < 2:
-            raise ValueError(f"ngf must be an integer of at least 2, got {self.ngf!r}")
+        object.__setattr__(self, "image_size", check_size(self.image_size, SMALLEST_SIDE))
+        check_channels(self.channels)
+        check_between("ngf", self.ngf, 2, MOST_FEATURES)
 
 
 def mean_and_variance(x: Tensor) -> tuple[Tensor, Tensor]:

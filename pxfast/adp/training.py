@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import json
 import math
 import os
 import time
@@ -16,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ..data.datasets import image_shape
-from ..tensors.safetensors import read_safetensors
+from ..tensors.safetensors import metadata_record, read_header
 from ..training.averaged_run import AveragedRun
 from ..training.processes import Processes
 from ..training.provenance import training_notes, training_parts
@@ -256,7 +255,7 @@ def train_score_network(
         earlier = training_parts(read_score_metadata(out)[1])[:-1] if os.path.exists(out) else earlier
     elif start is not None:
         trainer.start_from(start)
-    recent: float | None = trainer.history[-1]["train_loss"] if trainer.history else None
+    recent: float | None = trainer.history[-1].get("train_loss") if trainer.history else None
 
     def keep() -> None:
         trainer.history.append({"step": trainer.step, "seconds": round(trainer.seconds, 1), "train_loss": recent})
@@ -277,8 +276,9 @@ def read_score_settings(checkpoint: Path) -> tuple[ScoreNetworkConfig, ScoreSett
 
     FileNotFoundError where there is none, ValueError where it is damaged or another kind of file.
     """
-    _, metadata = read_safetensors(checkpoint, CHECKPOINT_FORMAT)
-    return parse_score_config(metadata, checkpoint), ScoreSettings(**json.loads(metadata["settings"]))
+    metadata = read_header(checkpoint, CHECKPOINT_FORMAT).metadata
+    settings = metadata_record(ScoreSettings, metadata, checkpoint, "training settings", "settings")
+    return parse_score_config(metadata, checkpoint), settings
 
 
 def record_quality(

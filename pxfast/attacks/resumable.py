@@ -16,10 +16,13 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from ..base.checks import is_number
 from ..base.files import refuse_existing, whole_file
 from ..base.progress import progress_of
+from ..base.reading import parse_json, read_text
+from ..base.records import shown
 from ..defences.protocol import HidesNetworks
-from ..tensors.safetensors import read_safetensors
+from ..tensors.safetensors import metadata_json, read_safetensors
 from .attack import Attack
 from .result import COSTS, STAGES, AttackResult, join
 
@@ -140,8 +143,10 @@ def open_parts(folder: Path, settings: dict[str, Any], *, force: bool) -> Path:
     """The folder of parts, made if need be. ValueError when it is of a run with other settings, unless ``force``."""
     file = folder / "settings.json"
     if folder.exists():
-        with contextlib.suppress(FileNotFoundError, json.JSONDecodeError):
-            before = json.loads(file.read_text())
+        with contextlib.suppress(FileNotFoundError):
+            before = parse_json(read_text(file), str(file))
+            if not isinstance(before, dict):
+                raise ValueError(f"{file} is not what pxfast writes: got {shown(before)}; remove {folder}")
             different = sorted(key for key in {*before, *settings} if before.get(key) != settings.get(key))
             if not different:
                 return folder
@@ -165,9 +170,17 @@ def write_part(result: AttackResult, path: Path) -> None:
 
 
 def read_part(path: Path) -> AttackResult:
-    """A finished part, on the CPU."""
+    """A finished part, on the CPU. ValueError names the file when it is none."""
     tensors, notes = read_safetensors(path, PART_FORMAT)
-    return AttackResult(**tensors, seconds=float(notes["seconds"]))
+    needed, seconds = {"images", *STAGES}, metadata_json(notes, "seconds", path)
+    images = tensors.get("images", torch.zeros(()))
+    good = needed <= tensors.keys() <= needed | set(COSTS) and images.dtype == torch.uint8 and images.ndim == 4
+    for name in tensors.keys() - {"images"}:
+        dtype = torch.bool if name in STAGES else torch.int64
+        good = good and tensors[name].dtype == dtype and tuple(tensors[name].shape) == images.shape[:1]
+    if not good or not is_number(seconds):
+        raise ValueError(f"{path} is no part of an attack: remove it, or the folder of parts that it is in")
+    return AttackResult(**tensors, seconds=float(seconds))
 
 
 def library_versions() -> dict[str, str | None]:

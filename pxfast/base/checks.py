@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import numbers
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
 
 def check_integer(name: str, value: int, limit: int) -> int:
@@ -39,6 +39,36 @@ def _count(value: int, least: int, message: str) -> int:
     if value < least:
         raise ValueError(message)
     return int(value)
+
+
+def check_between(name: str, value: int, least: int, most: int) -> int:
+    """``value`` as a Python int. TypeError unless an integer (bool is not one), ValueError outside least..most."""
+    message = f"{name} must be an integer in {least}..{most}, got {value!r}"
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+        raise TypeError(message)
+    if not least <= value <= most:
+        raise ValueError(message)
+    return int(value)
+
+
+def check_size(size: Sequence[int], least: int = 1, unit: int = 1) -> tuple[int, int]:
+    """``size`` of an image as a tuple (H, W). ValueError unless two integers, multiples of ``unit``, least..16384."""
+    if (
+        not isinstance(size, (tuple, list))
+        or len(size) != 2
+        or any(isinstance(side, bool) or not isinstance(side, int) for side in size)
+        or any(not least <= side <= LONGEST_SIDE or side % unit for side in size)
+    ):
+        kind = "integers" if unit == 1 else f"multiples of {unit}"
+        raise ValueError(f"image_size must be (H, W), positive {kind} in {least}..{LONGEST_SIDE}, got {size!r}")
+    return size[0], size[1]
+
+
+def check_channels(channels: int) -> int:
+    """``channels`` itself. ValueError unless 1 or 3."""
+    if isinstance(channels, bool) or not isinstance(channels, int) or channels not in (1, 3):
+        raise ValueError(f"channels must be 1 or 3, got {channels!r}")
+    return channels
 
 
 def check_number(name: str, value: float, low: float, high: float = math.inf, *, ends: str = "[]") -> float:
@@ -80,3 +110,4 @@ def check_precision(precision: str) -> str:
 
 
 PRECISIONS = ("fp32", "bf16")
+LONGEST_SIDE = 1 << 14  # pixels, of an image that a network may be made for

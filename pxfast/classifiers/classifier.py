@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..base.checks import check_between, check_channels, check_number, check_size
+
+MOST_MAPS = 1 << 14  # of any layer
 BATCH_NORM_EPSILON = 1e-3  # TensorFlow's default, which the PixelDefend authors' code uses
 
 
@@ -17,8 +20,9 @@ BATCH_NORM_EPSILON = 1e-3  # TensorFlow's default, which the PixelDefend authors
 class ClassifierConfig:
     """What an architecture is asked for, apart from its weights; each architecture adds fields of its own.
 
-    image_size: (H, W), positive. channels: 1 or 3. classes: how many labels, at least 2.
-    Raises ValueError naming the field that is wrong.
+    image_size: (H, W), positive, at most 16384. channels: 1 or 3. classes: how many labels, 2..100000.
+    Raises ValueError or TypeError naming the field that is wrong. No field is larger than any use asks for: what a file
+    says is built.
     """
 
     image_size: tuple[int, int]
@@ -28,30 +32,15 @@ class ClassifierConfig:
     smallest_unit = 1  # the image's sides are multiples of this
 
     def __post_init__(self) -> None:
-        size = self._as_tuple("image_size")
-        unit = self.smallest_unit
-        if len(size) != 2 or any(not isinstance(side, int) or side <= 0 or side % unit for side in size):
-            kind = "positive integers" if unit == 1 else f"positive multiples of {unit}"
-            raise ValueError(f"image_size must be (H, W), {kind}, got {self.image_size!r}")
-        if self.channels not in (1, 3):
-            raise ValueError(f"channels must be 1 or 3, got {self.channels!r}")
-        self._at_least("classes", 2)
+        object.__setattr__(self, "image_size", check_size(self.image_size, self.smallest_unit, self.smallest_unit))
+        check_channels(self.channels)
+        self._between("classes", 2, 100_000)
 
-    def _as_tuple(self, field: str) -> tuple[Any, ...]:
-        """Make a field that came as a list, as JSON gives it, a tuple."""
-        value = tuple(getattr(self, field))
-        object.__setattr__(self, field, value)
-        return value
-
-    def _at_least(self, field: str, least: int) -> None:
-        value = getattr(self, field)
-        if not isinstance(value, int) or isinstance(value, bool) or value < least:
-            raise ValueError(f"{field} must be an integer of at least {least}, got {value!r}")
+    def _between(self, field: str, least: int, most: int) -> None:
+        check_between(field, getattr(self, field), least, most)
 
     def _fraction(self, field: str) -> None:
-        value = getattr(self, field)
-        if not 0.0 <= value < 1.0:
-            raise ValueError(f"{field} must be in [0, 1), got {value!r}")
+        check_number(field, getattr(self, field), 0.0, 1.0, ends="[)")
 
 
 def standardise(images: Tensor) -> Tensor:

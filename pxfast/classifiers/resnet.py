@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .classifier import Classifier, ClassifierConfig, NormActivation, convolution
+from ..base.checks import check_between
+from .classifier import MOST_MAPS, Classifier, ClassifierConfig, NormActivation, convolution
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,7 +20,7 @@ class ResNetConfig(ClassifierConfig):
     image_size: (H, W), each a positive multiple of 4. channels: 1 or 3. widths: feature maps of the three blocks,
     (4, 8, 16) for Fashion-MNIST and (16, 32, 64) for CIFAR-10 in the paper. units: residual units per block; 10 gives
     62 layers. classes: how many labels. leakiness: slope of the leaky ReLU below zero.
-    Raises ValueError naming the field that is wrong.
+    Raises ValueError or TypeError naming the field that is wrong.
     """
 
     widths: tuple[int, int, int]
@@ -30,12 +31,15 @@ class ResNetConfig(ClassifierConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        widths = self._as_tuple("widths")
-        if len(widths) != 3 or any(not isinstance(w, int) or w < 1 for w in widths):
-            raise ValueError(f"widths must be three positive integers, got {self.widths!r}")
+        widths = self.widths
+        if not isinstance(widths, (tuple, list)) or len(widths) != 3:
+            raise ValueError(f"widths must be three positive integers, got {widths!r}")
+        for width in widths:
+            check_between("widths", width, 1, MOST_MAPS)
+        object.__setattr__(self, "widths", tuple(widths))
         if any((wide - narrow) % 2 or wide < narrow for narrow, wide in itertools.pairwise(widths)):
             raise ValueError(f"widths must grow by even steps (shortcuts are padded at both ends), got {self.widths!r}")
-        self._at_least("units", 1)
+        self._between("units", 1, 1000)
         self._fraction("leakiness")
 
 

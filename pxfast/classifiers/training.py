@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..data.datasets import load_dataset
 from ..tensors.safetensors import fill, stored_tensors
-from ..training.checkpoints import read_checkpoint, write_checkpoint
+from ..training.checkpoints import check_state, read_checkpoint, write_checkpoint
 from ..training.processes import Processes
 from ..training.run import RunSettings, TrainingRun, check_outputs, laid_out_like, run_to_the_end
 from .adversarial import ADVERSARIAL_WEIGHT, attacked, bim_examples, draw_eps, fgsm_examples
@@ -196,6 +196,9 @@ class ClassifierTrainer(TrainingRun):
         """Continue where ``save`` left off. ValueError when the checkpoint is of another model or other settings."""
         tensors, metadata = read_checkpoint(path, CHECKPOINT_FORMAT)
         self.resume_at(path, metadata, self.model.config)
+        targets = {f"model.{name}": value for name, value in self.model.state_dict().items()}
+        momenta = {f"momentum.{i}": parameter for i, parameter in enumerate(self.model.parameters())}
+        check_state(tensors, {**targets, **momenta}, path, optional=momenta)
         model = {name.removeprefix("model."): value for name, value in tensors.items() if name.startswith("model.")}
         self.model.load_state_dict(model)
         momentum = {}

@@ -8,7 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .classifier import Classifier, ClassifierConfig, NormActivation, convolution
+from ..base.checks import check_between
+from .classifier import MOST_MAPS, Classifier, ClassifierConfig, NormActivation, convolution
+
+MOST_BLOCKS = 32  # and convolutions of a block
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,7 +21,8 @@ class VGGConfig(ClassifierConfig):
     image_size: (H, W). channels: 1 or 3. blocks: (feature maps, convolutions) of each feature block; each ends in a
     2x2 max pooling, which drops an odd last row or column and is left out once the image is down to one row or column.
     hidden: features of the classifier block's first linear layer. dropout: probability of dropping a feature before
-    each linear layer, while training. classes: how many labels. Raises ValueError naming the field that is wrong.
+    each linear layer, while training. classes: how many labels. Raises ValueError or TypeError naming the field that is
+    wrong.
     """
 
     blocks: tuple[tuple[int, int], ...]
@@ -27,16 +31,18 @@ class VGGConfig(ClassifierConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        blocks = tuple(tuple(block) for block in self.blocks)
-        object.__setattr__(self, "blocks", blocks)
-        numbers = [number for block in blocks for number in block]
+        given = self.blocks
         if (
-            not blocks
-            or any(len(block) != 2 for block in blocks)
-            or any(not isinstance(n, int) or n < 1 for n in numbers)
+            not isinstance(given, (tuple, list))
+            or not 1 <= len(given) <= MOST_BLOCKS
+            or any(not isinstance(block, (tuple, list)) or len(block) != 2 for block in given)
         ):
-            raise ValueError(f"blocks must be pairs of positive integers, got {self.blocks!r}")
-        self._at_least("hidden", 1)
+            raise ValueError(f"blocks must be 1..{MOST_BLOCKS} pairs of positive integers, got {given!r}")
+        for maps, convolutions in given:
+            check_between("the feature maps in blocks", maps, 1, MOST_MAPS)
+            check_between("the convolutions in blocks", convolutions, 1, MOST_BLOCKS)
+        object.__setattr__(self, "blocks", tuple((maps, convolutions) for maps, convolutions in given))
+        self._between("hidden", 1, MOST_MAPS)
         self._fraction("dropout")
 
     @property

@@ -14,7 +14,9 @@ from typing import Any
 from safetensors.torch import save_file
 
 from ..base.files import whole_file
-from ..tensors.safetensors import fill, read_safetensors, stored_tensors
+from ..base.records import shown
+from ..tensors.safetensors import floating_state, load_network, metadata_record, read_header, stored_tensors
+from ..tensors.safetensors import read_notes as notes_in
 from ..tensors.shipped import Shipped
 from .architectures import KINDS, build, kind_of
 from .classifier import Classifier, ClassifierConfig
@@ -38,26 +40,25 @@ def save_classifier(model: Classifier, path: str | os.PathLike[str], *, notes: d
 
 
 def read_notes(name_or_path: str | os.PathLike[str]) -> dict[str, Any]:
-    """The notes of a classifier file: how it was trained and its measured ``test_accuracy``."""
-    notes: dict[str, Any] = json.loads(read_safetensors(SHIPPED.path(name_or_path), FORMAT)[1]["notes"])
-    return notes
+    """The notes of a classifier file: how it was trained and its measured ``test_accuracy``.
+
+    Raises what :func:`load_classifier` raises.
+    """
+    path = SHIPPED.path(name_or_path)
+    return notes_in(read_header(path, FORMAT).metadata, path)
 
 
 def _config(metadata: dict[str, str], path: Path) -> ClassifierConfig:
     kind = metadata.get("architecture", "none")
     if kind not in KINDS:
-        raise ValueError(f"{path}: unknown classifier architecture {kind!r}; known: {', '.join(KINDS)}")
-    try:
-        return KINDS[kind][1](**json.loads(metadata["config"]))
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path}: bad classifier configuration: {error}") from None
+        raise ValueError(f"{path}: unknown classifier architecture {shown(kind)}; known: {', '.join(KINDS)}")
+    return metadata_record(KINDS[kind][1], metadata, path, "classifier configuration")
 
 
 def _read(path: Path) -> Classifier:
-    tensors, metadata = read_safetensors(path, FORMAT)
-    model = build(_config(metadata, path))
-    fill(model, tensors, str(path))
-    return model.eval()
+    header = read_header(path, FORMAT)
+    config = _config(header.metadata, path)
+    return load_network(header, lambda: build(config), floating_state).eval()
 
 
 SHIPPED = Shipped(
@@ -65,7 +66,7 @@ SHIPPED = Shipped(
     Classifier,
     {"cifar10": "cifar10-resnet62.safetensors", "fashion-mnist": "fashion-mnist-resnet62.safetensors"},
     _read,
-    lambda path: _config(read_safetensors(path, FORMAT)[1], path),
+    lambda path: _config(read_header(path, FORMAT).metadata, path),
 )
 
 

@@ -11,6 +11,7 @@ from .classifier import Classifier, ClassifierConfig, NormActivation, convolutio
 
 EPSILON = 1e-5  # PyTorch's default, as in the authors' code and its ports
 STEM = 16
+DEEPEST = 4 + 6 * 300  # layers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,7 +21,7 @@ class WideResNetConfig(ClassifierConfig):
     image_size: (H, W). channels: 1 or 3. depth: 6 n + 4 layers, n residual units in each of three blocks. widen:
     multiplies the feature maps 16, 32 and 64 of the blocks. dropout: probability of dropping a feature between the
     two convolutions of a unit, while training. classes: how many labels.
-    Raises ValueError naming the field that is wrong.
+    Raises ValueError or TypeError naming the field that is wrong.
     """
 
     depth: int = 28
@@ -29,9 +30,9 @@ class WideResNetConfig(ClassifierConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not isinstance(self.depth, int) or self.depth < 10 or (self.depth - 4) % 6:
-            raise ValueError(f"depth must be 6 n + 4 for an n of at least 1, got {self.depth!r}")
-        self._at_least("widen", 1)
+        if not isinstance(self.depth, int) or not 10 <= self.depth <= DEEPEST or (self.depth - 4) % 6:
+            raise ValueError(f"depth must be 6 n + 4 in 10..{DEEPEST}, for an n of at least 1, got {self.depth!r}")
+        self._between("widen", 1, 256)
         self._fraction("dropout")
 
 

@@ -51,7 +51,10 @@ class Stage(NamedTuple):
 
 def load_demo_images() -> DemoImages:
     """The images shipped in the package; the first ten are one of each class."""
-    tensors, metadata = read_safetensors(Path(str(resources.files("pxfast") / "assets" / ASSET)), FORMAT)
+    path = Path(str(resources.files("pxfast") / "assets" / ASSET))
+    tensors, metadata = read_safetensors(path, FORMAT)
+    if not {"clean", "attacked", "labels"} <= tensors.keys() or not metadata.get("attack_eps", "").isdecimal():
+        raise ValueError(f"{path} lacks images that it was shipped with: install pxfast anew")
     return DemoImages(tensors["clean"], tensors["attacked"], tensors["labels"].long(), int(metadata["attack_eps"]))
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .image_files import IMAGE_SUFFIXES, read_image
+from .image_decoding import IMAGE_SUFFIXES, read_image
 
 DATASETS = {"fashion-mnist": (1, 28, 28), "cifar10": (3, 32, 32)}
 
@@ -31,8 +31,8 @@ def load_dataset(
     train: True for the training images, False for the test images; of a folder that is not split, every tenth image is
     a test image, the first one included. None: all images of a folder that is not split, or else the test images.
 
-    Raises ValueError for an unknown name, a folder without images, images of different shapes, or images beside
-    class folders, and FileNotFoundError when the files are not there.
+    Raises ValueError for an unknown name, damaged files, a folder without images, images of different shapes, or images
+    beside class folders, and FileNotFoundError when the files are not there.
     """
     if os.fspath(dataset) not in DATASETS:
         return _load_folder(Path(dataset), train)
@@ -66,15 +66,24 @@ def _load_torchvision(name: str, root: str | os.PathLike[str], *, train: bool) -
     kind = {"fashion-mnist": datasets.FashionMNIST, "cifar10": datasets.CIFAR10}[name]
     try:
         dataset = kind(os.fspath(root), train=train, download=False)
-    except RuntimeError as error:
-        raise FileNotFoundError(
-            f"{name} was not found under {os.fspath(root)} (torchvision's layout; nothing is downloaded): {error}"
-        ) from None
-    if name == "cifar10":
-        images = torch.from_numpy(dataset.data).permute(0, 3, 1, 2).contiguous()
-    else:
-        images = dataset.data.unsqueeze(1).contiguous()
-    return images, torch.as_tensor(dataset.targets, dtype=torch.int64)
+    except Exception as error:  # torchvision's parsing meets AssertionError, KeyError, IndexError, ...
+        if isinstance(error, RuntimeError) and "not found" in str(error):
+            raise FileNotFoundError(
+                f"{name} was not found under {os.fspath(root)} (torchvision's layout; nothing is downloaded): {error}"
+            ) from None
+        problem = str(error) or type(error).__name__
+        raise ValueError(f"{name} under {os.fspath(root)} is damaged: {problem}") from None
+    data, labels = torch.as_tensor(dataset.data), torch.as_tensor(dataset.targets, dtype=torch.int64)
+    channels, H, W = DATASETS[name]
+    shape = (len(labels), H, W) if channels == 1 else (len(labels), H, W, channels)
+    good = data.dtype == torch.uint8 and tuple(data.shape) == shape and len(labels) > 0
+    if not good or data.untyped_storage().nbytes() < data.numel() or labels.min() < 0 or labels.max() > 9:
+        raise ValueError(
+            f"{name} under {os.fspath(root)} is damaged: expected uint8 images of shape {shape} and as many labels in "
+            f"0..9, found {data.dtype} {tuple(data.shape)}"
+        )
+    images = data.unsqueeze(1) if channels == 1 else data.permute(0, 3, 1, 2)
+    return images.contiguous(), labels
 
 
 def _load_folder(path: Path, train: bool | None) -> tuple[Tensor, Tensor]:

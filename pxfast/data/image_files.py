@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import io
 import os
-import pickle
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -17,9 +16,11 @@ import torch
 from PIL import Image
 
 from ..base.files import refuse_existing, whole_file
-from .images import Array, Images, ImagesT, to_grid
+from .arrays import check_images, check_values, map_array
+from .image_decoding import IMAGE_SUFFIXES, read_image
+from .images import Array, Images, to_grid
+from .tensor_pickle import read_tensor
 
-IMAGE_SUFFIXES = (".png", ".bmp", ".gif", ".jpg", ".jpeg", ".pbm", ".pgm", ".ppm", ".tif", ".tiff", ".webp")
 Write: TypeAlias = Callable[[Images], object]
 
 
@@ -52,29 +53,6 @@ def open_collection(path: str | os.PathLike[str]) -> Collection:
     if kind is None:
         raise ValueError(f"{path}: expected a folder of images or a file with one of the suffixes {' '.join(KINDS)}")
     return kind(path)
-
-
-def read_image(path: Path) -> Array:
-    """An image file as uint8 (C, H, W): grey as one channel, colour as three.
-
-    ValueError names the file when it can't be read, or holds something else, such as transparency or 16 bits.
-    """
-    try:
-        with Image.open(path) as opened:
-            image: Image.Image = opened
-            frames, mode = getattr(image, "n_frames", 1), image.mode
-            if mode == "1":
-                image = image.convert("L")
-            elif mode == "P" and "transparency" not in image.info:
-                image = image.convert("RGB")
-            converted, pixels = image.mode, np.asarray(image)
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{path} can't be read as an image: {error}") from None
-    if frames > 1:
-        raise ValueError(f"{path} has {frames} frames, expected one")
-    if converted not in ("L", "RGB"):
-        raise ValueError(f"{path} has pixels of mode {mode}, expected 8-bit grey (L) or colour (RGB)")
-    return np.ascontiguousarray(pixels.reshape(*pixels.shape[:2], -1).transpose(2, 0, 1))
 
 
 def write_png(image: Images, path: Path) -> None:
@@ -190,16 +168,13 @@ class ArrayFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        try:
-            self.array: Array = np.load(path, mmap_mode="r", allow_pickle=False)
-        except (ValueError, EOFError) as error:
-            raise ValueError(f"{path} is truncated or not a .npy file of numbers: {error}") from None
-        self.batched: Array = _batched(self.array, path)
+        self.array: Array = map_array(path)
+        self.batched: Array = check_images(self.array, path)
         self.names: list[str] = [str(i) for i in range(len(self.batched))]
 
     def batches(self, size: int) -> Iterator[Array]:
         for start in range(0, len(self.batched), size):
-            yield self.batched[start : start + size]
+            yield check_values(self.batched[start : start + size], self.path)
 
     @contextlib.contextmanager
     def writer(self, out: Path, *, force: bool) -> Iterator[Write]:
@@ -212,24 +187,18 @@ class ArrayFile:
 
 
 class TensorFile:
-    """A .pt file that holds one tensor, (N, C, H, W) or (C, H, W); only tensors are loaded, no other objects."""
+    """A .pt file that holds one tensor, (N, C, H, W) or (C, H, W); nothing is unpickled."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        try:
-            tensor = torch.load(path, map_location="cpu", weights_only=True)
-        except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise ValueError(f"{path} is truncated or no file of a plain tensor: {reason}") from None
-        if not isinstance(tensor, torch.Tensor):
-            raise TypeError(f"{path}: expected a tensor of images, found {type(tensor).__name__}")
-        self.tensor: torch.Tensor = tensor.detach()
-        self.batched: torch.Tensor = _batched(self.tensor, path)
+        self.tensor: torch.Tensor = read_tensor(path)
+        self.batched: torch.Tensor = check_images(self.tensor, path)
         self.names: list[str] = [str(i) for i in range(len(self.batched))]
 
     def batches(self, size: int) -> Iterator[torch.Tensor]:
         if len(self.batched):
-            yield from self.batched.split(size)
+            for batch in self.batched.split(size):
+                yield check_values(batch, self.path)
 
     @contextlib.contextmanager
     def writer(self, out: Path, *, force: bool) -> Iterator[Write]:
@@ -245,12 +214,6 @@ class TensorFile:
             buffer = io.BytesIO()  # torch.save itself hides why a write failed
             torch.save(result.reshape(self.tensor.shape), buffer)
             temporary.write_bytes(buffer.getbuffer())
-
-
-def _batched(images: ImagesT, path: Path) -> ImagesT:
-    if images.ndim not in (3, 4):
-        raise ValueError(f"{path}: expected images (N, C, H, W) or (C, H, W), found shape {tuple(images.shape)}")
-    return images if images.ndim == 4 else images[None]
 
 
 KINDS: dict[str, Callable[[Path], Collection]] = {

@@ -16,7 +16,8 @@ from torch import nn
 
 from ..adp.files import SHIPPED as SCORE_NETWORKS
 from ..adp.purifier import RUNS, STEPS, ADPPurifier
-from ..base.checks import check_eps, check_precision
+from ..base.checks import check_eps, check_number, check_precision
+from ..base.records import shown
 from ..defences import FeatureSqueezing
 from ..engines import cpu
 from ..engines.registry import select
@@ -47,23 +48,28 @@ class Context:
 
 @dataclasses.dataclass(frozen=True)
 class DefenceKind:
-    """How a kind of defence is made. describe: of its options and the context, a description without ``kind``; it
-    raises TypeError or ValueError for wrong options. build: the module. kept: whether defended images are costly
-    enough to be kept; others are made again for each prediction.
+    """How a kind of defence is made. check: raises TypeError or ValueError for wrong options. describe: of its options,
+    which are right, and the context, a description without ``kind``. build: the module. kept: whether defended images
+    are costly enough to be kept; others are made again for each prediction.
     """
 
+    check: Callable[[dict[str, Any]], object]
     describe: Callable[[dict[str, Any], Context], Description]
     build: Callable[[Description, Models], nn.Module]
     kept: bool
 
 
-def purifier_description(options: dict[str, Any], context: Context) -> Description:
+def check_purifier(options: dict[str, Any]) -> None:
     """Options: eps, adaptive and threshold, as :func:`pxfast.purify` takes them."""
     unknown = set(options) - {"eps", "adaptive", "threshold"}
     if unknown or "eps" not in options:
         raise ValueError(f"a purifier takes eps, adaptive and threshold, got {', '.join(sorted(options)) or 'nothing'}")
-    eps, adaptive, threshold = check_eps(options["eps"]), options.get("adaptive"), options.get("threshold")
-    check_adaptive(adaptive, threshold)
+    check_eps(options["eps"])
+    check_adaptive(options.get("adaptive"), options.get("threshold"))
+
+
+def purifier_description(options: dict[str, Any], context: Context) -> Description:
+    eps, adaptive, threshold = options["eps"], options.get("adaptive"), options.get("threshold")
     if threshold is None and adaptive is not None:
         threshold = IMAGE_THRESHOLD[context.channels] if adaptive == "image" else SUB_PIXEL_THRESHOLD
     engine = select(context.engine)
@@ -92,9 +98,15 @@ def build_purifier(description: Description, models: Models) -> Purifier:
     )
 
 
-def squeezing_description(options: dict[str, Any], context: Context) -> Description:
+def check_squeezing(options: dict[str, Any]) -> None:
     """Options: colours and padding, as :class:`pxfast.defences.FeatureSqueezing` takes them."""
+    if unknown := set(options) - {"colours", "padding"}:
+        raise ValueError(f"feature-squeezing takes colours and padding, got {', '.join(sorted(unknown))}")
+    check_text("padding", options.get("padding"))
     FeatureSqueezing(**options)
+
+
+def squeezing_description(options: dict[str, Any], context: Context) -> Description:
     return {**options, "code": code_hash(build_squeezing, without=ELSEWHERE)}
 
 
@@ -102,13 +114,20 @@ def build_squeezing(description: Description, models: Models) -> FeatureSqueezin
     return FeatureSqueezing(**{name: value for name, value in description.items() if name not in ("kind", "code")})
 
 
-def adp_description(options: dict[str, Any], context: Context) -> Description:
+def check_adp(options: dict[str, Any]) -> None:
     """Options: sigma, steps and runs, as :class:`pxfast.ADPPurifier` takes them, and model, a score network's file;
-    without it the shipped one of so many channels. FileNotFoundError where there is none.
+    without it the shipped one of so many channels.
     """
     unknown = set(options) - {"sigma", "steps", "runs", "model"}
     if unknown or "sigma" not in options:
         raise ValueError(f"adp takes sigma, steps, runs and model, got {', '.join(sorted(options)) or 'nothing'}")
+    check_text("model", options.get("model"))
+    check_number("sigma", options["sigma"], 0.0)
+    ADPPurifier(**{name: value for name, value in options.items() if name != "model"})
+
+
+def adp_description(options: dict[str, Any], context: Context) -> Description:
+    """FileNotFoundError where there is no score network of that name or path."""
     path = SCORE_NETWORKS.path(options.get("model", SHIPPED_SCORES[context.channels]))
     if not path.is_file():
         raise FileNotFoundError(f"there is no score network {path.name}")
@@ -117,7 +136,6 @@ def adp_description(options: dict[str, Any], context: Context) -> Description:
         "steps": options.get("steps", STEPS),
         "runs": options.get("runs", RUNS),
     }
-    ADPPurifier(**settings)  # its checks
     return {
         **settings,
         "model": str(path),
@@ -135,27 +153,44 @@ def build_adp(description: Description, models: Models) -> ADPPurifier:
 
 
 DEFENCES: dict[str, DefenceKind] = {
-    "purifier": DefenceKind(purifier_description, build_purifier, kept=True),
-    "feature-squeezing": DefenceKind(squeezing_description, build_squeezing, kept=False),
-    "adp": DefenceKind(adp_description, build_adp, kept=False),  # random: it is the logits that are averaged
+    "purifier": DefenceKind(check_purifier, purifier_description, build_purifier, kept=True),
+    "feature-squeezing": DefenceKind(check_squeezing, squeezing_description, build_squeezing, kept=False),
+    "adp": DefenceKind(check_adp, adp_description, build_adp, kept=False),  # random: it is the logits that are averaged
 }
 
 
 def find_kind(name: str) -> DefenceKind:
     """The kind of defence of this name. ValueError lists the known ones."""
     if name not in DEFENCES:
-        raise ValueError(f"unknown kind of defence {name!r}; known: {', '.join(DEFENCES)}")
+        raise ValueError(f"unknown kind of defence {shown(name)}; known: {', '.join(DEFENCES)}")
     return DEFENCES[name]
 
 
-def describe(defence: dict[str, Any], context: Context) -> Description:
-    """The description of a row's defence. Raises TypeError or ValueError for one that is wrong."""
+def check_text(name: str, value: Any) -> None:
+    """TypeError unless a text, or None."""
+    if value is not None and not isinstance(value, str):
+        raise TypeError(f"{name} must be a text, got {shown(value)}")
+
+
+def check_defence(defence: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    """The kind and the options of a row's defence. Raises TypeError or ValueError for one that is wrong."""
+    kind = defence.get("kind")
+    if not isinstance(kind, str):
+        raise TypeError(f"defence {shown(defence)}: its kind must be a text, got {shown(kind)}")
     options = {name: value for name, value in defence.items() if name != "kind"}
-    kind = str(defence.get("kind"))
     try:
-        return {"kind": kind, **find_kind(kind).describe(options, context)}
-    except TypeError as error:
-        raise TypeError(f"defence {defence}: {error}") from None
+        find_kind(kind).check(options)
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"defence {kind!r}: {error}") from None
+    return kind, options
+
+
+def describe(defence: dict[str, Any], context: Context) -> Description:
+    """The description of a row's defence. Raises what :func:`check_defence` does, and FileNotFoundError where a network
+    that it needs is not there.
+    """
+    kind, options = check_defence(defence)
+    return {"kind": kind, **find_kind(kind).describe(options, context)}
 
 
 def build(description: Description, models: Models) -> nn.Module:

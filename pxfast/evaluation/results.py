@@ -9,16 +9,24 @@ import dataclasses
 import json
 import math
 import os
+import re
 from pathlib import Path
 from statistics import NormalDist
-from typing import Any
+from typing import Any, TypeVar
 
 from ..base.files import whole_file
+from ..base.reading import parse_json, read_text
+from ..base.records import record, shown
 
 TABLE_FORMAT = "pxfast-table"
 FIGURE_FORMAT = "pxfast-figure"
 VERSION = 1
 CONFIDENCE = 0.95
+NAME = re.compile(r"\w[\w.+ -]{0,99}")  # of tables, rows and columns: of files, and in lists on the command line
+MOST_IMAGES = 10**9
+LONGEST = 1e12  # seconds
+
+Kept = TypeVar("Kept", "Table", "Figure")
 
 
 def wilson_interval(correct: int, images: int, confidence: float = CONFIDENCE) -> tuple[float, float]:
@@ -177,23 +185,56 @@ def write_figure(out: str | os.PathLike[str], figure: Figure) -> Path:
 
 def read_table(path: str | os.PathLike[str]) -> Table:
     """A table from its file, ``path``. ValueError, naming the file, when it is none; FileNotFoundError."""
-    fields = _read(path, TABLE_FORMAT, Table)
-    try:
-        fields["columns"] = [Column(**column) for column in fields["columns"]]
-        fields["rows"] = [Row(**row) for row in fields["rows"]]
-        fields["cells"] = [Cell(**{**cell, "interval": tuple(cell["interval"])}) for cell in fields["cells"]]
-        return Table(**fields)
-    except (KeyError, TypeError) as error:
-        raise ValueError(f"{os.fspath(path)} is no table of this version of pxfast: {error}") from None
+    table = _read(path, TABLE_FORMAT, Table)
+    _check(table, os.fspath(path))
+    return table
+
+
+def _check(table: Table, path: str) -> None:
+    """ValueError, naming the file, for a table of right types that makes no sense."""
+    if not NAME.fullmatch(table.name) or not 1 <= table.images <= MOST_IMAGES:
+        raise ValueError(f"{path}: it has the name {shown(table.name)} and {shown(table.images)} images")
+    rows, columns = {row.name for row in table.rows}, {column.name for column in table.columns}
+    if len(rows) < len(table.rows) or len(columns) < len(table.columns):
+        raise ValueError(f"{path}: each row and column must be there once")
+    for cell in table.cells:
+        place = f"{path}: the cell of {shown(cell.row)}, {shown(cell.column)}, {shown(cell.eps)}"
+        if cell.row not in rows or cell.column not in columns:
+            raise ValueError(f"{place} is of no row or column of the table")
+        low, high = cell.interval
+        if not 0 <= cell.correct <= cell.images <= MOST_IMAGES or not 0 <= low <= cell.accuracy <= high <= 1:
+            raise ValueError(f"{place} has impossible counts, or an accuracy outside of its interval")
+        if not 0 <= (cell.published or 0) <= 100 or not 0 <= (cell.seconds or 0) < LONGEST:
+            raise ValueError(f"{place} has an impossible published accuracy, or time")
+    for model in table.models:
+        record(_Model, model, f"{path}: models")
+    for rate in table.rates:
+        record(_Rate, rate, f"{path}: rates")
+
+
+@dataclasses.dataclass(frozen=True)
+class _Model:
+    """What a table's file says of a weights file."""
+
+    role: str
+    name: str
+    sha256: str
+    notes: dict[str, Any] | None = None
+    rows: list[str] | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class _Rate:
+    """What a table's file says of the speed of a step."""
+
+    what: str
+    images_per_second: float
+    images: int
 
 
 def read_figure(path: str | os.PathLike[str]) -> Figure:
     """A figure's description from its file, ``path``. ValueError, naming it, when it is none; FileNotFoundError."""
-    fields = _read(path, FIGURE_FORMAT, Figure)
-    try:
-        return Figure(**fields)
-    except TypeError as error:
-        raise ValueError(f"{os.fspath(path)} is no figure of this version of pxfast: {error}") from None
+    return _read(path, FIGURE_FORMAT, Figure)
 
 
 def read_tables(out: str | os.PathLike[str]) -> list[Table]:
@@ -215,14 +256,9 @@ def _write(path: Path, form: str, record: Table | Figure) -> Path:
     return path
 
 
-def _read(path: str | os.PathLike[str], form: str, kind: type[Table] | type[Figure]) -> dict[str, Any]:
-    try:
-        values = json.loads(Path(path).read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{os.fspath(path)} is not JSON: {error}") from None
+def _read(path: str | os.PathLike[str], form: str, kind: type[Kept]) -> Kept:
+    values = parse_json(read_text(path), os.fspath(path), finite=True)
     if not isinstance(values, dict) or values.get("format") != form or values.get("version") != VERSION:
         raise ValueError(f"{os.fspath(path)} is no file of format {form!r}, version {VERSION}")
-    names = {field.name for field in dataclasses.fields(kind)}
-    if missing := names - set(values):
-        raise ValueError(f"{os.fspath(path)} lacks {', '.join(sorted(missing))}")
-    return {name: values[name] for name in names}
+    fields = {field.name: values[field.name] for field in dataclasses.fields(kind) if field.name in values}
+    return record(kind, fields, os.fspath(path))

@@ -197,16 +197,18 @@ class TableRun:
         """Take over what an earlier run of the same settings says of cells that this one is not to compute."""
         if earlier is None or earlier.settings != self.settings or earlier.images != len(self.prepared.images):
             return
-        classifiers = {row: model["sha256"] for model in earlier.models for row in model.get("rows", ())}
+        classifiers = {row: model["sha256"] for model in earlier.models for row in model.get("rows") or ()}
         now = {row: file.key for row, file in self.prepared.classifiers.items()}
         rows, columns = ({entry.name for entry in entries} for entries in (chosen.rows, chosen.columns))
         for cell in earlier.cells:
-            same = cell.row not in rows or (cell.column not in columns and now.get(cell.row) == classifiers[cell.row])
+            same = cell.row not in rows or (
+                cell.column not in columns and now.get(cell.row) == classifiers.get(cell.row)
+            )
             if same:
                 self.cells[cell.row, cell.column, cell.eps] = cell
         self.missing |= {row.name: row.missing for row in earlier.rows if row.missing and row.name not in rows}
         for model in earlier.models:
-            kept = [row for row in model.get("rows", ()) if row not in rows]
+            kept = [row for row in model.get("rows") or () if row not in rows]
             if kept:
                 self.models.append({**model, "rows": kept})
         self.earlier_rates = earlier.rates

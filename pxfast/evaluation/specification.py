@@ -2,7 +2,7 @@
 
 The tables of the package lie in ``tables/``; a file of one's own has the same form::
 
-    name = "mine"                        # of the result's file
+    name = "mine"                        # of the result's file: letters, digits, spaces and any of _.+-
     title = "..."
     caption = "..."                      # optional
     dataset = "cifar10"                  # or 'fashion-mnist', or a folder of images with classes
@@ -45,13 +45,19 @@ from typing import Any, TypeVar
 
 from ..attacks import find_attack
 from ..base.checks import check_eps
+from ..base.reading import check_depth, read_text
+from ..base.records import record, shown
 from ..classifiers.architectures import ARCHITECTURES
+from .defences import check_defence
+from .results import NAME
 
 if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib
 
+LARGEST_FILE = 1 << 18  # bytes; the tables of the package have 5 thousand
+MOST_IMAGES = 10**9
 TRAININGS = ("normal", "fgsm", "bim", "label-smoothing")
 TABLES = ("table1", "table2", "reproduction", "adaptive", "adaptive-fashion-mnist")  # of the package
 
@@ -145,7 +151,7 @@ class TableSpecification:
 
 
 Named = TypeVar("Named", ColumnSpecification, RowSpecification)
-Specification = TypeVar("Specification", ColumnSpecification, RowSpecification, TableSpecification)
+Specification = TypeVar("Specification", ColumnSpecification, RowSpecification)
 
 
 def _named(kind: str, entries: tuple[Named, ...], names: Iterable[str] | None) -> tuple[Named, ...]:
@@ -170,48 +176,65 @@ def load_table(name_or_path: str | os.PathLike[str]) -> TableSpecification:
         path = Path(name_or_path)
         if not path.is_file():
             raise FileNotFoundError(f"no such table file: {path}; tables of the package: {', '.join(TABLES)}")
+    text = read_text(path, LARGEST_FILE)
     try:
-        return parse_table(tomllib.loads(path.read_text(encoding="utf-8")))
+        values = tomllib.loads(text)
+        check_depth(values, "it")
+        return parse_table(values)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{path}: {error}") from None
+    except RecursionError:
+        raise ValueError(f"{path} has too many lists and tables in each other") from None
 
 
 def parse_table(values: dict[str, Any]) -> TableSpecification:
-    """A table from the ``values`` that a TOML file has. Raises TypeError or ValueError."""
-    rows = [_made(RowSpecification, row, "row") for row in values.get("rows", ())]
-    columns = [_made(ColumnSpecification, column, "column") for column in values.get("columns", ())]
-    rest = {name: value for name, value in values.items() if name not in ("rows", "columns")}
-    table = _made(TableSpecification, {**rest, "rows": tuple(rows), "columns": tuple(columns)}, "table")
+    """A table from the ``values`` that a TOML file has. Raises TypeError or ValueError.
+
+    Every field is checked, those of rows, columns and defences as well, and the options of attacks by the attacks.
+    """
+    rows = [_entry(RowSpecification, row, "row") for row in _tables(values, "rows")]
+    columns = [_entry(ColumnSpecification, column, "column") for column in _tables(values, "columns")]
+    table = record(TableSpecification, {**values, "rows": rows, "columns": columns}, f"table {_name_of(values)}")
     _check(table)
     return table
 
 
-def _made(kind: type[Specification], values: dict[str, Any], what: str) -> Specification:
-    """A specification's dataclass from a TOML table, with tuples for arrays."""
-    fields = {field.name: field for field in dataclasses.fields(kind)}
-    name = values.get("name", "without a name")
-    if unknown := set(values) - set(fields):
-        raise ValueError(f"{what} {name!r}: unknown {', '.join(sorted(unknown))}; known: {', '.join(fields)}")
-    needed = {
-        key
-        for key, field in fields.items()
-        if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
-    }
-    if missing := needed - set(values):
-        raise ValueError(f"{what} {name!r} lacks {', '.join(sorted(missing))}")
-    made: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
-    if "published" in made:
-        made["published"] = {
-            column: tuple(numbers) if isinstance(numbers, list) else (numbers,)
-            for column, numbers in made["published"].items()
-        }
-    return kind(**made)
+def _tables(values: dict[str, Any], key: str) -> list[dict[str, Any]]:
+    found = values.get(key, [])
+    if not isinstance(found, list) or not all(isinstance(each, dict) for each in found):
+        raise ValueError(f"{key} must be tables, written [[{key}]], got {shown(found)}")
+    return found
+
+
+def _name_of(values: dict[str, Any]) -> str:
+    return shown(values.get("name", "without a name"))
+
+
+def _entry(kind: type[Specification], values: dict[str, Any], what: str) -> Specification:
+    """A row or a column from its TOML table."""
+    where = f"{what} {_name_of(values)}"
+    published = values.get("published")
+    if isinstance(published, dict):  # a number alone, where the column has no eps
+        as_lists = {name: given if isinstance(given, list) else [given] for name, given in published.items()}
+        values = {**values, "published": as_lists}
+    return record(kind, values, where)
+
+
+def _check_name(what: str, name: str) -> None:
+    if not NAME.fullmatch(name):
+        raise ValueError(
+            f"the name of a {what} must begin with a letter or digit, and have letters, digits, spaces and any of _.+- "
+            f"alone, at most 100, got {shown(name)}"
+        )
 
 
 def _check(table: TableSpecification) -> None:
     """Raise TypeError or ValueError for a table that makes no sense."""
-    if table.images < 1:
-        raise ValueError(f"images must be positive, got {table.images}")
+    _check_name("table", table.name)  # which becomes a file's name
+    if not 1 <= table.images <= MOST_IMAGES:
+        raise ValueError(f"images must be positive, at most {MOST_IMAGES}, got {shown(table.images)}")
+    if not 0 <= table.seed < 1 << 63:
+        raise ValueError(f"seed must be an integer in 0..2^63 - 1, got {shown(table.seed)}")
     if not table.rows or not table.columns:
         raise ValueError("a table needs at least one row and one column")
     for kind, names in (
@@ -222,27 +245,47 @@ def _check(table: TableSpecification) -> None:
         if len(set(names)) < len(names):
             raise ValueError(f"each {kind} must be there once, got {', '.join(map(str, names))}")
     for column in table.columns:
-        if column.attack is not None:
-            try:
-                attack = find_attack(column.attack, **column.options)
-            except (TypeError, ValueError) as error:
-                raise type(error)(f"column {column.name!r}: {error}") from None
-            if attack.bounded and not table.attack_eps:
-                raise ValueError(f"column {column.name!r} needs attack_eps")
-        if column.strongest and column.attack is not None:
-            raise ValueError(f"column {column.name!r} is the strongest attack, and can't have one of its own")
+        _check_column(table, column)
     counts = {column.name: len(column.eps(table.attack_eps)) for column in table.columns}
     for row in table.rows:
-        if row.architecture not in ARCHITECTURES:
-            raise ValueError(
-                f"row {row.name!r}: unknown architecture {row.architecture!r}; known: {', '.join(ARCHITECTURES)}"
-            )
-        if row.training not in TRAININGS:
-            raise ValueError(f"row {row.name!r}: training must be one of {', '.join(TRAININGS)}, got {row.training!r}")
-        for name, values in row.published.items():
-            if name not in counts:
-                raise ValueError(f"row {row.name!r} has published numbers of an unknown column {name!r}")
-            if len(values) != counts[name] and not (counts[name] == 1 and len(values) == len(table.attack_eps)):
-                raise ValueError(f"row {row.name!r}, column {name!r}: {len(values)} numbers for {counts[name]} cells")
-            if any(isinstance(value, bool) or not 0 <= value <= 100 for value in values):
-                raise ValueError(f"row {row.name!r}, column {name!r}: accuracies are in %, got {values}")
+        _check_row(table, row, counts)
+
+
+def _check_column(table: TableSpecification, column: ColumnSpecification) -> None:
+    _check_name("column", column.name)
+    if column.attack is not None:
+        try:
+            attack = find_attack(column.attack, **column.options)
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"column {column.name!r}: {error}") from None
+        if attack.bounded and not table.attack_eps:
+            raise ValueError(f"column {column.name!r} needs attack_eps")
+    elif column.options:
+        raise ValueError(f"column {column.name!r} has options, and no attack to take them")
+    if column.strongest and column.attack is not None:
+        raise ValueError(f"column {column.name!r} is the strongest attack, and can't have one of its own")
+
+
+def _check_row(table: TableSpecification, row: RowSpecification, counts: dict[str, int]) -> None:
+    """counts: how many cells each column has."""
+    _check_name("row", row.name)
+    if row.architecture not in ARCHITECTURES:
+        raise ValueError(
+            f"row {row.name!r}: unknown architecture {shown(row.architecture)}; known: {', '.join(ARCHITECTURES)}"
+        )
+    if row.training not in TRAININGS:
+        raise ValueError(f"row {row.name!r}: training must be one of {', '.join(TRAININGS)}, got {shown(row.training)}")
+    for defence in row.defences:
+        try:
+            check_defence(defence)
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"row {row.name!r}: {error}") from None
+    for name, values in row.published.items():
+        if name not in counts:
+            raise ValueError(f"row {row.name!r} has published numbers of an unknown column {shown(name)}")
+        if len(values) != counts[name] and not (counts[name] == 1 and len(values) == len(table.attack_eps)):
+            raise ValueError(f"row {row.name!r}, column {name!r}: {len(values)} numbers for {counts[name]} cells")
+        if any(not 0 <= value <= 100 for value in values):
+            raise ValueError(f"row {row.name!r}, column {name!r}: accuracies are in %, got {shown(list(values))}")
+    if unknown := row.published_notes.keys() - counts.keys():
+        raise ValueError(f"row {row.name!r} has notes on numbers of an unknown column {shown(min(unknown))}")

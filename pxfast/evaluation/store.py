@@ -18,8 +18,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from ..base.checks import is_number
 from ..base.files import whole_file
-from ..tensors.safetensors import read_safetensors
+from ..tensors.safetensors import metadata_json, read_safetensors
 
 FORMAT = "pxfast-evaluation"
 
@@ -72,12 +73,13 @@ class Store:
         """A recipe's entry, or None when there is none, or when its file is damaged or another recipe's."""
         try:
             tensors, metadata = read_safetensors(self.path(recipe), FORMAT)
-            seconds = float(metadata["seconds"])
-        except (OSError, KeyError, ValueError):
+            seconds = metadata_json(metadata, "seconds", self.path(recipe))
+        except (OSError, ValueError):
             return None
-        if metadata.get("recipe") != canonical(recipe) or metadata.get("digest") != _digest(tensors):
+        same = metadata.get("recipe") == canonical(recipe) and metadata.get("digest") == _digest(tensors)
+        if not same or not is_number(seconds):
             return None
-        return Entry(tensors, seconds)
+        return Entry(tensors, float(seconds))
 
     def write(self, recipe: Recipe, entry: Entry) -> None:
         """Keep a recipe's entry; a damaged one is replaced."""

@@ -7,6 +7,7 @@ network is built; training adds the averaged ones, ``.../ExponentialMovingAverag
 from __future__ import annotations
 
 import contextlib
+import glob
 import os
 import re
 import subprocess
@@ -21,6 +22,7 @@ import torch
 from torch import Tensor
 
 from ..base.files import refuse_existing
+from ..base.reading import regular_file
 from . import tensorflow_variables
 from .files import save
 from .heads import SoftmaxHead, check_head
@@ -39,6 +41,10 @@ def checkpoint_variables(path: str | os.PathLike[str]) -> Iterator[Mapping[str, 
     path: what the Saver was given, or a folder with its file ``checkpoint`` in it. Raises ImportError without
     TensorFlow, FileNotFoundError, or ValueError for what is truncated or no checkpoint.
     """
+    given = Path(path)
+    for part in given.iterdir() if given.is_dir() else given.parent.glob(f"{glob.escape(given.name)}.*"):
+        if not part.is_dir():
+            regular_file(part)  # TensorFlow would wait for what is written into a pipe
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "variables.npz"
         # a process of its own: TensorFlow and Triton, which torch may load, each bring an LLVM, and together they abort
@@ -145,7 +151,8 @@ def pixelcnn_from_variables(
     if any(name.startswith("conditional_weights") for name in found):
         raise ValueError("the network is class-conditional (it has conditional_weights), which pxfast's is not")
     resnets = count_resnets(found)
-    like = dict(layers(PixelCNN(PixelCNNConfig((4, 4), 1, 1, resnets))))
+    with torch.device("meta"):
+        like = dict(layers(PixelCNN(PixelCNNConfig((4, 4), 1, 1, resnets))))
     wanted = {f"{layer}/{part}" for layer in like for part in "Vgb"}
     for problem, names in (("missing", wanted - found), ("superfluous", found - wanted)):
         if names:
@@ -164,21 +171,31 @@ def pixelcnn_from_variables(
         )
     mixtures = output[0] // per_mixture[channels]
     size = image_size or IMAGE_SIZES[channels]
-    model = PixelCNN(PixelCNNConfig(size, channels, filters, resnets, mixtures, head=head))
+    config = PixelCNNConfig(size, channels, filters, resnets, mixtures, head=head)
+    with torch.device("meta"):  # where a network takes no memory: it is built once the shapes are right
+        shapes = {layer: shapes_of(layer, convolution) for layer, convolution in layers(PixelCNN(config))}
+    arrays: dict[str, dict[str, np.ndarray]] = {}
+    for layer, expected in shapes.items():
+        arrays[layer] = {part: _checked(variables, full(f"{layer}/{part}"), shape) for part, shape in expected.items()}
+    model = PixelCNN(config)
     with torch.no_grad():
         for layer, convolution in layers(model):
-            arrays = {}
-            for part, shape in shapes_of(layer, convolution).items():
-                name = full(f"{layer}/{part}")
-                array = arrays[part] = variables[name]
-                if array.shape != shape:
-                    raise ValueError(f"{name} should have shape {shape}, found {array.shape}")
-                if not np.isfinite(array).all():
-                    raise ValueError(f"{name} has values that are not finite")
-            convolution.v.copy_(to_pytorch(arrays["V"]))
-            convolution.g.copy_(torch.from_numpy(arrays["g"]))
-            convolution.b.copy_(torch.from_numpy(arrays["b"]))
+            convolution.v.copy_(to_pytorch(arrays[layer]["V"]))
+            convolution.g.copy_(torch.from_numpy(arrays[layer]["g"]))
+            convolution.b.copy_(torch.from_numpy(arrays[layer]["b"]))
     return model.eval()
+
+
+def _checked(variables: Mapping[str, np.ndarray], name: str, shape: tuple[int, ...]) -> np.ndarray:
+    """A variable. ValueError unless it has this shape, floating type, and finite values."""
+    array = variables[name]
+    if array.shape != shape:
+        raise ValueError(f"{name} should have shape {shape}, found {array.shape}")
+    if array.dtype.kind != "f":
+        raise ValueError(f"{name} should be floating point, found {array.dtype}")
+    if not np.isfinite(array).all():
+        raise ValueError(f"{name} has values that are not finite")
+    return array
 
 
 def convert_openai_tf(

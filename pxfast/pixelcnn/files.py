@@ -12,13 +12,12 @@ import os
 from typing import Any
 
 import torch
-from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from ..base.files import whole_file
 from ..tensors.ambient import in_plain_torch
-from ..tensors.safetensors import copy_tensors, read_safetensors
+from ..tensors.safetensors import load_network, metadata_record, read_header, read_notes
 from .network import PixelCNN, PixelCNNConfig
 
 FORMAT = "pxfast-pixelcnn"
@@ -57,17 +56,25 @@ def save(
 
 
 def read_metadata(path: str | os.PathLike[str]) -> tuple[PixelCNNConfig, dict[str, Any]]:
-    """Configuration and notes of a model file, without reading its weights."""
-    with safe_open(path, framework="pt") as file:
-        metadata = file.metadata() or {}
-    return parse_config(metadata, path), json.loads(metadata.get("notes", "{}"))
+    """Configuration and notes of a model file, without reading its weights. Raises what :func:`load_model` does."""
+    metadata = read_header(path, FORMAT).metadata
+    return parse_config(metadata, path), read_notes(metadata, path)
 
 
 def parse_config(metadata: dict[str, str], path: str | os.PathLike[str]) -> PixelCNNConfig:
-    try:
-        return PixelCNNConfig(**json.loads(metadata["config"]))
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path}: bad model configuration: {error!r}") from None
+    """The configuration in a file's metadata. ValueError names the file and what is wrong."""
+    return metadata_record(PixelCNNConfig, metadata, path, "model configuration")
+
+
+def file_tensors(model: PixelCNN) -> dict[str, Tensor]:
+    """The parameters that take a model file's tensors, by the names that these have there; v takes the weight."""
+    targets: dict[str, Tensor] = {}
+    for name, convolution in model.convolutions():
+        targets[f"{name}.weight"] = convolution.v
+        targets[f"{name}.bias"] = convolution.b
+    for name, parameter in model.head.named_parameters():
+        targets[f"head.{name}"] = parameter
+    return targets
 
 
 @in_plain_torch
@@ -76,16 +83,11 @@ def load_model(path: str | os.PathLike[str]) -> PixelCNN:
     """A PixelCNN in eval mode, fp32, on the CPU, from a model file.
 
     Raises FileNotFoundError, or ValueError when the file is truncated, foreign, or does not fit its configuration.
+    Nothing is built before the file's header fits.
     """
-    tensors, metadata = read_safetensors(path, FORMAT)
-    model = PixelCNN(parse_config(metadata, path))
-    targets: dict[str, Tensor] = {}
-    for name, convolution in model.convolutions():
-        targets[f"{name}.weight"] = convolution.v
-        targets[f"{name}.bias"] = convolution.b
-    for name, parameter in model.head.named_parameters():
-        targets[f"head.{name}"] = parameter
-    copy_tensors(targets, tensors, path)
+    header = read_header(path, FORMAT)
+    config = parse_config(header.metadata, path)
+    model = load_network(header, lambda: PixelCNN(config), file_tensors)
     for _, convolution in model.convolutions():
         convolution.set_weight(convolution.v)
     return model.eval()

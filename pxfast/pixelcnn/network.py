@@ -17,21 +17,24 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..base.checks import check_channels, check_number, check_size
 from ..tensors.activations import concat_elu, elu
 from ..tensors.modules import ModuleList
 from .heads import LEVELS, Head, check_head, make_head, to_unit
 
 NUM_LEVELS = 3
+MOST = {"filters": 4096, "resnets": 100, "mixtures": 1000}  # far beyond any use; what a file may ask for
 
 
 @dataclasses.dataclass(frozen=True)
 class PixelCNNConfig:
     """What a PixelCNN is, apart from its weights.
 
-    image_size: (H, W), each a positive multiple of 4. channels: 1 or 3. filters: features per stream.
-    resnets: gated layers per level. mixtures: components of a logistic head. head: 'logistic', as the PixelDefend
-    authors have it, 'softmax', or 'pixelcnn++', as OpenAI's published weights have it (see pxfast/heads.py).
-    dropout: probability of dropping a feature inside a gated layer, in training only.
+    image_size: (H, W), each a positive multiple of 4, at most 16384. channels: 1 or 3. filters: features per stream, at
+    most 4096. resnets: gated layers per level, at most 100. mixtures: components of a logistic head, at most 1000.
+    head: 'logistic', as the PixelDefend authors have it, 'softmax', or 'pixelcnn++', as OpenAI's published weights have
+    it (see pxfast/pixelcnn/heads.py). dropout: probability of dropping a feature inside a gated layer, in training
+    only.
     Raises ValueError or TypeError naming the field that is wrong.
     """
 
@@ -44,19 +47,14 @@ class PixelCNNConfig:
     dropout: float = 0.0
 
     def __post_init__(self) -> None:
-        size = tuple(self.image_size)
-        object.__setattr__(self, "image_size", size)
-        if len(size) != 2 or any(not isinstance(s, int) or s <= 0 or s % 4 for s in size):
-            raise ValueError(f"image_size must be (H, W), positive multiples of 4, got {self.image_size!r}")
-        if self.channels not in (1, 3):
-            raise ValueError(f"channels must be 1 or 3, got {self.channels!r}")
-        for field in ("filters", "resnets", "mixtures"):
+        object.__setattr__(self, "image_size", check_size(self.image_size, 4, 4))
+        check_channels(self.channels)
+        for field, most in MOST.items():
             value = getattr(self, field)
-            if not isinstance(value, int) or value < 1:
-                raise ValueError(f"{field} must be a positive integer, got {value!r}")
+            if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= most:
+                raise ValueError(f"{field} must be a positive integer of at most {most}, got {value!r}")
         check_head(self.head)
-        if not 0.0 <= self.dropout < 1.0:
-            raise ValueError(f"dropout must be in [0, 1), got {self.dropout!r}")
+        check_number("dropout", self.dropout, 0.0, 1.0, ends="[)")
 
 
 def down_shift(x: Tensor) -> Tensor:

@@ -7,10 +7,9 @@ import math
 import os
 from pathlib import Path
 
-from safetensors import safe_open
-
+from ..tensors.safetensors import read_header
 from ..tensors.shipped import Shipped
-from .files import load_model, read_metadata
+from .files import FORMAT, load_model, read_metadata
 from .network import PixelCNN, PixelCNNConfig
 
 Model = PixelCNN | str | os.PathLike[str]
@@ -57,9 +56,7 @@ def list_models() -> list[ModelInfo]:
 
 def _model_info(name: str, path: Path) -> ModelInfo:
     config, notes = read_metadata(path)
-    with safe_open(path, framework="pt") as file:
-        shapes = [file.get_slice(key).get_shape() for key in file.keys()]  # noqa: SIM118
-    parameters = sum(math.prod(shape) for shape in shapes)
+    parameters = sum(math.prod(stored.shape) for stored in read_header(path, FORMAT).tensors.values())
     shape = (config.channels, *config.image_size)
     return ModelInfo(name, shape, config, notes.get("test_bits_per_dim"), parameters, path.stat().st_size)
 

@@ -14,13 +14,14 @@ from torch import Tensor
 
 from ..base.extras import require
 from ..base.files import refuse_existing, whole_file
+from ..base.records import shown
 from ..data.images import Array, ImageForm, Images, ImagesT, to_grid
 from ..pixelcnn.fingerprint import model_fingerprint
 from ..pixelcnn.likelihood import bits_per_dim, log_prob
 from ..pixelcnn.network import PixelCNN
 from ..pixelcnn.shipped import SHIPPED, Model, model_for
 from ..tensors.ambient import in_plain_torch
-from ..tensors.safetensors import read_safetensors
+from ..tensors.safetensors import metadata_json, read_safetensors
 
 FORMAT = "pxfast-detector"
 
@@ -145,7 +146,10 @@ class Detector:
         foreign, or holds the log-likelihoods of another model.
         """
         log_likelihoods, fingerprint, image_shape = _read(Path(path))
-        fitted = model_for(model, image_shape)
+        try:
+            fitted = model_for(model, image_shape)
+        except ValueError as error:
+            raise ValueError(f"{os.fspath(path)}: {error}") from None
         if model_fingerprint(fitted) != fingerprint:
             raise ValueError(
                 f"{os.fspath(path)} holds the log-likelihoods of another model; fit a detector of this one"
@@ -196,16 +200,17 @@ def _log_likelihoods(grid: Tensor, model: PixelCNN, batch_size: int, progress: b
 def _read(path: Path) -> tuple[Tensor, str, tuple[int, ...]]:
     """Log-likelihoods, fingerprint and (C, H, W) of a detector file. ValueError names the file and what is wrong."""
     tensors, metadata = read_safetensors(path, FORMAT)
-    try:
-        found, fingerprint = tensors["log_likelihoods"], metadata["fingerprint"]
-        image_shape = tuple(json.loads(metadata["image_shape"]))
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path} is not a whole detector file: {error!r}") from None
+    if tensors.keys() != {"log_likelihoods"} or "fingerprint" not in metadata:
+        raise ValueError(f"{path} is not a whole detector file: it needs log_likelihoods and a fingerprint alone")
+    image_shape, fingerprint = metadata_json(metadata, "image_shape", path), metadata["fingerprint"]
+    if not isinstance(image_shape, list) or len(image_shape) != 3 or not all(type(side) is int for side in image_shape):
+        raise ValueError(f"{path}: image_shape in its metadata must be (C, H, W), got {shown(image_shape)}")
+    found = tensors["log_likelihoods"]
     if found.dtype != torch.float32 or found.ndim != 1 or len(found) == 0 or found.isnan().any():
         raise ValueError(
             f"{path}: expected log-likelihoods (N,) float32, N > 0, found {found.dtype} {tuple(found.shape)}"
         )
-    return found, fingerprint, image_shape
+    return found, fingerprint, tuple(image_shape)
 
 
 def shipped_log_likelihoods_path(name: str) -> Path:

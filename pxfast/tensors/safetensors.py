@@ -1,50 +1,207 @@
-"""Tensors in and out of safetensors files. Nothing is ever unpickled."""
+"""Tensors in and out of safetensors files. Nothing is ever unpickled.
+
+A file's header says what is in it before anything of it is read: what it says is checked first, and compared with what
+the file should hold, so that a file can ask for no more memory than it has bytes.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import os
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from ..base.reading import parse_json, regular_file
+from ..base.records import Record, record, shown
+
+LARGEST_HEADER = 8 << 20  # bytes; a tensor takes about a hundred
+MOST_VALUES = 1 << 48  # of a tensor whose shape makes sense
+FLOATS = ("float64", "float32", "float16", "bfloat16")
+TYPES = {  # as headers call them
+    "F64": "float64",
+    "F32": "float32",
+    "F16": "float16",
+    "BF16": "bfloat16",
+    "I64": "int64",
+    "I32": "int32",
+    "I16": "int16",
+    "I8": "int8",
+    "U8": "uint8",
+    "BOOL": "bool",
+}
+
+Network = TypeVar("Network", bound=nn.Module)
+
+
+@dataclasses.dataclass(frozen=True)
+class Stored:
+    """A tensor as a file's header has it. dtype: as torch calls it; what torch has not, as the header does."""
+
+    dtype: str
+    shape: tuple[int, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Header:
+    """What a safetensors file says of itself: its metadata, and its tensors by name."""
+
+    path: Path
+    metadata: dict[str, str]
+    tensors: dict[str, Stored]
+
+
+def read_header(path: str | os.PathLike[str], *formats: str) -> Header:
+    """The header of one of pxfast's files, of one of these formats, without its tensors.
+
+    FileNotFoundError; ValueError names the file and what is wrong with it: it is no regular file, truncated, no
+    safetensors file, of another format, or its header names a tensor twice, or is larger than 8 MiB.
+    """
+    path = regular_file(path)
+    with open(path, "rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if not 2 <= length <= min(path.stat().st_size - 8, LARGEST_HEADER):
+            raise _damaged(path, "it is shorter than its header, or that is too large")
+        data = file.read(length)
+    try:
+        values = parse_header(data.decode("utf-8"))
+    except ValueError as error:
+        raise _damaged(path, error) from None
+    metadata = values.pop("__metadata__", {})
+    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+        raise _damaged(path, "its metadata are not texts by name")
+    found = metadata.get("format", "no format")
+    if found not in formats:
+        raise ValueError(f"{path} is a safetensors file of another kind: expected {formats[0]!r}, found {shown(found)}")
+    return Header(path, metadata, {name: _stored(value, name, path) for name, value in values.items()})
+
+
+def parse_header(text: str) -> dict[str, Any]:
+    """A header's tables by name. ValueError for what is no JSON, no table, too deep, or names something twice."""
+    values = parse_json(text, "its header")
+    if not isinstance(values, dict):
+        raise ValueError(f"its header is {shown(values)}")
+    return values
+
+
+def _stored(value: Any, name: str, path: Path) -> Stored:
+    dtype, shape = (value.get("dtype"), value.get("shape")) if isinstance(value, dict) else (None, None)
+    if not isinstance(dtype, str) or not isinstance(shape, list):
+        raise _damaged(path, f"its header has no type and shape of {shown(name)}")
+    values = 1
+    for side in shape:
+        if not isinstance(side, int) or isinstance(side, bool) or side < 0:
+            raise _damaged(path, f"{shown(name)} has an impossible shape")
+        values *= max(1, side)
+        if values > MOST_VALUES:
+            raise _damaged(path, f"{shown(name)} has an impossible shape")
+    return Stored(TYPES.get(dtype, dtype[:20]), tuple(shape))
+
+
+def _damaged(path: Path, problem: object) -> ValueError:
+    return ValueError(f"{path} is truncated or not a safetensors file ({str(problem)[:200]})")
+
+
+def read_tensors(header: Header) -> dict[str, Tensor]:
+    """The tensors of the file whose header this is. ValueError names the file when they are not where it says."""
+    try:
+        with safe_open(header.path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, AttributeError, KeyError, RuntimeError) as error:  # a type that torch has not, too
+        raise _damaged(header.path, error) from None
+
 
 def read_safetensors(path: str | os.PathLike[str], *formats: str) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Tensors and metadata of one of pxfast's files, of one of these formats.
 
-    ValueError names the file and what is wrong with it.
+    Raises what :func:`read_header` and :func:`read_tensors` do.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"no such file: {path}")
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            found = metadata.get("format", "no format")
-            if found not in formats:
-                raise ValueError(
-                    f"{path} is a safetensors file of another kind: expected {formats[0]!r}, found {found!r}"
-                )
-            return {name: file.get_tensor(name) for name in file.keys()}, metadata  # noqa: SIM118
-    except SafetensorError as error:
-        raise ValueError(f"{path} is truncated or not a safetensors file ({error})") from None
+    header = read_header(path, *formats)
+    return read_tensors(header), header.metadata
+
+
+def metadata_json(
+    metadata: Mapping[str, str], key: str, path: str | os.PathLike[str], default: str | None = None
+) -> Any:
+    """What a file's metadata say, in JSON, under ``key``. ValueError names the file where that is missing or no JSON.
+
+    default: JSON, for files that lack the key.
+    """
+    text = metadata.get(key, default)
+    if text is None:
+        raise ValueError(f"{os.fspath(path)} lacks {key!r} in its metadata")
+    return parse_json(text, f"{os.fspath(path)}: {key!r} in its metadata")
+
+
+def metadata_table(
+    metadata: Mapping[str, str], key: str, path: str | os.PathLike[str], default: str | None = None
+) -> dict[str, Any]:
+    """As :func:`metadata_json`, of a table. ValueError for anything else, too."""
+    table = metadata_json(metadata, key, path, default)
+    if not isinstance(table, dict):
+        raise ValueError(f"{os.fspath(path)}: {key!r} in its metadata must be a table, got {shown(table)}")
+    return table
+
+
+def metadata_record(
+    kind: type[Record], metadata: Mapping[str, str], path: str | os.PathLike[str], what: str, key: str = "config"
+) -> Record:
+    """The dataclass ``kind`` that a file's metadata say under ``key``. ValueError names the file and what is wrong.
+
+    what: how messages call it, such as 'model configuration'.
+    """
+    return record(kind, metadata_json(metadata, key, path), f"{os.fspath(path)}: bad {what}")
+
+
+def read_notes(metadata: Mapping[str, str], path: str | os.PathLike[str]) -> dict[str, Any]:
+    """The notes of a file; none where it has none. ValueError names the file when they are no table."""
+    return metadata_table(metadata, "notes", path, "{}")
+
+
+def load_network(
+    header: Header, build: Callable[[], Network], targets: Callable[[Network], dict[str, Tensor]]
+) -> Network:
+    """A network with the file's tensors, on the CPU, its weights not yet anywhere but in ``targets``.
+
+    build: gives the network of the file's configuration; it is called on the meta device first, where it takes no
+    memory, and in earnest only when the names, shapes and types of the header are those of ``targets``, the network's
+    tensors by the names that files give them. ValueError, naming the file, when they are not.
+    """
+    with torch.device("meta"):
+        check_fit(header.tensors, targets(build()), header.path)
+    network = build()
+    copy_tensors(targets(network), read_tensors(header), header.path)
+    return network
+
+
+def check_fit(found: Mapping[str, Stored], targets: Mapping[str, Tensor], path: str | os.PathLike[str]) -> None:
+    """ValueError, naming the file, unless names and shapes are those of ``targets``, and the types floating."""
+    if found.keys() != targets.keys():
+        odd = sorted(found.keys() ^ targets.keys())[:3]
+        raise ValueError(f"{path} does not fit its configuration: missing or unexpected tensors, such as {shown(odd)}")
+    for name, target in targets.items():
+        if found[name].shape != target.shape:
+            raise ValueError(f"{path}: {name} should have shape {tuple(target.shape)}, found {found[name].shape}")
+        if found[name].dtype not in FLOATS:
+            raise ValueError(f"{path}: {name} should be one of {', '.join(FLOATS)}, found {found[name].dtype}")
 
 
 @torch.no_grad()
 def copy_tensors(targets: dict[str, Tensor], tensors: dict[str, Tensor], path: str | os.PathLike[str]) -> None:
     """Copy a file's tensors into a network's. ValueError, naming ``path``, when they do not fit or are not finite."""
-    if tensors.keys() != targets.keys():
-        odd = sorted(tensors.keys() ^ targets.keys())[:3]
-        raise ValueError(f"{path} does not fit its configuration: missing or unexpected tensors, such as {odd}")
+    check_fit({name: Stored(_name(value.dtype), tuple(value.shape)) for name, value in tensors.items()}, targets, path)
     for name, target in targets.items():
-        if tensors[name].shape != target.shape:
-            raise ValueError(
-                f"{path}: {name} should have shape {tuple(target.shape)}, found {tuple(tensors[name].shape)}"
-            )
         if not torch.isfinite(tensors[name]).all():
             raise ValueError(f"{path}: {name} has values that are not finite")
         target.copy_(tensors[name])
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def stored_tensors(module: nn.Module) -> dict[str, Tensor]:
@@ -53,14 +210,17 @@ def stored_tensors(module: nn.Module) -> dict[str, Tensor]:
     What is not floating point, such as BatchNorm's counters of batches seen, stays out.
     """
     tensors = {}
-    for name, value in module.state_dict().items():
-        if value.is_floating_point():
-            dtype = torch.bfloat16 if value.dim() > 1 else torch.float32
-            tensors[name] = value.detach().to("cpu", dtype).contiguous()
+    for name, value in floating_state(module).items():
+        dtype = torch.bfloat16 if value.dim() > 1 else torch.float32
+        tensors[name] = value.detach().to("cpu", dtype).contiguous()
     return tensors
+
+
+def floating_state(module: nn.Module) -> dict[str, Tensor]:
+    """The tensors of a module's state that are floating point, by name."""
+    return {name: value for name, value in module.state_dict().items() if value.is_floating_point()}
 
 
 def fill(module: nn.Module, tensors: dict[str, Tensor], origin: str | os.PathLike[str]) -> None:
     """Copy ``stored_tensors`` into a module. ValueError, naming ``origin``, when they do not fit."""
-    targets = {name: value for name, value in module.state_dict().items() if value.is_floating_point()}
-    copy_tensors(targets, tensors, origin)
+    copy_tensors(floating_state(module), tensors, origin)

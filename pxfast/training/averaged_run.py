@@ -9,9 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .checkpoints import read_checkpoint, write_checkpoint
+from ..base.records import shown
+from ..tensors.safetensors import metadata_json
+from .checkpoints import check_state, read_checkpoint, write_checkpoint
 from .processes import Processes
 from .run import RunSettings, TrainingRun, laid_out_like
+
+ADAM_STATE = ("step", "exp_avg", "exp_avg_sq")  # what torch keeps for a parameter
 
 
 class AveragedRun(TrainingRun):
@@ -55,6 +59,10 @@ class AveragedRun(TrainingRun):
         """Continue where ``save`` left off. ValueError when the checkpoint is of another model or other settings."""
         tensors, metadata = read_checkpoint(path, self.checkpoint_format)
         self.resume_at(path, metadata, self.model.config)
+        history = metadata_json(metadata, "history", path)
+        if not isinstance(history, list) or not all(isinstance(entry, dict) for entry in history):
+            raise ValueError(f"{path}: the history of a run must be a list of tables, got {shown(history)}")
+        self._check(tensors, path)
         parts: dict[str, dict[str, Tensor]] = {"model": {}, "averaged": {}, "optimiser": {}}
         for name, value in tensors.items():
             part, _, key = name.partition(".")
@@ -69,4 +77,21 @@ class AveragedRun(TrainingRun):
             alike = value.shape == parameter.shape
             value = laid_out_like(parameter, value) if alike else value.to(parameter.device)
             owners[parameter].state[parameter][name] = value
-        self.history = json.loads(metadata["history"])
+        self.history = history
+
+    def _check(self, tensors: dict[str, Tensor], path: Path) -> None:
+        """ValueError, naming the checkpoint, unless its tensors are those that ``save`` gives this run."""
+        targets = {f"model.{name}": value for name, value in self.model.state_dict().items()}
+        targets |= {f"averaged.{name}": value for name, value in self.averaged.state_dict().items()}
+        places = {parameter: i for i, parameter in enumerate(self.model.parameters())}
+        optional: set[str] = set()
+        for optimiser in self.optimisers:
+            for parameter in (each for group in optimiser.param_groups for each in group["params"]):
+                state = {
+                    f"optimiser.{places[parameter]}.{name}": torch.zeros(()) if name == "step" else parameter
+                    for name in getattr(optimiser, "state_names", ADAM_STATE)
+                }
+                targets |= state
+                if not state.keys() & tensors.keys():  # a parameter that never had a gradient has no state
+                    optional |= state.keys()
+        check_state(tensors, targets, path, optional)

@@ -12,7 +12,7 @@ import json
 import os
 import re
 import secrets
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -20,7 +20,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ..base.files import whole_file
-from ..tensors.safetensors import read_safetensors
+from ..base.records import shown
+from ..tensors.safetensors import metadata_json, read_header, read_safetensors
 
 SINGLE_FILE_BYTES = 16 << 20  # as much as a small model's takes
 SHARD_BYTES = 15_000_000
@@ -47,18 +48,40 @@ def read_checkpoint(path: Path, expected_format: str) -> tuple[dict[str, Tensor]
     """Tensors, on the CPU, and metadata of a checkpoint of that format, in one file or in shards.
 
     FileNotFoundError when the file or a shard of it is missing; ValueError when one is truncated, of another kind or of
-    another checkpoint.
+    another checkpoint, or when the index names a file that is no shard of its own.
     """
     tensors, metadata = read_safetensors(path, expected_format)
     parts: dict[str, list[Tensor]] = {}
-    for name in json.loads(metadata.get("shards", "[]")):
+    for name in _shard_names(path, metadata):
         shard, its_metadata = read_safetensors(path.with_name(name), f"{expected_format}-shard")
-        if its_metadata["checkpoint"] != metadata["checkpoint"]:
+        if "checkpoint" not in metadata or its_metadata.get("checkpoint") != metadata["checkpoint"]:
             raise ValueError(f"{path.with_name(name)} is a shard of another checkpoint than {path}")
         for key, value in shard.items():  # a tensor's pieces come in their order
             parts.setdefault(key.partition(":")[0], []).append(value)
-    tensors |= {name: pieces[0] if len(pieces) == 1 else torch.cat(pieces) for name, pieces in parts.items()}
+    for name, pieces in parts.items():
+        try:
+            tensors[name] = pieces[0] if len(pieces) == 1 else torch.cat(pieces)
+        except RuntimeError as error:
+            raise ValueError(f"{path}: the pieces of {shown(name)} do not fit together: {error}") from None
     return tensors, metadata
+
+
+def check_state(
+    tensors: Mapping[str, Tensor], targets: Mapping[str, Tensor], path: Path, optional: Collection[str] = ()
+) -> None:
+    """ValueError, naming the file, unless a checkpoint's ``tensors`` have the names, shapes and types of ``targets``.
+
+    optional: names of targets that need not be there.
+    """
+    if odd := (tensors.keys() - targets.keys()) | (targets.keys() - tensors.keys() - set(optional)):
+        raise ValueError(f"{path}: missing or unexpected tensors, such as {', '.join(map(shown, sorted(odd)[:3]))}")
+    for name, value in tensors.items():
+        target = targets[name]
+        if value.shape != target.shape or value.dtype != target.dtype:
+            raise ValueError(
+                f"{path}: {name} should be {target.dtype} {tuple(target.shape)}, found {value.dtype} "
+                f"{tuple(value.shape)}"
+            )
 
 
 def _save(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
@@ -88,15 +111,28 @@ def _shards(tensors: dict[str, Tensor]) -> Iterator[dict[str, Tensor]]:
 def _letter(path: Path, expected_format: str) -> str:
     """The letter of the shards that the checkpoint at ``path`` names; empty if it names none, or can't be read."""
     try:
-        _, metadata = read_safetensors(path, expected_format)
+        names = _shard_names(path, read_header(path, expected_format).metadata)
     except (FileNotFoundError, ValueError):
         return ""
-    names = json.loads(metadata.get("shards", "[]"))
     return names[0].removeprefix(f"{path.stem}.")[0] if names else ""
 
 
+def _shard_names(path: Path, metadata: Mapping[str, str]) -> list[str]:
+    """The names of the files that an index names. ValueError unless they are its own shards', each once."""
+    names = metadata_json(metadata, "shards", path, "[]")
+    pattern = _pattern(path)
+    good = isinstance(names, list) and all(isinstance(name, str) and pattern.fullmatch(name) for name in names)
+    if not good or len(set(names)) < len(names):
+        raise ValueError(f"{path}: its shards must be the names of its own shards, each once, got {shown(names)}")
+    return list(names)
+
+
+def _pattern(path: Path) -> re.Pattern[str]:
+    return re.compile(re.escape(path.stem) + r"\.[ab]-\d{5}-of-\d{5}\.safetensors")
+
+
 def _remove_shards(path: Path, keep: Collection[str]) -> None:
-    pattern = re.compile(re.escape(path.stem) + r"\.[ab]-\d{5}-of-\d{5}\.safetensors")
+    pattern = _pattern(path)
     for name in os.listdir(path.parent):
         if pattern.fullmatch(name) and name not in keep:
             path.with_name(name).unlink(missing_ok=True)

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from ..base.checks import is_number
 from ..base.machine import processor_name
 
 FACTS = ("network", "training", "steps", "images_seen", "seconds", "torch", "machine", "weights")
@@ -37,4 +38,5 @@ def training_notes(part: dict[str, Any], earlier: Sequence[dict[str, Any]] = ())
     if not earlier:
         return part
     parts = [*earlier, part]
-    return {"parts": parts, **{name: sum(each.get(name, 0) for each in parts) for name in TOTALS}}
+    totals = {name: sum(value for each in parts if is_number(value := each.get(name, 0))) for name in TOTALS}
+    return {"parts": parts, **totals}

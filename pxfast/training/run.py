@@ -18,11 +18,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..base.checks import check_between, check_number
 from ..base.files import refuse_existing
 from ..base.progress import progress_of
+from ..base.records import shown
+from ..tensors.safetensors import metadata_json, metadata_record, metadata_table
 from .processes import Processes
 from .provenance import training_machine
 
+MOST_STEPS = 1 << 40
 SEED_STRIDE = 1_000_003  # between the generators of two seeds
 
 
@@ -63,6 +67,18 @@ class RunSettings:
         for field in fields:
             if not 0.0 <= getattr(self, field) < 1.0:
                 raise ValueError(f"{field} must be in [0, 1), got {getattr(self, field)}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Position:
+    """Where a run stands: steps taken, and seconds spent in them. ValueError for negative ones."""
+
+    step: int
+    seconds: float
+
+    def __post_init__(self) -> None:
+        check_number("seconds", self.seconds, 0.0)
+        check_between("step", self.step, 0, MOST_STEPS)
 
 
 class TrainingRun:
@@ -167,17 +183,18 @@ class TrainingRun:
         for what, ours in (("config", config), ("settings", self.settings)):
             # an older checkpoint lacks newer settings, which then had their defaults
             defaults = {f.name: f.default for f in dataclasses.fields(ours) if f.default is not dataclasses.MISSING}
-            theirs = defaults | json.loads(metadata[what])
+            theirs = defaults | metadata_table(metadata, what, path)
             mine = json.loads(json.dumps(dataclasses.asdict(ours)))
             changed = {key for key in mine.keys() | theirs.keys() if mine.get(key) != theirs.get(key)}
             if changed - {"compile"}:
-                detail = ", ".join(f"{key}: {theirs.get(key)} then, {mine.get(key)} now" for key in sorted(changed))
+                detail = ", ".join(
+                    f"{key[:60]}: {shown(theirs.get(key))} then, {shown(mine.get(key))} now" for key in sorted(changed)
+                )
                 raise ValueError(f"{path} is the checkpoint of a run with another {what} ({detail})")
-        if json.loads(metadata.get("images", "null")) not in (None, fingerprint(self.images)):
+        if metadata_json(metadata, "images", path, "null") not in (None, fingerprint(self.images)):
             raise ValueError(f"{path} is the checkpoint of a run on other training images")
-        position = json.loads(metadata["position"])
-        self.step = int(position["step"])
-        self.seconds = float(position["seconds"])
+        position = metadata_record(Position, metadata, path, "position of a run", "position")
+        self.step, self.seconds = position.step, float(position.seconds)
 
 
 def fingerprint(images: Tensor) -> list[int]:

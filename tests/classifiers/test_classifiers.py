@@ -339,6 +339,9 @@ def test_bad_input(images: torch.Tensor, error: type[Exception], message: str) -
         ({"widths": (4, 8)}, "widths"),
         ({"widths": (4, 7, 16)}, "even steps"),
         ({"units": 0}, "units"),
+        ({"units": 10**6}, "units"),
+        ({"widths": (10**9, 10**9, 10**9)}, "widths"),
+        ({"image_size": (1 << 20, 1 << 20)}, "image_size"),
         ({"classes": 1}, "classes"),
         ({"leakiness": 1.0}, "leakiness"),
     ],
@@ -358,10 +361,15 @@ def test_bad_configuration(changes: dict, message: str) -> None:
         (WideResNetConfig, {"depth": 27}, "6 n"),
         (WideResNetConfig, {"widen": 0}, "widen"),
         (ResNet18Config, {"classes": True}, "classes"),
+        (ResNet18Config, {"classes": 10**9}, "classes"),
+        (VGGConfig, {"blocks": ((4, 10**6),), "hidden": 8}, "blocks"),
+        (VGGConfig, {"blocks": ((4, 1),), "hidden": 10**9}, "hidden"),
+        (WideResNetConfig, {"depth": 6 * 10**6 + 4}, "6 n"),
+        (WideResNetConfig, {"widen": 10**9}, "widen"),
     ],
 )
 def test_bad_configuration_of_the_others(config: type[ClassifierConfig], changes: dict, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((ValueError, TypeError), match=message):
         config((28, 28), 1, **changes)
 
 

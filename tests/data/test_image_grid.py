@@ -5,7 +5,8 @@ import pytest
 import torch
 from support.helpers import bundled_images
 
-from pxfast.data.image_files import read_image, write_png
+from pxfast.data.image_decoding import read_image
+from pxfast.data.image_files import write_png
 from pxfast.data.image_grid import BACKGROUND, GAP, image_grid
 
 

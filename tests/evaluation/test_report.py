@@ -356,16 +356,16 @@ def test_tables_alone_figures_alone_and_a_table_that_has_just_begun(copy):
         (lambda values: {**values, "version": 2}, "no file of format 'pxfast-table', version 1"),
         (lambda values: {**values, "format": "pxfast-figure"}, "no file of format 'pxfast-table'"),
         (lambda values: {k: v for k, v in values.items() if k != "cells"}, "adaptive.json lacks cells"),
-        (lambda values: {**values, "rows": values["rows"][1:]}, "no such row or column"),
-        (lambda values: {**values, "cells": [{**values["cells"][0], "accuracy": 2.0}]}, "inside its interval"),
+        (lambda values: {**values, "rows": values["rows"][1:]}, "is of no row or column of the table"),
+        (lambda values: {**values, "cells": [{**values["cells"][0], "accuracy": 2.0}]}, "outside of its interval"),
         (
             lambda values: {**values, "cells": [{**values["cells"][0], "accuracy": None}]},
-            "not as pxfast evaluate writes",
+            "accuracy must be a number, got None",
         ),
-        (lambda values: {**values, "models": [{}]}, "not as pxfast evaluate writes"),
-        (lambda values: {**values, "rates": [None]}, "not as pxfast evaluate writes"),
-        (lambda values: {**values, "source": None}, "not as pxfast evaluate writes"),
-        (lambda values: {**values, "machine": 3}, "not as pxfast evaluate writes"),
+        (lambda values: {**values, "models": [{}]}, "models lacks role, name, sha256"),
+        (lambda values: {**values, "rates": [None]}, "rates[0] must be a table, got None"),
+        (lambda values: {**values, "source": None}, "source must be a table, got None"),
+        (lambda values: {**values, "machine": 3}, "machine must be a table, got 3"),
     ],
 )
 def test_broken_files_are_refused_in_one_line(copy, refused, change, message):

@@ -156,7 +156,6 @@ def find_cell(table: Table, row: str, column: str, eps: int | None) -> Cell | No
 
 def view_table(table: Table) -> TableView:
     """Lay a table out. ValueError for a cell of a row or column that the table does not have."""
-    check_cells(table)
     notes = Notes()
     turned = len(table.columns) > WIDEST and len(table.rows) < len(table.columns)
     columns = [
@@ -200,20 +199,6 @@ def compare(cell: Cell, notes: Notes) -> Comparison:
     if cell.column == STRONGEST and text:
         attack, _, text = text.partition("; ")
     return Comparison(cell, notes.mark(cell.published_note, text), attack)
-
-
-def check_cells(table: Table) -> None:
-    rows, columns = {row.name for row in table.rows}, {column.name for column in table.columns}
-    for cell in table.cells:
-        if cell.row not in rows or cell.column not in columns:
-            raise ValueError(
-                f"table {table.name!r} has a cell at ({cell.row!r}, {cell.column!r}), but no such row or column"
-            )
-        if not (0.0 <= cell.interval[0] <= cell.accuracy <= cell.interval[1] <= 1.0):
-            raise ValueError(
-                f"table {table.name!r}: expected an accuracy inside its interval, both in 0..1, got {cell.accuracy} "
-                f"and {list(cell.interval)} for {cell.row!r}, {cell.column!r}"
-            )
 
 
 @dataclasses.dataclass(frozen=True)

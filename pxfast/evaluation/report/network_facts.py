@@ -72,7 +72,7 @@ def model_facts(tables: list[Table]) -> list[ModelFacts]:
                 notes,
                 "bits/dim" if density else "accuracy",
                 value if density or value is None else 100.0 * value,
-                notes.get("test_images"),
+                None if (test_images := _number(notes.get("test_images"))) is None else int(test_images),
                 PUBLISHED_BITS_PER_DIM.get(table.dataset) if density else published_accuracy(table, model),
             )
     return sorted(found.values(), key=lambda each: "density" not in each.role)

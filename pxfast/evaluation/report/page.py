@@ -14,6 +14,7 @@ import jinja2
 import markupsafe
 
 from ...base.files import refuse_existing, whole_file
+from ...base.reading import regular_file
 from ...base.version import __version__
 from ..results import Figure, Table, figures_folder, read_figures, read_tables, tables_folder
 from . import formats
@@ -71,7 +72,7 @@ def render_report(folder: str | os.PathLike[str]) -> str:
         raise FileNotFoundError(f"{folder} has neither tables nor figures: pxfast evaluate writes them")
     try:
         return _render(folder, tables, figures)
-    except (jinja2.UndefinedError, AttributeError, KeyError, TypeError) as error:
+    except (jinja2.TemplateError, AttributeError, LookupError, TypeError, ValueError, ArithmeticError) as error:
         # a file with every field there, and values of other kinds inside
         raise ValueError(f"{folder} has a table or figure that is not as pxfast evaluate writes it: {error}") from error
 
@@ -145,9 +146,11 @@ def _picture(folder: Path, figure: Figure) -> Picture:
     if path.name != figure.file or kind is None:
         return Picture(figure, None, f"{figure.file} is not the name of a PNG, SVG or JPEG file beside its description")
     try:
-        data = path.read_bytes()
+        data = regular_file(path).read_bytes()
     except FileNotFoundError:
         return Picture(figure, None, f"{figure.file} has not been drawn")
+    except ValueError as error:
+        return Picture(figure, None, str(error))
     return Picture(figure, f"data:{kind};base64,{base64.b64encode(data).decode()}")
 
 

@@ -62,7 +62,7 @@ def train(
     else:
         trainer.initialise(start)
     best: PixelCNN | None = None
-    recent: float | None = trainer.history[-1]["train_bits_per_dim"] if trainer.history else None
+    recent: float | None = trainer.history[-1].get("train_bits_per_dim") if trainer.history else None
 
     def keep() -> None:
         nonlocal best

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 import math
 import time
 from collections.abc import Callable
@@ -14,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ...base.progress import progress_of
-from ...tensors.safetensors import read_safetensors
+from ...tensors.safetensors import metadata_record, read_header
 from ...training.averaged_run import AveragedRun
 from ...training.processes import Processes
 from ..files import parse_config
@@ -187,8 +186,9 @@ def read_settings(checkpoint: Path) -> tuple[PixelCNNConfig, TrainingSettings]:
 
     FileNotFoundError where there is none, ValueError where it is damaged or another kind of file.
     """
-    _, metadata = read_safetensors(checkpoint, CHECKPOINT_FORMAT)
-    return parse_config(metadata, checkpoint), TrainingSettings(**json.loads(metadata["settings"]))
+    metadata = read_header(checkpoint, CHECKPOINT_FORMAT).metadata
+    settings = metadata_record(TrainingSettings, metadata, checkpoint, "training settings", "settings")
+    return parse_config(metadata, checkpoint), settings
 
 
 @torch.no_grad()

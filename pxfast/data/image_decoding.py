@@ -1,0 +1,80 @@
+"""One image file as numbers: what a viewer shows, where eight bits a channel can hold it, and else a refusal."""
+
+from __future__ import annotations
+
+import os
+import typing
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageFile, ImageOps
+
+from ..base.reading import regular_file
+from .images import Array
+
+IMAGE_SUFFIXES = (".png", ".bmp", ".gif", ".jpg", ".jpeg", ".pbm", ".pgm", ".ppm", ".tif", ".tiff", ".webp")
+FORMATS = ("PNG", "BMP", "GIF", "JPEG", "PPM", "TIFF", "WEBP")  # Pillow knows more, some of which start programs
+MOST_PIXELS = 1 << 25  # 5792 x 5792: decoding more would take gigabytes
+BITS_PER_SAMPLE = 258  # TIFF's tag
+
+
+def read_image(path: str | os.PathLike[str]) -> Array:
+    """An image file as uint8 (C, H, W): grey as one channel, colour as three.
+
+    One rule holds for every format: the result is what a viewer shows, without loss, and a file that can't be had so is
+    refused. An orientation (EXIF, XMP or TIFF) is applied, a palette is looked up, one bit becomes 0 or 255.
+    Transparency in any form, more than 8 bits a channel, several frames, and colours other than grey and RGB, such as
+    CMYK, are refused. Colour profiles and gamma are not applied: the numbers are the file's own.
+
+    Raises FileNotFoundError; ValueError names the file when it can't be read, has more than 2^25 pixels, is no regular
+    file, or is refused by the rule.
+    """
+    path = regular_file(path)
+    try:
+        pixels, refusal = _decoded(path)
+    except Exception as error:  # Pillow's plug-ins raise what their parsing runs into: IndexError, struct.error, ...
+        problem = str(error) or type(error).__name__
+        raise ValueError(f"{path} can't be read as an image: {problem}") from None
+    if pixels is None:
+        raise ValueError(f"{path} {refusal}")
+    return np.ascontiguousarray(pixels.reshape(*pixels.shape[:2], -1).transpose(2, 0, 1))
+
+
+def _decoded(path: Path) -> tuple[Array | None, str]:
+    """The pixels (H, W) or (H, W, 3) uint8; or None and why the file is refused."""
+    with Image.open(path, formats=FORMATS) as opened:
+        image: Image.Image = opened
+        mode = image.mode
+        if image.width * image.height > MOST_PIXELS:
+            return None, f"has {image.width} x {image.height} pixels, expected {MOST_PIXELS} at most"
+        if getattr(image, "is_animated", False):
+            return None, "has several frames, expected one"
+        if (bits := _bits(opened)) > 8:
+            return None, f"has {bits} bits a channel, expected 8"
+        image.load()  # what stands behind the pixels in the file is known only now
+        if _is_transparent(image):
+            return None, f"has pixels of mode {mode} with transparency, expected opaque grey (L) or colour (RGB)"
+        if mode == "1":
+            image = image.convert("L")
+        elif mode == "P":
+            image = image.convert("RGB")
+        if image.mode not in ("L", "RGB"):
+            return None, f"has pixels of mode {mode}, expected 8-bit grey (L) or colour (RGB)"
+        return np.asarray(ImageOps.exif_transpose(image)), ""
+
+
+def _is_transparent(image: Image.Image) -> bool:
+    palette = image.palette.mode if image.mode == "P" and image.palette is not None else ""
+    return image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info or palette.endswith("A")
+
+
+def _bits(image: ImageFile.ImageFile) -> int:
+    """Bits of a channel in the file, where Pillow gives 8 of what may be more."""
+    if image.format == "PNG":
+        return 16 if ";16" in str(image.tile[0].args) else 8
+    if image.format == "TIFF":
+        return int(max(getattr(image, "tag_v2", {}).get(BITS_PER_SAMPLE, (1,))))
+    if image.format == "PPM" and image.tile[0].codec_name.startswith("ppm") and image.mode != "1":
+        _, largest = typing.cast("tuple[str, int]", image.tile[0].args)
+        return largest.bit_length()
+    return 8
