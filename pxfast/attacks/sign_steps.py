@@ -9,7 +9,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..base.checks import check_choice, check_count, check_number, check_optional_count
+from ..base.checks import (
+    check_choice,
+    check_count,
+    check_eps,
+    check_optional_count,
+    check_optional_number,
+)
 from .attack import Attack, image_generators
 from .gradients import loss_gradient, predicted
 
@@ -46,6 +52,7 @@ def uniform(generators: Sequence[np.random.Generator], x: Tensor, eps: float) ->
 
 def bim_steps(eps: int) -> int:
     """How many steps of one grid level BIM takes: floor(min(eps + 4, 1.25 eps)) (Kurakin et al. 2016)."""
+    eps = check_eps(eps)
     return math.floor(min(eps + 4, 1.25 * eps))
 
 
@@ -130,7 +137,7 @@ class PGD(Attack):
 
     def __init__(self, *, steps: int = 20, step: float | None = None) -> None:
         self.steps: int = check_count("steps", steps)
-        self.step: float | None = None if step is None else check_number("step", step, 0.0, ends="()")
+        self.step: float | None = check_optional_number("step", step, 0.0, ends="()")
 
     def perturb(self, classifier: nn.Module, x: Tensor, labels: Tensor, eps: float = 1.0, *, seed: int = 0) -> Tensor:
         start = (x + uniform(image_generators(x, seed), x, eps)).clamp(0.0, 1.0)

@@ -13,6 +13,7 @@ from typing import Protocol
 
 from torch import Tensor
 
+from ..base.checks import check_text
 from ..kernels import trust
 from . import cpu, cuda, reference, triton
 from .choosers import Chooser
@@ -112,9 +113,11 @@ def select(name: str = "auto", *, gpu: bool | None = None) -> Engine:
     """The engine called ``name``; 'auto' takes the first of the registry that can run here and, on a GPU, passed its
     trial (:mod:`pxfast.kernels.trust`), which is held now if it never was.
 
-    gpu: True, an engine of a GPU is wanted; False, one of the CPU; None, any. ValueError for an unknown name lists the
-    known ones, and so does it for one that runs elsewhere; RuntimeError for an engine that can't run here says why.
+    gpu: True, an engine of a GPU is wanted; False, one of the CPU; None, any. TypeError unless ``name`` is a text.
+    ValueError for an unknown name lists the known ones, and so does it for one that runs elsewhere; RuntimeError for an
+    engine that can't run here says why.
     """
+    check_text("engine", name)
     fitting = {each: engine for each, engine in ENGINES.items() if gpu is None or engine.gpu == gpu}
     if name == "auto":
         for engine in fitting.values():

@@ -218,7 +218,18 @@ def evaluation_kinds(folder: Path) -> list[Kind]:
     (out / "figures").mkdir()
     Image.new("L", (4, 4)).save(out / "figures" / "roc.png")
     figure = write_figure(
-        out, Figure("roc", "ROC", "", "cifar10", {"title": "a paper", "where": "Figure 3"}, "roc.png", "curves", {}, {"AUC": 0.9})
+        out,
+        Figure(
+            "roc",
+            "ROC",
+            "",
+            "cifar10",
+            {"title": "a paper", "where": "Figure 3"},
+            "roc.png",
+            "curves",
+            {},
+            {"AUC": 0.9},
+        ),
     )
     return [
         Kind(folder / "mine.toml", load_table, (toml_text,)),

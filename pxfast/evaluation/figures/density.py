@@ -13,6 +13,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from ...attacks import find_attack
+from ...base.checks import check_count, check_integer, check_seed
 from ...base.files import refuse_existing, whole_file
 from ...base.machine import parse_device
 from ...base.progress import progress_of
@@ -98,9 +99,20 @@ def measure_density(
     is given as a module is there already. engine, threads: of purification and samples. Raises TypeError or
     ValueError for bad input, FileNotFoundError without the data.
     """
-    for name, value in (("images", images), ("train_images", train_images), ("shown", shown)):
-        if value < 1:
-            raise ValueError(f"{name} must be positive, got {value}")
+    for name, value, least in (
+        ("images", images, 1),
+        ("train_images", train_images, 1),
+        ("shown", shown, 1),
+        ("lbfgs_images", lbfgs_images, 0),
+        ("lbfgs_starts", lbfgs_starts, 1),
+    ):
+        check_count(name, value, least)
+    for name, eps in (("attack_eps", attack_eps), ("purify_eps", purify_eps)):
+        if eps is not None:
+            check_integer(name, eps, 256)
+    seed = check_seed(seed)
+    for attack in attacks or ():
+        find_attack(attack)
     name = Path(dataset).name
     usual = EPS.get(name, (8, 16))
     attack_eps, purify_eps = (
