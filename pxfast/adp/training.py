@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..base.checks import check_instance, check_seed
+from ..base.checks import check_instance, check_number, check_seed, check_text
 from ..data.datasets import image_shape
 from ..tensors.safetensors import metadata_record, read_header
 from ..training.averaged_run import AveragedRun
@@ -83,7 +83,7 @@ def score_preset(name: str, dataset: str | os.PathLike[str]) -> tuple[ScoreNetwo
 
     dataset: a known name, or a folder of images. ValueError for an unknown preset or data set.
     """
-    if name not in PRESETS:
+    if check_text("a preset", name) not in PRESETS:
         raise ValueError(f"unknown preset {name!r}; known: {', '.join(PRESETS)}")
     ngf, settings = PRESETS[name]
     channels, H, W = image_shape(dataset)
@@ -199,6 +199,9 @@ def denoising_quality(network: ScoreNetwork, images: Tensor, sigma: float, *, se
     images: uint8 (N, C, H, W), N > 0. Returns 'loss', the mean of :func:`denoising_losses`; 'psnr', of the estimates
     x + sigma f(x), clamped to [0, 1], in dB over the mean squared error of all images; and 'noisy_psnr', of x itself.
     """
+    check_instance("network", network, ScoreNetwork)
+    check_training_images(images, (network.config.channels, *images.shape[2:]), "test")
+    sigma = check_number("sigma", sigma, 0.0, ends="()")
     device = next(network.parameters()).device
     generator = torch.Generator().manual_seed(check_seed(seed))
     losses = errors = before = 0.0

@@ -41,7 +41,7 @@ class Defended(nn.Module):
     def __init__(self, classifier: nn.Module, defences: Iterable[nn.Module] = (), *, seed: int = 0) -> None:
         super().__init__()
         expected = "expected a classifier and a list of defences, all nn.Module"
-        if isinstance(defences, nn.Module) or not isinstance(defences, Iterable):
+        if not isinstance(defences, Iterable):
             raise TypeError(f"{expected}, got defences={shown(defences)}")
         defences = tuple(defences)
         for part in (classifier, *defences):

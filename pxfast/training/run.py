@@ -81,7 +81,7 @@ class RunSettings:
         for field in fields:
             value = getattr(self, field)
             found = check_number(field, value, low, high, ends=ends)
-            if not isinstance(value, (int, float)):  # NumPy's; Python's stay as they are in a file's notes
+            if type(value) not in (int, float):  # NumPy's; Python's stay as they are in a file's notes
                 put(self, **{field: found})
 
 
