@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..base.checks import check_instance, check_number, check_seed, check_text
+from ..base.checks import check_instance, check_number, check_path, check_seed, check_text
 from ..data.datasets import image_shape
 from ..tensors.safetensors import metadata_record, read_header
 from ..training.averaged_run import AveragedRun
@@ -132,8 +132,8 @@ class ScoreTrainer(AveragedRun):
         images: Tensor,
         processes: Processes | None = None,
     ) -> None:
-        super().__init__(settings, images, processes, ema_decay=settings.ema_decay)
         check_training_images(images, (config.channels, *config.image_size))
+        super().__init__(settings, images, processes, ema_decay=settings.ema_decay)
         if len(images) < settings.batch_size:
             raise ValueError(f"expected at least one batch of {settings.batch_size} images, got {len(images)}")
         if self.processes.count > 1:
@@ -257,6 +257,7 @@ def train_score_network(
         checkpoint_interval=checkpoint_interval,
         processes=processes,
     )
+    check_path("out", out)
     check_instance("config", config, ScoreNetworkConfig)
     if start is not None:
         check_instance("start", start, ScoreNetwork)

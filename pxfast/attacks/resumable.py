@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from ..base.checks import is_number
+from ..base.checks import check_instance, check_path, is_number
 from ..base.files import refuse_existing, whole_file
 from ..base.progress import progress_of
 from ..base.reading import parse_json, read_text
@@ -60,7 +60,8 @@ def attack_to_file(
     Raises FileExistsError when ``out`` or its labels exist, ValueError for another suffix or when the parts are of
     another run (with ``force`` they and the files are replaced), and what the attack raises.
     """
-    out = Path(out)
+    check_instance("attack", attack, Attack)
+    out = check_path("out", out)
     if out.suffix.lower() != ".npy":
         raise ValueError(f"{out}: attacked images are written to a file with the suffix .npy")
     if not out.absolute().parent.is_dir():

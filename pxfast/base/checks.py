@@ -6,6 +6,7 @@ integer without a dimension; bools are no integers. What a check gives is Python
 
 from __future__ import annotations
 
+import json
 import math
 import numbers
 import operator
@@ -153,6 +154,17 @@ def check_path(name: str, value: str | os.PathLike[str]) -> Path:
     if not isinstance(value, (str, os.PathLike)):
         raise TypeError(f"{name} must be a path, got {shown(value)}")
     return Path(value)
+
+
+def notes_json(notes: dict[str, Any] | None) -> str:
+    """A file's notes as JSON. TypeError unless None or a dictionary that JSON can hold."""
+    expected = "notes must be a dictionary that JSON can hold"
+    if notes is not None and not isinstance(notes, dict):
+        raise TypeError(f"{expected}, got {type(notes).__name__}")
+    try:
+        return json.dumps(notes or {})
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"{expected}: {error}") from None
 
 
 def check_flag(name: str, value: bool) -> bool:

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..base.checks import check_choice, check_text
+from ..base.checks import check_choice, check_path, check_text
 from ..data.datasets import load_dataset
 from ..tensors.safetensors import fill, stored_tensors
 from ..training.checkpoints import check_state, read_checkpoint, write_checkpoint
@@ -119,8 +119,8 @@ class ClassifierTrainer(TrainingRun):
         labels: Tensor,
         processes: Processes | None = None,
     ) -> None:
-        super().__init__(settings, images, processes)
         check_training_images(images, (config.channels, *config.image_size))
+        super().__init__(settings, images, processes)
         if len(images) < settings.batch_size:
             raise ValueError(f"expected at least one batch of {settings.batch_size} images, got {len(images)}")
         if self.processes.count > 1:
@@ -252,6 +252,7 @@ def train_classifier(
         checkpoint_interval=checkpoint_interval,
         processes=processes,
     )
+    check_path("out", out)
     config = architecture_for(arch, dataset)
     checkpoint = check_outputs(out, resume=resume, force=force)
     images, labels = load_dataset(dataset, root, train=True)

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ..base.checks import check_number
+from ..base.checks import check_number, check_path, notes_json
 from ..base.extras import require
 from ..base.files import refuse_existing, whole_file
 from ..base.records import shown
@@ -133,7 +133,7 @@ class Detector:
             "format": FORMAT,
             "fingerprint": str(self._fingerprint),
             "image_shape": json.dumps([self.model.config.channels, *self.model.config.image_size]),
-            "notes": json.dumps(notes or {}),
+            "notes": notes_json(notes),
         }
         with whole_file(path) as temporary:
             save_file({"log_likelihoods": self.log_likelihoods}, temporary, metadata=metadata)
@@ -145,7 +145,7 @@ class Detector:
         model: as :func:`pxfast.purify` takes it. Raises FileNotFoundError, or ValueError when the file is truncated or
         foreign, or holds the log-likelihoods of another model.
         """
-        log_likelihoods, fingerprint, image_shape = _read(Path(path))
+        log_likelihoods, fingerprint, image_shape = _read(check_path("path", path))
         try:
             fitted = model_for(model, image_shape)
         except ValueError as error:

@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 import torch
 from support.attack_network import attack_fixture
-from support.helpers import random_model
 from support.wrong_values import (
     ENGINE,
     EPS,
     FLAG,
+    IMAGES,
     MODEL,
     PATH,
     PRECISION,
@@ -29,11 +29,13 @@ from support.wrong_values import (
     count,
     named,
     number,
+    scorer,
+    tiny,
 )
 
 import pxfast
 from pxfast import attacks, classifiers, defences, evaluation
-from pxfast.adp.score_network import ScoreNetwork, ScoreNetworkConfig
+from pxfast.adp.score_network import ScoreNetworkConfig
 from pxfast.adp.training import ScoreSettings, denoising_quality, train_score_network
 from pxfast.base.machine import parse_device
 from pxfast.data.image_grid import image_grid
@@ -45,12 +47,6 @@ from pxfast.pixeldefend.lbfgs import lbfgs_purify
 from pxfast.pixeldefend.relaxed import RelaxedPurifier
 
 Call = Callable[..., Any]
-IMAGES = torch.full((2, 1, 8, 8), 100, dtype=torch.uint8)
-
-
-@functools.cache
-def tiny() -> pxfast.PixelCNN:
-    return random_model()
 
 
 @functools.cache
@@ -334,9 +330,7 @@ CALLS: dict[str, tuple[Call, dict[str, Kind]]] = {
     "train_score_network": (trained_scores, TRAINING),
     "train_classifier": (trained_classifier, TRAINING),
     "denoising_quality": (
-        lambda place, **options: denoising_quality(
-            ScoreNetwork(ScoreNetworkConfig((8, 8), 1, 2)), IMAGES, **{"sigma": 0.1, **options}
-        ),
+        lambda place, **options: denoising_quality(scorer(), IMAGES, **{"sigma": 0.1, **options}),
         {"sigma": POSITIVE, "seed": SEED},
     ),
     "evaluate_table": (

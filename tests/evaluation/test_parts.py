@@ -115,7 +115,7 @@ def test_the_papers_settings() -> None:
     [
         ({"colour": 1}, "unknown colour"),
         ({"title": None}, "lacks title"),
-        ({"images": 0}, "images must be positive"),
+        ({"images": 0}, "images must be None or an integer of at least 1"),
         ({"attack_eps": []}, "column 'fgsm' needs attack_eps"),
         ({"attack_eps": [2, 2]}, "each eps must be there once"),
         ({"attack_eps": [256]}, "eps must be an integer"),

@@ -1,7 +1,9 @@
-"""Wrong values of an argument, by what it should be: each with its exception and words of the message."""
+"""Wrong values of an argument, by what it should be, each with its exception and words of the message; and what the calls
+that refuse them need besides: small images and networks."""
 
 from __future__ import annotations
 
+import functools
 import math
 import re
 from collections.abc import Callable
@@ -9,6 +11,14 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from support.helpers import random_model
+
+from pxfast import PixelCNN
+from pxfast.adp.score_network import ScoreNetwork, ScoreNetworkConfig
+from pxfast.classifiers import Classifier, ResNetConfig, build
+
+IMAGES = torch.full((2, 1, 8, 8), 100, dtype=torch.uint8)
+UNIT = IMAGES / 255
 
 
 class Wrong(NamedTuple):
@@ -97,3 +107,21 @@ def assert_refused(call: Callable[[], object], wrong: Wrong, name: str) -> None:
     assert type(error) is wrong.error, f"{shown}: {error!r}"
     assert re.search(wrong.words.replace("NAME", name), str(error)), f"{shown}: {error!r}"
     assert len(str(error)) < 500, f"{shown}: {error!r}"
+
+
+@functools.cache
+def tiny() -> PixelCNN:
+    """A density model of 8x8 images of one channel. Don't change it."""
+    return random_model()
+
+
+@functools.cache
+def scorer() -> ScoreNetwork:
+    """A score network of such images."""
+    return ScoreNetwork(ScoreNetworkConfig((8, 8), 1, 2))
+
+
+@functools.cache
+def classifier() -> Classifier:
+    """A classifier of such images, of ten classes."""
+    return build(ResNetConfig((8, 8), 1, (2, 2, 2), units=1)).eval()

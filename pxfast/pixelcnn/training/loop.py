@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...base.checks import check_instance
+from ...base.checks import check_instance, check_path
 from ...training.processes import Processes
 from ...training.provenance import training_notes, training_parts
 from ...training.run import check_outputs, check_training_images, run_settings, run_to_the_end
@@ -58,6 +58,7 @@ def train(
         checkpoint_interval=checkpoint_interval,
         processes=processes,
     )
+    check_path("out", out)
     check_instance("config", config, PixelCNNConfig)
     if start is not None:
         check_instance("start", start, PixelCNN)
