@@ -31,7 +31,7 @@ from .architectures import architecture_for, build
 from .classifier import Classifier, ClassifierConfig, standardise
 from .contract import class_labels
 from .prediction import accuracy
-from .weights import load_classifier, save_classifier
+from .weights import SHIPPED, load_classifier, save_classifier
 
 CHECKPOINT_FORMAT = "pxfast-classifier-training"
 DEFENCES = ("none", "fgsm", "bim", "label-smoothing")
@@ -253,6 +253,8 @@ def train_classifier(
         processes=processes,
     )
     check_path("out", out)
+    if settings.start is not None and not resume:
+        SHIPPED.path(settings.start)
     config = architecture_for(arch, dataset)
     checkpoint = check_outputs(out, resume=resume, force=force)
     images, labels = load_dataset(dataset, root, train=True)

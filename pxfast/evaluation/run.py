@@ -31,10 +31,11 @@ from ..base.progress import Progress, progress_of
 from ..base.version import __version__
 from ..classifiers.weights import read_notes
 from ..data.datasets import load_dataset
+from ..engines.registry import check_engine
 from ..engines.settings import DecodeSettings
 from ..pixelcnn.files import read_metadata
 from ..pixelcnn.fingerprint import model_fingerprint
-from ..pixelcnn.shipped import model_for, model_path
+from ..pixelcnn.shipped import SHIPPED, model_for, model_path
 from .classifier_needs import TRAIN_BUDGET, ClassifierNeed
 from .defences import Context, Description, describe
 from .networks import ClassifierFile, ModelFiles
@@ -76,12 +77,14 @@ class Settings:
         for name in ("model", "classifiers"):
             if getattr(self, name) is not None:
                 check_path(name, getattr(self, name))
+        if self.model is not None:
+            SHIPPED.path(self.model)
         put(
             self,
             images=check_optional_count("images", self.images, 1),
             train=check_flag("train", self.train),
             train_budget=check_number("train_budget", self.train_budget, 0.0, ends="()"),
-            engine=check_text("engine", self.engine),
+            engine=check_engine(self.engine),
             precision=check_precision(self.precision),
             threads=DecodeSettings(threads=self.threads).threads,
             shard=check_count("shard", self.shard, 1),

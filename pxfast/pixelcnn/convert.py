@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..base.checks import check_path
 from ..base.files import refuse_existing
 from ..base.reading import regular_file
 from . import tensorflow_variables
@@ -214,7 +215,9 @@ def convert_openai_tf(
     file. Needs TensorFlow, ``pip install 'pxfast[convert]'``. Raises FileExistsError when ``out`` exists, unless
     ``force``, and what :func:`checkpoint_variables` and :func:`pixelcnn_from_variables` raise.
     """
-    refuse_existing(out, force=force)
+    check_path("checkpoint", checkpoint)
+    check_head(head)
+    refuse_existing(check_path("out", out), force=force)
     path = Path(re.sub(r"\.(index|meta|data-\d+-of-\d+)$", "", os.fspath(checkpoint)))
     try:
         with checkpoint_variables(path) as variables:

@@ -1,5 +1,7 @@
-"""Wrong values of an argument, by what it should be, each with its exception and words of the message; and what the calls
-that refuse them need besides: small images and networks."""
+"""Wrong values of an argument, by what it should be, each with its exception and words of the message.
+
+And what the calls that refuse them need besides: small images and networks.
+"""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ from ...classifiers import load_classifier
 from ...classifiers.weights import SHIPPED as SHIPPED_CLASSIFIERS
 from ...data.datasets import load_dataset
 from ...pixelcnn.network import PixelCNN
-from ...pixelcnn.shipped import Model, model_for
+from ...pixelcnn.shipped import SHIPPED, Model, model_for
 from ...pixeldefend.detection import Detector, roc_auc_score, shipped_log_likelihoods
 from ...pixeldefend.lbfgs import lbfgs_purify
 from ...pixeldefend.purify import purify
@@ -119,14 +119,15 @@ def measure_density(
         usual[0] if attack_eps is None else attack_eps,
         usual[1] if purify_eps is None else purify_eps,
     )
-    test, labels = load_dataset(dataset, root, train=False)
     place = parse_device(device)
-    clean, labels = test[:images].to(place), labels[:images].to(place)
-    network = model_for(model, clean.shape[1:])
+    model = SHIPPED.resolve(model)
     if classifier is None and dataset in SHIPPED_CLASSIFIERS:
         classifier = dataset
     if isinstance(classifier, str):
         classifier = load_classifier(classifier).to(place)
+    test, labels = load_dataset(dataset, root, train=False)
+    clean, labels = test[:images].to(place), labels[:images].to(place)
+    network = model_for(model, clean.shape[1:])
     if attacks is None:
         attacks = ATTACKS if classifier is not None else ("rand",)
     detector, log_likelihoods = fitted_detector(network, dataset, root, train_images)
