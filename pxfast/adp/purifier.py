@@ -80,8 +80,7 @@ class ADPPurifier(nn.Module):
     classifier (:class:`pxfast.defences.Defended`) averages its logits. model: a ScoreNetwork, a shipped one's name, the
     path of a file, or None for the shipped one of the images' shape. seed: of the noise, with the image itself, an
     integer in 0..2^63 - 1: an
-    image's result is the same in every batch. progress: as :func:`pxfast.purify` takes it. progress: as
-    :func:`pxfast.purify` takes it.
+    image's result is the same in every batch. progress: as :func:`pxfast.purify` takes it.
 
     backward: 'straight-through' (the identity's gradient, so that gradient attacks are BPDA), 'error' (asking for one
     raises RuntimeError), or 'full': that of the noise and all steps, for which the memory of two evaluations a step is
@@ -119,7 +118,7 @@ class ADPPurifier(nn.Module):
         object.__setattr__(self, "model", SHIPPED.resolve(model))
         self.backward: str = check_backward(backward, "full")
         self.seed: int = check_seed(seed)
-        self.progress = check_progress(progress)
+        self.progress: bool | Callable[[int], None] = check_progress(progress)
 
     def forward(self, images: ImagesT) -> ImagesT:
         """One run. Images (N, C, H, W) or (C, H, W), of the types that ``purify`` takes; the same form comes back.

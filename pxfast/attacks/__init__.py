@@ -62,7 +62,8 @@ ATTACKS: dict[str, type[Attack]] = {attack.name: attack for attack in (*PAPER, *
 def find_attack(name: str, **options: Any) -> Attack:
     """The attack of this name in ``ATTACKS``, made with these options of its own.
 
-    ValueError lists the known names; TypeError for an option that the attack lacks, and what its constructor raises.
+    ValueError lists the known names; TypeError for an option that the attack lacks, which lists its own, and what its
+    constructor raises.
     """
     if check_text("an attack", name) not in ATTACKS:
         raise ValueError(f"unknown attack {name!r}; known: {', '.join(ATTACKS)}")

@@ -51,7 +51,10 @@ def uniform(generators: Sequence[np.random.Generator], x: Tensor, eps: float) ->
 
 
 def bim_steps(eps: int) -> int:
-    """How many steps of one grid level BIM takes: floor(min(eps + 4, 1.25 eps)) (Kurakin et al. 2016)."""
+    """How many steps of one grid level BIM takes: floor(min(eps + 4, 1.25 eps)) (Kurakin et al. 2016).
+
+    eps: 0..255. TypeError or ValueError for others.
+    """
     eps = check_eps(eps)
     return math.floor(min(eps + 4, 1.25 * eps))
 
@@ -80,7 +83,7 @@ class FGSM(Attack):
     """The fast gradient sign method: one step of eps by the sign of the cross-entropy's gradient, clipped to 0..255.
 
     label_rule: the label that it leads away from: 'predicted', the classifier's own, so that the true one does not
-    leak, or 'given', the one that it is called with. ValueError for another.
+    leak, or 'given', the one that it is called with. TypeError or ValueError for another.
 
     Source: Goodfellow et al. 2015; away from the predicted label as in the code of Song et al. 2018 (PixelDefend).
     """

@@ -43,7 +43,7 @@ def parse_defence(text: str, **more: Any) -> nn.Module:
     """'NAME' or 'NAME:SETTING=VALUE,...' as a defence: one of ``DEFENCES``, with settings of its own.
 
     text: as above. more: settings that are values already.
-    Raises ValueError for another name or setting, and what the defence raises.
+    Raises ValueError for another name or setting, TypeError for what is no text, and what the defence raises.
     """
     name, _, settings = check_text("a defence", text).partition(":")
     if name not in DEFENCES:

@@ -205,7 +205,7 @@ def check_head(name: str) -> str:
 
 
 def make_head(name: str, channels: int, mixtures: int) -> Head:
-    """The head called ``name``, one of ``HEADS``. Raises ValueError for another name."""
+    """The head called ``name``, one of ``HEADS``. Raises what :func:`check_head` does."""
     if check_head(name) == SoftmaxHead.name:
         return SoftmaxHead(channels)
     return (LogisticHead if name == LogisticHead.name else JointLogisticHead)(channels, mixtures)

@@ -36,7 +36,7 @@ def oracle(model: PixelCNN, precision: str, device: torch.device | str = "cpu") 
     """The teacher-forced fp32 network that an engine of this precision is judged by, on a device.
 
     precision: 'fp32', or 'bf16', whose convolution weights are rounded to bf16, as the engine's are; all arithmetic
-    stays fp32. Kept for the model as :func:`frozen` is. ValueError for another precision.
+    stays fp32. Kept for the model as :func:`frozen` is. TypeError or ValueError for another precision.
     """
     check_choice("precision", precision, PRECISIONS)
     device, network = torch.device(device), frozen(model)

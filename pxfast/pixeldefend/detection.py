@@ -104,8 +104,8 @@ class Detector:
         """Whether each image's p-value is at most ``alpha``: (N,) bool, as :meth:`p_value` has it.
 
         Images from the training images' distribution are called adversarial with a probability of at most ``alpha``.
-        Raises what :meth:`p_value` raises, and ValueError for an alpha outside (0, 1) or less than every p-value that
-        the training images allow.
+        Raises what :meth:`p_value` raises, and TypeError or ValueError for an alpha outside (0, 1) or less than every
+        p-value that the training images allow.
         """
         return self.judge(images, alpha, batch_size=batch_size, progress=progress)[1]
 
