@@ -19,7 +19,7 @@ import torch
 
 from ..base.environment import tiles_file
 from ..base.reading import parse_json, read_text
-from ..base.records import record
+from ..base.records import record, shown
 from .launch import INTERPRETED, Tile
 
 FORMAT = "pxfast-tiles"
@@ -86,7 +86,7 @@ def read_tiles(path: Path) -> dict[str, dict[str, Tile]]:
             raise ValueError("its format is another")
         for kinds in content.tiles.values():
             if not set(kinds) <= set(KINDS):
-                raise ValueError(f"unknown kinds of steps: {', '.join(sorted(set(kinds) - set(KINDS)))}")
+                raise ValueError(f"unknown kinds of steps: {shown(sorted(set(kinds) - set(KINDS)))}")
     except ValueError as error:
         raise ValueError(f"expected {path} to be a file that `pxfast tune` wrote: {error}") from error
     return content.tiles

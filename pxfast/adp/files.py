@@ -61,7 +61,7 @@ def parse_score_config(metadata: dict[str, str], path: str | os.PathLike[str]) -
 def _read(path: Path) -> ScoreNetwork:
     header = read_header(path, FORMAT)
     config = parse_score_config(header.metadata, path)
-    network = load_network(header, lambda: ScoreNetwork(config), floating_state)
+    network = load_network(header, 1, lambda: ScoreNetwork(config), floating_state)
     return network.eval().to(memory_format=torch.channels_last)  # on a CPU nearly twice as fast
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import io
 import json
 import os
 import stat
@@ -11,7 +12,7 @@ from typing import Any, NoReturn
 
 from .checks import check_path
 
-LARGEST_TEXT = 64 << 20  # bytes: a table of results has a few kB
+LARGEST_TEXT = 16 << 20  # bytes: a table of results has a few kB
 DEEPEST = 100  # levels of lists and tables in each other
 
 
@@ -35,16 +36,31 @@ def regular_file(path: str | os.PathLike[str]) -> Path:
     return path
 
 
+class BoundedFile(io.BufferedReader):
+    """A regular file, open to be read, that takes no more memory than there is left of it to read.
+
+    Python makes room for as many bytes as are asked for, and parsers ask for what a damaged file says.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        """Raises what :func:`regular_file` does."""
+        super().__init__(io.FileIO(regular_file(path)))
+        self.bytes: int = os.fstat(self.fileno()).st_size
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        left = max(0, self.bytes - self.tell())
+        return super().read(left if size is None or size < 0 else min(size, left))
+
+
 def read_text(path: str | os.PathLike[str], largest: int = LARGEST_TEXT) -> str:
     """The text of a regular file, in UTF-8. ValueError names it when it is something else, or larger than ``largest``.
 
     Raises what :func:`regular_file` does.
     """
-    path = regular_file(path)
-    with open(path, "rb") as file:
-        data = file.read(largest + 1)
-    if len(data) > largest:
-        raise ValueError(f"{path}: expected text of at most {largest >> 10} KiB, found {path.stat().st_size >> 10} KiB")
+    with BoundedFile(path) as file:
+        if file.bytes > largest:
+            raise ValueError(f"{path}: expected text of at most {largest >> 10} KiB, found {file.bytes >> 10} KiB")
+        data = file.read()
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError as error:

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 Record = TypeVar("Record")
 
-NAMES = {bool: "true or false", int: "an integer", float: "a number", str: "a text", type(None): "nothing"}
+NAMES: dict[type, str] = {bool: "true or false", int: "an integer", float: "a number", str: "a text"}
 SHOWN, MESSAGE = 60, 400  # characters of a wrong value, and of what a dataclass says of one
 
 
@@ -25,7 +25,8 @@ def record(kind: type[Record], values: object, where: str) -> Record:
         raise ValueError(f"{where}: expected a table of fields, got {shown(values)}")
     fields = {field.name: field for field in dataclasses.fields(kind) if field.init}  # type: ignore[arg-type]
     if unknown := values.keys() - fields.keys():
-        raise ValueError(f"{where}: unknown {', '.join(sorted(map(str, unknown)))}; known: {', '.join(fields)}")
+        odd = ", ".join(str(name)[:SHOWN] for name in sorted(map(str, unknown))[:3])
+        raise ValueError(f"{where}: unknown {odd}; known: {', '.join(fields)}")
     needed = (name for name, field in fields.items() if _is_needed(field))
     if missing := [name for name in needed if name not in values]:
         raise ValueError(f"{where} lacks {', '.join(missing)}")
@@ -92,7 +93,7 @@ def _typed(hint: Any, value: Any, where: str, name: str) -> Any:
     if origin is dict:
         if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
             raise wrong
-        return {key: _typed(arguments[1], each, where, f"{name}.{key}") for key, each in value.items()}
+        return {key: _typed(arguments[1], each, where, f"{name}.{key[:SHOWN]}") for key, each in value.items()}
     if dataclasses.is_dataclass(hint):
         if isinstance(value, typing.cast("type[Any]", hint)):
             return value
@@ -106,7 +107,7 @@ def _typed(hint: Any, value: Any, where: str, name: str) -> Any:
 def _words(hint: Any) -> str:
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
-        return " or ".join(_words(argument) for argument in arguments)
+        return " or ".join("nothing" if argument is type(None) else _words(argument) for argument in arguments)
     if origin is list or (origin is tuple and arguments[-1] is ...):
         return "a list"
     if origin is tuple:

@@ -39,6 +39,11 @@ class ClassifierConfig:
         )
         self._between("classes", 2, 100_000)
 
+    @property
+    def layers(self) -> int:
+        """How many layers with weights there are at least."""
+        return 1
+
     def _between(self, field: str, least: int, most: int) -> None:
         put(self, **{field: check_between(field, getattr(self, field), least, most)})
 

@@ -42,6 +42,10 @@ class ResNetConfig(ClassifierConfig):
         self._between("units", 1, 1000)
         self._fraction("leakiness")
 
+    @property
+    def layers(self) -> int:
+        return 2 * 3 * self.units
+
 
 class ResidualUnit(nn.Module):
     """x + conv(act(conv(act(x)))), pre-activated; wider units pool the shortcut and pad it with zero features.

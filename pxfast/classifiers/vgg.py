@@ -46,6 +46,10 @@ class VGGConfig(ClassifierConfig):
         self._fraction("dropout")
 
     @property
+    def layers(self) -> int:
+        return sum(convolutions for _, convolutions in self.blocks)
+
+    @property
     def sizes(self) -> list[tuple[int, int]]:
         """(H, W) after each block."""
         sizes = [self.image_size]

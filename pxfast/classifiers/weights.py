@@ -61,7 +61,7 @@ def _config(metadata: dict[str, str], path: Path) -> ClassifierConfig:
 def _read(path: Path) -> Classifier:
     header = read_header(path, FORMAT)
     config = _config(header.metadata, path)
-    return load_network(header, lambda: build(config), floating_state).eval()
+    return load_network(header, config.layers, lambda: build(config), floating_state).eval()
 
 
 SHIPPED = Shipped(

@@ -36,6 +36,10 @@ class WideResNetConfig(ClassifierConfig):
         self._between("widen", 1, 256)
         self._fraction("dropout")
 
+    @property
+    def layers(self) -> int:
+        return self.depth
+
 
 class WideUnit(nn.Module):
     """x + conv(dropout(act(conv(act(x))))), pre-activated; a wider unit's shortcut is a 1x1 convolution of act(x)."""

@@ -10,7 +10,7 @@ from typing import IO, Any, Literal
 import numpy as np
 import torch
 
-from ..base.reading import regular_file
+from ..base.reading import BoundedFile
 from .images import EXPECTED, NUMPY_DTYPES, TORCH_DTYPES, Array, ImagesT, check_range
 
 MAGIC = b"\x93NUMPY"
@@ -23,9 +23,8 @@ def map_array(path: Path) -> Array:
     Raises FileNotFoundError; ValueError names the file when it is no regular file, truncated, no .npy file (but an .npz
     archive, say), or holds objects.
     """
-    path = regular_file(path)
     try:
-        with open(path, "rb") as file:
+        with BoundedFile(path) as file:
             dtype, shape, order = _header(file)
             start = file.tell()
             found, expected = file.seek(0, 2) - start, math.prod(shape) * dtype.itemsize

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import os
 import typing
-from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageFile, ImageOps
+from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
-from ..base.reading import regular_file
+from ..base.reading import BoundedFile
 from .images import Array
 
 IMAGE_SUFFIXES = (".png", ".bmp", ".gif", ".jpg", ".jpeg", ".pbm", ".pgm", ".ppm", ".tif", ".tiff", ".webp")
 FORMATS = ("PNG", "BMP", "GIF", "JPEG", "PPM", "TIFF", "WEBP")  # Pillow knows more, some of which start programs
 MOST_PIXELS = 1 << 25  # 5792 x 5792: decoding more would take gigabytes
-BITS_PER_SAMPLE = 258  # TIFF's tag
+BITS_PER_SAMPLE, TILE_WIDTH, TILE_LENGTH = 258, 322, 323  # TIFF's tags
 
 
 def read_image(path: str | os.PathLike[str]) -> Array:
@@ -29,24 +28,35 @@ def read_image(path: str | os.PathLike[str]) -> Array:
     Raises FileNotFoundError; ValueError names the file when it can't be read, has more than 2^25 pixels, is no regular
     file, or is refused by the rule.
     """
-    path = regular_file(path)
-    try:
-        pixels, refusal = _decoded(path)
-    except Exception as error:  # Pillow's plug-ins raise what their parsing runs into: IndexError, struct.error, ...
-        problem = str(error) or type(error).__name__
-        raise ValueError(f"{path} can't be read as an image: {problem}") from None
+    with BoundedFile(path) as file:
+        pixels, refusal = _read(file)
     if pixels is None:
-        raise ValueError(f"{path} {refusal}")
+        raise ValueError(f"{os.fspath(path)} {refusal}")
     return np.ascontiguousarray(pixels.reshape(*pixels.shape[:2], -1).transpose(2, 0, 1))
 
 
-def _decoded(path: Path) -> tuple[Array | None, str]:
+def _read(file: BoundedFile) -> tuple[Array | None, str]:
+    """As :func:`_decoded`, which may raise anything."""
+    try:
+        return _decoded(file)
+    except UnidentifiedImageError:
+        return None, f"can't be read as an image: it is none of {', '.join(FORMATS)}"
+    except Exception as error:  # Pillow's plug-ins raise what their parsing runs into: IndexError, struct.error, ...
+        return None, f"can't be read as an image: {str(error) or type(error).__name__}"
+
+
+def _decoded(file: BoundedFile) -> tuple[Array | None, str]:
     """The pixels (H, W) or (H, W, 3) uint8; or None and why the file is refused."""
-    with Image.open(path, formats=FORMATS) as opened:
+    if (pixels := _webp_pixels(file)) > MOST_PIXELS:
+        return None, f"has {pixels} pixels, expected {MOST_PIXELS} at most"
+    with Image.open(file, formats=FORMATS) as opened:
         image: Image.Image = opened
         mode = image.mode
         if image.width * image.height > MOST_PIXELS:
             return None, f"has {image.width} x {image.height} pixels, expected {MOST_PIXELS} at most"
+        tags = getattr(image, "tag_v2", {})
+        if tags.get(TILE_WIDTH, 0) * tags.get(TILE_LENGTH, 0) > MOST_PIXELS:
+            return None, f"has tiles of more than {MOST_PIXELS} pixels"
         if getattr(image, "is_animated", False):
             return None, "has several frames, expected one"
         if (bits := _bits(opened)) > 8:
@@ -61,6 +71,20 @@ def _decoded(path: Path) -> tuple[Array | None, str]:
         if image.mode not in ("L", "RGB"):
             return None, f"has pixels of mode {mode}, expected 8-bit grey (L) or colour (RGB)"
         return np.asarray(ImageOps.exif_transpose(image)), ""
+
+
+def _webp_pixels(file: BoundedFile) -> int:
+    """Pixels that a WebP file says it has, for which its decoder makes room when the file is opened; 0 of others."""
+    head = file.read(30)
+    file.seek(0)
+    if head[:4] != b"RIFF" or head[8:12] != b"WEBP" or len(head) < 30:
+        return 0
+    if head[12:16] == b"VP8X":  # sizes are less by one, in 24 bits
+        return (1 + int.from_bytes(head[24:27], "little")) * (1 + int.from_bytes(head[27:30], "little"))
+    if head[12:16] == b"VP8L":  # in 14 bits each
+        sides = int.from_bytes(head[21:25], "little")
+        return (1 + (sides & 0x3FFF)) * (1 + (sides >> 14 & 0x3FFF))
+    return (int.from_bytes(head[26:28], "little") & 0x3FFF) * (int.from_bytes(head[28:30], "little") & 0x3FFF)
 
 
 def _is_transparent(image: Image.Image) -> bool:

@@ -20,7 +20,7 @@ from typing import IO, Any
 import numpy as np
 import torch
 
-from ..base.reading import regular_file
+from ..base.reading import BoundedFile
 
 LARGEST_PICKLE = 1 << 16  # bytes; a plain tensor's takes about two hundred
 BLOCK = 1 << 20  # bytes read at once
@@ -48,7 +48,8 @@ LITERALS = (*NUMBERS, "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8")
 CONSTANTS: dict[str, Any] = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": ()}
 
 
-DAMAGE = (  # what reading pickles' steps and zips meets; OSError where a place is before the file's beginning
+# what reading a pickle's steps and a zip meets; OSError is of places before the file's beginning
+DAMAGE: tuple[type[Exception], ...] = (
     *(ValueError, KeyError, IndexError, EOFError, OSError, RuntimeError, NotImplementedError),
     *(struct.error, zlib.error, zipfile.BadZipFile),
 )
@@ -100,8 +101,7 @@ def read_tensor(path: Path) -> torch.Tensor:
     less values than the tensor's shape, as an expanded tensor's has; TypeError when it holds something else, such as a
     dictionary, a sparse tensor or integers. All name the file.
     """
-    path = regular_file(path)
-    with open(path, "rb") as file:
+    with BoundedFile(path) as file:
         zipped = file.read(4) == b"PK\x03\x04"
         try:
             declared, data, little = _from_zip(file) if zipped else _from_pickles(file)

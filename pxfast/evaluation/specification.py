@@ -57,6 +57,7 @@ else:
     import tomli as tomllib
 
 LARGEST_FILE = 1 << 18  # bytes; the tables of the package have 5 thousand
+MOST_DOTS = 100  # of a line: tomllib takes memory with the square of the parts of a dotted name
 MOST_IMAGES = 10**9
 TRAININGS = ("normal", "fgsm", "bim", "label-smoothing")
 TABLES = ("table1", "table2", "reproduction", "adaptive", "adaptive-fashion-mnist")  # of the package
@@ -174,9 +175,11 @@ def load_table(name_or_path: str | os.PathLike[str]) -> TableSpecification:
         path = Path(str(resources.files("pxfast.evaluation") / "tables" / f"{name_or_path}.toml"))
     else:
         path = check_path("a table", name_or_path)
-        if not path.is_file():
+        if not path.exists():
             raise FileNotFoundError(f"no such table file: {path}; tables of the package: {', '.join(TABLES)}")
     text = read_text(path, LARGEST_FILE)
+    if any(line.count(".") > MOST_DOTS for line in text.split("\n")):
+        raise ValueError(f"{path}: no line may have more than {MOST_DOTS} dots")
     try:
         values = tomllib.loads(text)
         check_depth(values, "it")

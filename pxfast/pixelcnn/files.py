@@ -93,7 +93,7 @@ def load_model(path: str | os.PathLike[str]) -> PixelCNN:
     """
     header = read_header(path, FORMAT)
     config = parse_config(header.metadata, path)
-    model = load_network(header, lambda: PixelCNN(config), file_tensors)
+    model = load_network(header, config.layers, lambda: PixelCNN(config), file_tensors)
     for _, convolution in model.convolutions():
         convolution.set_weight(convolution.v)
     return model.eval()

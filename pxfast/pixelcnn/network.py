@@ -56,6 +56,11 @@ class PixelCNNConfig:
             dropout=check_number("dropout", self.dropout, 0.0, 1.0, ends="[)"),
         )
 
+    @property
+    def layers(self) -> int:
+        """How many convolutions the gated layers have at least."""
+        return 2 * 2 * (2 * NUM_LEVELS * self.resnets + NUM_LEVELS - 1)
+
 
 def down_shift(x: Tensor) -> Tensor:
     """Each row sees the row above; the first row sees zeros."""

@@ -163,14 +163,20 @@ def read_notes(metadata: Mapping[str, str], path: str | os.PathLike[str]) -> dic
 
 
 def load_network(
-    header: Header, build: Callable[[], Network], targets: Callable[[Network], dict[str, Tensor]]
+    header: Header, layers: int, build: Callable[[], Network], targets: Callable[[Network], dict[str, Tensor]]
 ) -> Network:
     """A network with the file's tensors, on the CPU, its weights not yet anywhere but in ``targets``.
 
-    build: gives the network of the file's configuration; it is called on the meta device first, where it takes no
-    memory, and in earnest only when the names, shapes and types of the header are those of ``targets``, the network's
-    tensors by the names that files give them. ValueError, naming the file, when they are not.
+    layers: how many the file's configuration asks for at least, each with a tensor of its own. build: gives the
+    network of the file's configuration; it is called on the meta device first, where it takes no memory, and in
+    earnest only when the names, shapes and types of the header are those of ``targets``, the network's tensors by the
+    names that files give them. ValueError, naming the file, when they are not.
     """
+    if len(header.tensors) < layers:
+        raise ValueError(
+            f"{header.path} does not fit its configuration: missing tensors, it has {len(header.tensors)} of them for "
+            f"more than {layers} layers"
+        )
     with torch.device("meta"):
         check_fit(header.tensors, targets(build()), header.path)
     network = build()

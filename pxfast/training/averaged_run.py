@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..base.checks import is_number
 from ..base.records import shown
 from ..tensors.safetensors import metadata_json
 from .checkpoints import check_state, read_checkpoint, write_checkpoint
@@ -60,8 +61,9 @@ class AveragedRun(TrainingRun):
         tensors, metadata = read_checkpoint(path, self.checkpoint_format)
         self.resume_at(path, metadata, self.model.config)
         history = metadata_json(metadata, "history", path)
-        if not isinstance(history, list) or not all(isinstance(entry, dict) for entry in history):
-            raise ValueError(f"{path}: the history of a run must be a list of tables, got {shown(history)}")
+        tables = isinstance(history, list) and all(isinstance(entry, dict) for entry in history)
+        if not tables or not all(v is None or is_number(v) for entry in history for v in entry.values()):
+            raise ValueError(f"{path}: the history of a run must be a list of tables of numbers, got {shown(history)}")
         self._check(tensors, path)
         parts: dict[str, dict[str, Tensor]] = {"model": {}, "averaged": {}, "optimiser": {}}
         for name, value in tensors.items():

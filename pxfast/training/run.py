@@ -32,7 +32,6 @@ from ..base.checks import (
 )
 from ..base.files import refuse_existing
 from ..base.progress import progress_of
-from ..base.records import shown
 from ..tensors.safetensors import metadata_json, metadata_record, metadata_table
 from .processes import Processes
 from .provenance import training_machine
@@ -239,7 +238,7 @@ class TrainingRun:
             changed = {key for key in mine.keys() | theirs.keys() if mine.get(key) != theirs.get(key)}
             if changed - {"compile"}:
                 detail = ", ".join(
-                    f"{key[:60]}: {shown(theirs.get(key))} then, {shown(mine.get(key))} now" for key in sorted(changed)
+                    f"{key[:60]}: {str(theirs.get(key))[:60]} then, {mine.get(key)} now" for key in sorted(changed)
                 )
                 raise ValueError(f"{path} is the checkpoint of a run with another {what} ({detail})")
         if metadata_json(metadata, "images", path, "null") not in (None, fingerprint(self.images)):

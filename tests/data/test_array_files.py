@@ -126,6 +126,12 @@ def test_a_zip_that_lies_is_refused(tmp_path):
         write(**changes)
         with pytest.raises((ValueError, TypeError), match=rf"bad\.pt.*{words}"):
             read_tensor(tmp_path / "bad.pt")
+    write()
+    whole = (tmp_path / "bad.pt").read_bytes()
+    end = whole.rindex(b"PK\5\6")  # where the zip says how large its list of members is
+    (tmp_path / "bad.pt").write_bytes(whole[: end + 12] + b"\xff\xff\xff\x7f" + whole[end + 16 :])
+    with pytest.raises(ValueError, match=r"bad\.pt is truncated"):
+        read_tensor(tmp_path / "bad.pt")
     write(zipfile.ZIP_DEFLATED)
     with pytest.raises(ValueError, match=r"bad\.pt .*is compressed"):
         read_tensor(tmp_path / "bad.pt")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import struct
 import zlib
 from pathlib import Path
@@ -188,6 +189,44 @@ def test_an_image_of_too_many_pixels_is_refused_undecoded(tmp_path):
     (tmp_path / "a.png").write_bytes(data + chunk(b"IEND", b""))
     with pytest.raises(ValueError, match=r"a\.png has 8192 x 8192 pixels, expected 33554432 at most"):
         read_image(tmp_path / "a.png")
+
+
+def webp(chunk: bytes) -> bytes:
+    return b"RIFF" + struct.pack("<I", 4 + len(chunk)) + b"WEBP" + chunk
+
+
+def tiled(side: int, compression: int) -> bytes:
+    """A TIFF of 9 x 6 pixels in one compressed tile of side x side."""
+    tags = [(256, 3, 1, 9), (257, 3, 1, 6), (258, 3, 3, 8), (259, 3, 1, compression), (262, 3, 1, 2), (277, 3, 1, 3)]
+    tags += [(322, 4, 1, side), (323, 4, 1, side), (324, 4, 1, 200), (325, 4, 1, 100)]
+    entries = b"".join(struct.pack("<HHII", *tag) for tag in tags)
+    head = b"II*\0" + struct.pack("<I", 14) + struct.pack("<HHH", 8, 8, 8)
+    return (head + struct.pack("<H", len(tags)) + entries + struct.pack("<I", 0)).ljust(200, b"\0") + bytes(100)
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "words"),
+    [
+        ("canvas.webp", webp(b"VP8X\x0a\0\0\0\x10\0\0\0" + b"\xff\x2f\0" * 2), "has 150994944 pixels"),
+        ("one.webp", webp(b"VP8L\x0a\0\0\0\x2f" + struct.pack("<I", 0x2FFF | 0x2FFF << 14) + b"\0" * 5), "150994944"),
+        ("lossy.webp", webp(b"VP8 \x0a\0\0\0\0\0\0\x9d\x01\x2a" + struct.pack("<HH", 12288, 12288)), "150994944"),
+        ("tiles.tif", tiled(16384, 5), "has tiles of more than 33554432 pixels"),
+        # a chunk of 4 GB, which Pillow would make room for
+        ("chunk.png", png(COLOUR, 8, 2)[:50] + b"\xff" * 4 + b"IDAT", "can't be read as an image"),
+        ("chunk2.png", png(COLOUR, 8, 2, b"\xff\xff\xff\xfftEXt"), "can't be read as an image"),
+    ],
+)
+def test_no_room_is_made_for_what_is_not_there(tmp_path, name, data, words):
+    (tmp_path / name).write_bytes(data)
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (used + (300 << 20), before[1]))
+    try:
+        with pytest.raises(ValueError, match=rf"{name} .*{words}") as error:
+            read_image(tmp_path / name)
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, before)
+    assert "memory" not in str(error.value).lower()
 
 
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF data")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 
 import pytest
 import torch
@@ -131,6 +132,39 @@ def test_the_papers_settings() -> None:
         ({"rows": [{**ROW, "published": {"fgsm": [1, 2, 3]}}]}, "3 numbers for 2 cells"),
         ({"rows": [{**ROW, "published": {"fgsm": [1, 101]}}]}, "accuracies are in %"),
         ({"rows": [{key: value for key, value in ROW.items() if key != "network"}]}, "row 'normal' lacks network"),
+        ({"name": "../mine"}, r"the name of a table must .* got '\.\./mine'"),
+        ({"name": "/tmp/mine"}, "the name of a table must"),
+        ({"name": ".mine"}, "the name of a table must"),
+        ({"name": "a" * 101}, "the name of a table must"),
+        ({"name": "a\n"}, "the name of a table must"),
+        ({"name": 3}, "table 3: name must be a text, got 3"),
+        ({"title": ["a"]}, "title must be a text"),
+        ({"images": True}, "images must be an integer, got True"),
+        ({"images": 2.5}, "images must be an integer, got 2.5"),
+        ({"images": 10**12}, "images must be positive, at most"),
+        ({"seed": "a"}, "seed must be an integer, got 'a'"),
+        ({"seed": -1}, "seed must be an integer in 0"),
+        ({"attack_eps": 8}, "attack_eps must be a list, got 8"),
+        ({"attack_eps": [2.5]}, r"attack_eps\[0\] must be an integer, got 2.5"),
+        ({"source": "a paper"}, "source must be a table, got 'a paper'"),
+        ({"source": {"title": 3}}, r"source\.title must be a text, got 3"),
+        ({"rows": {"name": "normal"}}, r"rows must be tables, written \[\[rows\]\]"),
+        ({"columns": ["fgsm"]}, r"columns must be tables"),
+        ({"columns": [{**COLUMN, "name": "a,b"}]}, "the name of a column must"),
+        ({"columns": [{**COLUMN, "options": ["a"]}]}, "column 'fgsm': options must be a table"),
+        ({"columns": [{**COLUMN, "knows_defences": "no"}]}, "knows_defences must be true or false, got 'no'"),
+        ({"columns": [{"name": "clean", "label": "C", "options": {"a": 1}}]}, "no attack to take them"),
+        ({"rows": [{**ROW, "name": "../x"}]}, "the name of a row must"),
+        ({"rows": [{**ROW, "defences": "purifier"}]}, "row 'normal': defences must be a list, got 'purifier'"),
+        ({"rows": [{**ROW, "defences": ["purifier"]}]}, r"defences\[0\] must be a table, got 'purifier'"),
+        ({"rows": [{**ROW, "defences": [{"kind": "lock"}]}]}, "row 'normal': .*unknown kind of defence 'lock'"),
+        ({"rows": [{**ROW, "defences": [{"kind": "purifier", "eps": "8"}]}]}, "row 'normal': .*eps must be an integer"),
+        ({"rows": [{**ROW, "defences": [{"kind": "adp", "sigma": True}]}]}, "sigma must be a number"),
+        ({"rows": [{**ROW, "defences": [{"kind": "adp", "sigma": 0.1, "model": 3}]}]}, "model must be a text"),
+        ({"rows": [{**ROW, "published": {"fgsm": "73"}}]}, r"published\.fgsm\[0\] must be a number, got '73'"),
+        ({"rows": [{**ROW, "published": {"fgsm": [1, float("nan")]}}]}, "accuracies are in %"),
+        ({"rows": [{**ROW, "published": 3}]}, "published must be a table, got 3"),
+        ({"rows": [{**ROW, "published_notes": {"x": "a"}}]}, "notes on numbers of an unknown column 'x'"),
     ],
 )
 def test_a_wrong_table_says_what_is_wrong(changes, message) -> None:
@@ -140,10 +174,14 @@ def test_a_wrong_table_says_what_is_wrong(changes, message) -> None:
 
 
 def test_a_wrong_file_is_named(tmp_path) -> None:
-    for text in ("[", 'name = "mine"'):
-        (tmp_path / "mine.toml").write_text(text)
+    dotted = ".".join("a" * 60_000)  # tomllib takes the square of this
+    for text in ("[", 'name = "mine"', "a = " + "[" * 100_000, "a = 1\n" * 50_000, f"{dotted} = 1", "a = 1e", "\udcff"):
+        (tmp_path / "mine.toml").write_bytes(text.encode("utf-8", "surrogateescape"))
         with pytest.raises(ValueError, match=r"mine\.toml"):
             load_table(tmp_path / "mine.toml")
+    os.mkfifo(tmp_path / "pipe.toml")
+    with pytest.raises(ValueError, match=r"pipe\.toml: expected a file, found a pipe"):
+        load_table(tmp_path / "pipe.toml")
     with pytest.raises(FileNotFoundError, match="tables of the package: table1, table2, reproduction"):
         load_table("table3")
 

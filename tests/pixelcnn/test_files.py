@@ -4,6 +4,8 @@ import dataclasses
 import json
 import os
 import pickle
+import resource
+import time
 
 import pytest
 import torch
@@ -121,6 +123,47 @@ def test_unfitting_tensors_are_refused_by_name(tiny_model, tmp_path):
 def test_bad_configurations_are_refused(tiny_model, tmp_path, changes):
     path = save_tensors(tmp_path / "m.safetensors", model_tensors(tiny_model, torch.bfloat16), tiny_model, **changes)
     with pytest.raises(ValueError, match=r"m\.safetensors: bad model configuration"):
+        pxfast.load(path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"resnets": 10**6}, "resnets must be a positive integer of at most 100, got 1000000"),
+        ({"filters": 10**9}, "filters must be a positive integer of at most 4096"),
+        ({"mixtures": 10**9}, "mixtures must be a positive integer of at most 1000"),
+        ({"image_size": [1 << 30, 1 << 30]}, "image_size must be"),
+        ({"image_size": 8}, "image_size must be a list of 2, got 8"),
+        ({"filters": True}, "filters must be an integer, got True"),
+        ({"filters": 10**400}, "filters must be a positive integer"),
+        ({"channels": 1.0}, "channels must be an integer"),
+        ({"dropout": float("nan")}, "dropout must be a number in"),
+        ({"dropout": None}, "dropout must be a number, got None"),
+        ({"head": ["logistic"]}, "head must be a text"),
+        ({"head": "x" * 10**5}, "head must be one of"),
+        # what may be asked for, but is not in the file: refused before anything is built
+        ({"resnets": 100, "filters": 4096}, "missing tensors, it has"),
+        ({"filters": 4096}, "should have shape"),
+    ],
+)
+def test_nothing_is_built_for_what_a_configuration_asks(tiny_model, tmp_path, changes, words):
+    tensors = model_tensors(tiny_model, torch.bfloat16)
+    path = save_tensors(tmp_path / "m.safetensors", tensors, tiny_model, **changes)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    started = time.perf_counter()
+    with pytest.raises(ValueError, match=rf"m\.safetensors.*{words}") as error:
+        pxfast.load(path)
+    assert time.perf_counter() - started < 3
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000  # kB
+    assert len(str(error.value)) < 1000
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.uint8, torch.bool, torch.complex64])
+def test_weights_are_floating_point(tiny_model, tmp_path, dtype):
+    name = "up.0.0.vertical.conv_in.weight"
+    tensors = model_tensors(tiny_model, torch.float32)
+    path = save_tensors(tmp_path / "m.safetensors", {**tensors, name: tensors[name].to(dtype)}, tiny_model)
+    with pytest.raises(ValueError, match=rf"m\.safetensors: {name} should be one of float64, .* found"):
         pxfast.load(path)
 
 

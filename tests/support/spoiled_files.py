@@ -33,8 +33,8 @@ from support.spoiling import Spoil, anywhere, json_text, png_chunk, safetensors_
 from pxfast.adp.files import load_score_network, read_score_metadata, save_score_network
 from pxfast.adp.score_network import ScoreNetwork, ScoreNetworkConfig
 from pxfast.adp.training import ScoreSettings, ScoreTrainer, read_score_settings
-from pxfast.attacks.resumable import open_parts, read_part, write_part
 from pxfast.attacks.result import AttackResult
+from pxfast.attacks.resumable import open_parts, read_part, write_part
 from pxfast.classifiers import ResNet18Config, ResNetConfig, VGGConfig, WideResNetConfig, build
 from pxfast.classifiers.training import ClassifierSettings, ClassifierTrainer
 from pxfast.classifiers.weights import load_classifier, read_notes, save_classifier
@@ -217,20 +217,9 @@ def evaluation_kinds(folder: Path) -> list[Kind]:
     written = write_table(out, table)
     (out / "figures").mkdir()
     Image.new("L", (4, 4)).save(out / "figures" / "roc.png")
-    figure = write_figure(
-        out,
-        Figure(
-            "roc",
-            "ROC",
-            "",
-            "cifar10",
-            {"title": "a paper", "where": "Figure 3"},
-            "roc.png",
-            "curves",
-            {},
-            {"AUC": 0.9},
-        ),
-    )
+    source = {"title": "a paper", "where": "Figure 3"}
+    roc = Figure("roc", "ROC", "", "cifar10", source, "roc.png", "curves", {}, {"AUC": 0.9})
+    figure = write_figure(out, roc)
     return [
         Kind(folder / "mine.toml", load_table, (toml_text,)),
         Kind(folder / "adaptive.toml", load_table, (toml_text,)),
@@ -242,7 +231,7 @@ def evaluation_kinds(folder: Path) -> list[Kind]:
 
 def kernel_kinds(folder: Path) -> list[Kind]:
     (folder / "tiles.json").write_text(dump({"sm_90": {"bf16 row": Tile(128, 64, 64, 8, 3)}}))
-    os.environ["XDG_CACHE_HOME"] = str(folder / "cache")
+    trust.record_file = lambda: folder / "cache" / "trials.json"
     trust._write_record({"triton, a GPU": None, "cuda, a GPU": "wrong"})
     return [
         Kind(folder / "tiles.json", read_tiles, (json_text,)),

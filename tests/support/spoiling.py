@@ -1,4 +1,4 @@
-"""Ways to spoil a file: anywhere in its bytes, and inside of what it says, with its lengths and checksums kept right."""
+"""Ways to spoil a file: anywhere in its bytes, or inside of what it says, with lengths and checksums kept right."""
 
 from __future__ import annotations
 

@@ -70,7 +70,7 @@ class Muon(torch.optim.Optimizer):
     orthogonalisation; torch.bfloat16 is what the paper uses. The momentum is in the state, in the parameter's dtype.
     """
 
-    state_names = ("momentum",)  # what a checkpoint has of a parameter
+    state_names: tuple[str, ...] = ("momentum",)  # what a checkpoint has of a parameter
 
     def __init__(self, parameters: Iterable[dict[str, Any]], lr: float, *, dtype: torch.dtype = torch.float32) -> None:
         if not lr > 0.0:
