@@ -199,8 +199,8 @@ def denoising_quality(network: ScoreNetwork, images: Tensor, sigma: float, *, se
     images: uint8 (N, C, H, W), N > 0. Returns 'loss', the mean of :func:`denoising_losses`; 'psnr', of the estimates
     x + sigma f(x), clamped to [0, 1], in dB over the mean squared error of all images; and 'noisy_psnr', of x itself.
     """
-    check_instance("network", network, ScoreNetwork)
-    check_training_images(images, (network.config.channels, *images.shape[2:]), "test")
+    check_instance("images", images, Tensor)
+    check_training_images(images, tuple(images.shape[1:]), "test")
     sigma = check_number("sigma", sigma, 0.0, ends="()")
     device = next(network.parameters()).device
     generator = torch.Generator().manual_seed(check_seed(seed))

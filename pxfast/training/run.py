@@ -108,7 +108,7 @@ def run_settings(
     return typing.cast("Settings", check_instance("settings", settings, kind))
 
 
-def check_training_images(images: Tensor, shape: tuple[int, int, int], what: str = "training") -> None:
+def check_training_images(images: Tensor, shape: tuple[int, ...], what: str = "training") -> None:
     """TypeError or ValueError unless ``images`` are uint8, N > 0 of them, of ``shape`` (C, H, W)."""
     expected = f"expected uint8 {what} images (N, {', '.join(map(str, shape))}), N > 0"
     if not isinstance(images, Tensor):

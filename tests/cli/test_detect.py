@@ -56,7 +56,7 @@ def test_several_sources_as_json(run_here, options, images, tmp_path):
 def test_refusals(refused, options, images, tmp_path):
     np.save(tmp_path / "in.npy", images.numpy())
     assert "no such file or folder" in refused("detect", tmp_path / "missing.npy", *options)
-    assert "alpha must be between 0 and 1, got 2.0" in refused("detect", tmp_path / "in.npy", "--alpha", 2, *options)
+    assert "alpha must be a number in (0, 1), got 2.0" in refused("detect", tmp_path / "in.npy", "--alpha", 2, *options)
     assert "with 20 training images" in refused("detect", tmp_path / "in.npy", "--alpha", 0.01, *options)
     assert "call fit(train_images) first" in refused("detect", tmp_path / "in.npy", *options[:2])
     assert "FILES" in refused("detect", *options)
