@@ -11,6 +11,7 @@ program holds, hence not on the eps of its neighbours.
 
 from __future__ import annotations
 
+import math
 from typing import Protocol
 
 import torch
@@ -27,12 +28,14 @@ JOINT = tl.constexpr(2)
 HEADS = {"logistic": LOGISTIC.value, "softmax": SOFTMAX.value, "pixelcnn++": JOINT.value}
 BINS_PER_UNIT = {"logistic": 128.0, "softmax": 0.0, "pixelcnn++": 127.5}
 MIN_LOG_SCALE = tl.constexpr(-7.0)
+LOG_128, LOG_127_5 = tl.constexpr(math.log(128.0)), tl.constexpr(math.log(127.5))
+WIDE_LOG_SCALE = tl.constexpr(80.0)  # above it the inverse scale leaves what fp32 can hold
 TOO_SMALL = tl.constexpr(1e-30)  # a mass below it may have lost digits to underflow
 
 
 @triton.jit
 def _component(parameters, start, k, red, green, CHANNEL: tl.constexpr, CHANNELS: tl.constexpr, K: tl.constexpr):
-    """Mean and inverse scale of component k, in PixelCNN++'s layout, given the values of the earlier channels."""
+    """Mean, inverse scale and log scale of component k, in PixelCNN++'s layout, given the earlier channels' values."""
     STRIDE: tl.constexpr = 3 * K if CHANNELS == 3 else 2 * K
     at = parameters + start + K + k
     mean = tl.load(at + CHANNEL * STRIDE)
@@ -42,18 +45,20 @@ def _component(parameters, start, k, red, green, CHANNEL: tl.constexpr, CHANNELS
     if CHANNEL == 2:
         mean += tanh(tl.load(at + STRIDE + 2 * K)) * ((red.to(tl.float32) - 127.5) / 127.5)
         mean += tanh(tl.load(at + 2 * STRIDE + 2 * K)) * ((green.to(tl.float32) - 127.5) / 127.5)
-    return mean, tl.exp(-log_scale)
+    return mean, tl.exp(-log_scale), log_scale
 
 
 @triton.jit
-def _log_mass(z, mean, scale, BINS: tl.constexpr):
-    """Log of a component's mass in the bin of value z, in the precision of mean and scale."""
+def _log_mass(z, mean, scale, log_scale, BINS: tl.constexpr):
+    """Log of a component's mass in the bin of value z, in the precision of mean, inverse scale and log scale."""
+    LOG_BINS: tl.constexpr = LOG_128 if BINS == 128.0 else LOG_127_5
     lower = scale * ((z - 128).to(mean.dtype) / BINS - mean)
     width = scale / BINS
     below = log_sigmoid(lower + width)
     above = log_sigmoid(-lower)
     # 1 - exp(-w) = exp(-w / 2) * 2 sinh(w / 2)
     narrow = tl.log(width * relative_sinh(tl.minimum(width, 1.0))) - 0.5 * width
+    narrow = tl.where(log_scale > WIDE_LOG_SCALE, -log_scale - LOG_BINS, narrow)
     inside = below + above + tl.where(width < 1.0, narrow, tl.log(1.0 - tl.exp(-tl.maximum(width, 0.5))))
     return tl.where(z == 0, below, tl.where(z == 255, above, inside))
 
@@ -75,11 +80,11 @@ def _log_weight(
     log_weight = tl.load(parameters + start + k)
     if HEAD == JOINT:
         if CHANNEL > 0:
-            mean, scale = _component(parameters, start, k, red, green, 0, CHANNELS, K)
-            log_weight += _log_mass(red, mean, scale, BINS)
+            mean, scale, log_scale = _component(parameters, start, k, red, green, 0, CHANNELS, K)
+            log_weight += _log_mass(red, mean, scale, log_scale, BINS)
         if CHANNEL > 1:
-            mean, scale = _component(parameters, start, k, red, green, 1, CHANNELS, K)
-            log_weight += _log_mass(green, mean, scale, BINS)
+            mean, scale, log_scale = _component(parameters, start, k, red, green, 1, CHANNELS, K)
+            log_weight += _log_mass(green, mean, scale, log_scale, BINS)
     return log_weight
 
 
@@ -106,7 +111,7 @@ def _mixture_masses(
     for k in range(0, K):
         log_weight = _log_weight(parameters, start, k, red, green, CHANNEL, CHANNELS, K, HEAD, BINS)
         weight = tl.exp(log_weight - highest)
-        mean, scale = _component(parameters, start, k, red, green, CHANNEL, CHANNELS, K)
+        mean, scale, _ = _component(parameters, start, k, red, green, CHANNEL, CHANNELS, K)
         width = scale / BINS
         half = 0.5 * width
         narrow = width * relative_sinh(tl.minimum(width, 1.0)) * tl.exp(-half)
@@ -140,8 +145,9 @@ def _log_masses_far_out(
     sum = (z * 0).to(tl.float64)
     for k in range(0, K):
         log_weight = _log_weight(parameters, start, k, red, green, CHANNEL, CHANNELS, K, HEAD, BINS) - highest_weight
-        mean, scale = _component(parameters, start, k, red, green, CHANNEL, CHANNELS, K)
-        log_mass = _log_mass(z, mean.to(tl.float64)[:, None], scale.to(tl.float64)[:, None], BINS)
+        mean, scale, log_scale = _component(parameters, start, k, red, green, CHANNEL, CHANNELS, K)
+        mean, scale, log_scale = mean.to(tl.float64), scale.to(tl.float64), log_scale.to(tl.float64)
+        log_mass = _log_mass(z, mean[:, None], scale[:, None], log_scale[:, None], BINS)
         log_mass += log_weight.to(tl.float64)[:, None]
         higher = tl.maximum(highest, log_mass)
         sum = sum * tl.exp(highest - higher) + tl.exp(log_mass - higher)

@@ -14,6 +14,7 @@ constexpr int kValues = 256;  // of a sub-pixel
 constexpr int kMaxMixtures = 128;
 constexpr float kLeastLogScale = -7.0f;  // of a mixture's component
 constexpr float kLeastMass = 1e-30f;     // smaller ones do not tell values apart
+constexpr float kWideLogScale = 80.0f;   // above it the inverse scale leaves what a float can hold
 
 // What becomes of a sub-pixel, given the model's distribution there; see pxfast/engines/choosers.py.
 struct Chooser {
@@ -96,23 +97,26 @@ PXFAST_HD ChannelParameters channel_parameters(const float* parameters, int comp
 
 PXFAST_HD double log_sigmoid(double x) { return x >= 0 ? -log1p(exp(-x)) : x - log1p(exp(x)); }
 
-// Log of a component's mass in the bin of a value; scale: inverse.
-PXFAST_HD_RARE double log_bin_mass(double mean, double scale, double bin_width, int value) {
+// Log of a component's mass in the bin of a value; scale: inverse, and log_scale, which counts where that underflows.
+PXFAST_HD_RARE double log_bin_mass(double mean, double scale, double log_scale, double bin_width, int value) {
   const double width = scale * bin_width, lower = scale * ((value - 128) * bin_width - mean);
   double log_mass = 0.0;
   if (value < kValues - 1) log_mass += log_sigmoid(lower + width);
   if (value > 0) log_mass += log_sigmoid(-lower);
-  if (value > 0 && value < kValues - 1) log_mass += log(-expm1(-width));
+  if (value > 0 && value < kValues - 1)
+    log_mass += log_scale > kWideLogScale ? log(bin_width) - log_scale : log(-expm1(-width));
   return log_mass;
 }
 
 // Log of the mass of a value's bin, for a range so far out that every mass underflows. Mixture: arrays of floats
-// log_weight, mean and inverse_scale.
+// log_weight, mean and inverse_scale; log_scales: the logarithms of the scales.
 template <class Mixture>
-PXFAST_HD_RARE double log_mixture_mass(const Mixture& m, int components, float bin_width, int value) {
+PXFAST_HD_RARE double log_mixture_mass(const Mixture& m, const float* log_scales, int components, float bin_width,
+                                       int value) {
   double highest = -HUGE_VAL, sum = 0.0;
   for (int i = 0; i < components; ++i) {
-    const double log_mass = m.log_weight[i] + log_bin_mass(m.mean[i], m.inverse_scale[i], bin_width, value);
+    const double log_mass =
+        m.log_weight[i] + log_bin_mass(m.mean[i], m.inverse_scale[i], log_scales[i], bin_width, value);
     if (log_mass > highest) {
       sum = sum * exp(highest - log_mass) + 1.0;
       highest = log_mass;

@@ -25,10 +25,11 @@ inline int pick(const PixelChooser& chooser, float* mass, Range range, float tot
 }
 
 // The mixture of one channel: per component its weight (not normalised), mean, inverse scale, and 1 - exp(-width) with
-// the bin's width in units of the scale.
+// the bin's width in units of the scale. The logarithms of the scales stay where the network put them.
 struct Mixture {
   int components;
   float bin_width;
+  const float* log_scales;
   float log_weight[kMaxMixtures + pxfast::kLanes];
   float weight[kMaxMixtures + pxfast::kLanes];
   float mean[kMaxMixtures + pxfast::kLanes];
@@ -60,6 +61,7 @@ inline void mixture_weights(const float* logits, Mixture& m) {
 // Parameters of `channel` given the values already chosen for the earlier channels.
 inline void mixture_of_channel(const float* parameters, int channels, int channel, const uint8_t* chosen, Mixture& m) {
   const pxfast::ChannelParameters from = pxfast::channel_parameters(parameters, m.components, channels, channel);
+  m.log_scales = from.log_scales;
   for (int i = 0; i < m.components; i += pxfast::kLanes) {
     Vector mean = load(from.means + i);
     if (channel > 0) mean = fma(tanh(load(from.by_first + i)), broadcast(pxfast::to_unit(chosen[0])), mean);
@@ -77,7 +79,7 @@ inline int argmax_far_out(const Mixture& m, Range range) {
   int best = range.low;
   double best_log = -HUGE_VAL;
   for (int z = range.low; z <= range.high; ++z) {
-    const double log_mass = pxfast::log_mixture_mass(m, m.components, m.bin_width, z);
+    const double log_mass = pxfast::log_mixture_mass(m, m.log_scales, m.components, m.bin_width, z);
     if (log_mass > best_log) best_log = log_mass, best = z;
   }
   return best;
@@ -88,7 +90,8 @@ inline void condition_weights(Mixture& m, int value) {
   double log_weight[kMaxMixtures];
   double highest = -HUGE_VAL;
   for (int i = 0; i < m.components; ++i) {
-    log_weight[i] = m.log_weight[i] + pxfast::log_bin_mass(m.mean[i], m.inverse_scale[i], m.bin_width, value);
+    log_weight[i] = m.log_weight[i] +
+                    pxfast::log_bin_mass(m.mean[i], m.inverse_scale[i], m.log_scales[i], m.bin_width, value);
     if (log_weight[i] > highest) highest = log_weight[i];
   }
   for (int i = 0; i < m.components; ++i) {

@@ -72,9 +72,11 @@ PXFAST_HD float mixture_mass(const MixtureShape& shape, const HeadScratch& m, in
 
 // What a chosen value says about which component made the pixel: log w += log p(value), rescaled.
 template <class Group>
-PXFAST_HD void condition_weights(const Group& group, const MixtureShape& shape, int value, HeadScratch& m) {
+PXFAST_HD void condition_weights(const Group& group, const MixtureShape& shape, const float* log_scales, int value,
+                                 HeadScratch& m) {
   for (int i = group.lane(); i < shape.components; i += group.lanes())
-    m.mass[i] = (float)(m.log_weight[i] + log_bin_mass(m.mean[i], m.inverse_scale[i], shape.bin_width, value));
+    m.mass[i] = (float)(m.log_weight[i] +
+                        log_bin_mass(m.mean[i], m.inverse_scale[i], log_scales[i], shape.bin_width, value));
   group.sync();
   float highest = m.mass[0];
   for (int i = 1; i < shape.components; ++i) highest = m.mass[i] > highest ? m.mass[i] : highest;
@@ -123,6 +125,7 @@ PXFAST_HD void choose_logistic(const Group& group, const Program& program, const
   for (int c = 0; c < program.channels; ++c) {
     const int value = around[c * channel_stride];
     const Range range = chooser.range(value);
+    const float* log_scales = channel_parameters(parameters, shape.components, program.channels, c).log_scales;
     mixture_of_channel(group, shape, parameters, program.channels, c, m);
     group.sync();
     for (int z = range.low + group.lane(); z <= range.high; z += group.lanes()) m.mass[z] = mixture_mass(shape, m, z);
@@ -133,14 +136,14 @@ PXFAST_HD void choose_logistic(const Group& group, const Program& program, const
     if (picked < 0) {
       group.sync();
       for (int z = range.low + group.lane(); z <= range.high; z += group.lanes())
-        m.mass[z] = (float)log_mixture_mass(m, shape.components, shape.bin_width, z);
+        m.mass[z] = (float)log_mixture_mass(m, log_scales, shape.components, shape.bin_width, z);
       group.sync();
       float largest;
       picked = best_value(group, m.mass, range, largest);
     }
     if (group.lane() == 0) m.chosen[c] = (uint8_t)picked;
     group.sync();
-    if (shared && c + 1 < program.channels) condition_weights(group, shape, picked, m);
+    if (shared && c + 1 < program.channels) condition_weights(group, shape, log_scales, picked, m);
   }
 }
 

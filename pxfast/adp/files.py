@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
+from ..base.checks import check_instance, check_path, notes_json
 from ..base.files import whole_file
 from ..tensors.safetensors import (
     floating_state,
@@ -34,10 +35,12 @@ def save_score_network(
 
     notes: JSON-able facts kept in the metadata (how it was trained, its measured loss).
     """
+    check_instance("network", network, ScoreNetwork)
+    check_path("path", path)
     metadata = {
         "format": FORMAT,
         "config": json.dumps(dataclasses.asdict(network.config)),
-        "notes": json.dumps(notes or {}),
+        "notes": notes_json(notes),
     }
     with whole_file(path) as temporary:
         save_file(stored_tensors(network), temporary, metadata=metadata)

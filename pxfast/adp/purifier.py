@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from ..base.checks import check_integer, is_number
+from ..base.checks import check_between, check_number, check_progress, check_seed, check_seeds
 from ..base.progress import reporting
 from ..data.images import ImagesT, check_range, to_grid
 from ..tensors.ambient import in_plain_torch
@@ -78,9 +78,9 @@ class ADPPurifier(nn.Module):
     [0, 1]. Then x becomes x + a s(x), with the step size a that :func:`step_sizes` gives, at most ``steps`` times and
     until a is 1e-3 or less (:func:`descend`). runs: over how many runs, each with noise of its own, a defended
     classifier (:class:`pxfast.defences.Defended`) averages its logits. model: a ScoreNetwork, a shipped one's name, the
-    path of a file, or None for the shipped one of the images' shape. seed: of the noise, with the image itself: an
-    image's result is the same in every batch. progress: as :func:`pxfast.purify` takes it. progress: as
-    :func:`pxfast.purify` takes it.
+    path of a file, or None for the shipped one of the images' shape. seed: of the noise, with the image itself, an
+    integer in 0..2^63 - 1: an
+    image's result is the same in every batch. progress: as :func:`pxfast.purify` takes it.
 
     backward: 'straight-through' (the identity's gradient, so that gradient attacks are BPDA), 'error' (asking for one
     raises RuntimeError), or 'full': that of the noise and all steps, for which the memory of two evaluations a step is
@@ -111,17 +111,14 @@ class ADPPurifier(nn.Module):
         progress: bool | Callable[[int], None] = False,
     ) -> None:
         super().__init__()
-        if not is_number(sigma) or not 0.0 <= sigma <= 1.0:
-            raise ValueError(f"sigma must be a deviation in [0, 1], on images in [0, 1], got {sigma!r}")
-        self.sigma: float = float(sigma)
-        self.steps: int = check_integer("steps", steps, 10_001)
-        self.runs: int = check_integer("runs", runs, 10_001)
-        if self.runs == 0:
-            raise ValueError("runs must be at least 1, got 0")
+        hint = "; it is the noise's deviation on images in [0, 1], not in steps of the 0..255 grid"
+        self.sigma: float = check_number("sigma", sigma, 0.0, 1.0, hint=hint)
+        self.steps: int = check_between("steps", steps, 0, 10_000)
+        self.runs: int = check_between("runs", runs, 1, 10_000)
         object.__setattr__(self, "model", SHIPPED.resolve(model))
         self.backward: str = check_backward(backward, "full")
-        self.seed: int = check_integer("seed", seed, 2**63)
-        self.progress = progress
+        self.seed: int = check_seed(seed)
+        self.progress: bool | Callable[[int], None] = check_progress(progress)
 
     def forward(self, images: ImagesT) -> ImagesT:
         """One run. Images (N, C, H, W) or (C, H, W), of the types that ``purify`` takes; the same form comes back.
@@ -184,8 +181,7 @@ class ADPPurifier(nn.Module):
 
     def _run(self, images: Tensor, seeds: Sequence[int]) -> Tensor:
         self._check(images)
-        if len(seeds) != len(images):
-            raise ValueError(f"expected {len(images)} seeds, one an image, got {len(seeds)}")
+        seeds = check_seeds(seeds, len(images))
         if not len(images):
             return images.clone()
         check_range(images)

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..base.checks import check_between, check_channels, check_size
+from ..base.checks import check_between, check_channels, check_instance, check_size, put
 from ..tensors.activations import elu
 from ..tensors.modules import ModuleList
 
@@ -34,9 +34,12 @@ class ScoreNetworkConfig:
     ngf: int = 128
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "image_size", check_size(self.image_size, SMALLEST_SIDE))
-        check_channels(self.channels)
-        check_between("ngf", self.ngf, 2, MOST_FEATURES)
+        put(
+            self,
+            image_size=check_size(self.image_size, SMALLEST_SIDE),
+            channels=check_channels(self.channels),
+            ngf=check_between("ngf", self.ngf, 2, MOST_FEATURES),
+        )
 
 
 def mean_and_variance(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -201,7 +204,7 @@ class ScoreNetwork(nn.Module):
 
     def __init__(self, config: ScoreNetworkConfig) -> None:
         super().__init__()
-        self.config = config
+        self.config: ScoreNetworkConfig = check_instance("config", config, ScoreNetworkConfig)
         n = config.ngf
         self.begin: nn.Conv2d = _conv3x3(config.channels, n)
         self.stages: ModuleList[nn.Sequential] = ModuleList(

@@ -14,13 +14,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..base.checks import check_instance, check_number, check_path, check_seed, check_text
 from ..data.datasets import image_shape
 from ..tensors.safetensors import metadata_record, read_header
 from ..training.averaged_run import AveragedRun
 from ..training.outputs import run_outputs
 from ..training.processes import Processes
 from ..training.provenance import training_notes, training_parts
-from ..training.run import RunSettings, run_to_the_end
+from ..training.run import RunSettings, check_training_images, run_settings, run_to_the_end
 from .files import load_score_network, parse_score_config, read_score_metadata, save_score_network
 from .score_network import ScoreNetwork, ScoreNetworkConfig
 
@@ -53,15 +54,14 @@ class ScoreSettings(RunSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.levels < 1 or self.warmup < 0:
-            raise ValueError(f"expected levels >= 1 and warmup >= 0, got {self.levels} and {self.warmup}")
-        if not 0.0 < self.sigma_min <= self.sigma_max < math.inf:
+        self._count("levels", least=1)
+        self._count("warmup")
+        self._number("sigma_min", "sigma_max", ends="()")
+        if self.sigma_min > self.sigma_max:
             raise ValueError(f"expected 0 < sigma_min <= sigma_max, got {self.sigma_min} and {self.sigma_max}")
-        if not self.gradient_clip >= 0.0:
-            raise ValueError(f"gradient_clip must be positive, or 0 for none, got {self.gradient_clip}")
-        self._fraction("ema_decay")
-        if not 0.0 <= self.clamped <= 1.0:
-            raise ValueError(f"clamped must be in [0, 1], got {self.clamped}")
+        self._number("gradient_clip")
+        self._number("ema_decay", high=1.0, ends="[)")
+        self._number("clamped", high=1.0)
 
     def sigmas(self) -> Tensor:
         """The noise levels (levels,), fp32, the largest first."""
@@ -84,7 +84,7 @@ def score_preset(name: str, dataset: str | os.PathLike[str]) -> tuple[ScoreNetwo
 
     dataset: a known name, or a folder of images. ValueError for an unknown preset or data set.
     """
-    if name not in PRESETS:
+    if check_text("a preset", name) not in PRESETS:
         raise ValueError(f"unknown preset {name!r}; known: {', '.join(PRESETS)}")
     ngf, settings = PRESETS[name]
     channels, H, W = image_shape(dataset)
@@ -133,10 +133,8 @@ class ScoreTrainer(AveragedRun):
         images: Tensor,
         processes: Processes | None = None,
     ) -> None:
+        check_training_images(images, (config.channels, *config.image_size))
         super().__init__(settings, images, processes, ema_decay=settings.ema_decay)
-        shape = (config.channels, *config.image_size)
-        if images.dtype != torch.uint8 or tuple(images.shape[1:]) != shape:
-            raise ValueError(f"expected uint8 images (N, {shape}), got {images.dtype} {tuple(images.shape)}")
         if len(images) < settings.batch_size:
             raise ValueError(f"expected at least one batch of {settings.batch_size} images, got {len(images)}")
         if self.processes.count > 1:
@@ -202,8 +200,11 @@ def denoising_quality(network: ScoreNetwork, images: Tensor, sigma: float, *, se
     images: uint8 (N, C, H, W), N > 0. Returns 'loss', the mean of :func:`denoising_losses`; 'psnr', of the estimates
     x + sigma f(x), clamped to [0, 1], in dB over the mean squared error of all images; and 'noisy_psnr', of x itself.
     """
+    check_instance("images", images, Tensor)
+    check_training_images(images, tuple(images.shape[1:]), "test")
+    sigma = check_number("sigma", sigma, 0.0, ends="()")
     device = next(network.parameters()).device
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(check_seed(seed))
     losses = errors = before = 0.0
     for part in images.split(EVALUATED_AT_ONCE):
         clean = part.float() / 255.0
@@ -246,7 +247,19 @@ def train_score_network(
     names the device; a score network is trained by one process. Returns the averaged network, on its device. Raises
     FloatingPointError when the loss stops being finite, and what :func:`pxfast.training.outputs.run_outputs` raises.
     """
-    settings = settings or ScoreSettings()
+    settings = run_settings(
+        settings,
+        ScoreSettings,
+        resume=resume,
+        force=force,
+        progress=progress,
+        checkpoint_interval=checkpoint_interval,
+        processes=processes,
+    )
+    check_path("out", out)
+    check_instance("config", config, ScoreNetworkConfig)
+    if start is not None:
+        check_instance("start", start, ScoreNetwork)
     with run_outputs(out, resume=resume, force=force, processes=processes, progress=progress) as files:
         trainer = ScoreTrainer(config, settings, images, processes)
         if files.resumed:
@@ -293,6 +306,7 @@ def record_quality(
     Notes: ``test_images`` and ``denoising``, what :func:`denoising_quality` gives by noise level. Returns the latter.
     """
     network, (_, notes) = load_score_network(path), read_score_metadata(path)
+    check_training_images(test_images, (network.config.channels, *network.config.image_size), "test")
     network.to(device)
     found = {}
     for sigma in sigmas:

@@ -4,8 +4,10 @@
 same and also says which images are misclassified before and after rounding to the grid.
 """
 
+import inspect
 from typing import Any
 
+from ..base.checks import check_text
 from .attack import Attack, ClippedAttack
 from .autoattack import AutoAttack
 from .box_lbfgs import LBFGS
@@ -60,10 +62,15 @@ ATTACKS: dict[str, type[Attack]] = {attack.name: attack for attack in (*PAPER, *
 def find_attack(name: str, **options: Any) -> Attack:
     """The attack of this name in ``ATTACKS``, made with these options of its own.
 
-    ValueError lists the known names; TypeError for an option that the attack lacks, and what its constructor raises.
+    ValueError lists the known names; TypeError for an option that the attack lacks, which lists its own, and what its
+    constructor raises.
     """
-    if name not in ATTACKS:
+    if check_text("an attack", name) not in ATTACKS:
         raise ValueError(f"unknown attack {name!r}; known: {', '.join(ATTACKS)}")
+    known = list(inspect.signature(ATTACKS[name]).parameters)
+    for option in options:
+        if option not in known:
+            raise TypeError(f"{name} has no option {option!r}; it takes {', '.join(known) or 'none'}")
     return ATTACKS[name](**options)
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..base.checks import check_eps, check_integer
+from ..base.checks import check_eps, check_instance, check_progress, check_seed
 from ..base.progress import reporting
 from ..classifiers.contract import Labels, checked_logits, class_labels
 from ..defences.defended import Defended
@@ -174,7 +174,8 @@ class Attack(abc.ABC):
     ) -> AttackResult:
         fixed, known, aims = prepared(classifier, images, labels, targets, self.batch)
         eps = self.check_eps(eps)
-        seed = check_integer("seed", seed, 2**63)
+        seed = check_seed(seed)
+        check_progress(progress)
         if aims is not None and not self.targeted:
             raise ValueError(f"{self.name} leads to any wrong class: it takes no targets")
 
@@ -240,6 +241,7 @@ class ClippedAttack(Attack):
 
         The arguments and errors are those of :meth:`run`.
         """
+        check_progress(progress)
         fixed, known, _ = prepared(classifier, images, labels, None, self.batch)
 
         def find(block: Tensor, given: Tensor | None, _: Tensor | None) -> Tensor:
@@ -260,6 +262,7 @@ class ClippedAttack(Attack):
         """
         fixed, known, _ = prepared(classifier, images, labels, None, self.batch)
         bound = check_eps(eps)
+        check_instance("found", found, Tensor)
         if found.shape != images.shape or not found.is_floating_point():
             raise ValueError(f"expected floating images {tuple(images.shape)}, got {found.dtype} {tuple(found.shape)}")
         parts = iter(torch.split(found, self.block))
@@ -305,6 +308,7 @@ def check_images(classifier: nn.Module, images: Tensor) -> None:
         raise TypeError(f"expected a tensor of uint8 images, got {what}")
     if images.dim() != 4:
         raise ValueError(f"expected images (N, C, H, W), got {tuple(images.shape)}")
+    check_instance("classifier", classifier, nn.Module)
     if classifier.training:
         raise ValueError("the classifier must be in eval mode; in training mode each image depends on its batch")
 

@@ -18,9 +18,9 @@ class AutoAttack(Attack):
     """AutoAttack, by pyautoattack. Its random numbers are drawn for a block of images as a whole: an image's result
     may depend on which images are attacked together.
 
-    version: 'standard', 'plus' (with more attacks) or 'rand' (for stochastic defences). ValueError for another. Needs
-    pyautoattack (``pip install 'pxfast[attacks]'``); ImportError without it. A classifier of fewer than four classes is
-    a ValueError.
+    version: 'standard', 'plus' (with more attacks) or 'rand' (for stochastic defences). TypeError or ValueError for
+    another. Needs pyautoattack (``pip install 'pxfast[attacks]'``); ImportError without it. A classifier of fewer than
+    four classes is a ValueError.
 
     Source: Croce and Hein 2020.
     """

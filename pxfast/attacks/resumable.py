@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from ..base.checks import is_number
+from ..base.checks import check_instance, check_path, is_number
 from ..base.files import check_encodable, output_files, whole_file
 from ..base.parts import Parts
 from ..base.progress import progress_of
@@ -53,7 +53,8 @@ def attack_to_file(
     another run (with ``force`` they and the files are replaced), BlockingIOError where another process writes ``out``,
     and what the attack raises.
     """
-    out = Path(out)
+    check_instance("attack", attack, Attack)
+    out = check_path("out", out)
     if out.suffix.lower() != ".npy":
         raise ValueError(f"{out}: attacked images are written to a file with the suffix .npy")
     check_encodable(out)

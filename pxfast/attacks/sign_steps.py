@@ -9,7 +9,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..base.checks import check_choice, check_count, check_number, check_optional_count
+from ..base.checks import (
+    check_choice,
+    check_count,
+    check_eps,
+    check_optional_count,
+    check_optional_number,
+)
 from .attack import Attack, image_generators
 from .gradients import loss_gradient, predicted
 
@@ -45,7 +51,11 @@ def uniform(generators: Sequence[np.random.Generator], x: Tensor, eps: float) ->
 
 
 def bim_steps(eps: int) -> int:
-    """How many steps of one grid level BIM takes: floor(min(eps + 4, 1.25 eps)) (Kurakin et al. 2016)."""
+    """How many steps of one grid level BIM takes: floor(min(eps + 4, 1.25 eps)) (Kurakin et al. 2016).
+
+    eps: 0..255. TypeError or ValueError for others.
+    """
+    eps = check_eps(eps)
     return math.floor(min(eps + 4, 1.25 * eps))
 
 
@@ -73,7 +83,7 @@ class FGSM(Attack):
     """The fast gradient sign method: one step of eps by the sign of the cross-entropy's gradient, clipped to 0..255.
 
     label_rule: the label that it leads away from: 'predicted', the classifier's own, so that the true one does not
-    leak, or 'given', the one that it is called with. ValueError for another.
+    leak, or 'given', the one that it is called with. TypeError or ValueError for another.
 
     Source: Goodfellow et al. 2015; away from the predicted label as in the code of Song et al. 2018 (PixelDefend).
     """
@@ -130,7 +140,7 @@ class PGD(Attack):
 
     def __init__(self, *, steps: int = 20, step: float | None = None) -> None:
         self.steps: int = check_count("steps", steps)
-        self.step: float | None = None if step is None else check_number("step", step, 0.0, ends="()")
+        self.step: float | None = check_optional_number("step", step, 0.0, ends="()")
 
     def perturb(self, classifier: nn.Module, x: Tensor, labels: Tensor, eps: float = 1.0, *, seed: int = 0) -> Tensor:
         start = (x + uniform(image_generators(x, seed), x, eps)).clamp(0.0, 1.0)

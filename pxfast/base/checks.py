@@ -1,20 +1,41 @@
-"""Checks of arguments that many functions share."""
+"""The door of options: one check for each kind of argument, with the words of its errors.
+
+Every message names the argument, what was expected and what came. Integers may be NumPy's, or arrays and tensors of one
+integer without a dimension; bools are no integers. What a check gives is Python's own type.
+"""
 
 from __future__ import annotations
 
+import json
 import math
 import numbers
-from collections.abc import Collection, Sequence
+import operator
+import os
+from collections.abc import Callable, Collection, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from .records import shown
+
+MOST_SEEDS = 1 << 63  # what generators take
+LONGEST_SIDE = 1 << 14  # pixels, of an image that a network may be made for
+PRECISIONS = ("fp32", "bf16")
 
 
-def check_integer(name: str, value: int, limit: int) -> int:
-    """``value`` as a Python int. TypeError unless an integer (bool is not one), ValueError outside 0..limit - 1."""
-    message = f"{name} must be an integer in 0..{limit - 1}, got {value!r}"
-    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
-        raise TypeError(message)
-    if not 0 <= value < limit:
-        raise ValueError(message)
-    return int(value)
+def integer_of(value: object) -> int | None:
+    """``value`` as a Python int, if it is an integer; None if not."""
+    if isinstance(value, numbers.Integral):
+        return None if isinstance(value, bool) else int(value)
+    if _dtype_of_scalar(value).startswith(("int", "uint")):
+        return operator.index(value)  # type: ignore[arg-type]
+    return None
+
+
+def _dtype_of_scalar(value: object) -> str:
+    """The name of the type of an array or tensor without a dimension; empty for anything else."""
+    if getattr(value, "shape", None) != () or getattr(getattr(value, "device", None), "type", "") == "meta":
+        return ""
+    return str(getattr(value, "dtype", "")).removeprefix("torch.")
 
 
 def is_number(value: object) -> bool:
@@ -22,81 +43,174 @@ def is_number(value: object) -> bool:
     return isinstance(value, numbers.Real) and not isinstance(value, bool)
 
 
+def check_between(name: str, value: int, least: int, most: int) -> int:
+    """``value`` as a Python int. TypeError unless an integer (bool is not one), ValueError outside least..most."""
+    return _integer(value, least, most, f"{name} must be an integer in {least}..{most}")
+
+
+def check_integer(name: str, value: int, limit: int) -> int:
+    """As :func:`check_between` 0 and limit - 1."""
+    return check_between(name, value, 0, limit - 1)
+
+
 def check_count(name: str, value: int, least: int = 0) -> int:
     """``value`` as a Python int. TypeError unless an integer (bool is not one), ValueError below ``least``."""
-    return _count(value, least, f"{name} must be an integer of at least {least}, got {value!r}")
+    return _integer(value, least, None, f"{name} must be an integer of at least {least}")
 
 
 def check_optional_count(name: str, value: int | None, least: int = 0) -> int | None:
     """``value`` as a Python int, or None; otherwise as :func:`check_count`."""
-    message = f"{name} must be None or an integer of at least {least}, got {value!r}"
-    return None if value is None else _count(value, least, message)
+    expected = f"{name} must be None or an integer of at least {least}"
+    return None if value is None else _integer(value, least, None, expected)
 
 
-def _count(value: int, least: int, message: str) -> int:
-    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
-        raise TypeError(message)
-    if value < least:
-        raise ValueError(message)
-    return int(value)
-
-
-def check_between(name: str, value: int, least: int, most: int) -> int:
-    """``value`` as a Python int. TypeError unless an integer (bool is not one), ValueError outside least..most."""
-    message = f"{name} must be an integer in {least}..{most}, got {value!r}"
-    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
-        raise TypeError(message)
-    if not least <= value <= most:
-        raise ValueError(message)
-    return int(value)
+def _integer(value: int, least: int, most: int | None, expected: str) -> int:
+    found = integer_of(value)
+    if found is None:
+        raise TypeError(f"{expected}, got {shown(value)}")
+    if found < least or (most is not None and found > most):
+        raise ValueError(f"{expected}, got {shown(value)}")
+    return found
 
 
 def check_size(size: Sequence[int], least: int = 1, unit: int = 1) -> tuple[int, int]:
-    """``size`` of an image as a tuple (H, W). ValueError unless two integers, multiples of ``unit``, least..16384."""
-    if (
-        not isinstance(size, (tuple, list))
-        or len(size) != 2
-        or any(isinstance(side, bool) or not isinstance(side, int) for side in size)
-        or any(not least <= side <= LONGEST_SIDE or side % unit for side in size)
-    ):
-        kind = "integers" if unit == 1 else f"multiples of {unit}"
-        raise ValueError(f"image_size must be (H, W), positive {kind} in {least}..{LONGEST_SIDE}, got {size!r}")
-    return size[0], size[1]
+    """``size`` of an image as a tuple (H, W). TypeError unless two integers.
+
+    ValueError unless they are multiples of ``unit`` in least..16384.
+    """
+    kind = "integers" if unit == 1 else f"multiples of {unit}"
+    expected = f"image_size must be (H, W), positive {kind} in {least}..{LONGEST_SIDE}"
+    sides = [integer_of(side) for side in size] if isinstance(size, (tuple, list)) else [None]
+    whole = [side for side in sides if side is not None]
+    if len(whole) < len(sides):
+        raise TypeError(f"{expected}, got {shown(size)}")
+    if len(whole) != 2 or any(not least <= side <= LONGEST_SIDE or side % unit for side in whole):
+        raise ValueError(f"{expected}, got {shown(size)}")
+    return whole[0], whole[1]
 
 
 def check_channels(channels: int) -> int:
-    """``channels`` itself. ValueError unless 1 or 3."""
-    if isinstance(channels, bool) or not isinstance(channels, int) or channels not in (1, 3):
-        raise ValueError(f"channels must be 1 or 3, got {channels!r}")
-    return channels
+    """``channels`` as a Python int. TypeError unless an integer, ValueError unless 1 or 3."""
+    found = integer_of(channels)
+    if found not in (1, 3):
+        raise (TypeError if found is None else ValueError)(f"channels must be 1 or 3, got {shown(channels)}")
+    return found
 
 
-def check_number(name: str, value: float, low: float, high: float = math.inf, *, ends: str = "[]") -> float:
+def check_number(
+    name: str, value: float, low: float, high: float = math.inf, *, ends: str = "[]", hint: str = ""
+) -> float:
     """``value`` as a Python float. TypeError unless a real number (bool is not one), ValueError outside low..high.
 
     ends: how the interval is written, a round bracket at an end that does not belong to it, as infinity never does.
+    hint: what the messages add.
     """
     ends = ends[0] + (ends[1] if math.isfinite(high) else ")")
-    message = f"{name} must be a number in {ends[0]}{low:g}, {high:g}{ends[1]}, got {value!r}"
-    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+    message = f"{name} must be a number in {ends[0]}{low:g}, {high:g}{ends[1]}, got {shown(value)}{hint}"
+    if not is_number(value):
         raise TypeError(message)
     if not low <= value <= high or (ends[0] == "(" and value == low) or (ends[1] == ")" and value == high):
         raise ValueError(message)
-    return float(value)
+    try:
+        return float(value)
+    except OverflowError:  # an integer that no float can hold
+        raise ValueError(message) from None
+
+
+def check_optional_number(
+    name: str, value: float | None, low: float, high: float = math.inf, *, ends: str = "[]"
+) -> float | None:
+    """``value`` as a Python float, or None; otherwise as :func:`check_number`."""
+    return None if value is None else check_number(name, value, low, high, ends=ends)
 
 
 def check_choice(name: str, value: str, choices: Collection[str]) -> str:
-    """``value`` itself. ValueError unless one of ``choices``."""
-    if value not in choices:
-        raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
+    """``value`` itself. TypeError unless a text, ValueError unless one of ``choices``."""
+    if not isinstance(value, str) or value not in choices:
+        kind = ValueError if isinstance(value, str) else TypeError
+        raise kind(f"{name} must be one of {', '.join(choices)}, got {shown(value)}")
     return value
+
+
+def check_text(name: str, value: str) -> str:
+    """``value`` itself. TypeError unless a text."""
+    if not isinstance(value, str):
+        raise TypeError(f"{name} must be a text, got {shown(value)}")
+    return value
+
+
+def check_names(name: str, value: Iterable[str]) -> list[str]:
+    """``value`` as a list. TypeError unless some texts, and no single one; ValueError for none."""
+    if isinstance(value, str) or not isinstance(value, Iterable):
+        raise TypeError(f"{name} must be a list of texts, got {shown(value)}")
+    found = [check_text(f"each of {name}", each) for each in value]
+    if not found:
+        raise ValueError(f"{name} must be a list of at least one text, got none")
+    return found
+
+
+def check_path(name: str, value: str | os.PathLike[str]) -> Path:
+    """``value`` as a Path. TypeError unless a text or an os.PathLike."""
+    if not isinstance(value, (str, os.PathLike)):
+        raise TypeError(f"{name} must be a path, got {shown(value)}")
+    return Path(value)
+
+
+def notes_json(notes: dict[str, Any] | None) -> str:
+    """A file's notes as JSON. TypeError unless None or a dictionary that JSON can hold."""
+    expected = "notes must be a dictionary that JSON can hold"
+    if notes is not None and not isinstance(notes, dict):
+        raise TypeError(f"{expected}, got {type(notes).__name__}")
+    try:
+        return json.dumps(notes or {})
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"{expected}: {error}") from None
 
 
 def check_flag(name: str, value: bool) -> bool:
-    """``value`` itself. TypeError unless True or False."""
-    if not isinstance(value, bool):
-        raise TypeError(f"{name} must be True or False, got {value!r}")
+    """``value`` as a Python bool. TypeError unless True or False."""
+    if isinstance(value, bool):
+        return value
+    if _dtype_of_scalar(value) == "bool":
+        return bool(value)
+    raise TypeError(f"{name} must be True or False, got {shown(value)}")
+
+
+def check_progress(progress: bool | Callable[[int], None]) -> bool | Callable[[int], None]:
+    """``progress`` itself. TypeError unless True, False or a function."""
+    if not isinstance(progress, bool) and not callable(progress):
+        raise TypeError(f"progress must be True, False or a function of the images done, got {shown(progress)}")
+    return progress
+
+
+def check_instance(name: str, value: Any, *kinds: type) -> Any:
+    """``value`` itself. TypeError unless of one of ``kinds``."""
+    if not isinstance(value, kinds):
+        expected = " or ".join("None" if kind is type(None) else kind.__name__ for kind in kinds)
+        raise TypeError(f"{name} must be of {expected}, got {type(value).__name__}")
     return value
+
+
+def check_seed(seed: int, limit: int = MOST_SEEDS) -> int:
+    """``seed`` as a Python int; raises what :func:`check_integer` does for 0..limit - 1."""
+    return check_integer("seed", seed, limit)
+
+
+def check_seeds(seeds: Sequence[int], count: int) -> list[int]:
+    """``seeds`` as Python ints in 0..2^63 - 1, one for each of ``count`` images; TypeError or ValueError for others."""
+    try:
+        found = list(seeds)
+    except TypeError:
+        raise TypeError(f"seeds must be {count} integers, one an image, got {shown(seeds)}") from None
+    if len(found) != count:
+        raise ValueError(f"expected {count} seeds, one an image, got {len(found)}")
+    return [check_integer("each of the seeds", seed, MOST_SEEDS) for seed in found]
+
+
+def put(record: object, **values: object) -> None:
+    """Give fields of a frozen dataclass the values that their checks gave, in its own ``__post_init__``."""
+    for name, value in values.items():
+        object.__setattr__(record, name, value)
 
 
 def check_eps(eps: int) -> int:
@@ -105,9 +219,5 @@ def check_eps(eps: int) -> int:
 
 
 def check_precision(precision: str) -> str:
-    """``precision`` itself. ValueError unless 'auto', 'fp32' or 'bf16'."""
+    """``precision`` itself. TypeError unless a text, ValueError unless 'auto', 'fp32' or 'bf16'."""
     return check_choice("precision", precision, ("auto", *PRECISIONS))
-
-
-PRECISIONS = ("fp32", "bf16")
-LONGEST_SIDE = 1 << 14  # pixels, of an image that a network may be made for

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import torch
 
+from .checks import check_text
+
 
 def usable_processors() -> int:
     """How many processors this process may use."""
@@ -18,7 +20,7 @@ def parse_device(name: str) -> torch.device:
 
     Raises ValueError for other names, and where CUDA is asked for and torch finds none.
     """
-    if name == "auto":
+    if check_text("device", name) == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     kind, _, index = name.partition(":")
     if kind not in ("cpu", "cuda") or (kind == "cpu" and index) or (index and not index.isdecimal()):

@@ -10,6 +10,8 @@ import stat
 from pathlib import Path
 from typing import Any, NoReturn
 
+from .checks import check_path
+
 LARGEST_TEXT = 16 << 20  # bytes: a table of results has a few kB
 DEEPEST = 100  # levels of lists and tables in each other
 
@@ -20,7 +22,7 @@ def regular_file(path: str | os.PathLike[str]) -> Path:
     FileNotFoundError where there is nothing; ValueError for a folder, a pipe, a socket or a device, which may never
     come to an end.
     """
-    path = Path(path)
+    path = check_path("a file's path", path)
     try:
         mode = os.stat(path).st_mode
     except (FileNotFoundError, NotADirectoryError):

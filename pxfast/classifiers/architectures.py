@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from ..base.checks import check_channels, check_text
+from ..base.records import shown
 from ..data.datasets import class_count, image_shape
 from .classifier import Classifier, ClassifierConfig
 from .resnet import ResNet, ResNetConfig
@@ -65,11 +67,13 @@ def architecture(name: str, image_shape: tuple[int, int, int], *, classes: int =
     image_shape: (C, H, W) of its images. classes: how many labels.
     name: 'resnet62' or 'vgg16' (the paper's; grey images get a quarter of the feature maps), 'vgg16-released' (the
     feature maps of the authors' code, which are not those of the paper), 'resnet18' (the reproduction's) or
-    'wrn28-10' (ADP's). Raises ValueError for another name or a shape that the network does not take.
+    'wrn28-10' (ADP's). Raises TypeError or ValueError for another name or a shape that the network does not take.
     """
-    if name not in ARCHITECTURES:
+    if check_text("an architecture", name) not in ARCHITECTURES:
         raise ValueError(f"unknown architecture {name!r}; known: {', '.join(ARCHITECTURES)}")
-    channels, H, W = image_shape
+    if not isinstance(image_shape, (tuple, list)) or len(image_shape) != 3:
+        raise TypeError(f"image_shape must be (C, H, W), got {shown(image_shape)}")
+    channels, H, W = check_channels(image_shape[0]), image_shape[1], image_shape[2]
     return ARCHITECTURES[name]((H, W), channels, classes)
 
 

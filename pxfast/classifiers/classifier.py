@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..base.checks import check_between, check_channels, check_number, check_size
+from ..base.checks import check_between, check_channels, check_number, check_size, put
 
 MOST_MAPS = 1 << 14  # of any layer
 BATCH_NORM_EPSILON = 1e-3  # TensorFlow's default, which the PixelDefend authors' code uses
@@ -32,8 +32,11 @@ class ClassifierConfig:
     smallest_unit = 1  # the image's sides are multiples of this
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "image_size", check_size(self.image_size, self.smallest_unit, self.smallest_unit))
-        check_channels(self.channels)
+        put(
+            self,
+            image_size=check_size(self.image_size, self.smallest_unit, self.smallest_unit),
+            channels=check_channels(self.channels),
+        )
         self._between("classes", 2, 100_000)
 
     @property
@@ -42,19 +45,31 @@ class ClassifierConfig:
         return 1
 
     def _between(self, field: str, least: int, most: int) -> None:
-        check_between(field, getattr(self, field), least, most)
+        put(self, **{field: check_between(field, getattr(self, field), least, most)})
 
     def _fraction(self, field: str) -> None:
-        check_number(field, getattr(self, field), 0.0, 1.0, ends="[)")
+        put(self, **{field: check_number(field, getattr(self, field), 0.0, 1.0, ends="[)")})
+
+
+def _check_images(images: Tensor) -> None:
+    kinds = "expected a tensor of uint8 images (N, C, H, W), or of floating ones in [0, 1]"
+    if not isinstance(images, Tensor):
+        raise TypeError(f"{kinds}, got {type(images).__name__}")
+    if images.dtype != torch.uint8 and not images.dtype.is_floating_point:
+        raise TypeError(f"{kinds}, got {images.dtype}")
+    if images.dim() != 4:
+        raise ValueError(f"{kinds}, got {tuple(images.shape)}")
 
 
 def standardise(images: Tensor) -> Tensor:
     """Each of the images to mean 0 and deviation 1 over its own values, in fp32.
 
     images: (N, C, H, W), uint8, or floating in [0, 1]. Returns fp32 of the same shape.
+    TypeError or ValueError for others.
 
     The deviation is at least 1 / sqrt(C H W) of the 0..255 scale, so that a constant image is not divided by zero.
     """
+    _check_images(images)
     x = images.float() if images.dtype == torch.uint8 else images.float() * 255.0
     mean = x.mean((1, 2, 3), keepdim=True)
     deviation = x.std((1, 2, 3), correction=0, keepdim=True)
@@ -75,11 +90,10 @@ class Classifier(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits (N, classes), fp32, of images (N, C, H, W), uint8 or floating in [0, 1]."""
+        _check_images(images)
         expected = (self.config.channels, *self.config.image_size)
-        if images.dim() != 4 or tuple(images.shape[1:]) != expected:
+        if tuple(images.shape[1:]) != expected:
             raise ValueError(f"expected images (N, {', '.join(map(str, expected))}), got {tuple(images.shape)}")
-        if images.dtype != torch.uint8 and not images.dtype.is_floating_point:
-            raise TypeError(f"expected uint8 images, or floating ones in [0, 1], got {images.dtype}")
         return self.logits(standardise(images))
 
     def logits(self, standardised: Tensor) -> Tensor:

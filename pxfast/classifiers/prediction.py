@@ -5,9 +5,20 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from ..base.checks import check_instance
 from .contract import Labels, checked_logits, class_labels
 
 BATCH = 250
+
+
+def check_network_input(classifier: nn.Module, images: Tensor) -> None:
+    """TypeError or ValueError unless these are a module and a tensor (N, C, H, W), uint8 or floating."""
+    check_instance("classifier", classifier, nn.Module)
+    check_instance("images", images, Tensor)
+    if images.dtype != torch.uint8 and not images.is_floating_point():
+        raise TypeError(f"expected uint8 images, or floating ones in [0, 1], got {images.dtype}")
+    if images.dim() != 4:
+        raise ValueError(f"expected images (N, C, H, W), got {tuple(images.shape)}")
 
 
 @torch.no_grad()
@@ -16,6 +27,7 @@ def predict(classifier: nn.Module, images: Tensor) -> Tensor:
 
     classifier: gives logits (N, classes), and takes the images as they are given here.
     """
+    check_network_input(classifier, images)
     if len(images) == 0:
         return torch.zeros(0, dtype=torch.int64, device=images.device)
     return torch.cat([checked_logits(classifier(part), len(part)).argmax(1) for part in images.split(BATCH)])
@@ -28,6 +40,7 @@ def accuracy(classifier: nn.Module, images: Tensor, labels: Labels) -> float:
     labels: integers (N,), of the classifier's classes. TypeError or ValueError for others, for no images, and for
     logits that are no logits (:mod:`pxfast.classifiers.contract`).
     """
+    check_network_input(classifier, images)
     if len(images) == 0:
         raise ValueError("expected at least one image, got none")
     logits = checked_logits(classifier(images[:1]), 1)

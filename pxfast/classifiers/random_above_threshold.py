@@ -9,10 +9,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..base.checks import check_instance, check_number, check_seed
 from ..data.images import to_grid
 from ..pixelcnn.likelihood import bits_per_dim
 from ..pixelcnn.network import PixelCNN
 from ..pixelcnn.shipped import SHIPPED, Model
+from .contract import checked_logits
 
 
 class RandomAboveThreshold(nn.Module):
@@ -22,9 +24,10 @@ class RandomAboveThreshold(nn.Module):
     accurate on clean images, few of which have so many bits/dim, and at chance on noisy ones, most of which do.
 
     classifier: gives logits (N, classes) of images as they are given here. threshold: an image of at least as many
-    bits/dim gets a random label. model: as :func:`pxfast.purify` takes it; it is no submodule. seed: of the labels.
+    bits/dim gets a random label. model: as :func:`pxfast.purify` takes it; it is no submodule. seed: of the labels,
+    0 to 2^63 - 1.
     A label is random in that it is drawn from a hash of the seed and the image's own values 0..255: the same image
-    always gets the same one, whatever else is in its batch. Raises TypeError or ValueError for a bad model.
+    always gets the same one, whatever else is in its batch. Raises TypeError or ValueError for others.
     """
 
     model: PixelCNN | None
@@ -37,10 +40,10 @@ class RandomAboveThreshold(nn.Module):
         self, classifier: nn.Module, *, threshold: float = 4.5, model: Model | None = None, seed: int = 0
     ) -> None:
         super().__init__()
-        self.classifier = classifier
-        self.threshold = threshold
+        self.classifier: nn.Module = check_instance("classifier", classifier, nn.Module)
+        self.threshold: float = check_number("threshold", threshold, 0.0)
         object.__setattr__(self, "model", SHIPPED.resolve(model))
-        self.seed = seed
+        self.seed: int = check_seed(seed)
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits (N, classes) of images (N, C, H, W), uint8 or floating in [0, 1]; one-hot where they are random.
@@ -50,7 +53,7 @@ class RandomAboveThreshold(nn.Module):
         grid, form = to_grid(images)
         if not form.batched:
             raise ValueError(f"expected images (N, C, H, W), got {tuple(images.shape)}")
-        logits: Tensor = self.classifier(images)
+        logits = checked_logits(self.classifier(images), len(images))
         unlikely = bits_per_dim(grid, model=self.model) >= self.threshold
         labels = torch.tensor([random_label(image, logits.shape[1], self.seed) for image in grid[unlikely]])
         result = logits.clone()

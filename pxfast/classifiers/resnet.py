@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..base.checks import check_between
+from ..base.checks import check_between, check_instance
 from .classifier import MOST_MAPS, Classifier, ClassifierConfig, NormActivation, convolution
 
 
@@ -84,7 +84,7 @@ class ResNet(Classifier):
 
     def __init__(self, config: ResNetConfig) -> None:
         super().__init__()
-        self.config = config
+        self.config = check_instance("config", config, ResNetConfig)
         self.initial: nn.Conv2d = convolution(config.channels, config.widths[0])
         units = []
         width = config.widths[0]

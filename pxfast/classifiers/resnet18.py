@@ -7,6 +7,7 @@ import dataclasses
 import torch
 from torch import Tensor, nn
 
+from ..base.checks import check_instance
 from .classifier import Classifier, ClassifierConfig, convolution
 
 
@@ -30,7 +31,7 @@ class ResNet18(Classifier):
         from torchvision.models import resnet18
 
         super().__init__()
-        self.config = config
+        self.config = check_instance("config", config, ResNet18Config)
         self.network: nn.Module = resnet18(weights=None, num_classes=config.classes)
         self.network.conv1 = convolution(config.channels, 64)
         self.network.maxpool = nn.Identity()

@@ -12,17 +12,26 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..base.checks import check_choice, check_path, check_text
 from ..data.datasets import load_dataset
 from ..tensors.safetensors import fill, stored_tensors
 from ..training.checkpoints import check_state, read_checkpoint, write_checkpoint
 from ..training.outputs import run_outputs
 from ..training.processes import Processes
-from ..training.run import RunSettings, TrainingRun, laid_out_like, run_to_the_end
+from ..training.run import (
+    RunSettings,
+    TrainingRun,
+    check_training_images,
+    laid_out_like,
+    run_settings,
+    run_to_the_end,
+)
 from .adversarial import ADVERSARIAL_WEIGHT, attacked, bim_examples, draw_eps, fgsm_examples
 from .architectures import architecture_for, build
 from .classifier import Classifier, ClassifierConfig, standardise
+from .contract import class_labels
 from .prediction import accuracy
-from .weights import load_classifier, save_classifier
+from .weights import SHIPPED, load_classifier, save_classifier
 
 CHECKPOINT_FORMAT = "pxfast-classifier-training"
 DEFENCES = ("none", "fgsm", "bim", "label-smoothing")
@@ -58,16 +67,14 @@ class ClassifierSettings(RunSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.batch_size < 2:
-            raise ValueError(f"batch_size must be at least 2 (batch normalisation), got {self.batch_size}")
-        if self.max_shift < 0:
-            raise ValueError(f"max_shift must not be negative, got {self.max_shift}")
-        if not self.weight_decay >= 0:
-            raise ValueError(f"weight_decay must not be negative, got {self.weight_decay}")
-        if self.defence not in DEFENCES:
-            raise ValueError(f"defence must be one of {', '.join(DEFENCES)}, got {self.defence!r}")
-        self._fraction("momentum", "smoothing")
-        self._positive("delta")
+        self._count("batch_size", least=2)  # batch normalisation needs two
+        self._count("max_shift")
+        self._number("weight_decay")
+        check_choice("defence", self.defence, DEFENCES)
+        self._number("momentum", "smoothing", high=1.0, ends="[)")
+        self._number("delta", ends="()")
+        if self.start is not None:
+            check_text("start", self.start)
 
 
 def shifted(images: Tensor, most: int, generator: torch.Generator) -> Tensor:
@@ -112,12 +119,13 @@ class ClassifierTrainer(TrainingRun):
         labels: Tensor,
         processes: Processes | None = None,
     ) -> None:
+        check_training_images(images, (config.channels, *config.image_size))
         super().__init__(settings, images, processes)
         if len(images) < settings.batch_size:
             raise ValueError(f"expected at least one batch of {settings.batch_size} images, got {len(images)}")
         if self.processes.count > 1:
             raise ValueError(f"a classifier is trained by one process, not by {self.processes.count}")
-        self.labels = labels
+        self.labels: Tensor = class_labels(labels, len(images), classes=config.classes)
         torch.manual_seed(settings.seed)
         self.model: Classifier = build(config).to(self.processes.device).to(memory_format=torch.channels_last)
         self.optimiser: torch.optim.SGD = torch.optim.SGD(
@@ -234,7 +242,18 @@ def train_classifier(
     Raises FileNotFoundError when ``root`` has no data, FloatingPointError when the loss stops being finite, and what
     :func:`pxfast.training.outputs.run_outputs` raises.
     """
-    settings = settings or ClassifierSettings()
+    settings = run_settings(
+        settings,
+        ClassifierSettings,
+        resume=resume,
+        force=force,
+        progress=progress,
+        checkpoint_interval=checkpoint_interval,
+        processes=processes,
+    )
+    check_path("out", out)
+    if settings.start is not None and not resume:
+        SHIPPED.path(settings.start)
     config = architecture_for(arch, dataset)
     with run_outputs(out, resume=resume, force=force, processes=processes, progress=progress) as files:
         images, labels = load_dataset(dataset, root, train=True)

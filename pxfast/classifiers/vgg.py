@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..base.checks import check_between
+from ..base.checks import check_between, check_instance
 from .classifier import MOST_MAPS, Classifier, ClassifierConfig, NormActivation, convolution
 
 MOST_BLOCKS = 32  # and convolutions of a block
@@ -69,7 +69,7 @@ class VGG(Classifier):
 
     def __init__(self, config: VGGConfig) -> None:
         super().__init__()
-        self.config = config
+        self.config = check_instance("config", config, VGGConfig)
         blocks, width, before = [], config.channels, config.image_size
         for (maps, convolutions), size in zip(config.blocks, config.sizes, strict=True):
             layers: list[nn.Module] = []

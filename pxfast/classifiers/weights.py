@@ -13,6 +13,7 @@ from typing import Any
 
 from safetensors.torch import save_file
 
+from ..base.checks import check_instance, check_path, notes_json
 from ..base.files import whole_file
 from ..base.records import shown
 from ..tensors.safetensors import floating_state, load_network, metadata_record, read_header, stored_tensors
@@ -27,13 +28,15 @@ FORMAT = "pxfast-classifier"
 def save_classifier(model: Classifier, path: str | os.PathLike[str], *, notes: dict[str, Any] | None = None) -> None:
     """Write ``model`` to the classifier file ``path``, whole or not at all.
 
-    notes: JSON-able facts kept in the metadata (how it was trained, its measured accuracy).
+    notes: JSON-able facts kept in the metadata (how it was trained, its measured accuracy). TypeError for others.
     """
+    check_instance("model", model, Classifier)
+    check_path("path", path)
     metadata = {
         "format": FORMAT,
         "architecture": kind_of(model.config),
         "config": json.dumps(dataclasses.asdict(model.config)),
-        "notes": json.dumps(notes or {}),
+        "notes": notes_json(notes),
     }
     with whole_file(path) as temporary:
         save_file(stored_tensors(model), temporary, metadata=metadata)

@@ -7,6 +7,7 @@ import dataclasses
 import torch
 from torch import Tensor, nn
 
+from ..base.checks import check_instance
 from .classifier import Classifier, ClassifierConfig, NormActivation, convolution
 
 EPSILON = 1e-5  # PyTorch's default, as in the authors' code and its ports
@@ -69,7 +70,7 @@ class WideResNet(Classifier):
 
     def __init__(self, config: WideResNetConfig) -> None:
         super().__init__()
-        self.config = config
+        self.config = check_instance("config", config, WideResNetConfig)
         self.initial: nn.Conv2d = convolution(config.channels, STEM)
         units, width = [], STEM
         for block in range(3):

@@ -23,10 +23,10 @@ def engine_on(device: str, engine: str) -> str:
     and for an engine that does not run on this device.
     """
     from ..base.machine import parse_device
-    from ..engines.registry import select
+    from ..engines.registry import check_engine, select
 
     place = parse_device(device)
-    return engine if device == "auto" else select(engine, gpu=place.type == "cuda").name
+    return check_engine(engine) if device == "auto" else select(engine, gpu=place.type == "cuda").name
 
 
 def parse_defences(

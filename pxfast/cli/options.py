@@ -162,8 +162,11 @@ def parse_budget(text: str) -> float:
 
 
 def parse_names(text: str | None) -> list[str] | None:
-    """'a,b' as a list; None as None."""
-    return None if text is None else [name.strip() for name in text.split(",") if name.strip()]
+    """'a,b' as a list; None as None. ValueError where no name is in it."""
+    names = None if text is None else [name.strip() for name in text.split(",") if name.strip()]
+    if names == []:
+        raise ValueError(f"expected names such as a,b, got {text!r}")
+    return names
 
 
 def settled(precision: str) -> str | None:

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..base.checks import check_path
 from .image_decoding import IMAGE_SUFFIXES, read_image
 
 DATASETS = {"fashion-mnist": (1, 28, 28), "cifar10": (3, 32, 32)}
@@ -34,6 +35,7 @@ def load_dataset(
     Raises ValueError for an unknown name, damaged files, a folder without images, images of different shapes, or images
     beside class folders, and FileNotFoundError when the files are not there.
     """
+    check_path("dataset", dataset)
     if os.fspath(dataset) not in DATASETS:
         return _load_folder(Path(dataset), train)
     if root is None:
@@ -43,6 +45,7 @@ def load_dataset(
 
 def image_shape(dataset: str | os.PathLike[str]) -> tuple[int, int, int]:
     """(C, H, W) of a data set's images: of a known name, or of a folder by its first image. Raises as load_dataset."""
+    check_path("dataset", dataset)
     if os.fspath(dataset) in DATASETS:
         return DATASETS[os.fspath(dataset)]
     files, _ = _folder_files(Path(dataset), None)

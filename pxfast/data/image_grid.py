@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor
 
+from ..base.checks import check_count, check_optional_count
 from .images import Images, to_grid
 
 GAP = 2  # pixels between images, and around them
@@ -24,9 +25,7 @@ def image_grid(images: Images, columns: int | None = None, *, enlarge: int = 1) 
     N, C, H, W = grid.shape
     if N == 0:
         raise ValueError("expected at least one image, got none")
-    for name, value in (("columns", columns), ("enlarge", enlarge)):
-        if value is not None and value < 1:
-            raise ValueError(f"{name} must be positive, got {value}")
+    columns, enlarge = check_optional_count("columns", columns, 1), check_count("enlarge", enlarge, 1)
     columns = min(N, columns or math.ceil(math.sqrt(N)))
     rows = math.ceil(N / columns)
     grid = grid.repeat_interleave(enlarge, dim=2).repeat_interleave(enlarge, dim=3)

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from ..base.checks import check_seed, check_seeds
+from ..base.records import shown
 from ..data.images import TORCH_DTYPES
 from ..tensors.seeds import derived_seeds, image_seeds
 from .protocol import is_stochastic
@@ -26,9 +28,10 @@ class Defended(nn.Module):
     [0, 1] are an error of the purifier, not clipped.
 
     Where a defence is stochastic (see :mod:`pxfast.defences.protocol`), the logits are the mean over as many draws as
-    it asks for. Their random numbers depend on the image's own values and on ``seed``, so that the logits of an image
-    do not depend on its batch.
-    Raises TypeError when one of the parts is no module, or a stochastic one lacks what such need.
+    it asks for. Their random numbers depend on the image's own values and on ``seed``, 0 to
+    2^63 - 1, so that the logits of an image do not depend on its batch.
+    Raises TypeError when one of the parts is no module, or a stochastic one lacks what such need, and TypeError or
+    ValueError for another seed.
     """
 
     if TYPE_CHECKING:
@@ -37,14 +40,17 @@ class Defended(nn.Module):
 
     def __init__(self, classifier: nn.Module, defences: Iterable[nn.Module] = (), *, seed: int = 0) -> None:
         super().__init__()
+        expected = "expected a classifier and a list of defences, all nn.Module"
+        if not isinstance(defences, Iterable):
+            raise TypeError(f"{expected}, got defences={shown(defences)}")
         defences = tuple(defences)
         for part in (classifier, *defences):
             if not isinstance(part, nn.Module):
-                raise TypeError(f"expected a classifier and a list of defences, all nn.Module, got {part!r}")
+                raise TypeError(f"{expected}, got {shown(part)}")
         self.runs: int = max((defence.runs for defence in defences if is_stochastic(defence)), default=0)
         self.defences: nn.Sequential = nn.Sequential(*defences)
         self.classifier = classifier
-        self.seed = seed
+        self.seed: int = check_seed(seed)
         self.training: bool = classifier.training  # the parts themselves keep their modes
         self.defences.training = classifier.training
 
@@ -63,10 +69,9 @@ class Defended(nn.Module):
         if not self.runs:
             defended: Tensor = self.defences(x)
             return defended
-        if seeds is None:
-            seeds = derived_seeds(image_seeds(x, self.seed), 0)
+        given = derived_seeds(image_seeds(x, self.seed), 0) if seeds is None else check_seeds(seeds, len(x))
         for place, defence in enumerate(self.defences):
-            x = defence.draw(x, derived_seeds(seeds, place)) if is_stochastic(defence) else defence(x)
+            x = defence.draw(x, derived_seeds(given, place)) if is_stochastic(defence) else defence(x)
         return x
 
     def forward(self, images: Tensor) -> Tensor:

@@ -8,9 +8,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..base.checks import check_between, check_choice
 from ..data.images import TORCH_DTYPES
 from ..tensors.straight_through import check_backward, with_backward
 
+MOST_COLOURS = 1 << 16
 COLOURS = {1: 8, 3: 32}  # by channels; the paper's, for Fashion-MNIST and CIFAR-10
 PADDINGS = {"symmetric": "replicate", "reflect": "reflect"}  # torch's names, which for one pixel mean the same
 
@@ -37,10 +39,10 @@ def median_2x2(images: Tensor, padding: str = "symmetric") -> Tensor:
 class FeatureSqueezing(nn.Module):
     """Images with fewer colours and a 2x2 median filter over them; same shape, dtype and device.
 
-    colours: evenly spaced values per channel, at least 2; None: 8 for images of one channel, 32 for three. padding: of
+    colours: evenly spaced values per channel, 2 to 65536; None: 8 for images of one channel, 32 for three. padding: of
     the median filter, see :func:`median_2x2`. backward: the gradient of the colours' reduction, which has none,
     'straight-through' (the identity's) or 'error' (asking for it raises RuntimeError); the median passes the gradient
-    on to the value it picked. Raises ValueError for other settings.
+    on to the value it picked. Raises TypeError or ValueError for other settings.
     """
 
     if TYPE_CHECKING:
@@ -51,12 +53,8 @@ class FeatureSqueezing(nn.Module):
         self, colours: int | None = None, *, padding: str = "symmetric", backward: str = "straight-through"
     ) -> None:
         super().__init__()
-        if colours is not None and (not isinstance(colours, int) or isinstance(colours, bool) or colours < 2):
-            raise ValueError(f"colours must be an integer of at least 2, or None, got {colours!r}")
-        if padding not in PADDINGS:
-            raise ValueError(f"padding must be one of {', '.join(PADDINGS)}, got {padding!r}")
-        self.colours = colours
-        self.padding = padding
+        self.colours: int | None = None if colours is None else check_between("colours", colours, 2, MOST_COLOURS)
+        self.padding: str = check_choice("padding", padding, PADDINGS)
         self.backward: str = check_backward(backward)
 
     def forward(self, images: Tensor) -> Tensor:

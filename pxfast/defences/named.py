@@ -8,6 +8,7 @@ from typing import Any
 from torch import nn
 
 from ..adp.purifier import ADPPurifier
+from ..base.checks import check_text
 from ..pixeldefend.purify import Purifier
 from .feature_squeezing import FeatureSqueezing
 
@@ -32,7 +33,7 @@ def parse_value(text: str) -> bool | int | float | str:
 
 def parse_setting(text: str, known: list[str]) -> tuple[str, bool | int | float | str]:
     """'NAME=VALUE' as both. ValueError for text without '=' and for a name that is not known."""
-    name, equals, value = text.partition("=")
+    name, equals, value = check_text("a setting", text).partition("=")
     if not equals or name not in known:
         raise ValueError(f"expected NAME=VALUE with one of the names {', '.join(known) or '(none)'}, got {text!r}")
     return name, parse_value(value)
@@ -42,9 +43,9 @@ def parse_defence(text: str, **more: Any) -> nn.Module:
     """'NAME' or 'NAME:SETTING=VALUE,...' as a defence: one of ``DEFENCES``, with settings of its own.
 
     text: as above. more: settings that are values already.
-    Raises ValueError for another name or setting, and what the defence raises.
+    Raises ValueError for another name or setting, TypeError for what is no text, and what the defence raises.
     """
-    name, _, settings = text.partition(":")
+    name, _, settings = check_text("a defence", text).partition(":")
     if name not in DEFENCES:
         raise ValueError(f"unknown defence {name!r}; known: {', '.join(DEFENCES)}")
     known = [setting for setting in inspect.signature(DEFENCES[name]).parameters if setting != "progress"]

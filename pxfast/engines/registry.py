@@ -13,6 +13,7 @@ from typing import Protocol
 
 from torch import Tensor
 
+from ..base.checks import check_text
 from ..kernels import trust
 from . import cpu, cuda, reference, triton
 from .choosers import Chooser
@@ -108,13 +109,22 @@ def list_engines() -> list[EngineInfo]:
     return found
 
 
+def check_engine(name: str) -> str:
+    """``name`` itself. TypeError unless a text; ValueError for an unknown one lists the known ones."""
+    if check_text("engine", name) != "auto" and name not in ENGINES:
+        raise ValueError(f"unknown engine {name!r}; known: auto, {', '.join(ENGINES)}")
+    return name
+
+
 def select(name: str = "auto", *, gpu: bool | None = None) -> Engine:
     """The engine called ``name``; 'auto' takes the first of the registry that can run here and, on a GPU, passed its
     trial (:mod:`pxfast.kernels.trust`), which is held now if it never was.
 
-    gpu: True, an engine of a GPU is wanted; False, one of the CPU; None, any. ValueError for an unknown name lists the
-    known ones, and so does it for one that runs elsewhere; RuntimeError for an engine that can't run here says why.
+    gpu: True, an engine of a GPU is wanted; False, one of the CPU; None, any. TypeError unless ``name`` is a text.
+    ValueError for an unknown name lists the known ones, and so does it for one that runs elsewhere; RuntimeError for an
+    engine that can't run here says why.
     """
+    check_engine(name)
     fitting = {each: engine for each, engine in ENGINES.items() if gpu is None or engine.gpu == gpu}
     if name == "auto":
         for engine in fitting.values():
@@ -124,8 +134,6 @@ def select(name: str = "auto", *, gpu: bool | None = None) -> Engine:
             f"{each}: {engine.unavailable() or 'it failed its trial'}" for each, engine in fitting.items()
         )
         raise RuntimeError(f"no engine of a GPU can run here ({reasons})")
-    if name not in ENGINES:
-        raise ValueError(f"unknown engine {name!r}; known: auto, {', '.join(ENGINES)}")
     reason = ENGINES[name].unavailable()
     if reason is not None:
         raise RuntimeError(f"engine {name!r} can't run here: {reason}")

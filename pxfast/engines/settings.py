@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from ..base.checks import check_integer
+from ..base.checks import check_between, check_choice, check_flag, check_text, put
 from ..base.environment import ORDERS
 
 MOST_THREADS = 2**16
@@ -33,10 +33,16 @@ class DecodeSettings:
     def __post_init__(self) -> None:
         for name in ("threads", "team"):
             value = getattr(self, name)
-            if value is not None and check_integer(name, value, MOST_THREADS) == 0:
-                raise ValueError(f"{name} must be at least 1, got 0")
-        if self.order is not None and self.order not in ORDERS:
-            raise ValueError(f"order must be one of {', '.join(ORDERS)}, got {self.order!r}")
+            if value is not None:
+                put(self, **{name: check_between(name, value, 1, MOST_THREADS)})
+        if self.order is not None:
+            check_choice("order", self.order, ORDERS)
+        if self.isa is not None:
+            check_text("isa", self.isa)
+        for name in ("clusters", "wgmma"):
+            value = getattr(self, name)
+            if value is not None:
+                put(self, **{name: check_flag(name, value)})
 
 
 DEFAULTS = DecodeSettings()

@@ -14,6 +14,7 @@ from pathlib import Path
 from statistics import NormalDist
 from typing import Any, TypeVar
 
+from ..base.checks import check_path
 from ..base.files import whole_file
 from ..base.reading import parse_json, read_text
 from ..base.records import record, shown
@@ -155,12 +156,12 @@ class Figure:
 
 def tables_folder(out: str | os.PathLike[str]) -> Path:
     """Where an output folder has its tables."""
-    return Path(out) / "tables"
+    return check_path("an output folder", out) / "tables"
 
 
 def figures_folder(out: str | os.PathLike[str]) -> Path:
     """Where an output folder has its figures."""
-    return Path(out) / "figures"
+    return check_path("an output folder", out) / "figures"
 
 
 def table_path(out: str | os.PathLike[str], name: str) -> Path:

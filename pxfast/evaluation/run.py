@@ -15,6 +15,17 @@ from torch import Tensor
 
 from ..attacks import find_attack
 from ..attacks.resumable import library_versions
+from ..base.checks import (
+    check_count,
+    check_flag,
+    check_instance,
+    check_number,
+    check_optional_count,
+    check_path,
+    check_precision,
+    check_text,
+    put,
+)
 from ..base.files import check_encodable, claimed, file_digest, made_folder
 from ..base.machine import parse_device, processor_name, usable_processors
 from ..base.progress import Progress, progress_of
@@ -22,15 +33,17 @@ from ..base.streams import shown_name
 from ..base.version import __version__
 from ..classifiers.weights import read_notes
 from ..data.datasets import load_dataset
+from ..engines.registry import check_engine
+from ..engines.settings import DecodeSettings
 from ..pixelcnn.files import read_metadata
 from ..pixelcnn.fingerprint import model_fingerprint
-from ..pixelcnn.shipped import model_for, model_path
+from ..pixelcnn.shipped import SHIPPED, model_for, model_path
 from .classifier_needs import TRAIN_BUDGET, ClassifierNeed
 from .defences import Context, Description, describe
 from .networks import ClassifierFile, ModelFiles
 from .pipeline import SHARD, Computed, Pipeline, attack_code
 from .results import Cell, Column, Row, Table, read_table, table_path, write_table
-from .runners import make_runner
+from .runners import RUNNERS, make_runner
 from .specification import ColumnSpecification, RowSpecification, TableSpecification
 from .store import Store, digest
 
@@ -44,7 +57,7 @@ class Settings:
     None: a folder of that name in the output folder. train: whether missing classifiers are trained, for
     ``train_budget`` seconds each. device, engine, precision: for networks and purification. threads: of the CPU
     engine. runner: a name that :data:`pxfast.evaluation.runners.RUNNERS` knows. shard: images computed and kept at a
-    time.
+    time. Raises TypeError or ValueError for other values.
     """
 
     images: int | None = None
@@ -58,6 +71,26 @@ class Settings:
     threads: int | None = None
     runner: str = "local"
     shard: int = SHARD
+
+    def __post_init__(self) -> None:
+        parse_device(self.device)
+        if check_text("runner", self.runner) not in RUNNERS:
+            raise ValueError(f"unknown runner {self.runner!r}; known: {', '.join(RUNNERS)}")
+        for name in ("model", "classifiers"):
+            if getattr(self, name) is not None:
+                check_path(name, getattr(self, name))
+        if self.model is not None:
+            SHIPPED.path(self.model)
+        put(
+            self,
+            images=check_optional_count("images", self.images, 1),
+            train=check_flag("train", self.train),
+            train_budget=check_number("train_budget", self.train_budget, 0.0, ends="()"),
+            engine=check_engine(self.engine),
+            precision=check_precision(self.precision),
+            threads=DecodeSettings(threads=self.threads).threads,
+            shard=check_count("shard", self.shard, 1),
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,8 +172,11 @@ def evaluate_table(
     Raises ValueError, TypeError or FileNotFoundError for bad input, BlockingIOError where another process computes the
     same table.
     """
+    check_instance("specification", specification, TableSpecification)
+    settings = Settings() if settings is None else check_instance("settings", settings, Settings)
+    check_path("out", out)
     chosen = specification.chosen(rows, columns)
-    prepared = prepare(chosen, root, out, settings or Settings(), progress)
+    prepared = prepare(chosen, root, out, settings, check_flag("progress", progress))
     path = table_path(out, specification.name)
     with made_folder(path.parent), claimed(path):  # two runs of other cells would each drop the other's
         run = TableRun(specification, prepared)

@@ -44,7 +44,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ..attacks import find_attack
-from ..base.checks import check_eps
+from ..base.checks import check_eps, check_instance, check_names, check_path
 from ..base.reading import check_depth, read_text
 from ..base.records import record, shown
 from ..classifiers.architectures import ARCHITECTURES
@@ -158,7 +158,7 @@ Specification = TypeVar("Specification", ColumnSpecification, RowSpecification)
 def _named(kind: str, entries: tuple[Named, ...], names: Iterable[str] | None) -> tuple[Named, ...]:
     if names is None:
         return entries
-    wanted, known = list(names), [entry.name for entry in entries]
+    wanted, known = check_names(f"{kind}s", names), [entry.name for entry in entries]
     for name in wanted:
         if name not in known:
             raise ValueError(f"the table has no {kind} {name!r}; it has: {', '.join(known)}")
@@ -174,7 +174,7 @@ def load_table(name_or_path: str | os.PathLike[str]) -> TableSpecification:
     if isinstance(name_or_path, str) and name_or_path in TABLES:
         path = Path(str(resources.files("pxfast.evaluation") / "tables" / f"{name_or_path}.toml"))
     else:
-        path = Path(name_or_path)
+        path = check_path("a table", name_or_path)
         if not path.exists():
             raise FileNotFoundError(f"no such table file: {path}; tables of the package: {', '.join(TABLES)}")
     text = read_text(path, LARGEST_FILE)
@@ -195,6 +195,7 @@ def parse_table(values: dict[str, Any]) -> TableSpecification:
 
     Every field is checked, those of rows, columns and defences as well, and the options of attacks by the attacks.
     """
+    check_instance("values", values, dict)
     rows = [_entry(RowSpecification, row, "row") for row in _tables(values, "rows")]
     columns = [_entry(ColumnSpecification, column, "column") for column in _tables(values, "columns")]
     table = record(TableSpecification, {**values, "rows": rows, "columns": columns}, f"table {_name_of(values)}")

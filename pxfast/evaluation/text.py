@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ..base.checks import check_instance
 from .results import Cell, Column, Row, Table
 
 WIDTH = 120
@@ -12,6 +13,7 @@ LABEL_MOST = 9  # of a column's label that is shown, or as much as its numbers a
 
 def table_text(table: Table) -> str:
     """The table, its strongest attacks with intervals, and the rows that were left out."""
+    check_instance("table", table, Table)
     eps = sorted({cell.eps for cell in table.cells if cell.eps is not None})
     head = f"{table.title}; {table.images} images"
     bounds = f" Several numbers: eps {'/'.join(map(str, eps))}." if len(eps) > 1 else ""

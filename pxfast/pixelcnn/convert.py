@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..base.checks import check_path
 from ..base.files import output_files
 from ..base.reading import regular_file
 from . import tensorflow_variables
@@ -214,6 +215,9 @@ def convert_openai_tf(
     file. Needs TensorFlow, ``pip install 'pxfast[convert]'``. Raises FileExistsError when ``out`` exists, unless
     ``force``, and what :func:`checkpoint_variables` and :func:`pixelcnn_from_variables` raise.
     """
+    check_path("checkpoint", checkpoint)
+    check_path("out", out)
+    check_head(head)
     path = Path(re.sub(r"\.(index|meta|data-\d+-of-\d+)$", "", os.fspath(checkpoint)))
     with output_files(out, force=force) as (temporary,):
         try:

@@ -15,7 +15,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from ..base.checks import check_instance, check_path, notes_json
 from ..base.files import whole_file
+from ..base.records import shown
 from ..tensors.ambient import in_plain_torch
 from ..tensors.safetensors import load_network, metadata_record, read_header, read_notes
 from .network import PixelCNN, PixelCNNConfig
@@ -44,12 +46,16 @@ def save(
     """Write ``model`` to the model file ``path``, whole or not at all.
 
     dtype: torch.bfloat16 or torch.float32, of the weights. notes: JSON-able facts kept in the metadata (how it was
-    trained, its measured bits/dim).
+    trained, its measured bits/dim). TypeError for others.
     """
+    check_instance("model", model, PixelCNN)
+    check_path("path", path)
+    if dtype not in (torch.bfloat16, torch.float32):
+        raise TypeError(f"dtype must be torch.bfloat16 or torch.float32, got {shown(dtype)}")
     metadata = {
         "format": FORMAT,
         "config": json.dumps(dataclasses.asdict(model.config)),
-        "notes": json.dumps(notes or {}),
+        "notes": notes_json(notes),
     }
     with whole_file(path) as temporary:
         save_file(model_tensors(model, dtype), temporary, metadata=metadata)

@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..base.checks import check_choice
 from ..kernels import trust
 
 LEVELS = 256  # values of a sub-pixel
@@ -199,14 +200,12 @@ HEADS = (LogisticHead.name, SoftmaxHead.name, JointLogisticHead.name)
 
 
 def check_head(name: str) -> str:
-    """``name`` itself. ValueError unless it is one of ``HEADS``."""
-    if name not in HEADS:
-        raise ValueError(f"head must be one of {', '.join(map(repr, HEADS))}, got {name!r}")
-    return name
+    """``name`` itself. TypeError or ValueError unless it is one of ``HEADS``."""
+    return check_choice("head", name, HEADS)
 
 
 def make_head(name: str, channels: int, mixtures: int) -> Head:
-    """The head called ``name``, one of ``HEADS``. Raises ValueError for another name."""
+    """The head called ``name``, one of ``HEADS``. Raises what :func:`check_head` does."""
     if check_head(name) == SoftmaxHead.name:
         return SoftmaxHead(channels)
     return (LogisticHead if name == LogisticHead.name else JointLogisticHead)(channels, mixtures)

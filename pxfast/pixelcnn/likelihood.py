@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor
 
+from ..base.checks import check_count, check_flag
 from ..base.progress import progress_of
 from ..data.images import ImagesT, to_grid
 from ..tensors.ambient import in_plain_torch
@@ -20,8 +21,6 @@ from .shipped import Model, model_for
 @torch.no_grad()
 def _log_prob(grid: Tensor, model: PixelCNN, batch_size: int, progress: bool) -> Tensor:
     """log p in nats of uint8 images (N, C, H, W) on the CPU or on a GPU: (N,) float64 on the CPU."""
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be positive, got {batch_size}")
     device = grid.device if grid.device.type == "cuda" else torch.device("cpu")
     network = oracle(model, "fp32", device)
     sums = [torch.zeros(0, dtype=torch.float64)]
@@ -44,6 +43,7 @@ def log_prob(images: ImagesT, *, model: Model | None = None, batch_size: int = 6
     Images on a GPU are judged there.
     batch_size: images per pass of the network. progress: show a bar. Raises TypeError or ValueError for bad input.
     """
+    batch_size, progress = check_count("batch_size", batch_size, 1), check_flag("progress", progress)
     grid, form = to_grid(images, keep_device=True)
     return form.per_image(_log_prob(grid, model_for(model, grid.shape[1:]), batch_size, progress))
 
@@ -57,6 +57,7 @@ def bits_per_dim(
     An image drawn uniformly from the grid has 8 or more on average; the lower, the likelier. The arguments and errors
     are those of :func:`log_prob`.
     """
+    batch_size, progress = check_count("batch_size", batch_size, 1), check_flag("progress", progress)
     grid, form = to_grid(images, keep_device=True)
     nats = _log_prob(grid, model_for(model, grid.shape[1:]), batch_size, progress)
     return form.per_image((-nats / (math.log(2.0) * grid[:1].numel())).float() if len(grid) else nats.float())

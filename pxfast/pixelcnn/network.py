@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..base.checks import check_channels, check_number, check_size
+from ..base.checks import check_between, check_channels, check_instance, check_number, check_size, put
 from ..tensors.activations import concat_elu, elu
 from ..tensors.modules import ModuleList
 from .heads import LEVELS, Head, check_head, make_head, to_unit
@@ -47,14 +47,14 @@ class PixelCNNConfig:
     dropout: float = 0.0
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "image_size", check_size(self.image_size, 4, 4))
-        check_channels(self.channels)
-        for field, most in MOST.items():
-            value = getattr(self, field)
-            if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= most:
-                raise ValueError(f"{field} must be a positive integer of at most {most}, got {value!r}")
-        check_head(self.head)
-        check_number("dropout", self.dropout, 0.0, 1.0, ends="[)")
+        put(
+            self,
+            image_size=check_size(self.image_size, 4, 4),
+            channels=check_channels(self.channels),
+            **{field: check_between(field, getattr(self, field), 1, most) for field, most in MOST.items()},
+            head=check_head(self.head),
+            dropout=check_number("dropout", self.dropout, 0.0, 1.0, ends="[)"),
+        )
 
     @property
     def layers(self) -> int:
@@ -119,9 +119,11 @@ class WeightNormConv(nn.Module):
 
     @torch.no_grad()
     def set_weight(self, weight: Tensor) -> None:
-        """Make ``weight``, in the layout of ``v``, the folded weight."""
+        """Make ``weight``, in the layout of ``v``, the folded weight; filters of zeros get some direction."""
         self.v.copy_(weight)
         self.g.copy_(torch.linalg.vector_norm(self.v, dim=(0, 2, 3) if self.transposed else (1, 2, 3)))
+        by_output = self.v.transpose(0, 1) if self.transposed else self.v
+        by_output[self.g == 0.0] = 1.0  # v / |v| would not be a number
 
     def convolve(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         kh, kw = self.kernel
@@ -219,7 +221,7 @@ class PixelCNN(nn.Module):
 
     def __init__(self, config: PixelCNNConfig) -> None:
         super().__init__()
-        self.config = config
+        self.config: PixelCNNConfig = check_instance("config", config, PixelCNNConfig)
         f, r, dropout = config.filters, config.resnets, config.dropout
         inputs = config.channels + 1  # a channel of ones marks the inside of the image against the zero padding
         self.input_vertical: WeightNormConv = down_conv(inputs, f, (2, 3))

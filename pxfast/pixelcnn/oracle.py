@@ -8,7 +8,7 @@ import weakref
 
 import torch
 
-from ..base.checks import PRECISIONS
+from ..base.checks import PRECISIONS, check_choice
 from ..tensors.copies import Copies
 from .network import PixelCNN
 
@@ -36,10 +36,9 @@ def oracle(model: PixelCNN, precision: str, device: torch.device | str = "cpu") 
     """The teacher-forced fp32 network that an engine of this precision is judged by, on a device.
 
     precision: 'fp32', or 'bf16', whose convolution weights are rounded to bf16, as the engine's are; all arithmetic
-    stays fp32. Kept for the model as :func:`frozen` is. ValueError for another precision.
+    stays fp32. Kept for the model as :func:`frozen` is. TypeError or ValueError for another precision.
     """
-    if precision not in PRECISIONS:
-        raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
+    check_choice("precision", precision, PRECISIONS)
     device, network = torch.device(device), frozen(model)
     if precision == "fp32" and device.type == "cpu":
         return network

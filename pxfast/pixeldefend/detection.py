@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from ..base.checks import check_number, check_path, notes_json
 from ..base.extras import require
 from ..base.files import output_files
 from ..base.records import shown
@@ -103,8 +104,8 @@ class Detector:
         """Whether each image's p-value is at most ``alpha``: (N,) bool, as :meth:`p_value` has it.
 
         Images from the training images' distribution are called adversarial with a probability of at most ``alpha``.
-        Raises what :meth:`p_value` raises, and ValueError for an alpha outside (0, 1) or less than every p-value that
-        the training images allow.
+        Raises what :meth:`p_value` raises, and TypeError or ValueError for an alpha outside (0, 1) or less than every
+        p-value that the training images allow.
         """
         return self.judge(images, alpha, batch_size=batch_size, progress=progress)[1]
 
@@ -113,8 +114,7 @@ class Detector:
         self, images: ImagesT, alpha: float = 0.05, *, batch_size: int = 64, progress: bool = False
     ) -> tuple[ImagesT, ImagesT]:
         """:meth:`p_value` and :meth:`is_adversarial` of each image, for the work of one of them."""
-        if not 0.0 < alpha < 1.0:
-            raise ValueError(f"alpha must be between 0 and 1, got {alpha!r}")
+        alpha = check_number("alpha", alpha, 0.0, 1.0, ends="()")
         values, form, count = self._p_values(images, batch_size, progress)
         if alpha * (count + 1) < 1.0:
             raise ValueError(f"no p-value is at most alpha = {alpha:g} with {count} training images: use more of them")
@@ -132,7 +132,7 @@ class Detector:
             "format": FORMAT,
             "fingerprint": str(self._fingerprint),
             "image_shape": json.dumps([self.model.config.channels, *self.model.config.image_size]),
-            "notes": json.dumps(notes or {}),
+            "notes": notes_json(notes),
         }
         with output_files(path, force=force) as (temporary,):
             save_file({"log_likelihoods": self.log_likelihoods}, temporary, metadata=metadata)
@@ -144,7 +144,7 @@ class Detector:
         model: as :func:`pxfast.purify` takes it. Raises FileNotFoundError, or ValueError when the file is truncated or
         foreign, or holds the log-likelihoods of another model.
         """
-        log_likelihoods, fingerprint, image_shape = _read(Path(path))
+        log_likelihoods, fingerprint, image_shape = _read(check_path("path", path))
         try:
             fitted = model_for(model, image_shape)
         except ValueError as error:
@@ -253,7 +253,11 @@ def roc_auc_score(clean: Scores, suspicious: Scores) -> float:
 
 
 def _labels_and_scores(clean: Scores, suspicious: Scores) -> tuple[Array, Array]:
-    scores = [np.asarray(torch.as_tensor(each).detach().cpu().double()) for each in (clean, suspicious)]
+    try:
+        scores = [np.asarray(torch.as_tensor(each).detach().cpu().double()) for each in (clean, suspicious)]
+    except (TypeError, ValueError, RuntimeError) as error:
+        kinds = " and ".join(type(each).__name__ for each in (clean, suspicious))
+        raise TypeError(f"expected scores (N,) and (M,), tensors or arrays of numbers, got {kinds}: {error}") from None
     if any(each.ndim != 1 or len(each) == 0 or np.isnan(each).any() for each in scores):
         shapes = " and ".join(str(each.shape) for each in scores)
         raise ValueError(f"expected scores (N,) and (M,), N, M > 0, without NaN, got {shapes}")

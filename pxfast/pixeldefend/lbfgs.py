@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..base.checks import check_eps
+from ..base.checks import check_count, check_eps, check_flag, check_seed
 from ..base.extras import require
 from ..base.progress import progress_of
 from ..data.images import Array, ImagesT, to_grid
@@ -62,15 +62,16 @@ def lbfgs_purify(
 
     images, eps, model: as :func:`pxfast.purify` takes them; the head must be a mixture of logistics. starts: random
     starts per image (the paper: 100). max_iterations: of L-BFGS-B, which ends earlier where it converges or finds no
-    better point; each costs a forward and a backward pass or a few. seed: of the starts. progress: show a bar.
+    better point; each costs a forward and a backward pass or a few. seed: of the starts, 0 to 2^63 - 1.
+    progress: show a bar.
 
     Needs the extra 'evaluate'. Raises TypeError or ValueError for bad input, ImportError without the extra.
     """
     optimize = require("scipy.optimize", "evaluate")
     eps = check_eps(eps)
-    for name, value in (("starts", starts), ("max_iterations", max_iterations)):
-        if value < 1:
-            raise ValueError(f"{name} must be positive, got {value}")
+    starts = check_count("starts", starts, 1)
+    max_iterations = check_count("max_iterations", max_iterations, 1)
+    seed, progress = check_seed(seed), check_flag("progress", progress)
     grid, form = to_grid(images)
     model = relaxable(model_for(model, grid.shape[1:]))
     network = oracle(model, "fp32")

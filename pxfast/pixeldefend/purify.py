@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
-from ..base.checks import check_eps, check_precision
+from ..base.checks import check_eps, check_precision, check_progress
 from ..base.progress import reporting
 from ..data.images import ImagesT, to_grid
 from ..engines.choosers import Greedy
@@ -65,6 +65,7 @@ def purify(
     eps = check_eps(eps)
     check_adaptive(adaptive, threshold)
     check_precision(precision)
+    check_progress(progress)
     settings = DecodeSettings(threads=threads)
     chosen = select(engine)
     grid, form = to_grid(images, keep_device=chosen.gpu)
@@ -117,7 +118,8 @@ class Purifier(nn.Module):
 
     Purification has no gradient. backward: 'straight-through' puts the identity's in its place, so that gradient
     attacks on a network behind the purifier are BPDA (Athalye et al. 2018); with 'error', asking for the gradient
-    raises RuntimeError. Raises what :func:`purify` raises for these settings, and ValueError for another ``backward``.
+    raises RuntimeError. Raises what :func:`purify` raises for these settings, and TypeError or ValueError for another
+    ``backward``.
     """
 
     model: PixelCNN | None
@@ -150,7 +152,7 @@ class Purifier(nn.Module):
         self.precision: str = check_precision(precision)
         self.threads: int | None = DecodeSettings(threads=threads).threads
         self.backward: str = check_backward(backward)
-        self.progress = progress
+        self.progress: bool | Callable[[int], None] = check_progress(progress)
 
     def forward(self, images: ImagesT) -> ImagesT:
         """Purify images, (N, C, H, W) or (C, H, W): same type, shape, dtype and device; errors as :func:`purify`'s."""

@@ -8,18 +8,17 @@ network, all of which autograd keeps for the way back: time and memory grow with
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
-from ..base.checks import check_eps, is_number
+from ..base.checks import check_eps, check_instance, check_number
 from ..data.images import to_grid
 from ..pixelcnn.heads import LogisticHead, log_bin_mass
 from ..pixelcnn.likelihood import relaxable
 from ..pixelcnn.oracle import oracle
-from ..pixelcnn.shipped import Model, model_for
+from ..pixelcnn.shipped import SHIPPED, Model, model_for
 from ..tensors.ambient import in_plain_torch
 from .purify import Purifier
 
@@ -46,14 +45,15 @@ class RelaxedPurifier(nn.Module):
     def __init__(self, eps: int, model: Model, *, temperature: float = 1.0) -> None:
         super().__init__()
         self.eps: int = check_eps(eps)
-        if not is_number(temperature) or not 0 < temperature < math.inf:
-            raise ValueError(f"temperature must be a positive number, got {temperature!r}")
-        self.temperature: float = float(temperature)
-        object.__setattr__(self, "model", model)
+        self.temperature: float = check_number("temperature", temperature, 0.0, ends="()")
+        if model is None:
+            raise TypeError("model must be a PixelCNN, a shipped model's name or a path, got None")
+        object.__setattr__(self, "model", SHIPPED.resolve(model))
 
     @classmethod
     def of(cls, purifier: Purifier, image_shape: tuple[int, int, int], *, temperature: float = 1.0) -> RelaxedPurifier:
         """The relaxation of a purifier without an adaptive rule, for images (C, H, W). ValueError for another."""
+        check_instance("purifier", purifier, Purifier)
         if purifier.adaptive is not None:
             raise ValueError(f"expected a purifier without an adaptive rule, got adaptive={purifier.adaptive!r}")
         return cls(purifier.eps, model_for(purifier.model, image_shape), temperature=temperature)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..base.checks import is_number
+from ..base.checks import check_optional_number
+from ..base.records import shown
 from ..engines.choosers import Greedy
 from ..pixelcnn.likelihood import bits_per_dim
 from ..pixelcnn.network import PixelCNN
@@ -13,18 +14,19 @@ from ..pixelcnn.network import PixelCNN
 # Adaptive purification: bits/dim by channels (the paper, section 4.2: Fashion-MNIST, CIFAR-10), bits of a sub-pixel
 IMAGE_THRESHOLD = {1: 1.8, 3: 3.2}
 SUB_PIXEL_THRESHOLD = 3.0
+ADAPTIVE = ("image", "sub-pixel")
 
 
 def check_adaptive(adaptive: str | None, threshold: float | None) -> None:
-    """ValueError unless ``adaptive`` is None, 'image' or 'sub-pixel' and ``threshold`` None or bits, at least 0."""
-    if adaptive not in (None, "image", "sub-pixel"):
-        raise ValueError(f"adaptive must be None, 'image' or 'sub-pixel', got {adaptive!r}")
-    if threshold is None:
-        return
-    if adaptive is None:
+    """Raise TypeError or ValueError unless these are a rule of purification and what it counts as likely.
+
+    adaptive: None, 'image' or 'sub-pixel'. threshold: None or a number of bits, at least 0; None where adaptive is.
+    """
+    if adaptive is not None and (not isinstance(adaptive, str) or adaptive not in ADAPTIVE):
+        kind = ValueError if isinstance(adaptive, str) else TypeError
+        raise kind(f"adaptive must be None, 'image' or 'sub-pixel', got {shown(adaptive)}")
+    if check_optional_number("threshold", threshold, 0.0) is not None and adaptive is None:
         raise ValueError(f"threshold={threshold!r} means nothing without adaptive='image' or 'sub-pixel'")
-    if not is_number(threshold) or not threshold >= 0:
-        raise ValueError(f"threshold must be a number of bits, at least 0, got {threshold!r}")
 
 
 def greedy(grid: Tensor, model: PixelCNN, eps: int, adaptive: str | None, threshold: float | None) -> Greedy:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ..base.checks import check_integer, check_precision, is_number
+from ..base.checks import check_integer, check_number, check_precision, check_progress, check_seed
 from ..base.progress import reporting
 from ..engines.choosers import Sample
 from ..engines.registry import select
@@ -44,11 +44,11 @@ def sample(
     run here.
     """
     n = check_integer("n", n, 2**31)
-    seed = check_integer("seed", seed, 2**64)
+    seed = check_seed(seed, 2**64)
     first = check_integer("first", first, 2**64 - n)
-    if not is_number(temperature) or not 0 < temperature < float("inf"):
-        raise ValueError(f"temperature must be a positive number, got {temperature!r}")
+    temperature = check_number("temperature", temperature, 0.0, ends="()")
     check_precision(precision)
+    check_progress(progress)
     settings = DecodeSettings(threads=threads)
     chosen = select(engine)
     network = SHIPPED.resolve(model)
@@ -59,7 +59,7 @@ def sample(
     blank = torch.zeros((n, network.config.channels, *network.config.image_size), dtype=torch.uint8)
     if n == 0:
         return blank
-    chooser = Sample(seed, float(temperature), first)
+    chooser = Sample(seed, temperature, first)
     with reporting(n, progress) as report:
         return chosen.decode(
             schedule_for(network), blank, chooser, precision=precision, settings=settings, report=report

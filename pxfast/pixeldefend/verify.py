@@ -8,7 +8,7 @@ import math
 import torch
 from torch import Tensor
 
-from ..base.checks import PRECISIONS, check_eps
+from ..base.checks import PRECISIONS, check_choice, check_eps, check_number
 from ..data.images import Images, to_grid
 from ..engines.choosers import Greedy
 from ..pixelcnn.heads import LEVELS
@@ -52,6 +52,7 @@ class Verification:
 
     def fraction_within(self, threshold: float) -> float:
         """Fraction of the sub-pixels whose regret is at most ``threshold`` nats; 1 for an empty batch."""
+        threshold = check_number("threshold", threshold, 0.0)
         return float((self.regret <= threshold).double().mean()) if self.regret.numel() else 1.0
 
     @property
@@ -120,8 +121,7 @@ def verify(
     """
     eps = check_eps(eps)
     check_adaptive(adaptive, threshold)
-    if precision not in PRECISIONS:
-        raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
+    check_choice("precision", precision, PRECISIONS)
     given, _ = to_grid(images)
     chosen, _ = to_grid(purified)
     if given.shape != chosen.shape:

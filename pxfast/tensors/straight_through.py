@@ -7,15 +7,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..base.checks import check_choice
+
 BACKWARDS = ("straight-through", "error")
 
 
 def check_backward(backward: str, *more: str) -> str:
-    """``backward`` itself. ValueError unless 'straight-through', 'error' or one of ``more``."""
-    known = (*BACKWARDS, *more)
-    if backward not in known:
-        raise ValueError(f"backward must be one of {', '.join(known)}, got {backward!r}")
-    return backward
+    """``backward`` itself. TypeError or ValueError unless 'straight-through', 'error' or one of ``more``."""
+    return check_choice("backward", backward, (*BACKWARDS, *more))
 
 
 class _StraightThrough(torch.autograd.Function):

@@ -10,21 +10,33 @@ import os
 import signal
 import threading
 import time
+import typing
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
-from ..base.checks import check_between, check_number
+from ..base.checks import (
+    PRECISIONS,
+    check_between,
+    check_choice,
+    check_count,
+    check_flag,
+    check_instance,
+    check_number,
+    check_seed,
+    put,
+)
 from ..base.progress import progress_of
 from ..tensors.safetensors import metadata_json, metadata_record, metadata_table
 from .processes import Processes
 from .provenance import training_machine
 
 MOST_STEPS = 1 << 40
+MOST_RUNS = 1 << 40  # seeds, each of which has a range of the generators
 SEED_STRIDE = 1_000_003  # between the generators of two seeds
 
 
@@ -35,7 +47,7 @@ class RunSettings:
     The run ends after ``epochs``, or after ``budget`` seconds spent in training steps (over all resumed parts; not in
     checkpoints and validation) when that is given. The learning rate falls along a cosine to zero at the end of the
     run. ``horizontal_flips``: of every second image. ``precision``: 'bf16' (autocast) or 'fp32'. ``compile``: use
-    torch.compile (minutes to start, then faster).
+    torch.compile (minutes to start, then faster). ``seed``: 0 to 2^40 - 1. TypeError or ValueError names what is wrong.
     """
 
     batch_size: int
@@ -48,23 +60,62 @@ class RunSettings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.batch_size < 1:
-            raise ValueError(f"batch_size must be positive, got {self.batch_size}")
-        if self.budget is not None and not self.budget > 0:
-            raise ValueError(f"budget must be positive seconds, got {self.budget}")
-        self._positive("epochs", "learning_rate")
-        if self.precision not in ("bf16", "fp32"):
-            raise ValueError(f"precision must be 'bf16' or 'fp32', got {self.precision!r}")
+        self._count("batch_size", least=1)
+        if self.budget is not None:
+            self._number("budget", ends="()")
+        self._number("epochs", "learning_rate", ends="()")
+        put(
+            self,
+            horizontal_flips=check_flag("horizontal_flips", self.horizontal_flips),
+            precision=check_choice("precision", self.precision, PRECISIONS),
+            compile=check_flag("compile", self.compile),
+            seed=check_seed(self.seed, MOST_RUNS),
+        )
 
-    def _positive(self, *fields: str) -> None:
-        for field in fields:
-            if not getattr(self, field) > 0:
-                raise ValueError(f"{field} must be positive, got {getattr(self, field)}")
+    def _count(self, *fields: str, least: int = 0) -> None:
+        put(self, **{field: check_count(field, getattr(self, field), least) for field in fields})
 
-    def _fraction(self, *fields: str) -> None:
+    def _number(self, *fields: str, low: float = 0.0, high: float = math.inf, ends: str = "[]") -> None:
         for field in fields:
-            if not 0.0 <= getattr(self, field) < 1.0:
-                raise ValueError(f"{field} must be in [0, 1), got {getattr(self, field)}")
+            value = getattr(self, field)
+            found = check_number(field, value, low, high, ends=ends)
+            if type(value) not in (int, float):  # NumPy's; Python's stay as they are in a file's notes
+                put(self, **{field: found})
+
+
+Settings = TypeVar("Settings", bound=RunSettings)
+
+
+def run_settings(
+    settings: Settings | None,
+    kind: type[Settings],
+    *,
+    resume: bool,
+    force: bool,
+    progress: bool,
+    checkpoint_interval: float,
+    processes: Processes | None,
+) -> Settings:
+    """A run's settings, by default those of ``kind``. TypeError or ValueError for other kinds and other options."""
+    for name, flag in (("resume", resume), ("force", force), ("progress", progress)):
+        check_flag(name, flag)
+    check_number("checkpoint_interval", checkpoint_interval, 0.0)
+    if processes is not None:
+        check_instance("processes", processes, Processes)
+    if settings is None:
+        return typing.cast("Callable[[], Settings]", kind)()
+    return typing.cast("Settings", check_instance("settings", settings, kind))
+
+
+def check_training_images(images: Tensor, shape: tuple[int, ...], what: str = "training") -> None:
+    """TypeError or ValueError unless ``images`` are uint8, N > 0 of them, of ``shape`` (C, H, W)."""
+    expected = f"expected uint8 {what} images (N, {', '.join(map(str, shape))}), N > 0"
+    if not isinstance(images, Tensor):
+        raise TypeError(f"{expected}, got {type(images).__name__}")
+    if images.dtype != torch.uint8:
+        raise TypeError(f"{expected}, got {images.dtype}")
+    if tuple(images.shape[1:]) != shape or images.dim() != 4 or len(images) == 0:
+        raise ValueError(f"{expected}, got {tuple(images.shape)}")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -263,7 +263,7 @@ def test_refusals(tmp_path) -> None:
     images, out = real_images(1, (8, 8), 64), tmp_path / "a.safetensors"
     with pytest.raises(ValueError, match="128 images, got 64"):
         train_score_network(CONFIG, images, out)
-    with pytest.raises(ValueError, match=r"uint8 images \(N, \(1, 8, 8\)\), got torch\.float32"):
+    with pytest.raises(TypeError, match=r"uint8 training images \(N, 1, 8, 8\), N > 0, got torch\.float32"):
         ScoreTrainer(CONFIG, SETTINGS, images.float())
     trainer = ScoreTrainer(CONFIG, SETTINGS, images)
     trainer.save(checkpoint_path(out))
@@ -282,8 +282,8 @@ def test_refusals(tmp_path) -> None:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: ScoreSettings(levels=0), "levels >= 1"),
-        (lambda: ScoreSettings(sigma_min=0.0), "0 < sigma_min <= sigma_max"),
+        (lambda: ScoreSettings(levels=0), "levels must be an integer of at least 1, got 0"),
+        (lambda: ScoreSettings(sigma_min=0.0), r"sigma_min must be a number in \(0, inf\)"),
         (lambda: ScoreSettings(sigma_max=0.001), "0 < sigma_min <= sigma_max"),
         (lambda: ScoreSettings(gradient_clip=-1.0), "gradient_clip"),
         (lambda: ScoreSettings(ema_decay=1.0), "ema_decay"),

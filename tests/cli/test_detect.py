@@ -81,7 +81,7 @@ def test_a_stopped_run_goes_on_where_it_was(run_here, refused, options, images, 
 def test_refusals(refused, options, images, tmp_path):
     np.save(tmp_path / "in.npy", images.numpy())
     assert "no such file or folder" in refused("detect", tmp_path / "missing.npy", *options)
-    assert "alpha must be between 0 and 1, got 2.0" in refused("detect", tmp_path / "in.npy", "--alpha", 2, *options)
+    assert "alpha must be a number in (0, 1), got 2.0" in refused("detect", tmp_path / "in.npy", "--alpha", 2, *options)
     assert "with 20 training images" in refused("detect", tmp_path / "in.npy", "--alpha", 0.01, *options)
     assert "call fit(train_images) first" in refused("detect", tmp_path / "in.npy", *options[:2])
     assert "FILES" in refused("detect", *options)

@@ -48,8 +48,8 @@ def test_refusals():
     images = torch.zeros(2, 1, 4, 4, dtype=torch.uint8)
     with pytest.raises(ValueError, match="at least one image"):
         image_grid(images[:0])
-    with pytest.raises(ValueError, match="columns must be positive, got 0"):
+    with pytest.raises(ValueError, match="columns must be None or an integer of at least 1, got 0"):
         image_grid(images, 0)
-    with pytest.raises(ValueError, match="enlarge must be positive, got -1"):
+    with pytest.raises(ValueError, match="enlarge must be an integer of at least 1, got -1"):
         image_grid(images, enlarge=-1)
     assert torch.equal(image_grid(images.float() / 255), image_grid(images.numpy()))

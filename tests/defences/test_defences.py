@@ -97,7 +97,7 @@ def test_gradient_may_be_forbidden() -> None:
     ],
 )
 def test_bad_settings(settings: dict, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((TypeError, ValueError), match=message):
         FeatureSqueezing(**settings)
 
 

@@ -21,7 +21,15 @@ import pytest
 import torch
 from support import cuda_shim
 from support.cuda_shim import Settings
-from support.helpers import assert_as_exact, assert_chosen, made_once, noisy, real_images, trained_model
+from support.helpers import (
+    assert_as_exact,
+    assert_chosen,
+    made_once,
+    noisy,
+    real_images,
+    trained_model,
+    wide_component_model,
+)
 from torch import Tensor
 
 from pxfast.base.checks import PRECISIONS
@@ -98,6 +106,14 @@ def test_exact_and_as_the_cpu_engine(program, name, precision):
     chooser = Greedy(torch.tensor(eps, dtype=torch.uint8))
     expected = by_cpu_engine(name, images, chooser, precision)
     assert_as_exact(model_of(name), images, result, expected, chooser, precision)
+
+
+@pytest.mark.parametrize("head", ["logistic", "pixelcnn++"])
+def test_a_component_wider_than_fp32_hides_no_other(program, head):
+    model, images = wide_component_model(3, head), real_images(3, (4, 4), 2).clamp(min=4)
+    described = compiled.program_of(schedule_for(model))
+    result, _ = cuda_shim.decode(program, described, images.numpy(), Settings(eps=(3, 3)))
+    assert torch.equal(torch.from_numpy(result.copy()).int(), (images.int() + 3).clamp(max=255))
 
 
 @pytest.mark.parametrize("name", [*CASES, "wide"])

@@ -17,7 +17,7 @@ import pytest
 import torch
 from support.engines import ENGINE_PARAMS, INSTRUCTION_SETS
 from support.golden import BUNDLED, NAMES, fullest_path, load_golden
-from support.helpers import assert_as_exact, noisy, real_images, regret, trained_model
+from support.helpers import assert_as_exact, noisy, real_images, regret, trained_model, wide_component_model
 from torch import Tensor
 
 from pxfast.base.checks import PRECISIONS
@@ -283,6 +283,19 @@ def test_ties_go_to_the_smallest_value(engine, precision):
     assert torch.equal(result.int(), (images.int() - 16).clamp(min=0))
 
 
+def assert_largest_below_255(model: PixelCNN, images: Tensor, result: Tensor, precision: str) -> None:
+    """What :func:`wide_component_model` asks for, with eps 3: 255 has the tail, where it is in range."""
+    assert torch.equal(result.int(), (images.int() + 3).clamp(max=255))
+    assert_exact(model, images, result, 3, precision)
+
+
+@pytest.mark.parametrize("head", ["logistic", "pixelcnn++"])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_component_wider_than_fp32_hides_no_other(engine, precision, head, channels):
+    model, images = wide_component_model(channels, head), real_images(channels, (4, 4), 2).clamp(min=4)
+    assert_largest_below_255(model, images, decode(engine, model, images, 3, precision), precision)
+
+
 # --- 4. flat: test_engines_process.py; 5. polite, as far as one process shows it ---
 
 
@@ -379,6 +392,11 @@ def test_every_instruction_set_is_exact_and_batch_invariant(isa, case, precision
     assert isa in {key[2] for key in schedule_for(model).compiled}, "the path was taken"
     assert_exact(model, images, result, 16, precision)
     assert torch.equal(decode("cpu", model, images[3:4], 16, precision, isa=isa), result[3:4])
+
+
+def test_every_instruction_set_knows_components_wider_than_fp32(isa, precision):
+    model, images = wide_component_model(3, "pixelcnn++"), real_images(3, (4, 4), 2).clamp(min=4)
+    assert_largest_below_255(model, images, decode("cpu", model, images, 3, precision, isa=isa), precision)
 
 
 @pytest.mark.parametrize("case", ISA_CASES, ids=str)

@@ -102,7 +102,7 @@ def test_what_was_not_measured_is_not_drawn(small):
 
 
 def test_bad_settings_are_named(folder, tiny_colour_model):
-    with pytest.raises(ValueError, match="images must be positive, got 0"):
+    with pytest.raises(ValueError, match="images must be an integer of at least 1, got 0"):
         measure_density(str(folder), model=tiny_colour_model, images=0)
     with pytest.raises(ValueError, match="'fgsm' needs a classifier"):
         measure_density(str(folder), model=tiny_colour_model, images=1, train_images=1, shown=1, attacks=["fgsm"])

@@ -53,7 +53,7 @@ def test_dropout_and_training_mode_play_no_part(make_model, images):
 def test_progress_and_refusals(tiny_colour_model, images, capsys):
     pxfast.bits_per_dim(images, model=tiny_colour_model, progress=True)
     assert "5/5" in capsys.readouterr().err
-    with pytest.raises(ValueError, match="batch_size must be positive, got 0"):
+    with pytest.raises(ValueError, match="batch_size must be an integer of at least 1, got 0"):
         pxfast.bits_per_dim(images, model=tiny_colour_model, batch_size=0)
     with pytest.raises(ValueError, match=r"got \(1, 8, 8\)"):
         pxfast.log_prob(images[:, :1], model=tiny_colour_model)

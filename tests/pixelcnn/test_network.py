@@ -6,10 +6,12 @@ from support.helpers import real_images
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+import pxfast
 import pxfast.pixelcnn.heads
 import pxfast.pixelcnn.network
 from pxfast.pixelcnn.heads import HEADS
 from pxfast.pixelcnn.network import PixelCNN, PixelCNNConfig, forward_flops
+from pxfast.pixelcnn.oracle import oracle
 
 SIZE = (12, 8)  # not square, so that exchanged axes are seen
 
@@ -210,3 +212,16 @@ def test_a_wrong_field_is_named(changes, message):
     good = {"image_size": (32, 32), "channels": 3, "filters": 8, "resnets": 1}
     with pytest.raises(ValueError, match=message):
         PixelCNNConfig(**{**good, **changes})
+
+
+def test_filters_of_zeros_come_back_as_zeros(make_model, tmp_path):
+    model = make_model()
+    with torch.no_grad():
+        for _, convolution in model.convolutions():
+            convolution.g[::2] = 0.0
+    pxfast.save(model, tmp_path / "model.safetensors", dtype=torch.float32)
+    again = pxfast.load(tmp_path / "model.safetensors")
+    images = torch.randint(0, 256, (2, 1, 8, 8), dtype=torch.uint8)
+    with torch.no_grad():
+        torch.testing.assert_close(again.log_prob(images), model.log_prob(images))
+        assert oracle(again, "bf16").log_prob(images).isfinite().all()

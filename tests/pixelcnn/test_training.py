@@ -387,7 +387,7 @@ def test_a_wrong_setting_is_named(changes, message):
     "images", [torch.zeros(4, 1, 8, 12, dtype=torch.uint8), torch.zeros(4, 1, 8, 8), torch.zeros(0, 1, 8, 8).byte()]
 )
 def test_wrong_images_are_told(images):
-    with pytest.raises(ValueError, match=r"expected uint8 training images \(N, 1, 8, 8\), N > 0, got"):
+    with pytest.raises((TypeError, ValueError), match=r"expected uint8 training images \(N, 1, 8, 8\), N > 0, got"):
         Trainer(CONFIG, SETTINGS, images)
 
 

@@ -97,7 +97,7 @@ def test_refusals(fitted, tiny_model, images):
     with pytest.raises(TypeError, match="model must be a PixelCNN"):
         Detector(5)
     for alpha in (0.0, 1.0, -1, math.nan):
-        with pytest.raises(ValueError, match="alpha must be between 0 and 1"):
+        with pytest.raises(ValueError, match=r"alpha must be a number in \(0, 1\)"):
             fitted.is_adversarial(images, alpha)
     with pytest.raises(ValueError, match=r"at most alpha = 0.05 with 9 training images"):
         fitted.is_adversarial(images)

@@ -67,9 +67,9 @@ def test_form_seed_and_batch(model, attacked):
 
 
 def test_refusals(model, attacked, make_model, monkeypatch):
-    with pytest.raises(ValueError, match="starts must be positive, got 0"):
+    with pytest.raises(ValueError, match="starts must be an integer of at least 1, got 0"):
         lbfgs_purify(attacked, 8, model=model, starts=0)
-    with pytest.raises(ValueError, match="max_iterations must be positive, got 0"):
+    with pytest.raises(ValueError, match="max_iterations must be an integer of at least 1, got 0"):
         lbfgs_purify(attacked, 8, model=model, max_iterations=0)
     with pytest.raises(ValueError, match="eps must be an integer"):
         lbfgs_purify(attacked, 256, model=model)

@@ -93,7 +93,7 @@ def test_images_do_not_depend_on_each_other_and_settings_show() -> None:
 
 def test_bad_settings(make_model, tiny_model: pxfast.PixelCNN) -> None:
     for temperature in (0, -1.0, float("nan"), float("inf"), True, "hot"):
-        with pytest.raises(ValueError, match="temperature must be a positive number"):
+        with pytest.raises((TypeError, ValueError), match=r"temperature must be a number in \(0, inf\)"):
             RelaxedPurifier(4, tiny_model, temperature=temperature)
     with pytest.raises(ValueError, match="256"):
         RelaxedPurifier(256, tiny_model)

@@ -97,15 +97,15 @@ def test_progress_counts_spared_images_too(images):
     ("settings", "message"),
     [
         ({"adaptive": "pixel"}, "adaptive must be None, 'image' or 'sub-pixel', got 'pixel'"),
-        ({"adaptive": "image", "threshold": -1.0}, "threshold must be a number of bits, at least 0, got -1.0"),
-        ({"adaptive": "image", "threshold": float("nan")}, "threshold must be a number of bits"),
-        ({"adaptive": "image", "threshold": "low"}, "threshold must be a number of bits"),
+        ({"adaptive": "image", "threshold": -1.0}, r"threshold must be a number in \[0, inf\), got -1.0"),
+        ({"adaptive": "image", "threshold": float("nan")}, r"threshold must be a number in \[0, inf\)"),
+        ({"adaptive": "image", "threshold": "low"}, r"threshold must be a number in \[0, inf\)"),
         ({"threshold": 3.0}, "means nothing without adaptive"),
     ],
 )
 def test_bad_rules_are_refused(images, settings, message):
     for call in (pxfast.purify, lambda images, eps, **settings: pxfast.Purifier(eps, **settings)):
-        with pytest.raises(ValueError, match=message):
+        with pytest.raises((TypeError, ValueError), match=message):
             call(images, 16, **settings)
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((TypeError, ValueError), match=message):
         pxfast.verify(images, images, 16, **settings)

@@ -82,6 +82,26 @@ def random_model(
     return model.eval()
 
 
+def wide_component_parameters(channels: int) -> Tensor:
+    """Parameters (P,) of a mixture of two components: one sharp and above all values, one so wide that fp32 fails.
+
+    The sharp one gives the values between 0 and 255 e^-1000 to e^-3200, the more the larger they are. The wide one
+    gives each of them e^-4005; its inverse scale underflows in fp32. The channels do not depend on each other.
+    """
+    means, log_scales = (1.9, 0.0), (-7.0, 4000.0)
+    coefficients = (0.0, 0.0) if channels == 3 else ()
+    return torch.tensor((0.0, 0.0) + channels * (*means, *log_scales, *coefficients))
+
+
+def wide_component_model(channels: int, head: str) -> PixelCNN:
+    """A model over 4x4 images that gives :func:`wide_component_parameters` at every pixel."""
+    model = random_model((4, 4), channels, head=head, mixtures=2)
+    with torch.no_grad():
+        model.output.g.zero_()
+        model.output.b.copy_(wide_component_parameters(channels))
+    return model
+
+
 def noisy(images: Tensor, amount: int = 12, seed: int = 0) -> Tensor:
     """The images plus uniform integer noise of up to ±amount, clipped to the grid."""
     generator = torch.Generator().manual_seed(seed)

@@ -110,7 +110,7 @@ def test_metadata_are_checked(trainer, good, tmp_path, change, words):
         (field("settings", precision=3), "precision must be a text"),
         (field("settings", compile="yes"), "compile must be true or false"),
         (field("settings", speed=3), "unknown speed"),
-        (field("config", resnets=10**6), "resnets must be a positive integer of at most 100"),
+        (field("config", resnets=10**6), "resnets must be an integer in 1..100"),
         (field("config", image_size="88"), "image_size must be a list of 2"),
     ],
 )

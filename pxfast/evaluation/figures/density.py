@@ -13,6 +13,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from ...attacks import find_attack
+from ...base.checks import check_count, check_integer, check_seed
 from ...base.files import made_folder, output_files
 from ...base.machine import parse_device
 from ...base.progress import progress_of
@@ -21,7 +22,7 @@ from ...classifiers import load_classifier
 from ...classifiers.weights import SHIPPED as SHIPPED_CLASSIFIERS
 from ...data.datasets import load_dataset
 from ...pixelcnn.network import PixelCNN
-from ...pixelcnn.shipped import Model, model_for
+from ...pixelcnn.shipped import SHIPPED, Model, model_for
 from ...pixeldefend.detection import Detector, roc_auc_score, shipped_log_likelihoods
 from ...pixeldefend.lbfgs import lbfgs_purify
 from ...pixeldefend.purify import purify
@@ -99,23 +100,35 @@ def measure_density(
     is given as a module is there already. engine, threads: of purification and samples. Raises TypeError or
     ValueError for bad input, FileNotFoundError without the data.
     """
-    for name, value in (("images", images), ("train_images", train_images), ("shown", shown)):
-        if value < 1:
-            raise ValueError(f"{name} must be positive, got {value}")
+    for name, value, least in (
+        ("images", images, 1),
+        ("train_images", train_images, 1),
+        ("shown", shown, 1),
+        ("lbfgs_images", lbfgs_images, 0),
+        ("lbfgs_starts", lbfgs_starts, 1),
+    ):
+        check_count(name, value, least)
+    for name, eps in (("attack_eps", attack_eps), ("purify_eps", purify_eps)):
+        if eps is not None:
+            check_integer(name, eps, 256)
+    seed = check_seed(seed)
+    for attack in attacks or ():
+        find_attack(attack)
     name = Path(dataset).name
     usual = EPS.get(name, (8, 16))
     attack_eps, purify_eps = (
         usual[0] if attack_eps is None else attack_eps,
         usual[1] if purify_eps is None else purify_eps,
     )
-    test, labels = load_dataset(dataset, root, train=False)
     place = parse_device(device)
-    clean, labels = test[:images].to(place), labels[:images].to(place)
-    network = model_for(model, clean.shape[1:])
+    model = SHIPPED.resolve(model)
     if classifier is None and dataset in SHIPPED_CLASSIFIERS:
         classifier = dataset
     if isinstance(classifier, str):
         classifier = load_classifier(classifier).to(place)
+    test, labels = load_dataset(dataset, root, train=False)
+    clean, labels = test[:images].to(place), labels[:images].to(place)
+    network = model_for(model, clean.shape[1:])
     if attacks is None:
         attacks = ATTACKS if classifier is not None else ("rand",)
     detector, log_likelihoods = fitted_detector(network, dataset, root, train_images)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from matplotlib import rc_context
 
+from ...base.checks import check_count
 from ...base.files import claimed, made_folder
 from ...base.streams import shown_name
 from ...pixelcnn.shipped import model_for
@@ -57,6 +58,12 @@ def evaluate_figures(
     compare with, where none are shipped for the density model. lbfgs_images, lbfgs_starts: of the comparison with
     L-BFGS-B; 0 images: none. Figures of an earlier run are replaced, since the store has all they show.
     """
+    for name, value, least in (
+        ("train_images", train_images, 1),
+        ("lbfgs_images", lbfgs_images, 0),
+        ("lbfgs_starts", lbfgs_starts, 1),
+    ):
+        check_count(name, value, least)
     with only_run(specification, out):
         row = purified_row(specification)
         chosen = [column for column in specification.chosen(None, columns).columns if column.attack is not None]

@@ -13,6 +13,7 @@ from typing import Any
 import jinja2
 import markupsafe
 
+from ...base.checks import check_path
 from ...base.files import output_files
 from ...base.reading import regular_file
 from ...base.version import __version__
@@ -46,8 +47,8 @@ def write_report(
     out: the page, an .html file, by default report.html in the folder. Raises FileExistsError when it exists, unless
     ``force``, ValueError for another suffix, and what :func:`render_report` raises.
     """
-    folder = Path(folder)
-    path = folder / "report.html" if out is None else Path(out)
+    folder = check_path("folder", folder)
+    path = folder / "report.html" if out is None else check_path("out", out)
     if path.suffix.lower() not in (".html", ".htm"):
         raise ValueError(f"{path}: this output must have the suffix .html")
     if not folder.is_dir():
@@ -64,7 +65,7 @@ def render_report(folder: str | os.PathLike[str]) -> str:
     Raises FileNotFoundError when the folder, or anything to report in it, is not there, and ValueError, naming the
     file, for a table or figure that is broken or of another version.
     """
-    folder = Path(folder)
+    folder = check_path("folder", folder)
     if not folder.is_dir():
         raise FileNotFoundError(f"no such folder: {folder}")
     tables = sorted(read_tables(folder), key=_table_order)

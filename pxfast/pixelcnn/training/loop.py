@@ -9,14 +9,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...base.checks import check_instance, check_path
 from ...training.outputs import run_outputs
 from ...training.processes import Processes
 from ...training.provenance import training_notes, training_parts
-from ...training.run import run_to_the_end
+from ...training.run import check_training_images, run_settings, run_to_the_end
 from ..files import load_model, read_metadata, save
 from ..network import PixelCNN, PixelCNNConfig
 from .settings import TrainingSettings
-from .trainer import Trainer, check_images, mean_bits_per_dim
+from .trainer import Trainer, mean_bits_per_dim
 
 
 def train(
@@ -48,11 +49,23 @@ def train(
     device. Raises FloatingPointError when bits/dim stop being finite (the files then stay as the last interval left
     them), and what :func:`pxfast.training.outputs.run_outputs` raises.
     """
-    settings = settings or TrainingSettings()
+    settings = run_settings(
+        settings,
+        TrainingSettings,
+        resume=resume,
+        force=force,
+        progress=progress,
+        checkpoint_interval=checkpoint_interval,
+        processes=processes,
+    )
+    check_path("out", out)
+    check_instance("config", config, PixelCNNConfig)
+    if start is not None:
+        check_instance("start", start, PixelCNN)
     processes = processes or Processes()
+    if validation is not None:
+        check_training_images(validation, (config.channels, *config.image_size), "validation")
     with run_outputs(out, resume=resume, force=force, processes=processes, progress=progress) as files:
-        if validation is not None:
-            check_images(config, validation, "validation")
         if processes.device.type == "cuda":
             torch.backends.cudnn.benchmark = True  # all batches have one shape
         trainer = Trainer(config, settings, images, processes)
@@ -99,6 +112,7 @@ def record_bits_per_dim(
     Notes: ``test_bits_per_dim`` and ``test_images``. Returns the mean.
     """
     model, (_, notes) = load_model(path), read_metadata(path)
+    check_training_images(test_images, (model.config.channels, *model.config.image_size), "test")
     mean = mean_bits_per_dim(model.to(device), test_images, progress=progress)
     notes |= {"test_bits_per_dim": round(mean, 5), "test_images": len(test_images)}
     save(model, path, notes=notes)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+from ...base.checks import check_text
 from ...data.datasets import DATASETS, image_shape
 from ..network import PixelCNNConfig
 from .settings import TrainingSettings
@@ -59,7 +60,7 @@ def preset(name: str, dataset: str) -> tuple[PixelCNNConfig, TrainingSettings]:
     dataset: a known name, or a folder of images, for which the network is as wide as for the known one of as many
     channels. ValueError for an unknown preset or data set.
     """
-    if name not in PRESETS:
+    if check_text("a preset", name) not in PRESETS:
         raise ValueError(f"unknown preset {name!r}; known: {', '.join(PRESETS)}")
     chosen, (channels, H, W) = PRESETS[name], image_shape(dataset)
     like = next(known for known, shape in DATASETS.items() if known == dataset or shape[0] == channels)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+from ...base.checks import check_choice
 from ...training.run import RunSettings
 
 OPTIMISERS = ("adam", "muon")
@@ -36,12 +37,9 @@ class TrainingSettings(RunSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._positive("muon_learning_rate")
-        if not self.gradient_clip >= 0.0:
-            raise ValueError(f"gradient_clip must be positive, or 0 for none, got {self.gradient_clip}")
-        if self.warmup < 0:
-            raise ValueError(f"warmup must be a number of steps, got {self.warmup}")
-        self._fraction("ema_decay", "decay")
-        for field, known in (("optimiser", OPTIMISERS), ("schedule", SCHEDULES)):
-            if getattr(self, field) not in known:
-                raise ValueError(f"{field} must be one of {', '.join(known)}, got {getattr(self, field)!r}")
+        self._number("muon_learning_rate", ends="()")
+        self._number("gradient_clip")
+        self._count("warmup")
+        self._number("ema_decay", "decay", high=1.0, ends="[)")
+        check_choice("optimiser", self.optimiser, OPTIMISERS)
+        check_choice("schedule", self.schedule, SCHEDULES)

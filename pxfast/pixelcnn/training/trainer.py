@@ -16,6 +16,7 @@ from ...base.progress import progress_of
 from ...tensors.safetensors import metadata_record, read_header
 from ...training.averaged_run import AveragedRun
 from ...training.processes import Processes
+from ...training.run import check_training_images
 from ..files import parse_config
 from ..heads import likelihood_is_fused
 from ..network import PixelCNN, PixelCNNConfig
@@ -28,14 +29,6 @@ EVALUATED_AT_ONCE = 64  # images
 COMPARED_IMAGES = 512  # that tell whether the last weights are better than the averaged ones
 INITIAL_IMAGES = 128  # of the first epoch, for the data-dependent initialisation
 LOG2 = math.log(2.0)
-
-
-def check_images(config: PixelCNNConfig, images: Tensor, what: str) -> None:
-    C, H, W = config.channels, *config.image_size
-    if images.dtype != torch.uint8 or tuple(images.shape[1:]) != (C, H, W) or len(images) == 0:
-        raise ValueError(
-            f"expected uint8 {what} images (N, {C}, {H}, {W}), N > 0, got {images.dtype} {tuple(images.shape)}"
-        )
 
 
 def network_size(config: PixelCNNConfig) -> dict[str, int]:
@@ -69,7 +62,7 @@ class Trainer(AveragedRun):
     def __init__(
         self, config: PixelCNNConfig, settings: TrainingSettings, images: Tensor, processes: Processes | None = None
     ) -> None:
-        check_images(config, images, "training")
+        check_training_images(images, (config.channels, *config.image_size))
         super().__init__(settings, images, processes, ema_decay=settings.ema_decay)
         torch.manual_seed(settings.seed)
         self.model = PixelCNN(config).to(self.processes.device).to(memory_format=torch.channels_last)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from support.helpers import assert_sampled
+from support.helpers import assert_sampled, wide_component_parameters
 from support.triton_device import DEVICE, few_examples, on_device
 from torch import Tensor
 
@@ -112,6 +112,14 @@ def test_greedy_takes_the_best_value_in_range(name, channels, mixtures, seed, sh
     assert (found[~kept] < 1e-4).all()
     certain = kept & (bits < (keep_bits or 0.0) - 1e-4)
     assert torch.equal(chosen[certain], pixel[certain])
+
+
+@pytest.mark.parametrize("name", ["logistic", "pixelcnn++"])
+def test_a_component_wider_than_fp32_hides_no_other(name):
+    head = make_head(name, 3, 2)
+    pixel = torch.arange(4, 4 + 48, dtype=torch.uint8).reshape(16, 3) * 4
+    chosen = run(head, Greedy(3), wide_component_parameters(3).repeat(16, 1), pixel)
+    assert torch.equal(chosen.int(), (pixel.int() + 3).clamp(max=255))
 
 
 @pytest.mark.parametrize("name", HEADS)
