@@ -31,7 +31,7 @@ constexpr int max_rows(int vectors) {
 #elif defined(__AVX2__)
 constexpr int kMaxTileVectors = 1;
 constexpr int max_rows(int) { return 6; }
-#elif defined(__aarch64__)
+#elif defined(PXFAST_NEON)
 constexpr int kMaxTileVectors = 1;
 constexpr int max_rows(int) { return 6; }
 #else
@@ -58,6 +58,32 @@ inline __m512i load_weights(const Bf16* w) { return _mm512_loadu_si512(w); }
 inline NativeFloat multiply_add(NativeFloat sum, __m512i a, __m512i w) {
   return (NativeFloat)_mm512_dpbf16_ps((__m512)sum, (__m512bh)w, (__m512bh)a);
 }
+#elif defined(PXFAST_NEON) && defined(__ARM_FEATURE_BF16_VECTOR_ARITHMETIC)
+inline bfloat16x4_t spread(const Bf16* a) {  // the pair; bfdot itself takes it to all lanes
+  uint32_t pair;
+  std::memcpy(&pair, a, 4);
+  return vreinterpret_bf16_u32(vset_lane_u32(pair, vdup_n_u32(0), 0));
+}
+inline bfloat16x8_t load_weights(const Bf16* w) { return vreinterpretq_bf16_u16(vld1q_u16(&w->bits)); }
+inline NativeFloat multiply_add(NativeFloat sum, bfloat16x4_t a, bfloat16x8_t w) {
+  return (NativeFloat)vbfdotq_lane_f32((float32x4_t)sum, w, a, 0);
+}
+#endif
+
+// Before a loop over a tile's registers: all its turns are written out. GCC leaves loops of many turns, and an array that
+// is indexed by a variable lies on the stack.
+#if defined(__clang__)
+#define PXFAST_UNROLL_ALL _Pragma("clang loop unroll(full)")
+#else
+#define PXFAST_UNROLL_ALL _Pragma("GCC unroll 32")
+#endif
+
+// Between two rows of a tile: loads stay on their side. On NEON GCC would load all rows' elements first, and these with
+// the sums and the weights are more than 32 registers.
+#if defined(PXFAST_NEON) && !defined(__clang__)
+inline void keep_row_order() { asm volatile("" ::: "memory"); }
+#else
+inline void keep_row_order() {}
 #endif
 
 template <class Element, int kRows, int kVectors>
@@ -68,18 +94,29 @@ void tile_kernel(const Operand<Element>& operand, long first_row, size_t tile_of
     const long channels = operand.channels[t];
     const Element* a = operand.cells[t] + first_row * channels;
     const Element* w = operand.weights[t] + tile_offset;
-    for (long k = 0; k < channels; k += kPack<Element>) {
+    // A pointer for every four rows: x86's addressing modes reach the others from there with two registers. With an
+    // index from one pointer GCC needs a register a row, and keeps the loop's end on the stack.
+    const Element *a4 = a + 4 * channels, *a8 = a + 8 * channels;
+    for (const Element* end = w + channels * kVectors * pxfast::kLanes; w != end;) {
       decltype(load_weights(w)) weights[kRegisters];
+      PXFAST_UNROLL_ALL
       for (int j = 0; j < kRegisters; ++j) weights[j] = load_weights(w + j * kNativeLanes * kPack<Element>);
       w += kVectors * pxfast::kLanes * kPack<Element>;
+      PXFAST_UNROLL_ALL
       for (int i = 0; i < kRows; ++i) {
-        const auto left = spread(a + i * channels + k);
+        keep_row_order();
+        const auto left = spread((i < 4 ? a : i < 8 ? a4 : a8) + (i % 4) * channels);
+        PXFAST_UNROLL_ALL
         for (int j = 0; j < kRegisters; ++j) sum[i][j] = multiply_add(sum[i][j], left, weights[j]);
       }
+      a += kPack<Element>, a4 += kPack<Element>, a8 += kPack<Element>;
     }
   }
-  for (int i = 0; i < kRows; ++i)
+  PXFAST_UNROLL_ALL
+  for (int i = 0; i < kRows; ++i) {
+    PXFAST_UNROLL_ALL
     for (int j = 0; j < kRegisters; ++j) native_store(out + i * out_stride + j * kNativeLanes, sum[i][j]);
+  }
 }
 
 template <class Element>

@@ -6,7 +6,7 @@
 
 #if defined(__AVX2__) || defined(__AVX512F__)
 #include <immintrin.h>
-#elif defined(__aarch64__)
+#elif defined(PXFAST_NEON)
 #include <arm_neon.h>
 #endif
 
@@ -60,7 +60,7 @@ inline NativeFloat native_fma(NativeFloat a, NativeFloat b, NativeFloat c) {
   return (NativeFloat)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
 #elif defined(__AVX2__)
   return (NativeFloat)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
-#elif defined(__aarch64__)
+#elif defined(PXFAST_NEON)
   return (NativeFloat)vfmaq_f32((float32x4_t)c, (float32x4_t)a, (float32x4_t)b);
 #else
   return a * b + c;
@@ -111,7 +111,7 @@ inline Vector tanh(const Vector& x) {
 
 // ---- storage of the caches -----------------------------------------------------------------------------------------
 
-struct Bf16 {  // native bf16, multiplied in pairs by vdpbf16ps
+struct Bf16 {  // native bf16, multiplied in pairs by vdpbf16ps or bfdot
   uint16_t bits;
 };
 struct RoundedFloat {  // bf16 values kept as fp32, where the machine has no bf16 arithmetic
@@ -160,6 +160,18 @@ inline void store_first(Bf16* to, const Vector& x, int count) {
   const __m256i half = (__m256i)_mm512_cvtneps_pbh((__m512)x.part[0]);
   const __mmask16 mask = count >= 16 ? (__mmask16)0xffff : (__mmask16)((1u << count) - 1);
   _mm256_mask_storeu_epi16(to, mask, half);
+}
+#elif defined(PXFAST_NEON) && defined(__ARM_FEATURE_BF16_VECTOR_ARITHMETIC)
+inline void store_first(Bf16* to, const Vector& x, int count) {
+  const Vector rounded = round_to_bf16(x);
+  uint16_t halves[pxfast::kLanes];
+  for (int p = 0; p < kParts; ++p)
+    vst1_u16(halves + p * kNativeLanes, vshrn_n_u32((uint32x4_t)rounded.part[p], 16));
+  if (count >= pxfast::kLanes) {
+    std::memcpy(to, halves, sizeof halves);
+  } else {
+    for (int i = 0; i < count; ++i) to[i].bits = halves[i];
+  }
 }
 #endif
 
