@@ -42,7 +42,7 @@ constexpr int kMaxTileRows = 12;
 
 // Left element(s) for all lanes, a register of weights, and their product added: on native registers, since GCC keeps
 // an array of them in registers and an array of Vectors, where these have several parts, on the stack.
-inline NativeFloat spread(const float* a) { return *a - NativeFloat{}; }
+inline NativeFloat spread(const float* a) { return native_broadcast(*a); }
 inline NativeFloat spread(const RoundedFloat* a) { return spread(&a->value); }
 inline NativeFloat load_weights(const float* w) { return native_load(w); }
 inline NativeFloat load_weights(const RoundedFloat* w) { return native_load(&w->value); }
