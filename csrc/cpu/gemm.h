@@ -21,22 +21,22 @@ constexpr int kPack = 1;  // consecutive channels that stand together in the pac
 template <>
 constexpr int kPack<Bf16> = 2;
 
-// How many vectors of outputs a tile may have, and how many rows beside them, so that all accumulators, a tile row of
-// weights and one spare stay in registers: 32 of 16 floats, 16 of 8, 32 of 4 (NEON), 16 of 4.
+// How many vectors of outputs a tile may have, and how many rows beside so many registers of outputs: all accumulators,
+// a tile row of weights and one spare stay in registers, 32 of 16 floats, 16 of 8, 32 of 4 (NEON), 16 of 4.
 #if defined(__AVX512F__)
 constexpr int kMaxTileVectors = 6;
-constexpr int max_rows(int vectors) {
-  return vectors == 1 ? 12 : vectors == 2 ? 12 : vectors == 3 ? 8 : vectors == 4 ? 6 : vectors == 5 ? 5 : 4;
+constexpr int max_rows(int registers) {
+  return registers <= 2 ? 12 : registers == 3 ? 8 : registers == 4 ? 6 : registers == 5 ? 5 : 4;
 }
 #elif defined(__AVX2__)
 constexpr int kMaxTileVectors = 1;
-constexpr int max_rows(int) { return 6; }
+constexpr int max_rows(int registers) { return registers == 1 ? 12 : 6; }
 #elif defined(PXFAST_NEON)
 constexpr int kMaxTileVectors = 1;
-constexpr int max_rows(int) { return 6; }
+constexpr int max_rows(int registers) { return registers <= 2 ? 12 : registers == 3 ? 8 : 6; }
 #else
 constexpr int kMaxTileVectors = 1;
-constexpr int max_rows(int) { return 2; }
+constexpr int max_rows(int registers) { return registers == 1 ? 12 : registers == 2 ? 6 : registers == 3 ? 3 : 2; }
 #endif
 constexpr int kMaxTileRows = 12;
 
@@ -93,11 +93,12 @@ inline void prefetch_rows(const Element* from, long elements) {
   for (long i = 0; i < elements; i += 64 / (long)sizeof(Element)) __builtin_prefetch(from + i, 0, 2);
 }
 
-// prefetch: the next rows; for the first of the tiles that read them
-template <class Element, int kRows, int kVectors>
+// kEmpty: the registers at the tile's end that stand for no outputs, which become zeros. prefetch: the next rows; for the
+// first of the tiles that read them.
+template <class Element, int kRows, int kVectors, int kEmpty>
 void tile_kernel(const Operand<Element>& operand, long first_row, size_t tile_offset, float* out, long out_stride,
                  bool prefetch) {
-  constexpr int kRegisters = kVectors * kParts;
+  constexpr int kRegisters = kVectors * kParts - kEmpty;
   NativeFloat sum[kRows][kRegisters] = {};
   for (int t = 0; t < operand.taps; ++t) {
     const long channels = operand.channels[t];
@@ -126,6 +127,9 @@ void tile_kernel(const Operand<Element>& operand, long first_row, size_t tile_of
   for (int i = 0; i < kRows; ++i) {
     PXFAST_UNROLL_ALL
     for (int j = 0; j < kRegisters; ++j) native_store(out + i * out_stride + j * kNativeLanes, sum[i][j]);
+    PXFAST_UNROLL_ALL
+    for (int j = kRegisters; j < kRegisters + kEmpty; ++j)
+      native_store(out + i * out_stride + j * kNativeLanes, NativeFloat{});
   }
 }
 
@@ -134,19 +138,20 @@ using TileKernel = void (*)(const Operand<Element>&, long, size_t, float*, long,
 
 template <class Element>
 struct KernelTable {
-  TileKernel<Element> kernel[kMaxTileVectors + 1][kMaxTileRows + 1] = {};
+  TileKernel<Element> kernel[kMaxTileVectors + 1][kParts][kMaxTileRows + 1] = {};
 
-  template <int kVectors, int kRows>
+  template <int kVectors, int kEmpty, int kRows>
   constexpr void fill_rows() {
-    kernel[kVectors][kRows] = &tile_kernel<Element, kRows, kVectors>;
-    if constexpr (kRows > 1) fill_rows<kVectors, kRows - 1>();
+    kernel[kVectors][kEmpty][kRows] = &tile_kernel<Element, kRows, kVectors, kEmpty>;
+    if constexpr (kRows > 1) fill_rows<kVectors, kEmpty, kRows - 1>();
   }
-  template <int kVectors>
+  template <int kVectors, int kEmpty>
   constexpr void fill() {
-    fill_rows<kVectors, max_rows(kVectors)>();
-    if constexpr (kVectors > 1) fill<kVectors - 1>();
+    fill_rows<kVectors, kEmpty, max_rows(kVectors * kParts - kEmpty)>();
+    if constexpr (kEmpty > 0) fill<kVectors, kEmpty - 1>();
+    if constexpr (kEmpty == 0 && kVectors > 1) fill<kVectors - 1, kParts - 1>();
   }
-  constexpr KernelTable() { fill<kMaxTileVectors>(); }
+  constexpr KernelTable() { fill<kMaxTileVectors, kParts - 1>(); }
 };
 
 // rows x (tiles * tile_vectors * kLanes) products, starting at row first_row of the operand
@@ -155,12 +160,15 @@ void matrix_product(const pxfast::Step& step, const Operand<Element>& operand, l
   static constexpr KernelTable<Element> table;
   const int tile_width = step.tile_vectors * pxfast::kLanes;
   const long out_stride = (long)step.tiles * tile_width;
-  const long tile_rows = max_rows(step.tile_vectors);
   for (int tile = 0; tile < step.tiles; ++tile) {
+    const int beyond = (int)((tile + 1) * (long)tile_width - step.outputs) / kNativeLanes;
+    const int empty = beyond < 0 ? 0 : beyond < kParts ? beyond : kParts - 1;
+    const auto& kernels = table.kernel[step.tile_vectors][empty];
+    const long tile_rows = max_rows(step.tile_vectors * kParts - empty);
     for (long row = 0; row < rows; row += tile_rows) {
       const long count = rows - row < tile_rows ? rows - row : tile_rows;
-      table.kernel[step.tile_vectors][count](operand, first_row + row, tile * step.tile_stride,
-                                             out + row * out_stride + tile * tile_width, out_stride, tile == 0);
+      kernels[count](operand, first_row + row, tile * step.tile_stride, out + row * out_stride + tile * tile_width,
+                     out_stride, tile == 0);
     }
   }
 }

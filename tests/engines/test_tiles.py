@@ -31,10 +31,10 @@ COMPILERS = {  # the tools' prefix and the machine that a compiler makes code fo
 
 @dataclasses.dataclass(frozen=True)
 class Set:
-    """What an instruction set's code looks like. tiles: (rows, vectors of 16 outputs), the largest ones."""
+    """What an instruction set's code looks like. tiles: (rows, registers of outputs), the largest ones."""
 
     tiles: tuple[tuple[int, int], ...]
-    registers: int  # for 16 floats
+    registers: int  # for a vector of 16 outputs
     multiplies: str = "vfmadd...ps"
     of_bf16: str | None = None  # of native bf16
 
@@ -44,18 +44,19 @@ class Set:
 
 
 AVX512 = ((5, 5), (6, 4), (4, 6), (8, 3), (12, 2), (12, 1))
-PORTABLE = Set(((2, 1),), 4, r"mulps|fmul\s+v")
+PORTABLE = Set(((2, 4), (3, 3), (6, 2), (12, 1)), 4, r"mulps|fmul\s+v")
+NEON = ((6, 4), (8, 3), (12, 2), (12, 1))
 SETS = {
     "x86_64": {
         "portable": PORTABLE,
-        "avx2": Set(((6, 1),), 2),
+        "avx2": Set(((6, 2), (12, 1)), 2),
         "avx512": Set(AVX512, 1),
         "avx512bf16": Set(AVX512, 1, of_bf16="vdpbf16ps"),
     },
     "aarch64": {
         "portable": PORTABLE,
-        "neon": Set(((6, 1),), 4, "fmla"),
-        "neonbf16": Set(((6, 1),), 4, "fmla", "bfdot"),
+        "neon": Set(NEON, 4, "fmla"),
+        "neonbf16": Set(NEON, 4, "fmla", "bfdot"),
     },
 }
 CASES = [(compiler, isa) for compiler, (_, machine) in COMPILERS.items() for isa in SETS.get(machine, {})]
@@ -105,12 +106,12 @@ def faults_of(objdump: str, file: Path, isa: Set) -> tuple[list[str], set[tuple[
     """What is wrong with the tiles of an object file, and the shapes of all that it has."""
     faults, shapes = [], set()
     for name, code in functions(objdump, file).items():
-        tile = re.search(r"tile_kernel<(?:\(anonymous namespace\)::)?(\w+), (\d+), (\d+)>", name)
+        tile = re.search(r"tile_kernel<(?:\(anonymous namespace\)::)?(\w+), (\d+), (\d+), (\d+)>", name)
         if tile is None:
             continue
-        element, rows, vectors = tile[1], int(tile[2]), int(tile[3])
-        shapes.add((rows, vectors))
-        sums = rows * vectors * isa.registers
+        element, rows, registers = tile[1], int(tile[2]), int(tile[3]) * isa.registers - int(tile[4])
+        shapes.add((rows, registers))
+        sums = rows * registers
         hot = [loop for loop in innermost_loops(code) if any(isa.is_multiply(element, text) for text in loop)]
         if not hot:
             faults.append(f"{tile[0]}: no innermost loop multiplies")
@@ -119,7 +120,7 @@ def faults_of(objdump: str, file: Path, isa: Set) -> tuple[list[str], set[tuple[
             turns, rest = divmod(multiplies, sums)
             if rest:
                 faults.append(f"{tile[0]}: {multiplies} products in a turn, not {sums}")
-            elif memory_reads(loop) != turns * (vectors * isa.registers + rows):
+            elif memory_reads(loop) != turns * (registers + rows):
                 faults.append(f"{tile[0]}: {memory_reads(loop)} reads for {multiplies} products")
             if stack := [text for text in loop if re.search(r"\(%rsp|\[sp\b|\[x29\b", text)]:
                 faults.append(f"{tile[0]}: the innermost loop touches the stack: {'; '.join(stack)}")
