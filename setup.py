@@ -20,14 +20,11 @@ from setuptools.command.build_ext import build_ext
 from setuptools.command.editable_wheel import editable_wheel
 
 ROOT = Path(__file__).resolve().parent
-X86 = platform.machine().lower() in ("x86_64", "amd64")
 AVX2 = ["-mavx2", "-mfma", "-mf16c"]
 AVX512 = ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", *AVX2]
-ISA_FLAGS = {  # only these files may use the instructions; which of them runs is decided at run time
-    "isa_avx512bf16.cpp": [*AVX512, "-mavx512bf16"],
-    "isa_avx512.cpp": AVX512,
-    "isa_avx2.cpp": AVX2,
-}
+# csrc/cpu/isa_NAME.cpp alone may use an instruction set's instructions; which of them runs is decided at run time
+X86_SETS = {"avx512bf16": [*AVX512, "-mavx512bf16"], "avx512": AVX512, "avx2": AVX2}
+ARM_SETS = {"neonbf16": ["-march=armv8.2-a+bf16"], "neon": []}
 DEFAULT_CUDA_ARCHS = "80,86,89,90a,100"
 
 
@@ -52,6 +49,21 @@ def find_compiler():
             return shlex.split(name)
     tried = f"CXX={chosen}" if chosen else "c++, g++ and clang++"
     raise SystemExit(f"pxfast needs a C++17 compiler, and none of these worked: {tried}; install g++ or set CXX")
+
+
+def instruction_sets(compiler):
+    """The flags of each instruction set that this build holds beside the portable code, by its name."""
+    machine = platform.machine().lower()
+    if machine in ("x86_64", "amd64"):
+        known, code = X86_SETS, "#include <immintrin.h>\nint main() {}"
+    elif machine in ("aarch64", "arm64"):
+        known, code = ARM_SETS, "#include <arm_neon.h>\nint main() {}"
+    else:
+        return {}
+    usable = {name: flags for name, flags in known.items() if compiles(compiler, *flags, code=code)}
+    if missing := known.keys() - usable.keys():
+        print(f"pxfast: the compiler does not know {', '.join(sorted(missing))}, which are left out", flush=True)
+    return usable
 
 
 def find_nvcc(sources):
@@ -108,13 +120,11 @@ def ninja_file(target):
         "-pthread",
         f"-I{ROOT / 'csrc'}",
     ]
-    isa_flags = ISA_FLAGS if X86 else {}
-    if not X86:
-        common.append("-DPXFAST_PORTABLE_ONLY")
-    elif not compiles(compiler, "-mavx512bf16"):
-        common.append("-DPXFAST_NO_AVX512BF16")
-        isa_flags = {name: flags for name, flags in ISA_FLAGS.items() if name != "isa_avx512bf16.cpp"}
-    sources = [path for path in sources if path.name not in ISA_FLAGS.keys() - isa_flags.keys()]
+    sets = instruction_sets(compiler)
+    isa_flags = {f"isa_{name}.cpp": flags for name, flags in sets.items()}
+    absent = {f"isa_{name}.cpp" for name in (*X86_SETS, *ARM_SETS)} - isa_flags.keys()
+    sources = [path for path in sources if path.name not in absent]
+    common += [f"-DPXFAST_HAS_{name.upper()}" for name in sets]
     nvcc = find_nvcc(cuda_sources)
     python_flags = ["-isystem", sysconfig.get_path("include"), "-isystem", pybind11.get_include()]
     if nvcc:

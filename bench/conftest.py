@@ -11,6 +11,7 @@ from pxfast.engines.settings import DecodeSettings
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("pxfast")
     group.addoption("--images", type=int, default=None, help="images per batch (default: by network)")
+    group.addoption("--rounds", type=int, default=3, help="decodes per row; the median counts (default: 3)")
     group.addoption("--threads", type=int, default=None, help="threads (default: the processors one may use)")
 
 

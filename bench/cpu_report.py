@@ -1,19 +1,24 @@
 """Everything that docs/cpu.md says about the CPU engine's speed, measured in one run and printed as Markdown.
 
     python bench/cpu_report.py --json bench/results/NAME.json
+    python bench/cpu_report.py --part throughput --part profiles --isa avx2 --network shipped-cifar10
 
-Takes about fifteen minutes on two cores; wants an otherwise idle machine. Every ratio is of two rates of this run.
+All of it takes more than an hour on two cores, of which the paper's CIFAR-10 network on the lesser instruction sets
+takes most; it wants an otherwise idle machine. Every ratio is of two rates of this run. On a machine that does other
+work, --threads 1 --cpu-time gives ratios of the processor's own time.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import itertools
 import json
 import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +29,22 @@ from pxfast.base.machine import processor_name
 from pxfast.engines import benchmark, compiled, cpu
 from pxfast.engines.choosers import Greedy
 from pxfast.engines.schedule import schedule_for
-from pxfast.engines.settings import DecodeSettings
+from pxfast.engines.settings import DEFAULTS, DecodeSettings
+from pxfast.engines.yardstick import torch_threads
 from pxfast.pixelcnn.network import forward_flops
 
-BATCHES = {"paper-cifar10": 128, "paper-fashion-mnist": 128, "shipped-fashion-mnist": 128}
+BATCHES = {"paper-cifar10": 64}  # 128 of the other networks
+PARTS = ("row_products", "pixel_products", "gather", "elementwise", "head")
+
+
+@dataclasses.dataclass(frozen=True)
+class Wish:
+    """What is to be measured of throughput and profiles."""
+
+    networks: tuple[str, ...]
+    isas: tuple[str, ...]
+    threads: int
+    cpu_time: bool
 
 
 def decode_seconds(name: str, precision: str, batch: int, threads: int, order: str, rounds: int) -> float:
@@ -44,13 +61,14 @@ def decode_seconds(name: str, precision: str, batch: int, threads: int, order: s
     return statistics.median(times)
 
 
-def profile(name: str, *, precision: str, batch: int, order: str = "auto") -> dict[str, float]:
+def profile(name: str, *, precision: str, batch: int, order: str = "auto", isa: str | None = None) -> dict[str, float]:
     """Seconds per image of one thread by kind of work, and speculative sweeps per image, for the CPU engine.
 
-    Keys: row_products, pixel_products, gather, elementwise, head, sweeps. order: auto, sequential or speculative.
+    Keys: row_products, pixel_products, gather, elementwise, head, sweeps. order: auto, sequential or speculative. isa:
+    the best one here unless another is named.
     """
     model = benchmark.network(name)
-    engine = cpu.packed(schedule_for(model), precision, cpu.isa_of())
+    engine = cpu.packed(schedule_for(model), precision, cpu.isa_of(DecodeSettings(isa=isa)))
     spent = engine.profile(
         benchmark.smooth_images(batch, model.config).numpy(),
         compiled.plain_chooser(Greedy(benchmark.EPS), batch),
@@ -86,7 +104,7 @@ def plain_torch_rate(name: str) -> float:
     model = benchmark.network(name)
     images = benchmark.smooth_images(8, model.config)
     times = []
-    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16), benchmark.torch_threads(cpu.threads_of()):
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16), torch_threads(cpu.threads_of()):
         for _ in range(4):
             before = time.perf_counter()
             model(images)
@@ -95,32 +113,34 @@ def plain_torch_rate(name: str) -> float:
     return len(images) / (min(times) * height * width)
 
 
-def machine() -> dict[str, str | int]:
+def machine(wish: Wish) -> dict[str, Any]:
     """What the rows were measured on."""
     return {
         "processor": processor_name(),
-        "threads": cpu.threads_of(),
+        "threads": wish.threads,
         "isa": cpu.isa_of(),
+        "instruction_sets": list(wish.isas),
         "torch": torch.__version__,
+        "seconds": "of the processors, per thread" if wish.cpu_time else "of the clock",
     }
 
 
-def throughput() -> list[dict[str, Any]]:
+def throughput(wish: Wish) -> list[dict[str, Any]]:
     rows = []
-    for name in benchmark.NETWORKS:
-        for precision in ("bf16", "fp32"):
-            rounds = 1 if name == "paper-cifar10" else 3
-            row = benchmark.measure(name, precision=precision, batch=BATCHES[name], rounds=rounds)
-            rows.append(dataclasses.asdict(row))
+    for name, isa, precision in itertools.product(wish.networks, wish.isas, ("bf16", "fp32")):
+        settings = DecodeSettings(threads=wish.threads, isa=isa)
+        row = benchmark.measure(
+            name, precision=precision, batch=BATCHES.get(name, 128), settings=settings, cpu_time=wish.cpu_time
+        )
+        rows.append(dataclasses.asdict(row))
     return rows
 
 
-def profiles() -> list[dict[str, Any]]:
+def profiles(wish: Wish) -> list[dict[str, Any]]:
     rows = []
-    for name in benchmark.NETWORKS:
-        for precision in ("bf16", "fp32"):
-            spent = profile(name, precision=precision, batch=64, order="sequential")
-            rows.append({"network": name, "precision": precision, **spent})
+    for name, isa, precision in itertools.product(wish.networks, wish.isas, ("bf16", "fp32")):
+        spent = profile(name, precision=precision, batch=64, order="sequential", isa=isa)
+        rows.append({"network": name, "isa": isa, "precision": precision, **spent})
     return rows
 
 
@@ -209,15 +229,24 @@ def plain_torch(name: str = "paper-cifar10") -> dict[str, Any]:
 
 
 def markdown(results: dict[str, Any]) -> str:
+    """The tables of the parts that were measured."""
     machine = results["machine"]
     lines = [
-        f"Measured on {machine['processor']}, {machine['threads']} threads, ISA {machine['isa']}, "
+        f"Measured on {machine['processor']}, {machine['threads']} threads, seconds {machine['seconds']}, "
         f"torch {machine['torch']}, by `python bench/cpu_report.py`.",
-        "",
-        "### Throughput",
-        "",
-        benchmark.table([benchmark.Row(**row) for row in results["throughput"]]),
-        "",
+    ]
+    for part, lines_of in TABLES.items():
+        if part in results:
+            lines += ["", *lines_of(results[part])]
+    return "\n".join(lines)
+
+
+def throughput_lines(rows: list[dict[str, Any]]) -> list[str]:
+    return ["### Throughput", "", benchmark.table([benchmark.Row(**row) for row in rows])]
+
+
+def counts_lines(rows: list[dict[str, Any]]) -> list[str]:
+    return [
         "### What an image costs, counted",
         "",
         "In bf16, 64 images decoded together: floating-point operations, weights streamed, and cells read by the taps.",
@@ -227,91 +256,138 @@ def markdown(results: dict[str, Any]) -> str:
         *(
             f"| {row['network']} | {row['row_gflop']:.2f} | {row['pixel_gflop']:.2f} | {row['row_weight_mb']:.1f} "
             f"| {row['pixel_weight_mb']:.1f} | {row['activation_mb']:.1f} |"
-            for row in results["counts"]
+            for row in rows
         ),
-        "",
+    ]
+
+
+def profiles_lines(rows: list[dict[str, Any]]) -> list[str]:
+    def cells(row: dict[str, Any]) -> str:
+        total = sum(row[part] for part in PARTS)
+        return " | ".join(f"{1e3 * row[part]:.2f} ({100 * row[part] / total:.0f} %)" for part in PARTS)
+
+    return [
         "### Where the time goes",
         "",
         "Milliseconds per image of one thread, batch 64, pixel by pixel.",
         "",
-        "| network | precision | row products | pixel products | gather | elementwise | head |",
-        "|---|---|---:|---:|---:|---:|---:|",
+        f"| network | ISA | precision | {' | '.join(part.replace('_', ' ') for part in PARTS)} |",
+        "|---|---|---|---:|---:|---:|---:|---:|",
+        *(f"| {row['network']} | {row['isa']} | {row['precision']} | {cells(row)} |" for row in rows),
     ]
-    parts = ("row_products", "pixel_products", "gather", "elementwise", "head")
-    for row in results["profiles"]:
-        spent = " | ".join(f"{1e3 * row[part]:.2f}" for part in parts)
-        lines.append(f"| {row['network']} | {row['precision']} | {spent} |")
-    lines += [
-        "",
+
+
+def single_images_lines(rows: list[dict[str, Any]]) -> list[str]:
+    return [
         "### One image",
         "",
         "Milliseconds in bf16, all threads; sweeps of speculation per row.",
         "",
         "| network | pixel by pixel | speculative | sweeps per row |",
         "|---|---:|---:|---:|",
-    ]
-    for row in results["single_images"]:
-        lines.append(
+        *(
             f"| {row['network']} | {1e3 * row['sequential']:.1f} | {1e3 * row['speculative']:.1f} "
             f"| {row['sweeps_per_row']:.1f} |"
-        )
-    lines += [
-        "",
+            for row in rows
+        ),
+    ]
+
+
+def small_batches_lines(rows: list[dict[str, Any]]) -> list[str]:
+    return [
         "### Small batches",
         "",
         "Milliseconds per image in bf16, all threads, by images per thread.",
         "",
         "| network | images per thread | pixel by pixel | speculative |",
         "|---|---:|---:|---:|",
-    ]
-    for row in results["small_batches"]:
-        lines.append(
+        *(
             f"| {row['network']} | {row['images_per_thread']} | {1e3 * row['sequential']:.1f} "
             f"| {1e3 * row['speculative']:.1f} |"
-        )
-    lines += ["", "### Threads, batch size, plain PyTorch", ""]
-    for row in results["scaling"]:
-        lines.append(
+            for row in rows
+        ),
+    ]
+
+
+def scaling_lines(rows: list[dict[str, Any]]) -> list[str]:
+    return [
+        "### Threads, batch size, plain PyTorch",
+        "",
+        *(
             f"- {row['network']}, batch {row['batch']}, bf16: 2 threads are {row['speedup']:.2f} times 1 thread."
-        )
-    small, large = results["flatness"]
+            for row in rows
+        ),
+    ]
+
+
+def flatness_lines(rows: list[dict[str, Any]]) -> list[str]:
+    small, large = rows
     slowdown = large["seconds_per_image"] / small["seconds_per_image"]
-    lines.append(
+    return [
         f"- {small['network']}: {large['images']} images take {slowdown:.3f} times the time per image of "
         f"{small['images']}; peak memory of the process {large['peak_mb']:.0f} MB against {small['peak_mb']:.0f} MB, "
         "images and results included."
-    )
-    plain = results["plain_torch"]
-    lines.append(
-        f"- {plain['network']}, batch 8, bf16: {plain['engine_images_per_second']:.2f} images/s against "
-        f"{plain['plain_images_per_second']:.5f} of plain PyTorch, one forward pass per pixel: "
-        f"{plain['ratio']:.0f} times."
-    )
-    return "\n".join(lines)
+    ]
+
+
+def plain_torch_lines(row: dict[str, Any]) -> list[str]:
+    return [
+        f"- {row['network']}, batch 8, bf16: {row['engine_images_per_second']:.2f} images/s against "
+        f"{row['plain_images_per_second']:.5f} of plain PyTorch, one forward pass per pixel: {row['ratio']:.0f} times."
+    ]
+
+
+TABLES: dict[str, Callable[[Any], list[str]]] = {
+    "throughput": throughput_lines,
+    "counts": counts_lines,
+    "profiles": profiles_lines,
+    "single_images": single_images_lines,
+    "small_batches": small_batches_lines,
+    "scaling": scaling_lines,
+    "flatness": flatness_lines,
+    "plain_torch": plain_torch_lines,
+}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path, help="also write the results to this file")
     parser.add_argument("--force", action="store_true", help="replace an existing file")
+    parser.add_argument("--part", choices=TABLES, action="append", help="only this part; can be given several times")
+    parser.add_argument(
+        "--network", choices=benchmark.NETWORKS, action="append", help="of throughput and profiles; default: all"
+    )
+    parser.add_argument(
+        "--isa", choices=compiled._C.cpu_isas(), action="append", help="of throughput and profiles; default: all here"
+    )
+    parser.add_argument("--threads", type=int, help="of throughput; default: the processors one may use")
+    parser.add_argument("--cpu-time", action="store_true", help="throughput by the processors' own time")
     arguments = parser.parse_args()
     if arguments.json:
         refuse_existing(arguments.json, force=arguments.force)
+    wish = Wish(
+        networks=tuple(arguments.network or benchmark.NETWORKS),
+        isas=tuple(arguments.isa or compiled._C.cpu_isas()),
+        threads=cpu.threads_of(dataclasses.replace(DEFAULTS, threads=arguments.threads)),
+        cpu_time=arguments.cpu_time,
+    )
     threads = cpu.threads_of()
-    results: dict[str, Any] = {"machine": machine()}
+    results: dict[str, Any] = {"machine": machine(wish)}
     for part, run in {
         "counts": counts,
-        "throughput": throughput,
-        "profiles": profiles,
+        "throughput": lambda: throughput(wish),
+        "profiles": lambda: profiles(wish),
         "single_images": lambda: single_images(threads),
         "small_batches": lambda: small_batches(threads),
         "scaling": scaling,
         "flatness": flatness,
         "plain_torch": plain_torch,
     }.items():
+        if arguments.part and part not in arguments.part:
+            continue
         print(f"measuring {part} ...", file=sys.stderr, flush=True)
         results[part] = run()
-    results["forward_gflop"] = {n: 1e-9 * forward_flops(benchmark.network(n).config) for n in benchmark.NETWORKS}
+    results["forward_gflop"] = {n: 1e-9 * forward_flops(benchmark.network(n).config) for n in wish.networks}
     if arguments.json:
         arguments.json.parent.mkdir(parents=True, exist_ok=True)
         with output_files(arguments.json, force=arguments.force) as (temporary,):

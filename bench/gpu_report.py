@@ -98,6 +98,7 @@ def throughput(repeats: int) -> list[dict[str, Any]]:
         schedule = schedule_for(model)
         limit = matrix_gflops(precision)
         rate = batch / decode_seconds(name, precision, batch, repeats)
+        gflops = rate * forward_flops(model.config) * 1e-9
         limit = max(limit, matrix_gflops(precision))
         engine = cuda.packed(schedule, precision, torch.device("cuda", torch.cuda.current_device())).engine
         row = benchmark.Row(
@@ -108,8 +109,10 @@ def throughput(repeats: int) -> list[dict[str, Any]]:
             batch=batch,
             threads=0,
             images_per_second=rate,
+            gflops=gflops,
             matrix_gflops=limit,
-            fraction_of_limit=rate * forward_flops(model.config) * 1e-9 / limit,
+            matrix_precision=precision,
+            fraction_of_limit=gflops / limit,
             bytes_per_image=engine.bytes_per_image(),
         )
         beside = plain(name, precision, plain_batch, rate, repeats)

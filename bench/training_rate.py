@@ -19,7 +19,8 @@ import torch
 
 from pxfast.base.memory import keep_freed_memory
 from pxfast.data.datasets import DATASETS
-from pxfast.engines.benchmark import matrix_rate, smooth_images
+from pxfast.engines.benchmark import smooth_images
+from pxfast.engines.yardstick import matrix_rate
 from pxfast.pixelcnn.network import forward_flops
 from pxfast.pixelcnn.training import PRESETS, Trainer, preset
 from pxfast.training.processes import Processes, join

@@ -121,8 +121,7 @@ class Block {
       if (plan.guessed) {
         sweep(plan.row);
       } else {
-        const Alone alone(*this);
-        finished = run_pixels(plan.row, control);
+        finished = alone([&] { return run_pixels(plan.row, control); });
       }
       guessing.took(plan.guessed, now() - halfway, row_work);
       control.row_done(control.context, 1);
@@ -229,25 +228,23 @@ class Block {
   // The work that is done for a whole row at once, by the team or by its first member. All have met when it returns.
   long run_row(const RowPlan& plan) {
     if (plan.shared) return run_steps(/*per_row=*/true, plan.row, 0, program_.width) + sum_early_taps(plan.row);
-    long work;
-    {
-      const Alone alone(*this);
-      work = run_steps(/*per_row=*/true, plan.row, 0, program_.width) + sum_early_taps(plan.row);
-    }
+    const long work = alone(
+        [&] { return run_steps(/*per_row=*/true, plan.row, 0, program_.width) + sum_early_taps(plan.row); });
     if (plan.guessed) wait_for_team();
     return work;
   }
 
-  // A member works without its team while this lives.
-  struct Alone {
-    Block& block;
-    pxfast::Team* const team;
-    const int members;
-    explicit Alone(Block& b) : block(b), team(b.team_), members(b.members_) { b.team_ = nullptr, b.members_ = 1; }
-    ~Alone() { block.team_ = team, block.members_ = members; }
-    Alone(const Alone&) = delete;
-    Alone& operator=(const Alone&) = delete;
-  };
+  // What a member does without its team. (No destructor brings the team back: code that unwinds would be shared by the
+  // builds of all instruction sets.)
+  template <class Work>
+  auto alone(const Work& work) {
+    pxfast::Team* const team = team_;
+    const int members = members_;
+    team_ = nullptr, members_ = 1;
+    const auto result = work();
+    team_ = team, members_ = members;
+    return result;
+  }
 
   // A guessed row: evaluate all its columns at once, keep the prefix that agrees with the guess and its first
   // correction, repeat from there with the evaluated values as the next guess. A Jacobi iteration on a triangular

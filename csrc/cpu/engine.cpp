@@ -1,22 +1,26 @@
 // Packing: from a program's description to plain data and weights in the layout of an instruction set's kernels.
 #include <stdexcept>
 
+#if defined(__aarch64__) && defined(__linux__)
+#include <sys/auxv.h>
+#elif defined(__aarch64__) && defined(__APPLE__)
+#include <sys/sysctl.h>
+#endif
+
 #include "engine_state.h"
 
 namespace pxfast {
 
-#define PXFAST_DECLARE(isa)             \
+#define PXFAST_DECLARE(isa)                \
   extern const Backend kBackendFp32_##isa; \
   extern const Backend kBackendBf16_##isa;
 
 PXFAST_DECLARE(portable)
-#if !defined(PXFAST_PORTABLE_ONLY)
 PXFAST_DECLARE(avx2)
 PXFAST_DECLARE(avx512)
-#if !defined(PXFAST_NO_AVX512BF16)
 PXFAST_DECLARE(avx512bf16)
-#endif
-#endif
+PXFAST_DECLARE(neon)
+PXFAST_DECLARE(neonbf16)
 
 namespace {
 
@@ -27,22 +31,49 @@ struct Isa {
   const Backend* bf16;
 };
 
+#if defined(PXFAST_HAS_NEONBF16)
+bool has_arm_bf16() {
+#if defined(__linux__)
+  return (getauxval(AT_HWCAP2) & (1ul << 14)) != 0;  // HWCAP2_BF16, which older headers do not have
+#elif defined(__APPLE__)
+  int found = 0;
+  size_t bytes = sizeof found;
+  return sysctlbyname("hw.optional.arm.FEAT_BF16", &found, &bytes, nullptr, 0) == 0 && found != 0;
+#else
+  return false;
+#endif
+}
+#endif
+
+// setup.py defines PXFAST_HAS_... for each instruction set that this build holds.
+#define PXFAST_ISA(name, usable) found.push_back({#name, usable, &kBackendFp32_##name, &kBackendBf16_##name})
+
 const std::vector<Isa>& isas() {
   static const std::vector<Isa> table = [] {
     std::vector<Isa> found;
-#if !defined(PXFAST_PORTABLE_ONLY)
+#if defined(__x86_64__)
     __builtin_cpu_init();
-    const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-    const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
-#if !defined(PXFAST_NO_AVX512BF16)
-    found.push_back({"avx512bf16", avx512 && __builtin_cpu_supports("avx512bf16"), &kBackendFp32_avx512bf16,
-                     &kBackendBf16_avx512bf16});
+    [[maybe_unused]] const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+    [[maybe_unused]] const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") &&
+                                         __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
+                                         __builtin_cpu_supports("avx512vl");
 #endif
-    found.push_back({"avx512", avx512, &kBackendFp32_avx512, &kBackendBf16_avx512});
-    found.push_back({"avx2", avx2, &kBackendFp32_avx2, &kBackendBf16_avx2});
+#if defined(PXFAST_HAS_AVX512BF16)
+    PXFAST_ISA(avx512bf16, avx512 && __builtin_cpu_supports("avx512bf16"));
 #endif
-    found.push_back({"portable", true, &kBackendFp32_portable, &kBackendBf16_portable});
+#if defined(PXFAST_HAS_AVX512)
+    PXFAST_ISA(avx512, avx512);
+#endif
+#if defined(PXFAST_HAS_AVX2)
+    PXFAST_ISA(avx2, avx2);
+#endif
+#if defined(PXFAST_HAS_NEONBF16)
+    PXFAST_ISA(neonbf16, has_arm_bf16());
+#endif
+#if defined(PXFAST_HAS_NEON)
+    PXFAST_ISA(neon, true);  // every aarch64 processor has it
+#endif
+    PXFAST_ISA(portable, true);
     return found;
   }();
   return table;

@@ -21,40 +21,34 @@ constexpr int kPack = 1;  // consecutive channels that stand together in the pac
 template <>
 constexpr int kPack<Bf16> = 2;
 
-// How many vectors of outputs a tile may have, and how many rows beside them, so that all accumulators, a tile row of
-// weights and one spare stay in registers: 32 of 16 floats, 16 of 8, 32 of 4 (NEON), 16 of 4.
+// How many vectors of outputs a tile may have, and how many rows beside so many registers of outputs: all accumulators,
+// a tile row of weights and one spare stay in registers, 32 of 16 floats, 16 of 8, 32 of 4 (NEON), 16 of 4. Tiles of one
+// row, that of an image alone, are computed kMaxTilesTogether at a time: one has too few accumulators to hide how long an
+// addition takes.
 #if defined(__AVX512F__)
 constexpr int kMaxTileVectors = 6;
-constexpr int kAccumulators = 24;
-constexpr int max_rows(int vectors) {
-  return vectors == 1 ? 12 : vectors == 2 ? 12 : vectors == 3 ? 8 : vectors == 4 ? 6 : vectors == 5 ? 5 : 4;
+constexpr int kMaxTilesTogether = 2;
+constexpr int max_rows(int registers) {
+  return registers <= 2 ? 12 : registers == 3 ? 8 : registers == 4 ? 6 : registers == 5 ? 5 : 4;
 }
 #elif defined(__AVX2__)
 constexpr int kMaxTileVectors = 1;
-constexpr int kAccumulators = 12;
-constexpr int max_rows(int) { return 6; }
-#elif defined(__aarch64__)
+constexpr int kMaxTilesTogether = 4;
+constexpr int max_rows(int registers) { return registers == 1 ? 12 : 6; }
+#elif defined(PXFAST_NEON)
 constexpr int kMaxTileVectors = 1;
-constexpr int kAccumulators = 24;
-constexpr int max_rows(int) { return 6; }
+constexpr int kMaxTilesTogether = 2;
+constexpr int max_rows(int registers) { return registers <= 2 ? 12 : registers == 3 ? 8 : 6; }
 #else
 constexpr int kMaxTileVectors = 1;
-constexpr int kAccumulators = 8;
-constexpr int max_rows(int) { return 2; }
+constexpr int kMaxTilesTogether = 2;
+constexpr int max_rows(int registers) { return registers == 1 ? 12 : registers == 2 ? 6 : registers == 3 ? 3 : 2; }
 #endif
 constexpr int kMaxTileRows = 12;
 
-// How many tiles of so few rows are computed together, where one has too few accumulators to hide how long an addition
-// takes: one image alone has a single row.
-constexpr int kMaxTilesTogether = 4;
-constexpr int tiles_together(int rows, int vectors) {
-  const int registers = rows * vectors * kParts;
-  return 4 * registers <= kAccumulators ? 4 : 2 * registers <= kAccumulators ? 2 : 1;
-}
-
 // Left element(s) for all lanes, a register of weights, and their product added: on native registers, since GCC keeps
 // an array of them in registers and an array of Vectors, where these have several parts, on the stack.
-inline NativeFloat spread(const float* a) { return *a - NativeFloat{}; }
+inline NativeFloat spread(const float* a) { return native_broadcast(*a); }
 inline NativeFloat spread(const RoundedFloat* a) { return spread(&a->value); }
 inline NativeFloat load_weights(const float* w) { return native_load(w); }
 inline NativeFloat load_weights(const RoundedFloat* w) { return native_load(&w->value); }
@@ -70,63 +64,132 @@ inline __m512i load_weights(const Bf16* w) { return _mm512_loadu_si512(w); }
 inline NativeFloat multiply_add(NativeFloat sum, __m512i a, __m512i w) {
   return (NativeFloat)_mm512_dpbf16_ps((__m512)sum, (__m512bh)w, (__m512bh)a);
 }
+#elif defined(PXFAST_NEON) && defined(__ARM_FEATURE_BF16_VECTOR_ARITHMETIC)
+inline bfloat16x4_t spread(const Bf16* a) {  // the pair; bfdot itself takes it to all lanes
+  uint32_t pair;
+  std::memcpy(&pair, a, 4);
+  return vreinterpret_bf16_u32(vset_lane_u32(pair, vdup_n_u32(0), 0));
+}
+inline bfloat16x8_t load_weights(const Bf16* w) { return vreinterpretq_bf16_u16(vld1q_u16(&w->bits)); }
+inline NativeFloat multiply_add(NativeFloat sum, bfloat16x4_t a, bfloat16x8_t w) {
+  return (NativeFloat)vbfdotq_lane_f32((float32x4_t)sum, w, a, 0);
+}
 #endif
 
-// kTiles tiles of kRows rows: their accumulators begin at `initial` (null: at zero), which is laid out as `out` is.
-template <class Element, int kRows, int kVectors, int kTiles>
-void tile_kernel(const Operand<Element>& operand, long first_row, size_t tile_offset, size_t tile_stride,
-                 const float* initial, float* out, long out_stride) {
-  constexpr int kRegisters = kVectors * kParts;
+// Before a loop over a tile's registers: all its turns are written out. GCC leaves loops of many turns, and an array that
+// is indexed by a variable lies on the stack.
+#if defined(__clang__)
+#define PXFAST_UNROLL_ALL _Pragma("clang loop unroll(full)")
+#else
+#define PXFAST_UNROLL_ALL _Pragma("GCC unroll 32")
+#endif
+
+// Between two rows of a tile: loads stay on their side. On NEON GCC would load all rows' elements first, and these with
+// the sums and the weights are more than 32 registers.
+#if defined(PXFAST_NEON) && !defined(__clang__)
+inline void keep_row_order() { asm volatile("" ::: "memory"); }
+#else
+inline void keep_row_order() {}
+#endif
+
+// The rows behind the tile's own, on their way to the second-level cache while it multiplies: a block's activations are
+// more than that holds, and a processor's own prefetching stops where a row of channels ends.
+template <class Element>
+inline void prefetch_rows(const Element* from, long elements) {
+  for (long i = 0; i < elements; i += 64 / (long)sizeof(Element)) __builtin_prefetch(from + i, 0, 2);
+}
+
+// Where a tile's weights, sums and results are.
+struct TilePlace {
+  size_t weights, weights_stride;  // elements before the tile's, and to the next tile's
+  const float* initial;            // what the accumulators begin at, laid out as `out` is; null: zeros
+  float* out;
+  long out_stride;
+  bool prefetch;  // the next rows; for the first of the tiles that read them
+};
+
+// kTiles tiles of kRows rows. kEmpty: the registers at a tile's end that stand for no outputs, which become zeros.
+template <class Element, int kRows, int kVectors, int kEmpty, int kTiles>
+void tile_kernel(const Operand<Element>& operand, long first_row, const TilePlace& place) {
+  constexpr int kRegisters = kVectors * kParts - kEmpty;
+  constexpr int kWidth = kVectors * pxfast::kLanes;
+  const size_t weights_stride = place.weights_stride;
   NativeFloat sum[kTiles][kRows][kRegisters] = {};
-  if (initial != nullptr)
-    for (int n = 0; n < kTiles; ++n)
-      for (int i = 0; i < kRows; ++i)
+  if (place.initial != nullptr) {
+    PXFAST_UNROLL_ALL
+    for (int n = 0; n < kTiles; ++n) {
+      PXFAST_UNROLL_ALL
+      for (int i = 0; i < kRows; ++i) {
+        PXFAST_UNROLL_ALL
         for (int j = 0; j < kRegisters; ++j)
-          sum[n][i][j] = native_load(initial + i * out_stride + (n * kRegisters + j) * kNativeLanes);
+          sum[n][i][j] = native_load(place.initial + i * place.out_stride + n * kWidth + j * kNativeLanes);
+      }
+    }
+  }
   for (int t = 0; t < operand.taps; ++t) {
     const long channels = operand.channels[t];
     const Element* a = operand.cells[t] + first_row * channels;
-    const Element* w = operand.weights[t] + tile_offset;
-    for (long k = 0; k < channels; k += kPack<Element>) {
+    const Element* w = operand.weights[t] + place.weights;
+    if (place.prefetch) prefetch_rows(a + kRows * channels, kRows * channels);
+    // A pointer for every four rows: x86's addressing modes reach the others from there with two registers. With an
+    // index from one pointer GCC needs a register a row, and keeps the loop's end on the stack.
+    const Element *a4 = a + 4 * channels, *a8 = a + 8 * channels;
+    for (const Element* end = w + channels * kWidth; w != end;) {
+      PXFAST_UNROLL_ALL
       for (int n = 0; n < kTiles; ++n) {
+        const Element* own = w + n * weights_stride;
         decltype(load_weights(w)) weights[kRegisters];
-        for (int j = 0; j < kRegisters; ++j)
-          weights[j] = load_weights(w + n * tile_stride + j * kNativeLanes * kPack<Element>);
+        PXFAST_UNROLL_ALL
+        for (int j = 0; j < kRegisters; ++j) weights[j] = load_weights(own + j * kNativeLanes * kPack<Element>);
+        if (n == kTiles - 1) w += kWidth * kPack<Element>;
+        PXFAST_UNROLL_ALL
         for (int i = 0; i < kRows; ++i) {
-          const auto left = spread(a + i * channels + k);
+          keep_row_order();
+          const auto left = spread((i < 4 ? a : i < 8 ? a4 : a8) + (i % 4) * channels);
+          PXFAST_UNROLL_ALL
           for (int j = 0; j < kRegisters; ++j) sum[n][i][j] = multiply_add(sum[n][i][j], left, weights[j]);
         }
       }
-      w += kVectors * pxfast::kLanes * kPack<Element>;
+      a += kPack<Element>, a4 += kPack<Element>, a8 += kPack<Element>;
     }
   }
-  for (int n = 0; n < kTiles; ++n)
-    for (int i = 0; i < kRows; ++i)
-      for (int j = 0; j < kRegisters; ++j)
-        native_store(out + i * out_stride + (n * kRegisters + j) * kNativeLanes, sum[n][i][j]);
+  PXFAST_UNROLL_ALL
+  for (int n = 0; n < kTiles; ++n) {
+    PXFAST_UNROLL_ALL
+    for (int i = 0; i < kRows; ++i) {
+      float* to = place.out + i * place.out_stride + n * kWidth;
+      PXFAST_UNROLL_ALL
+      for (int j = 0; j < kRegisters; ++j) native_store(to + j * kNativeLanes, sum[n][i][j]);
+      PXFAST_UNROLL_ALL
+      for (int j = kRegisters; j < kRegisters + kEmpty; ++j) native_store(to + j * kNativeLanes, NativeFloat{});
+    }
+  }
 }
 
 template <class Element>
-using TileKernel = void (*)(const Operand<Element>&, long, size_t, size_t, const float*, float*, long);
+using TileKernel = void (*)(const Operand<Element>&, long, const TilePlace&);
 
 template <class Element>
 struct KernelTable {
-  TileKernel<Element> kernel[kMaxTilesTogether + 1][kMaxTileVectors + 1][kMaxTileRows + 1] = {};  // 1, 2 or 4 tiles
+  TileKernel<Element> kernel[kMaxTileVectors + 1][kParts][kMaxTileRows + 1] = {};
+  TileKernel<Element> row_of_tiles[kMaxTilesTogether + 1][kMaxTileVectors + 1] = {};  // one row of 2 or 4 tiles
 
-  template <int kVectors, int kRows>
+  template <int kVectors, int kEmpty, int kRows>
   constexpr void fill_rows() {
-    constexpr int kMost = tiles_together(kRows, kVectors);
-    kernel[1][kVectors][kRows] = &tile_kernel<Element, kRows, kVectors, 1>;
-    if constexpr (kMost >= 2) kernel[2][kVectors][kRows] = &tile_kernel<Element, kRows, kVectors, 2>;
-    if constexpr (kMost >= 4) kernel[4][kVectors][kRows] = &tile_kernel<Element, kRows, kVectors, 4>;
-    if constexpr (kRows > 1) fill_rows<kVectors, kRows - 1>();
+    kernel[kVectors][kEmpty][kRows] = &tile_kernel<Element, kRows, kVectors, kEmpty, 1>;
+    if constexpr (kRows == 1 && kEmpty == 0) {
+      row_of_tiles[2][kVectors] = &tile_kernel<Element, 1, kVectors, 0, 2>;
+      if constexpr (kMaxTilesTogether == 4) row_of_tiles[4][kVectors] = &tile_kernel<Element, 1, kVectors, 0, 4>;
+    }
+    if constexpr (kRows > 1) fill_rows<kVectors, kEmpty, kRows - 1>();
   }
-  template <int kVectors>
+  template <int kVectors, int kEmpty>
   constexpr void fill() {
-    fill_rows<kVectors, max_rows(kVectors)>();
-    if constexpr (kVectors > 1) fill<kVectors - 1>();
+    fill_rows<kVectors, kEmpty, max_rows(kVectors * kParts - kEmpty)>();
+    if constexpr (kEmpty > 0) fill<kVectors, kEmpty - 1>();
+    if constexpr (kEmpty == 0 && kVectors > 1) fill<kVectors - 1, kParts - 1>();
   }
-  constexpr KernelTable() { fill<kMaxTileVectors>(); }
+  constexpr KernelTable() { fill<kMaxTileVectors, kParts - 1>(); }
 };
 
 // rows x (tiles * tile_vectors * kLanes) products, starting at row first_row of the operand, added to as many values
@@ -137,17 +200,25 @@ void matrix_product(const pxfast::Step& step, const Operand<Element>& operand, l
   static constexpr KernelTable<Element> table;
   const int tile_width = step.tile_vectors * pxfast::kLanes;
   const long out_stride = (long)step.tiles * tile_width;
-  const long tile_rows = max_rows(step.tile_vectors);
-  const int most = rows <= tile_rows ? tiles_together((int)rows, step.tile_vectors) : 1;
-  for (int tile = 0, tiles = most; tile < step.tiles; tile += tiles) {
-    while (tiles > step.tiles - tile) tiles /= 2;
-    const auto& kernels = table.kernel[tiles][step.tile_vectors];
-    for (long row = 0; row < rows; row += tile_rows) {
-      const long count = rows - row < tile_rows ? rows - row : tile_rows;
-      const long at = row * out_stride + tile * tile_width;
-      kernels[count](operand, first_row + row, tile * step.tile_stride, step.tile_stride,
-                     initial == nullptr ? nullptr : initial + at, out + at, out_stride);
-    }
+  const auto multiply = [&](TileKernel<Element> kernel, int tile, long row) {
+    const long at = row * out_stride + tile * tile_width;
+    kernel(operand, first_row + row,
+           {tile * step.tile_stride, step.tile_stride, initial == nullptr ? nullptr : initial + at, out + at,
+            out_stride, tile == 0});
+  };
+  int tile = 0;
+  if (rows == 1) {
+    const int full = step.outputs / tile_width;  // tiles without empty registers
+    for (int tiles = kMaxTilesTogether; tiles > 1; tiles /= 2)
+      for (; tile + tiles <= full; tile += tiles) multiply(table.row_of_tiles[tiles][step.tile_vectors], tile, 0);
+  }
+  for (; tile < step.tiles; ++tile) {
+    const int beyond = (int)((tile + 1) * (long)tile_width - step.outputs) / kNativeLanes;
+    const int empty = beyond < 0 ? 0 : beyond < kParts ? beyond : kParts - 1;
+    const auto& kernels = table.kernel[step.tile_vectors][empty];
+    const long tile_rows = max_rows(step.tile_vectors * kParts - empty);
+    for (long row = 0; row < rows; row += tile_rows)
+      multiply(kernels[rows - row < tile_rows ? rows - row : tile_rows], tile, row);
   }
 }
 

@@ -38,7 +38,7 @@ struct Mixture {
 };
 
 // 1 - exp(-w) for w > 0, without cancellation for small w
-inline Vector one_minus_exp_minus(const Vector& w) {
+PXFAST_INLINE Vector one_minus_exp_minus(const Vector& w) {
   const Vector one = broadcast(1.0f);
   Vector series = one - w * broadcast(1.0f / 6.0f);
   series = one - w * broadcast(1.0f / 5.0f) * series;

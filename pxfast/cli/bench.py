@@ -13,16 +13,22 @@ def bench(
     network: NetworkOption = None,
     precision: PrecisionOption = "auto",
     batch_size: BatchSizeOption = 64,
-    rounds: Annotated[int, typer.Option(min=1, help="Decodes per row; the median counts.")] = 1,
+    rounds: Annotated[int, typer.Option(min=1, help="Decodes per row; the median counts.")] = 3,
+    isa: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="An instruction set that 'pxfast info' lists; by default the best one here."),
+    ] = None,
     threads: ThreadsOption = None,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
     """Measure the CPU engine's images/s here, beside what the machine's own matrix products would allow.
 
-    A row for each network, by default all of them, and for each precision, by default both.
+    A row for each network, by default all of them, for each instruction set, and for each precision, by default both.
+    Torch's products, the limit, are held to the same instruction set.
     """
     import dataclasses
+    import itertools
 
     from ..base.checks import PRECISIONS, check_precision
     from ..base.progress import progress_of
@@ -30,16 +36,16 @@ def bench(
     from ..engines.settings import DecodeSettings
     from .output import print_json
 
-    settings = DecodeSettings(threads=threads)
+    isas: list[str | None] = [*isa] if isa else [None]
+    ways = [DecodeSettings(threads=threads, isa=each) for each in isas]
     names = network or benchmark.NETWORKS
     precisions = PRECISIONS if check_precision(precision) == "auto" else (precision,)
     rows = []
-    with progress_of(len(names) * len(precisions), "row", shown=not quiet, leave=False) as progress:
-        for name in names:
-            for each in precisions:
-                progress.entitle(f"{name}, {each}")
-                rows.append(benchmark.measure(name, precision=each, batch=batch_size, rounds=rounds, settings=settings))
-                progress.advance()
+    with progress_of(len(names) * len(ways) * len(precisions), "row", shown=not quiet, leave=False) as progress:
+        for name, way, each in itertools.product(names, ways, precisions):
+            progress.entitle(", ".join(filter(None, (name, way.isa, each))))
+            rows.append(benchmark.measure(name, precision=each, batch=batch_size, rounds=rounds, settings=way))
+            progress.advance()
     if as_json:
         print_json([dataclasses.asdict(row) for row in rows])
     else:

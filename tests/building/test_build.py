@@ -2,50 +2,36 @@
 
 import os
 import platform
-import re
-import runpy
-import shlex
 import shutil
 import struct
 import subprocess
 import sys
-import types
 from pathlib import Path
 
 import pytest
+from support.building import compile_commands
 from support.helpers import SOURCE
 
 PORTABLE = {"program.cpp", "engine.cpp", "parallel.cpp", "isa_portable.cpp"}
+NEON = {"isa_neon.cpp", "isa_neonbf16.cpp"}
 AARCH64 = 183  # in the header of an ELF file
 
 
-def compile_commands(monkeypatch: pytest.MonkeyPatch, compiler: str, machine: str) -> dict[str, list[str]]:
-    """What setup.py would run on ``machine`` for each source of the CPU engine, its output named after the source."""
-    setuptools = pytest.importorskip("setuptools", reason="setup.py needs setuptools")
-    monkeypatch.setattr(setuptools, "setup", lambda **options: None)
-    monkeypatch.setattr(platform, "machine", lambda: machine)
-    # only the bindings, which are not compiled here, see pybind11; pip installs it for the build alone
-    monkeypatch.setitem(sys.modules, "pybind11", types.SimpleNamespace(get_include=lambda: ""))
-    monkeypatch.setenv("CXX", compiler)
-    monkeypatch.setenv("PXFAST_CUDA", "0")
-    monkeypatch.delenv("PXFAST_SANITIZE", raising=False)
-    text = runpy.run_path(str(SOURCE / "setup.py"))["ninja_file"](Path("_C.so"))
-    command = re.search(r"rule cxx\n  command = (.*)", text)[1]
-    found = {}
-    for output, source, flags in re.findall(r"build ((?:common|cpu)_\w+\.o): cxx (.+)\n  flags = (.*)", text):
-        source = re.sub(r"\$(.)", r"\1", source)
-        filled = command.replace("$flags", flags).replace("$out", output).replace("$in", shlex.quote(source))
-        found[Path(source).name] = shlex.split(filled)
-    return found
-
-
 @pytest.mark.compile
-@pytest.mark.parametrize("compiler", ["g++", "clang++", "aarch64-linux-gnu-g++"])
-def test_off_x86_the_portable_sources_compile_without_a_warning(compiler, monkeypatch, tmp_path):
+@pytest.mark.parametrize(
+    ("compiler", "machine", "sources"),
+    [
+        ("g++", "riscv64", PORTABLE),
+        ("clang++", "riscv64", PORTABLE),
+        ("aarch64-linux-gnu-g++", "aarch64", PORTABLE | NEON),
+        ("aarch64-linux-gnu-g++", "arm64", PORTABLE | NEON),  # as macOS calls it
+    ],
+)
+def test_off_x86_the_sources_compile_without_a_warning(compiler, machine, sources, tmp_path):
     if shutil.which(compiler) is None:
         pytest.skip(f"there is no {compiler} here")
-    commands = compile_commands(monkeypatch, compiler, "aarch64")
-    assert set(commands) == PORTABLE
+    commands = compile_commands(compiler, machine)
+    assert set(commands) == sources
     for source, command in commands.items():
         assert "-Wall" in command
         done = subprocess.run([*command, "-Werror"], cwd=tmp_path, capture_output=True, text=True)
@@ -55,12 +41,20 @@ def test_off_x86_the_portable_sources_compile_without_a_warning(compiler, monkey
             assert struct.unpack_from("<H", compiled.read_bytes(), 18)[0] == AARCH64
 
 
-def test_on_x86_only_the_files_of_an_instruction_set_may_use_it(monkeypatch):
+def test_a_set_that_the_compiler_does_not_know_is_left_out(capsys):
+    if shutil.which("g++") is None:
+        pytest.skip("there is no g++ here")
+    other = "x86_64" if platform.machine() in ("aarch64", "arm64") else "aarch64"  # its headers are not here
+    assert set(compile_commands("g++", other)) == PORTABLE
+    assert "which are left out" in capsys.readouterr().out
+
+
+def test_on_x86_only_the_files_of_an_instruction_set_may_use_it():
     if shutil.which("g++") is None:
         pytest.skip("there is no g++ here")
     if platform.machine() not in ("x86_64", "AMD64"):
         pytest.skip("this compiler does not know x86's instruction sets")
-    commands = compile_commands(monkeypatch, "g++", "x86_64")
+    commands = compile_commands("g++", "x86_64")
     assert PORTABLE | {"isa_avx2.cpp", "isa_avx512.cpp"} <= set(commands)
     for source, command in commands.items():
         machine = {flag for flag in command if flag.startswith("-m")}
@@ -68,17 +62,18 @@ def test_on_x86_only_the_files_of_an_instruction_set_may_use_it(monkeypatch):
         assert ("-mavx512f" in machine) == source.startswith("isa_avx512"), f"{source}: {machine}"
 
 
-def test_the_builds_of_an_instruction_set_share_no_function(monkeypatch, tmp_path):
+@pytest.mark.parametrize(("tools", "machine"), [("", platform.machine()), ("aarch64-linux-gnu-", "aarch64")])
+def test_the_builds_of_an_instruction_set_share_no_function(tools, machine, tmp_path):
     """The linker keeps one copy of a shared function, and it might be the one that an older machine can't run."""
-    if shutil.which("g++") is None or shutil.which("nm") is None:
-        pytest.skip("there is no g++ or no nm here")
-    commands = compile_commands(monkeypatch, "g++", platform.machine())
+    if shutil.which(f"{tools}g++") is None or shutil.which(f"{tools}nm") is None:
+        pytest.skip(f"there is no {tools}g++ or no {tools}nm here")
+    commands = compile_commands(f"{tools}g++", machine)
     builds = {source: command for source, command in commands.items() if source.startswith("isa_")}
     assert builds
     for source, command in builds.items():
         # without optimisation nothing is inlined, so that every function shows
         subprocess.run(["-O0" if word == "-O3" else word for word in command], cwd=tmp_path, check=True)
-        listing = ["nm", "-C", "--defined-only", "--extern-only", str(tmp_path / command[-1])]
+        listing = [f"{tools}nm", "-C", "--defined-only", "--extern-only", str(tmp_path / command[-1])]
         symbols = subprocess.run(listing, capture_output=True, text=True, check=True).stdout
         shared = [line.split(maxsplit=2)[2] for line in symbols.splitlines()]
         isa = source.removeprefix("isa_").removesuffix(".cpp")

@@ -19,7 +19,7 @@ ENGINE_PARAMS = [
 
 
 ABSENT = {*MISSING, *(() if compiled._C is not None and compiled._C.cuda else ("cuda-plan",))}
-ISAS = ("portable", "avx2", "avx512", "avx512bf16")
+ISAS = ("portable", "avx2", "avx512", "avx512bf16", "neon", "neonbf16")
 INSTRUCTION_SETS = [] if compiled._C is None else [isa for isa in ISAS if isa in compiled._C.cpu_isas()]
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import struct
 import subprocess
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from ..program_stream import Stream
 
 HERE = Path(__file__).parent
 CSRC = HERE.parents[2] / "csrc"
@@ -69,45 +70,18 @@ class Settings:
 
 def decode(program: Path, described: dict[str, Any], images: np.ndarray, settings: Settings, **environment: str):
     """The images (N, C, H, W) uint8 decoded, and what the program says of its plan."""
-    out: list[bytes] = []
-
-    def integers(*values: int) -> None:
-        out.append(struct.pack(f"<{len(values)}q", *values))
-
-    def reals(*values: float) -> None:
-        out.append(struct.pack(f"<{len(values)}d", *values))
-
-    def floats(values: np.ndarray) -> None:
-        values = np.ascontiguousarray(values, dtype=np.float32)
-        integers(values.size)
-        out.append(values.tobytes())
-
-    integers(*(described[key] for key in ("channels", "height", "width", "filters")))
-    integers(described["head"], described["mixtures"])
-    floats(described["tables"])
-    integers(described["input_cache"], len(described["caches"]))
-    for cache in described["caches"]:
-        integers(*cache)
-    integers(len(described["steps"]))
-    for step in described["steps"]:
-        integers(*(int(step[key]) for key in ("level", "per_row", "scale", "epilogue", "outputs")))
-        reals(step["multiplier"])
-        integers(step["concat_elu"], step["raw"], step["elu"], step["early"], len(step["taps"]))
-        for *where, matrix in step["taps"]:
-            integers(*where)
-            floats(matrix)
-        integers(len(step["biases"]))
-        for values, row, column in step["biases"]:
-            floats(values)
-            integers(row, column)
-    integers(settings.kernel, settings.order, settings.members, settings.clusters, settings.seed, settings.eager_copies)
-    integers(settings.multiprocessors, settings.shared_bytes, settings.samples)
-    reals(settings.keep_probability)
-    integers(settings.chooser_seed, settings.first)
-    reals(settings.inverse_temperature)
-    integers(len(images))
-    out.append(np.broadcast_to(np.asarray(settings.eps, dtype=np.uint8), len(images)).tobytes())
-    out.append(np.ascontiguousarray(images).tobytes())
-    done = subprocess.run([str(program)], input=b"".join(out), capture_output=True, env=environment or None)
-    assert done.returncode == 0, done.stderr.decode()
-    return np.frombuffer(done.stdout, np.uint8).reshape(images.shape), done.stderr.decode()
+    stream = Stream()
+    stream.program(described)
+    stream.integers(settings.kernel, settings.order, settings.members, settings.clusters)
+    stream.integers(settings.seed, settings.eager_copies, settings.multiprocessors, settings.shared_bytes)
+    stream.chooser(
+        images,
+        eps=settings.eps,
+        samples=settings.samples,
+        keep_probability=settings.keep_probability,
+        seed=settings.chooser_seed,
+        first=settings.first,
+        inverse_temperature=settings.inverse_temperature,
+    )
+    output, said = stream.run([str(program)], **environment)
+    return np.frombuffer(output, np.uint8).reshape(images.shape), said

@@ -1,0 +1,145 @@
+"""The machine code of the CPU engine's tiles: a guard of their speed that needs no clock.
+
+A tile's innermost loop has to keep its sums in registers. Whether a compiler does so is seen in the disassembly alone:
+results are the same, six times later.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import platform
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from support.building import compile_commands
+
+pytestmark = pytest.mark.compile
+
+ARM = "aarch64-linux-gnu-"
+MACHINE = platform.machine()
+COMPILERS = {  # the tools' prefix and the machine that a compiler makes code for
+    "g++": ("", MACHINE),
+    "clang++": ("", MACHINE),
+    f"{ARM}g++": (ARM, "aarch64"),
+    "clang++ --target=aarch64-linux-gnu": (ARM, "aarch64"),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Set:
+    """What an instruction set's code looks like. tiles: (rows, registers of outputs), the largest ones."""
+
+    tiles: tuple[tuple[int, int], ...]
+    registers: int  # for a vector of 16 outputs
+    multiplies: str = "vfmadd...ps"
+    of_bf16: str | None = None  # of native bf16
+
+    def is_multiply(self, element: str, instruction: str) -> bool:
+        pattern = self.of_bf16 if element == "Bf16" else self.multiplies
+        return pattern is not None and re.match(pattern, instruction) is not None
+
+
+AVX512 = ((5, 5), (6, 4), (4, 6), (8, 3), (12, 2), (12, 1))
+PORTABLE = Set(((2, 4), (3, 3), (6, 2), (12, 1)), 4, r"mulps|fmul\s+v")
+NEON = ((6, 4), (8, 3), (12, 2), (12, 1))
+SETS = {
+    "x86_64": {
+        "portable": PORTABLE,
+        "avx2": Set(((6, 2), (12, 1)), 2),
+        "avx512": Set(AVX512, 1),
+        "avx512bf16": Set(AVX512, 1, of_bf16="vdpbf16ps"),
+    },
+    "aarch64": {
+        "portable": PORTABLE,
+        "neon": Set(NEON, 4, "fmla"),
+        "neonbf16": Set(NEON, 4, "fmla", "bfdot"),
+    },
+}
+CASES = [(compiler, isa) for compiler, (_, machine) in COMPILERS.items() for isa in SETS.get(machine, {})]
+
+Instruction = tuple[int, str]  # address, text
+JUMP = re.compile(r"(?:j\w+|b(?:\.\w+)?|cbn?z\s+\w+,|tbn?z\s+\w+,\s*#\d+,)\s*([0-9a-f]+)\b")
+
+
+def functions(objdump: str, file: Path) -> dict[str, list[Instruction]]:
+    """The instructions of every function of an object file, by the function's demangled name."""
+    command = [objdump, "-d", "-C", "--no-show-raw-insn", str(file)]
+    text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    found = {}
+    for block in text.split("\n\n"):
+        if head := re.match(r"\n?[0-9a-f]+ <(.*)>:\n", block):
+            lines = re.findall(r"^\s*([0-9a-f]+):\s+(.*)$", block, re.MULTILINE)
+            found[head[1]] = [(int(address, 16), code.split("//")[0].strip()) for address, code in lines]
+    return found
+
+
+def innermost_loops(code: list[Instruction]) -> list[list[str]]:
+    """What lies between a jump back and its target, where no other such pair lies in between."""
+    index = {address: n for n, (address, _) in enumerate(code)}
+    pairs = []
+    for n, (_, text) in enumerate(code):
+        if (jump := JUMP.match(text)) and index.get(int(jump[1], 16), n + 1) <= n:
+            pairs.append((index[int(jump[1], 16)], n))
+
+    def holds_another(b: int, e: int) -> bool:
+        return any((b, e) != (first, last) and b <= first and last <= e for first, last in pairs)
+
+    return [[text for _, text in code[b : e + 1]] for b, e in pairs if not holds_another(b, e)]
+
+
+def memory_reads(loop: list[str]) -> int:
+    """How many values a loop reads from memory in a turn: x86 has one in an operand, aarch64's ldp reads two."""
+    reads = 0
+    for text in loop:
+        if "(%" in text and not text.startswith("lea"):
+            reads += 1
+        elif re.match(r"ld\w+\s", text):
+            reads += 2 if text.startswith("ldp") else 1
+    return reads
+
+
+def faults_of(objdump: str, file: Path, isa: Set) -> tuple[list[str], set[tuple[int, int]]]:
+    """What is wrong with the tiles of an object file, and the shapes of all that it has."""
+    faults, shapes = [], set()
+    for name, code in functions(objdump, file).items():
+        tile = re.search(r"tile_kernel<(?:\(anonymous namespace\)::)?(\w+), (\d+), (\d+), (\d+), (\d+)>", name)
+        if tile is None:
+            continue
+        element, rows, registers = tile[1], int(tile[2]), int(tile[3]) * isa.registers - int(tile[4])
+        tiles = int(tile[5])
+        shapes.add((rows, registers))
+        sums = tiles * rows * registers
+        hot = [loop for loop in innermost_loops(code) if any(isa.is_multiply(element, text) for text in loop)]
+        if not hot:
+            faults.append(f"{tile[0]}: no innermost loop multiplies")
+        for loop in hot:  # several where a compiler does a few turns at once, and the rest one by one
+            multiplies = sum(isa.is_multiply(element, text) for text in loop)
+            turns, rest = divmod(multiplies, sums)
+            if rest:
+                faults.append(f"{tile[0]}: {multiplies} products in a turn, not {sums}")
+            elif not turns * (tiles * registers + rows) <= memory_reads(loop) <= turns * tiles * (registers + rows):
+                faults.append(f"{tile[0]}: {memory_reads(loop)} reads for {multiplies} products")
+            if stack := [text for text in loop if re.search(r"\(%rsp|\[sp\b|\[x29\b", text)]:
+                faults.append(f"{tile[0]}: the innermost loop touches the stack: {'; '.join(stack)}")
+    return faults, shapes
+
+
+@pytest.mark.parametrize(("compiler", "isa"), CASES)
+def test_the_innermost_loop_of_a_tile_stays_in_registers(compiler, isa, tmp_path):
+    tools, machine = COMPILERS[compiler]
+    if sys.platform != "linux":
+        pytest.skip("the disassembly is read as Linux's objdump writes it")
+    for tool in (compiler.split()[0], f"{tools}objdump"):
+        if shutil.which(tool) is None:
+            pytest.skip(f"there is no {tool} here")
+    command = compile_commands(compiler, machine).get(f"isa_{isa}.cpp")
+    if command is None:
+        pytest.skip(f"{compiler} does not know {isa}")
+    subprocess.run(command, cwd=tmp_path, check=True)
+    faults, shapes = faults_of(f"{tools}objdump", tmp_path / command[-1], SETS[machine][isa])
+    assert not faults, "\n".join(faults)
+    assert shapes >= set(SETS[machine][isa].tiles)
