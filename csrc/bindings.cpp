@@ -89,6 +89,7 @@ class CpuEngine {
 PYBIND11_MODULE(_C, m) {
   m.doc() = "Compiled decode engines of pxfast.";
   m.def("cpu_isas", &pxfast::usable_isas, "Instruction sets usable by the CPU engine here, best first.");
+  m.def("cpu_prefers_bf16", &pxfast::prefers_bf16, py::arg("isa"), "Whether bf16 is faster than fp32 there.");
 #if defined(PXFAST_WITH_CUDA)
   m.attr("cuda") = true;
   pxfast::cuda::add_to(m);

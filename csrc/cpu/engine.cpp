@@ -98,6 +98,15 @@ std::vector<std::string> usable_isas() {
   return names;
 }
 
+bool prefers_bf16(const std::string& isa) {
+#if defined(__x86_64__)
+  // AMD's cores make as many vdpbf16ps as fused multiply-adds, Intel's fewer than half as many (measured: docs/cpu.md).
+  return isa == "avx512bf16" && !__builtin_cpu_is("intel");
+#else
+  return isa == "neonbf16";
+#endif
+}
+
 Engine::Engine(const ProgramSpec& spec, const std::string& isa, bool bf16) : state_(new State) {
   check(spec);
   State& s = *state_;

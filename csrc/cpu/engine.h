@@ -15,6 +15,9 @@ namespace pxfast {
 // Instruction sets this machine and this build can run, best first.
 std::vector<std::string> usable_isas();
 
+// Whether an instruction set of this machine multiplies bf16 faster than fp32.
+bool prefers_bf16(const std::string& isa);
+
 class Engine {
  public:
   // Packs the weights for an instruction set ('' for the best). Throws std::invalid_argument for one not usable here

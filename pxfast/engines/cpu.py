@@ -21,8 +21,8 @@ unavailable: Callable[[], str | None] = compiled.unavailable
 
 
 def best_precision(settings: DecodeSettings = DEFAULTS) -> str:
-    """The faster precision: 'bf16' where the machine multiplies bf16, 'fp32' elsewhere."""
-    return "bf16" if isa_of(settings) == "avx512bf16" else "fp32"
+    """The faster precision: 'bf16' where the processor multiplies bf16 faster than fp32, 'fp32' elsewhere."""
+    return "bf16" if compiled._C.cpu_prefers_bf16(isa_of(settings)) else "fp32"
 
 
 def isa_of(settings: DecodeSettings = DEFAULTS) -> str:

@@ -11,6 +11,7 @@ import math
 import threading
 import time
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -427,6 +428,16 @@ def test_speculation_and_teams_give_the_sequential_bits(isa, case, precision):
 def test_a_wrong_setting_is_named(setting, value, error):
     with pytest.raises(error, match=f"{setting} must be .*{value!r}" if value != 0 else f"{setting} must be"):
         decode("cpu", SMALL.model(), attacked(SMALL, 1), 4, "fp32", **{setting: value})
+
+
+@pytest.mark.engine("cpu")
+def test_bf16_is_chosen_where_it_is_the_faster(isa):
+    cpuinfo = Path("/proc/cpuinfo")
+    if not cpuinfo.is_file():
+        pytest.skip("the processor's maker is read from /proc/cpuinfo")
+    intel = "GenuineIntel" in cpuinfo.read_text()
+    faster = isa == "neonbf16" or (isa == "avx512bf16" and not intel)
+    assert select("cpu").best_precision(DecodeSettings(isa=isa)) == ("bf16" if faster else "fp32")
 
 
 # --- the registry ---
