@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from support.engines import QUICK
 
 from pxfast.pixelcnn.files import save
 
@@ -23,4 +24,4 @@ def images() -> torch.Tensor:
 @pytest.fixture
 def reference(model):
     """Options that make a purification small and reproducible everywhere."""
-    return ["--model", model, "--engine", "reference", "--eps", 16]
+    return ["--model", model, "--engine", QUICK, "--precision", "fp32", "--eps", 16]

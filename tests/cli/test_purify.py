@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from support.engines import QUICK
 from support.helpers import run_command
 
 import pxfast
@@ -17,7 +18,7 @@ from pxfast.defences import FeatureSqueezing
 
 
 def purified(images, model):
-    return pxfast.purify(images, 16, model=model, engine="reference")
+    return pxfast.purify(images, 16, model=model, engine=QUICK, precision="fp32")
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "float32", "float64"])
@@ -139,7 +140,7 @@ def test_json_says_what_was_done(run_here, model, images, reference, source, tmp
     facts = json.loads(out)
     assert facts["images"] == 3
     assert facts["images_per_second"] == pytest.approx(3 / facts["seconds"])
-    assert (facts["engine"], facts["precision"]) == ("reference", "fp32")
+    assert (facts["engine"], facts["precision"]) == (QUICK, "fp32")
     assert facts["defences"] == ["purifier"]
     assert facts["files"] == [str(tmp_path / "out.npy")]
     assert "3/3 images" in err
@@ -186,9 +187,9 @@ def test_defences(run_here, refused, model, images, score_network, source, tmp_p
     words = ["purify", source, out, *(word for text in chain for word in ("--defence", text))]
     facts = json.loads(run_here(*words, "--json")[0])
     assert facts["defences"] == chain
-    assert (facts["engine"], facts["precision"]) == ("reference", "fp32")
+    assert (facts["engine"], facts["precision"]) == (QUICK, "fp32")
     adp = ADPPurifier(0.1, steps=2, seed=3, model=tmp_path / "score.safetensors")  # bf16, as stored
-    expected = adp(pxfast.purify(FeatureSqueezing(16)(images), 8, model=model, engine="reference"))
+    expected = adp(pxfast.purify(FeatureSqueezing(16)(images), 8, model=model, engine=QUICK, precision="fp32"))
     np.testing.assert_array_equal(np.load(out), expected)
     assert "which defence's is --eps?" in refused(*words, "--force", "--eps", 3)
 

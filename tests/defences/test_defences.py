@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from scipy import ndimage
+from support.engines import QUICK
 from support.helpers import bundled_images
 from torch import Tensor, nn
 
@@ -171,16 +172,16 @@ def test_gradient_is_the_classifiers_at_the_purified_image(classifier: nn.Module
 
 def test_purifier_passes_the_gradient_straight_through_or_refuses(tiny_model: pxfast.PixelCNN) -> None:
     x = torch.rand((2, 1, 8, 8), generator=torch.Generator().manual_seed(0)).requires_grad_()
-    purifier = pxfast.Purifier(16, model=tiny_model, engine="reference")
+    purifier = pxfast.Purifier(16, model=tiny_model, engine=QUICK, precision="fp32")
     weight = torch.randn(x.shape, generator=torch.Generator().manual_seed(1))
     (gradient,) = torch.autograd.grad((purifier(x) * weight).sum(), x)
     assert torch.equal(gradient, weight)
-    assert torch.equal(purifier(x), pxfast.purify(x, 16, model=tiny_model, engine="reference"))
+    assert torch.equal(purifier(x), pxfast.purify(x, 16, model=tiny_model, engine=QUICK, precision="fp32"))
     with torch.no_grad():
         assert not purifier(x).requires_grad
     assert not purifier(x.detach()).requires_grad
     assert purifier((x.detach() * 255).byte()).dtype == torch.uint8
-    strict = pxfast.Purifier(16, model=tiny_model, engine="reference", backward="error")
+    strict = pxfast.Purifier(16, model=tiny_model, engine=QUICK, precision="fp32", backward="error")
     assert torch.equal(strict(x), purifier(x))
     with pytest.raises(RuntimeError, match="backward='straight-through'"):
         strict(x).sum().backward()

@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from support.engines import QUICK
 
 import pxfast
 from pxfast.pixelcnn.files import save
@@ -20,7 +21,7 @@ def random_images(*shape, seed=1):
 
 
 def purify(images, eps=16, **keywords):
-    return pxfast.purify(images, eps, engine="reference", **keywords)
+    return pxfast.purify(images, eps, **{"engine": QUICK, "precision": "fp32", **keywords})
 
 
 @settings(deadline=None, max_examples=10, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -63,13 +64,15 @@ def test_purifying_makes_images_likelier(tiny_model):
 
 def test_module_is_the_function(tiny_model):
     images = random_images(2, 1, 8, 8).float() / 255
-    purifier = pxfast.Purifier(8, model=tiny_model, engine="reference")
+    purifier = pxfast.Purifier(8, model=tiny_model, engine=QUICK, precision="fp32")
     assert torch.equal(purifier(images), purify(images, 8, model=tiny_model))
     assert torch.equal(copy.deepcopy(purifier)(images), purifier(images))
 
 
 def test_module_leaves_its_model_alone_and_tells_its_settings(tiny_model):
-    network = torch.nn.Sequential(pxfast.Purifier(8, model=tiny_model, engine="reference"), torch.nn.Flatten())
+    network = torch.nn.Sequential(
+        pxfast.Purifier(8, model=tiny_model, engine=QUICK, precision="fp32"), torch.nn.Flatten()
+    )
     network.half().train()
     assert not list(network.parameters())
     assert not tiny_model.training

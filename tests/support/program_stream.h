@@ -49,6 +49,7 @@ pxfast::ProgramSpec read_program() {
     step.concat_elu = (int)read_int();
     step.raw = (int)read_int();
     step.elu = (int)read_int();
+    step.early = (int)read_int();
     step.taps.resize((size_t)read_int());
     for (auto& tap : step.taps) {
       tap.cache = (int)read_int(), tap.row = (int)read_int(), tap.column = (int)read_int();

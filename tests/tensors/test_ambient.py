@@ -46,7 +46,7 @@ MODES: dict[str, Callable[[], AbstractContextManager[object]]] = {
 }
 modes = pytest.mark.parametrize("mode", MODES)
 
-IMAGES = noisy(real_images(1, (8, 8), 3))
+IMAGES = noisy(real_images(1, (8, 8), 2))
 FLOATS = IMAGES / 255
 TRAIN = real_images(1, (8, 8), 9)
 
@@ -83,9 +83,15 @@ def results(model: PixelCNN, score_network: ScoreNetwork) -> dict[str, Tensor]:
     }
 
 
+@pytest.fixture(scope="module")
+def expected(model: PixelCNN, score_network: ScoreNetwork) -> dict[str, Tensor]:
+    return results(model, score_network)
+
+
 @modes
-def test_results_are_the_same_to_the_bit(mode: str, model: PixelCNN, score_network: ScoreNetwork) -> None:
-    expected = results(model, score_network)
+def test_results_are_the_same_to_the_bit(
+    mode: str, model: PixelCNN, score_network: ScoreNetwork, expected: dict[str, Tensor]
+) -> None:
     with MODES[mode]():
         found = results(model, score_network)
     for name, tensor in found.items():
