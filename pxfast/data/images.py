@@ -21,6 +21,11 @@ NUMPY_DTYPES = tuple(map(np.dtype, ("uint8", "float16", "float32", "float64")))
 EXPECTED = (
     "expected a torch tensor or NumPy array (N, C, H, W) or (C, H, W), uint8 in 0..255 or floating point in [0, 1]"
 )
+NO_TRANSFORMS = (
+    "got a tensor inside a transform of torch.func (vmap, grad, jvp ...), which has no values to decode: purify a "
+    "batch at once in place of vmap, and take gradients with torch.autograd, where a Purifier's backward says what "
+    "they are"
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,7 +60,8 @@ def to_grid(images: ImagesT, *, keep_device: bool = False) -> tuple[Tensor, Imag
 
     images: torch tensor or NumPy array, (N, C, H, W) or (C, H, W), any device, uint8 or floating point in [0, 1].
     Floating-point values are rounded to the nearest multiple of 1/255. keep_device: leave images on a GPU there.
-    Raises TypeError for another type or dtype, ValueError for another shape, NaN, or values outside [0, 1].
+    Raises TypeError for another type or dtype, and within a transform of torch.func; ValueError for another shape, NaN,
+    or values outside [0, 1].
     """
     if isinstance(images, np.ndarray):
         if images.dtype.newbyteorder("=") not in NUMPY_DTYPES:
@@ -65,6 +71,8 @@ def to_grid(images: ImagesT, *, keep_device: bool = False) -> tuple[Tensor, Imag
     elif isinstance(images, Tensor):
         if images.dtype not in TORCH_DTYPES:
             raise TypeError(f"{EXPECTED}; got a tensor of {images.dtype}")
+        if torch._C._functorch.is_functorch_wrapped_tensor(images):
+            raise TypeError(f"{EXPECTED}; {NO_TRANSFORMS}")
         tensor, numpy = images.detach(), False
     else:
         raise TypeError(f"{EXPECTED}; got {type(images).__name__}")
