@@ -63,7 +63,7 @@ def attack(
     from ..attacks.resumable import labels_path
     from ..base.machine import parse_device
     from ..classifiers import load_classifier
-    from ..data.datasets import UNLABELLED, load_dataset
+    from ..data.datasets import UNLABELLED, check_classes, load_dataset
     from ..defences import Defended
     from .machine import engine_on, parse_defences, use_threads
     from .output import print_json
@@ -77,6 +77,8 @@ def attack(
     given, stored = given[:images], stored[:images]
     model = load_classifier(classifier or default_classifier(dataset, tuple(given.shape[1:]))).to(place)
     labels = None if bool((stored == UNLABELLED).all()) else stored.to(place)
+    if labels is not None:
+        check_classes(dataset, model.config.classes)
     result = attack_to_file(
         chosen,
         Defended(model, defences) if defences else model,

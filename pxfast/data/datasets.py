@@ -63,6 +63,19 @@ def class_count(dataset: str | os.PathLike[str]) -> int:
     return len(_classes(Path(dataset)))
 
 
+def check_classes(dataset: str | os.PathLike[str], classes: int) -> None:
+    """ValueError where a data set has not as many classes as a classifier of it: labels would be of other classes.
+
+    The labels of a folder count its class folders by name, those without images included.
+    """
+    found = class_count(dataset)
+    if found != classes:
+        raise ValueError(
+            f"{os.fspath(dataset)} has {found} classes, but the classifier has {classes}; "
+            "a folder needs a subfolder for each of them, an empty one for a class without images"
+        )
+
+
 def _load_torchvision(name: str, root: str | os.PathLike[str], *, train: bool) -> tuple[Tensor, Tensor]:
     from torchvision import datasets
 

@@ -9,6 +9,7 @@ import torch
 
 from ..base.files import file_digest
 from ..classifiers import Classifier, load_classifier
+from ..data.datasets import check_classes
 from ..pixelcnn.files import load_model
 from ..pixelcnn.fingerprint import model_fingerprint
 from ..pixelcnn.network import PixelCNN
@@ -23,12 +24,19 @@ class ClassifierFile:
     module: str
 
     @classmethod
-    def of(cls, path: Path, image_shape: tuple[int, ...]) -> ClassifierFile:
-        """The file at this path. ValueError when it holds no classifier of images (C, H, W) = image_shape."""
+    def of(cls, path: Path, image_shape: tuple[int, ...], dataset: str) -> ClassifierFile:
+        """The file at this path.
+
+        ValueError when it holds no classifier of images (C, H, W) = image_shape and as many classes as the data set.
+        """
         classifier = load_classifier(path)
         expected = (classifier.config.channels, *classifier.config.image_size)
         if expected != image_shape:
             raise ValueError(f"{path} is a classifier of images of shape (C, H, W) = {expected}, not {image_shape}")
+        try:
+            check_classes(dataset, classifier.config.classes)
+        except ValueError as error:
+            raise ValueError(f"{path} is a classifier of other classes: {error}") from None
         return cls(path, file_digest(path), type(classifier).__module__)
 
 

@@ -141,7 +141,7 @@ def prepare(
             if path is None:
                 missing[row.name] = f"there is no {need.file_name}"
                 continue
-            files[need] = ClassifierFile.of(path, shape)
+            files[need] = ClassifierFile.of(path, shape, specification.dataset)
         classifiers[row.name] = files[need]
     model_files = ModelFiles({file.key: str(file.path) for file in files.values()}, {fingerprint: str(density)})
     context = Context(fingerprint, shape[0], settings.engine, settings.precision, device)

@@ -51,6 +51,14 @@ def call(monkeypatch, capfd, *arguments: object, code: int = 0) -> tuple[str, st
     return out, err
 
 
+def test_class_folders_that_are_not_the_classifiers_are_noticed(monkeypatch, capfd, folder: Path, tmp_path) -> None:
+    empty = next(place for place in sorted(folder.iterdir()) if not any(place.iterdir()))
+    empty.rmdir()  # the labels behind it would be those of other classes
+    _, err = call(monkeypatch, capfd, folder, "--attack", "fgsm", "--out", tmp_path / "out.npy", code=2)
+    assert "has 9 classes, but the classifier has 10" in err
+    assert not (tmp_path / "out.npy").exists()
+
+
 def test_a_folder_is_attacked_and_purify_can_read_the_result(monkeypatch, capfd, folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "attacked.npy"
     printed, bar = call(monkeypatch, capfd, folder, "--attack", "fgsm", "--out", out, "--json")
