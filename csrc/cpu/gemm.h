@@ -36,7 +36,7 @@ constexpr int kMaxTileVectors = 1;
 constexpr int max_rows(int registers) { return registers <= 2 ? 12 : registers == 3 ? 8 : 6; }
 #else
 constexpr int kMaxTileVectors = 1;
-constexpr int max_rows(int registers) { return registers == 1 ? 12 : registers == 2 ? 6 : registers == 3 ? 3 : 2; }
+constexpr int max_rows(int registers) { return registers == 1 ? 12 : registers == 2 ? 5 : registers == 3 ? 3 : 2; }
 #endif
 constexpr int kMaxTileRows = 12;
 
@@ -86,25 +86,28 @@ inline void keep_row_order() { asm volatile("" ::: "memory"); }
 inline void keep_row_order() {}
 #endif
 
-// The rows behind the tile's own, on their way to the second-level cache while it multiplies: a block's activations are
-// more than that holds, and a processor's own prefetching stops where a row of channels ends.
+// On their way to the second-level cache while a tile multiplies: the rows behind its own, since a block's activations are
+// more than that holds, and weights, where a step's are.
 template <class Element>
-inline void prefetch_rows(const Element* from, long elements) {
+inline void prefetch(const Element* from, long elements) {
   for (long i = 0; i < elements; i += 64 / (long)sizeof(Element)) __builtin_prefetch(from + i, 0, 2);
 }
 
-// kEmpty: the registers at the tile's end that stand for no outputs, which become zeros. prefetch: the next rows; for the
-// first of the tiles that read them.
+constexpr size_t kCachedWeights = 1 << 19;  // bytes of a step's weights that still are in the second-level cache
+constexpr long kPrefetchBytes = 4096;       // a processor's own prefetching stops at the end of a page
+
+// kEmpty: the registers at the tile's end that stand for no outputs, which become zeros. prefetch_next: the next rows, for
+// the first of the tiles that read them. prefetch_weights: for the first rows of a tile.
 template <class Element, int kRows, int kVectors, int kEmpty>
 void tile_kernel(const Operand<Element>& operand, long first_row, size_t tile_offset, float* out, long out_stride,
-                 bool prefetch) {
+                 bool prefetch_next, bool prefetch_weights) {
   constexpr int kRegisters = kVectors * kParts - kEmpty;
   NativeFloat sum[kRows][kRegisters] = {};
   for (int t = 0; t < operand.taps; ++t) {
     const long channels = operand.channels[t];
     const Element* a = operand.cells[t] + first_row * channels;
     const Element* w = operand.weights[t] + tile_offset;
-    if (prefetch) prefetch_rows(a + kRows * channels, kRows * channels);
+    if (prefetch_next) prefetch(a + kRows * channels, kRows * channels);
     // A pointer for every four rows: x86's addressing modes reach the others from there with two registers. With an
     // index from one pointer GCC needs a register a row, and keeps the loop's end on the stack.
     const Element *a4 = a + 4 * channels, *a8 = a + 8 * channels;
@@ -112,6 +115,8 @@ void tile_kernel(const Operand<Element>& operand, long first_row, size_t tile_of
       decltype(load_weights(w)) weights[kRegisters];
       PXFAST_UNROLL_ALL
       for (int j = 0; j < kRegisters; ++j) weights[j] = load_weights(w + j * kNativeLanes * kPack<Element>);
+      if (prefetch_weights)
+        prefetch(w + kPrefetchBytes / (long)sizeof(Element), kVectors * pxfast::kLanes * kPack<Element>);
       w += kVectors * pxfast::kLanes * kPack<Element>;
       PXFAST_UNROLL_ALL
       for (int i = 0; i < kRows; ++i) {
@@ -134,7 +139,7 @@ void tile_kernel(const Operand<Element>& operand, long first_row, size_t tile_of
 }
 
 template <class Element>
-using TileKernel = void (*)(const Operand<Element>&, long, size_t, float*, long, bool);
+using TileKernel = void (*)(const Operand<Element>&, long, size_t, float*, long, bool, bool);
 
 template <class Element>
 struct KernelTable {
@@ -160,6 +165,7 @@ void matrix_product(const pxfast::Step& step, const Operand<Element>& operand, l
   static constexpr KernelTable<Element> table;
   const int tile_width = step.tile_vectors * pxfast::kLanes;
   const long out_stride = (long)step.tiles * tile_width;
+  const bool streams = step.tiles * step.tile_stride * sizeof(Element) > kCachedWeights;
   for (int tile = 0; tile < step.tiles; ++tile) {
     const int beyond = (int)((tile + 1) * (long)tile_width - step.outputs) / kNativeLanes;
     const int empty = beyond < 0 ? 0 : beyond < kParts ? beyond : kParts - 1;
@@ -168,7 +174,7 @@ void matrix_product(const pxfast::Step& step, const Operand<Element>& operand, l
     for (long row = 0; row < rows; row += tile_rows) {
       const long count = rows - row < tile_rows ? rows - row : tile_rows;
       kernels[count](operand, first_row + row, tile * step.tile_stride, out + row * out_stride + tile * tile_width,
-                     out_stride, tile == 0);
+                     out_stride, tile == 0, streams && row == 0);
     }
   }
 }
