@@ -42,7 +42,7 @@ constexpr int max_rows(int registers) { return registers <= 2 ? 12 : registers =
 #else
 constexpr int kMaxTileVectors = 1;
 constexpr int kMaxTilesTogether = 2;
-constexpr int max_rows(int registers) { return registers == 1 ? 12 : registers == 2 ? 6 : registers == 3 ? 3 : 2; }
+constexpr int max_rows(int registers) { return registers == 1 ? 12 : registers == 2 ? 5 : registers == 3 ? 3 : 2; }
 #endif
 constexpr int kMaxTileRows = 12;
 
@@ -92,12 +92,15 @@ inline void keep_row_order() { asm volatile("" ::: "memory"); }
 inline void keep_row_order() {}
 #endif
 
-// The rows behind the tile's own, on their way to the second-level cache while it multiplies: a block's activations are
-// more than that holds, and a processor's own prefetching stops where a row of channels ends.
+// On their way to the second-level cache while a tile multiplies: the rows behind its own, since a block's activations are
+// more than that holds, and weights, where a step's are.
 template <class Element>
-inline void prefetch_rows(const Element* from, long elements) {
+inline void prefetch(const Element* from, long elements) {
   for (long i = 0; i < elements; i += 64 / (long)sizeof(Element)) __builtin_prefetch(from + i, 0, 2);
 }
+
+constexpr size_t kCachedWeights = 1 << 19;  // bytes of a step's weights that still are in the second-level cache
+constexpr long kPrefetchBytes = 4096;       // a processor's own prefetching stops at the end of a page
 
 // Where a tile's weights, sums and results are.
 struct TilePlace {
@@ -105,7 +108,8 @@ struct TilePlace {
   const float* initial;            // what the accumulators begin at, laid out as `out` is; null: zeros
   float* out;
   long out_stride;
-  bool prefetch;  // the next rows; for the first of the tiles that read them
+  bool prefetch_next;     // the next rows; for the first of the tiles that read them
+  bool prefetch_weights;  // for the first rows of a tile
 };
 
 // kTiles tiles of kRows rows. kEmpty: the registers at a tile's end that stand for no outputs, which become zeros.
@@ -114,6 +118,7 @@ void tile_kernel(const Operand<Element>& operand, long first_row, const TilePlac
   constexpr int kRegisters = kVectors * kParts - kEmpty;
   constexpr int kWidth = kVectors * pxfast::kLanes;
   const size_t weights_stride = place.weights_stride;
+  const bool prefetch_weights = place.prefetch_weights;
   NativeFloat sum[kTiles][kRows][kRegisters] = {};
   if (place.initial != nullptr) {
     PXFAST_UNROLL_ALL
@@ -130,7 +135,7 @@ void tile_kernel(const Operand<Element>& operand, long first_row, const TilePlac
     const long channels = operand.channels[t];
     const Element* a = operand.cells[t] + first_row * channels;
     const Element* w = operand.weights[t] + place.weights;
-    if (place.prefetch) prefetch_rows(a + kRows * channels, kRows * channels);
+    if (place.prefetch_next) prefetch(a + kRows * channels, kRows * channels);
     // A pointer for every four rows: x86's addressing modes reach the others from there with two registers. With an
     // index from one pointer GCC needs a register a row, and keeps the loop's end on the stack.
     const Element *a4 = a + 4 * channels, *a8 = a + 8 * channels;
@@ -141,6 +146,7 @@ void tile_kernel(const Operand<Element>& operand, long first_row, const TilePlac
         decltype(load_weights(w)) weights[kRegisters];
         PXFAST_UNROLL_ALL
         for (int j = 0; j < kRegisters; ++j) weights[j] = load_weights(own + j * kNativeLanes * kPack<Element>);
+        if (prefetch_weights) prefetch(own + kPrefetchBytes / (long)sizeof(Element), kWidth * kPack<Element>);
         if (n == kTiles - 1) w += kWidth * kPack<Element>;
         PXFAST_UNROLL_ALL
         for (int i = 0; i < kRows; ++i) {
@@ -200,11 +206,12 @@ void matrix_product(const pxfast::Step& step, const Operand<Element>& operand, l
   static constexpr KernelTable<Element> table;
   const int tile_width = step.tile_vectors * pxfast::kLanes;
   const long out_stride = (long)step.tiles * tile_width;
+  const bool streams = step.tiles * step.tile_stride * sizeof(Element) > kCachedWeights;
   const auto multiply = [&](TileKernel<Element> kernel, int tile, long row) {
     const long at = row * out_stride + tile * tile_width;
     kernel(operand, first_row + row,
            {tile * step.tile_stride, step.tile_stride, initial == nullptr ? nullptr : initial + at, out + at,
-            out_stride, tile == 0});
+            out_stride, tile == 0, streams && row == 0});
   };
   int tile = 0;
   if (rows == 1) {

@@ -44,7 +44,7 @@ class Set:
 
 
 AVX512 = ((5, 5), (6, 4), (4, 6), (8, 3), (12, 2), (12, 1))
-PORTABLE = Set(((2, 4), (3, 3), (6, 2), (12, 1)), 4, r"mulps|fmul\s+v")
+PORTABLE = Set(((2, 4), (3, 3), (5, 2), (12, 1)), 4, r"mulps|fmul\s+v")
 NEON = ((6, 4), (8, 3), (12, 2), (12, 1))
 SETS = {
     "x86_64": {
@@ -78,12 +78,17 @@ def functions(objdump: str, file: Path) -> dict[str, list[Instruction]]:
 
 
 def innermost_loops(code: list[Instruction]) -> list[list[str]]:
-    """What lies between a jump back and its target, where no other such pair lies in between."""
+    """What lies between a jump back and its target, where no other such pair lies in between.
+
+    A function's end in between tells that the jump leads from a loop to what follows it.
+    """
     index = {address: n for n, (address, _) in enumerate(code)}
+    ends = [n for n, (_, text) in enumerate(code) if text.split()[0] == "ret"]
     pairs = []
     for n, (_, text) in enumerate(code):
-        if (jump := JUMP.match(text)) and index.get(int(jump[1], 16), n + 1) <= n:
-            pairs.append((index[int(jump[1], 16)], n))
+        first = index.get(int(jump[1], 16), n + 1) if (jump := JUMP.match(text)) else n + 1
+        if first <= n and not any(first <= end <= n for end in ends):
+            pairs.append((first, n))
 
     def holds_another(b: int, e: int) -> bool:
         return any((b, e) != (first, last) and b <= first and last <= e for first, last in pairs)
@@ -95,7 +100,7 @@ def memory_reads(loop: list[str]) -> int:
     """How many values a loop reads from memory in a turn: x86 has one in an operand, aarch64's ldp reads two."""
     reads = 0
     for text in loop:
-        if "(%" in text and not text.startswith("lea"):
+        if "(%" in text and not text.startswith(("lea", "prefetch")):
             reads += 1
         elif re.match(r"ld\w+\s", text):
             reads += 2 if text.startswith("ldp") else 1
