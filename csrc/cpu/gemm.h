@@ -118,7 +118,7 @@ void tile_kernel(const Operand<Element>& operand, long first_row, const TilePlac
   constexpr int kRegisters = kVectors * kParts - kEmpty;
   constexpr int kWidth = kVectors * pxfast::kLanes;
   const size_t weights_stride = place.weights_stride;
-  const bool prefetch_weights = place.prefetch_weights;
+  const bool prefetch_weights = kTiles == 1 && place.prefetch_weights;
   NativeFloat sum[kTiles][kRows][kRegisters] = {};
   if (place.initial != nullptr) {
     PXFAST_UNROLL_ALL
