@@ -70,8 +70,8 @@ inline NativeFloat multiply_add(NativeFloat sum, bfloat16x4_t a, bfloat16x8_t w)
 }
 #endif
 
-// Before a loop over a tile's registers: all its turns are written out. GCC leaves loops of many turns, and an array that
-// is indexed by a variable lies on the stack.
+// Before a loop over a tile's registers: all its turns are written out. GCC leaves loops of many turns, and an array
+// that is indexed by a variable lies on the stack.
 #if defined(__clang__)
 #define PXFAST_UNROLL_ALL _Pragma("clang loop unroll(full)")
 #else
@@ -86,8 +86,8 @@ inline void keep_row_order() { asm volatile("" ::: "memory"); }
 inline void keep_row_order() {}
 #endif
 
-// On their way to the second-level cache while a tile multiplies: the rows behind its own, since a block's activations are
-// more than that holds, and weights, where a step's are.
+// On their way to the second-level cache while a tile multiplies: the rows behind its own, since a block's activations
+// are more than that holds, and weights, where a step's are.
 template <class Element>
 inline void prefetch(const Element* from, long elements) {
   for (long i = 0; i < elements; i += 64 / (long)sizeof(Element)) __builtin_prefetch(from + i, 0, 2);
@@ -96,8 +96,8 @@ inline void prefetch(const Element* from, long elements) {
 constexpr size_t kCachedWeights = 1 << 19;  // bytes of a step's weights that still are in the second-level cache
 constexpr long kPrefetchBytes = 4096;       // a processor's own prefetching stops at the end of a page
 
-// kEmpty: the registers at the tile's end that stand for no outputs, which become zeros. prefetch_next: the next rows, for
-// the first of the tiles that read them. prefetch_weights: for the first rows of a tile.
+// kEmpty: the registers at the tile's end that stand for no outputs, which become zeros. prefetch_next: the next rows,
+// for the first of the tiles that read them. prefetch_weights: for the first rows of a tile.
 template <class Element, int kRows, int kVectors, int kEmpty>
 void tile_kernel(const Operand<Element>& operand, long first_row, size_t tile_offset, float* out, long out_stride,
                  bool prefetch_next, bool prefetch_weights) {
