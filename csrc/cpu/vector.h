@@ -60,7 +60,8 @@ PXFAST_INLINE NativeFloat native_where_nonnegative(NativeFloat x, NativeFloat ye
 }
 
 PXFAST_INLINE NativeFloat native_exp(NativeFloat x) {
-  const NativeFloat magic = native_broadcast(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer in the low bits
+  // 1.5 * 2^23: adding it rounds to an integer in the low mantissa bits
+  const NativeFloat magic = native_broadcast(12582912.0f);
   const NativeFloat least = native_broadcast(-87.3f);
   const NativeFloat clamped = x > least ? x : least;
   const NativeFloat shifted = native_fma(clamped, native_broadcast(1.44269504f), magic);

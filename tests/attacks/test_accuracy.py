@@ -15,7 +15,7 @@ from pxfast.data.datasets import load_dataset
 EPS = 8
 FULL = os.environ.get("PXFAST_FULL_TESTS", "") not in ("", "0")  # attack as many images as the table was measured on
 IMAGES = 500
-CHEAP = {"fashion-mnist": 128, "cifar10": 40}  # for attacks of one step
+CHEAP = {"fashion-mnist": 256, "cifar10": 40}  # for attacks of one step
 COSTLY = {"fashion-mnist": 48, "cifar10": 20}
 
 # Accuracy in percent that the paper reports for its ResNet (Tables 1 and 2, attacks of eps 8, no defence).

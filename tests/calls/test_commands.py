@@ -106,7 +106,6 @@ SHARED = [
     ("train train-adp", "--preset huge", "unknown preset 'huge'; known: "),
     (TRAIN, "--start nothing", "unknown (model|score network|classifier) 'nothing'; shipped: cifar10"),
     ("train train-adp", "--start {garbage}", "garbage.safetensors"),
-    ("train train-adp", "--resume", "a.checkpoint.safetensors"),
     (" ".join(COMMANDS), "--strength 3", "No such option: --strength"),
 ]
 # the rest: a whole command, and what is said of it

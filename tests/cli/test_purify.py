@@ -152,7 +152,7 @@ def test_a_note_says_what_was_done_unless_quiet(run_here, reference, source, tmp
     out, err = run_here("purify", source, tmp_path / "out.npy", *reference)
     assert not out
     assert err.splitlines()[-1].startswith(f"{tmp_path / 'out.npy'}: 3 images in ")
-    assert err.endswith(" images/s, reference, fp32\n")
+    assert err.endswith(f" images/s, {QUICK}, fp32\n")
     assert run_here("purify", source, tmp_path / "out.npy", *reference, "--force", "--quiet") == ("", "")
 
 
@@ -182,7 +182,7 @@ def test_defences(run_here, refused, model, images, score_network, source, tmp_p
     """One after the other, with settings in their text; those of the options are the only defence's."""
     out = tmp_path / "out.npy"
     save_score_network(score_network, tmp_path / "score.safetensors")
-    chain = ["feature-squeezing:colours=16", f"purifier:eps=8,model={model},engine=reference"]
+    chain = ["feature-squeezing:colours=16", f"purifier:eps=8,model={model},engine={QUICK},precision=fp32"]
     chain += [f"adp:sigma=0.1,steps=2,seed=3,model={tmp_path / 'score.safetensors'}"]
     words = ["purify", source, out, *(word for text in chain for word in ("--defence", text))]
     facts = json.loads(run_here(*words, "--json")[0])

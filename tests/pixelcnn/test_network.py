@@ -192,25 +192,25 @@ def test_shapes(size, head):
 
 
 @pytest.mark.parametrize(
-    ("changes", "message"),
+    ("changes", "error"),
     [
-        ({"image_size": (30, 32)}, "image_size"),
-        ({"image_size": (0, 32)}, "image_size"),
-        ({"image_size": (32,)}, "image_size"),
-        ({"image_size": (32.0, 32)}, "image_size"),
-        ({"channels": 2}, "channels"),
-        ({"filters": 0}, "filters"),
-        ({"filters": 1.5}, "filters"),
-        ({"resnets": 0}, "resnets"),
-        ({"mixtures": -1}, "mixtures"),
-        ({"head": "gaussian"}, "head"),
-        ({"dropout": 1.0}, "dropout"),
-        ({"dropout": float("nan")}, "dropout"),
+        ({"image_size": (30, 32)}, ValueError),
+        ({"image_size": (0, 32)}, ValueError),
+        ({"image_size": (32,)}, ValueError),
+        ({"image_size": (32.0, 32)}, TypeError),
+        ({"channels": 2}, ValueError),
+        ({"filters": 0}, ValueError),
+        ({"filters": 1.5}, TypeError),
+        ({"resnets": 0}, ValueError),
+        ({"mixtures": -1}, ValueError),
+        ({"head": "gaussian"}, ValueError),
+        ({"dropout": 1.0}, ValueError),
+        ({"dropout": float("nan")}, ValueError),
     ],
 )
-def test_a_wrong_field_is_named(changes, message):
+def test_a_wrong_field_is_named(changes, error):
     good = {"image_size": (32, 32), "channels": 3, "filters": 8, "resnets": 1}
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(error, match=next(iter(changes))):
         PixelCNNConfig(**{**good, **changes})
 
 

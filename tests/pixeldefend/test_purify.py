@@ -77,7 +77,7 @@ def test_module_leaves_its_model_alone_and_tells_its_settings(tiny_model):
     assert not list(network.parameters())
     assert not tiny_model.training
     assert {parameter.dtype for parameter in tiny_model.parameters()} == {torch.float32}
-    for said in ("eps=8", "'reference'", "image_size=(8, 8)", "filters=8"):
+    for said in ("eps=8", repr(QUICK), "image_size=(8, 8)", "filters=8"):
         assert said in repr(network)
 
 
