@@ -2,10 +2,9 @@
 // Included once by every isa_*.cpp, which sets the instruction set by its compiler flags.
 #pragma once
 
-#include <time.h>
-
 #include "gemm.h"
 #include "head.h"
+#include "timing.h"
 
 namespace {
 
@@ -23,48 +22,6 @@ using pxfast::Tap;
 using pxfast::Workspace;
 
 constexpr long kPanelRows = 120;  // rows of a matrix product between two epilogues; a multiple of every tile's rows
-
-inline double now() {  // seconds
-  timespec t;
-  clock_gettime(CLOCK_MONOTONIC, &t);
-  return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
-
-// The faster of two ways of doing the same work, by what either took the last time: seconds for a unit of it. The other
-// one is tried again now and then, unless it was far behind.
-class Faster {
- public:
-  bool second() {
-    if (cost_[0] == 0.0) return false;
-    if (cost_[1] == 0.0) return true;
-    const bool better = cost_[1] < cost_[0];
-    if (++since_other_ < 8 || cost_[!better] > 3.0 * cost_[better]) return better;
-    since_other_ = 0;
-    return !better;
-  }
-  void took(bool second, double seconds, long units) { cost_[second] = seconds / (double)(units > 0 ? units : 1); }
-
- private:
-  double cost_[2] = {0.0, 0.0};  // 0: not tried yet
-  int since_other_ = 0;
-};
-
-// Where the time goes, in seconds of one thread; filled in by a profiled decode only.
-struct Stopwatch {
-  pxfast::Profile* profile;
-  explicit Stopwatch(pxfast::Profile* p) : profile(p) {
-    if (profile) last_ = now();
-  }
-  void lap(double pxfast::Profile::*part) {
-    if (!profile) return;
-    const double t = now();
-    profile->*part += t - last_;
-    last_ = t;
-  }
-
- private:
-  double last_ = 0.0;
-};
 
 // A block of images, decoded by one thread, or a single image by one thread or a team.
 template <class Element>
@@ -130,6 +87,7 @@ class Block {
     wait_for_team();
     return finished;
   }
+
  private:
   const Program& program_;
   Workspace& workspace_;
