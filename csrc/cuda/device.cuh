@@ -101,17 +101,16 @@ PXFAST_DEVICE Float2 load_constant(const Float2* p) {
   return {v.x, v.y};
 }
 
-// Adds one to a count of arrivals; everything this thread has seen written is visible to whoever sees the count.
+// Adds one to a count of arrivals; everything this thread has seen written is visible to whoever sees the count. A
+// release and an acquire are enough for that: sequentially consistent fences on top would cost a round trip each.
 PXFAST_DEVICE void arrive(unsigned int* count) {
-  __threadfence();
-  atomicAdd(count, 1u);
+  asm volatile("red.release.gpu.global.add.u32 [%0], 1;\n" ::"l"(count) : "memory");
 }
 PXFAST_DEVICE void wait_for_arrivals(const unsigned int* count, unsigned int wanted) {
   unsigned int found;
   do {
     asm volatile("ld.acquire.gpu.global.u32 %0, [%1];\n" : "=r"(found) : "l"(count) : "memory");
   } while (found < wanted);
-  __threadfence();
 }
 
 // ---- clusters: blocks that receive the same weights by one copy; compute capability 9.0 ----
@@ -142,11 +141,13 @@ PXFAST_DEVICE void expect_bytes(CopyBarrier* barrier, uint32_t bytes) {
   PXFAST_CLUSTER_ASM("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;\n" ::"r"(shared_address(barrier)), "r"(bytes)
                      : "memory");
 }
-// Arrives at the barrier that stands there in another block of the cluster, or in this one.
+// Arrives at the barrier that stands there in another block of the cluster, or in this one. Without a scope in its name
+// the instruction orders this thread's reads of shared memory before what the barrier lets through, which is all that is
+// asked of it; with ".release.cluster" it is compiled to a barrier of the whole GPU's memory.
 PXFAST_DEVICE void arrive_in_cluster(CopyBarrier* barrier, int rank) {
   PXFAST_CLUSTER_ASM(
       "{\n.reg .b32 there;\nmapa.shared::cluster.u32 there, %0, %1;\n"
-      "mbarrier.arrive.release.cluster.shared::cluster.b64 _, [there];\n}\n" ::"r"(shared_address(barrier)),
+      "mbarrier.arrive.shared::cluster.b64 _, [there];\n}\n" ::"r"(shared_address(barrier)),
       "r"(rank)
       : "memory");
 }
@@ -154,7 +155,7 @@ PXFAST_DEVICE void arrive_in_cluster(CopyBarrier* barrier, int rank) {
 PXFAST_DEVICE void wait_for_barrier(CopyBarrier* barrier, int parity) {
   PXFAST_CLUSTER_ASM(
       "{\n.reg .pred done;\nagain:\n"
-      "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 done, [%0], %1;\n@!done bra again;\n}\n" ::"r"(
+      "mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n@!done bra again;\n}\n" ::"r"(
           shared_address(barrier)),
       "r"(parity)
       : "memory");
@@ -170,8 +171,9 @@ PXFAST_DEVICE void copy_to_cluster(void* shared, const void* global, uint32_t by
       : "memory");
 }
 // What this thread wrote to shared memory, copy_async included, comes before the copies to a cluster and the products of
-// warpgroups that others may start once they hear of it.
-PXFAST_DEVICE void fence_async_proxy() { PXFAST_CLUSTER_ASM("fence.proxy.async;\n" ::: "memory"); }
+// warpgroups that others may start once they hear of it. For shared memory alone: the unqualified fence is compiled to a
+// barrier of the whole GPU's memory.
+PXFAST_DEVICE void fence_async_proxy() { PXFAST_CLUSTER_ASM("fence.proxy.async.shared::cta;\n" ::: "memory"); }
 
 // ---- warpgroups: four warps that multiply from shared memory; compute capability 9.0 with its own features ----
 
