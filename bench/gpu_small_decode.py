@@ -25,7 +25,8 @@ def main() -> None:
             ("sequential", 1, False),
             ("sequential", 2, False),
             ("speculative", 3, False),
-            ("sequential", 1, True),
+            ("sequential", 4, True),
+            ("speculative", 4, True),
         ):
             if shared and not clusters:
                 continue

@@ -131,7 +131,7 @@ void launch_rows(const Launch& launch, Kernel which, size_t shared_bytes, void* 
   void* arguments[] = {const_cast<Launch*>(&launch)};
   if (launch.cluster > 1) {
     cudaLaunchAttribute attribute;
-    const cudaLaunchConfig_t config = clustered(launch.teams, launch.cluster, shared_bytes,
+    const cudaLaunchConfig_t config = clustered(launch.teams * launch.members, launch.cluster, shared_bytes,
                                                 static_cast<cudaStream_t>(stream), attribute);
     check(cudaLaunchKernelExC(&config, kernel, arguments), "cudaLaunchKernelExC");
     return;

@@ -14,10 +14,10 @@ namespace cuda {
 struct alignas(128) SharedState {
   Step step[2];  // the one that runs, and the next one
   Pass pass;
-  CopyBarrier full[kMaxStages], empty[kMaxStages];
+  CopyBarrier full[kMaxStages];
 };
 
-// kGroups: row steps are multiplied by warpgroups, from weights packed for them.
+// kGroups: products are made by warpgroups, from weights packed for them and caches ordered for them.
 template <class Element, bool kGroups>
 class Decoder {
  public:
@@ -25,11 +25,10 @@ class Decoder {
       : launch_(launch),
         program_(launch.program),
         shared_(*reinterpret_cast<SharedState*>(shared_memory())),
-        ring_(shared_memory() + sizeof(SharedState)),
+        ring_{shared_memory() + sizeof(SharedState), shared_.full, {}},
         thread_(thread_index()),
         team_(block_index() / launch.members),
-        member_(block_index() % launch.members),
-        sharing_{kHasClusters ? launch.cluster : 1, block_index() % launch.cluster, shared_.full, shared_.empty, {}} {
+        member_(block_index() % launch.members) {
     const int64_t first = first_image(launch.images, launch.teams, team_);
     images_ = (int)(first_image(launch.images, launch.teams, team_ + 1) - first);
     first_image_ = first;
@@ -40,17 +39,13 @@ class Decoder {
   }
 
   PXFAST_DEVICE void run() {
-    if (sharing_.blocks > 1) {
+    if constexpr (kGroups) {
       if (thread_ == 0) {
-        for (int i = 0; i < launch_.stages; ++i) {
-          start_barrier(&sharing_.full[i], 1);
-          start_barrier(&sharing_.empty[i], sharing_.blocks);
-        }
+        for (int i = 0; i < launch_.stages; ++i) start_barrier(&ring_.full[i], 1);
       }
-      sync_cluster();
+      sync_block();
     }
     run_rows();
-    if (sharing_.blocks > 1) sync_cluster();  // nobody copies into the memory of a block that is gone
   }
 
  private:
@@ -87,9 +82,8 @@ class Decoder {
   const Launch& launch_;
   const Program& program_;
   SharedState& shared_;
-  unsigned char* ring_;
+  Ring ring_;
   const int thread_, team_, member_;
-  Sharing sharing_;
   int images_;
   int64_t first_image_;
   unsigned char* memory_;
@@ -99,6 +93,11 @@ class Decoder {
   unsigned int arrivals_ = 0;  // that the next meeting of the team begins with
 
   PXFAST_DEVICE void wait_for_team() {
+    if constexpr (kGroups) fence_global_copies();  // the copy engine reads what this thread has written
+    if (kHasClusters && launch_.cluster > 1) {
+      sync_cluster();
+      return;
+    }
     sync_block();
     if (launch_.members == 1) return;
     if (thread_ == 0) {
@@ -152,11 +151,9 @@ class Decoder {
     sync_block();
     const Pass& pass = shared_.pass;
     // enough tasks for all blocks of the team, if there are so many units; else of as many units as a tile takes
-    int tile_rows = step.per_row ? kRowTile : kPixelTile;
-    // blocks that share weights run through the same tiles, even if one of them has an image less than the others
-    const int rows = sharing_.blocks > 1 ? launch_.capacity * columns : pass.rows;
-    if (!step.per_row && step.units * ((rows + 15) / 16) <= launch_.members) tile_rows = 16;
-    const int row_tiles = (rows + tile_rows - 1) / tile_rows;
+    int tile_rows = step.per_row ? kRowTile : kGroups ? kGroupPixelTile : kPixelTile;
+    if (!kGroups && !step.per_row && step.units * ((pass.rows + 15) / 16) <= launch_.members) tile_rows = 16;
+    const int row_tiles = (pass.rows + tile_rows - 1) / tile_rows;
     int tile_units = (step.units * row_tiles + launch_.members - 1) / launch_.members;
     if (tile_units > kUnitsPerTile) tile_units = kUnitsPerTile;
     const int unit_tiles = (step.units + tile_units - 1) / tile_units;
@@ -171,57 +168,64 @@ class Decoder {
     }
   }
 
-  // Fills shared_.pass, a thread for each tap and one for the rest.
+  // Fills shared_.pass, a lane of the first warp for each tap, and one for the rest.
   PXFAST_DEVICE void describe_pass(const Step& step, int row, int first, int stride, int columns) {
-    if (thread_ > step.taps) return;
-    const auto exists = [&](const Tap& tap) {
-      return in_position(row, step.scale) + tap.row >= 0 && (tap.row_parity < 0 || tap.row_parity == (row & 1)) &&
-             (tap.column_parity < 0 || tap.column_parity == (first & 1));
-    };
+    static_assert(kMaxTaps < 32, "a lane for each tap, and one more");
+    if (thread_ >= 32) return;
+    const Tap& tap = step.tap[thread_ < step.taps ? thread_ : 0];
+    const bool exists = thread_ < step.taps && in_position(row, step.scale) + tap.row >= 0 &&
+                        (tap.row_parity < 0 || tap.row_parity == (row & 1)) &&
+                        (tap.column_parity < 0 || tap.column_parity == (first & 1));
+    const uint32_t existing = ballot(exists);
     Pass& pass = shared_.pass;
-    int before = 0;  // taps that exist, of those before this thread's
-    for (int i = 0; i < thread_; ++i) before += exists(step.tap[i]);
-    if (thread_ == step.taps) {
-      pass.taps = before;
+    if (exists) {
+      const int before = count_bits(existing & ((1u << thread_) - 1));
+      pass.cell[before] =
+          CacheOrder<kGroups>::cell(tap.cache, tap.slots, step.in_columns, step.channels, images_,
+                                    in_position(row, step.scale) + tap.row, in_position(first, step.scale) + tap.column);
+      pass.inner[before] = tap.inner;
+    } else if (thread_ == step.taps) {
+      pass.taps = count_bits(existing);
       pass.out_stride = stride;
       pass.first = first;
       pass.row = row;
       pass.rows = columns * images_;
-    } else if (exists(step.tap[thread_])) {
-      const Tap& tap = step.tap[thread_];
-      pass.cell[before] = cell_offset(tap.cache, tap.slots, step.in_columns, step.channels, images_,
-                                      in_position(row, step.scale) + tap.row, in_position(first, step.scale) + tap.column);
-      pass.inner[before] = tap.inner;
     }
   }
 
   PXFAST_DEVICE void run_tile(const Step& step, const Pass& pass, const Tile& tile, int row, int begin) {
-    const Place place(step, thread_ >> 5, kGroups && step.per_row);
+    using Here = Place<kGroups>;
+    const Here place(step, thread_ >> 5);
     const int tiles = place.tiles(tile.rows - place.row);
     const int units = tiles > 0 ? tile.units - place.unit : 0;
     {
       float sums[kBlocksPerWarp][8];
       if constexpr (kGroups) {
-        if (uniform(step.per_row) == 0) {
-          multiply_tile<Element>(launch_, step, pass, tile, images_, caches_, ring_, sharing_, place, tiles, units,
-                                 sums);
-        } else if (uniform(tile.units) > kUnitsPerWarp) {
-          multiply_tile_by_groups<2>(launch_, step, pass, tile, images_, caches_, ring_, sharing_, sums);
+        const bool per_row = uniform(step.per_row) != 0, wide = uniform(tile.units) > kUnitsPerWarp;
+        GroupFeed feed(launch_, step, pass, tile, images_, caches_, ring_, per_row ? kRowTile : kGroupPixelTile);
+        if (per_row) {
+          if (wide) {
+            multiply_tile_by_groups<2, true>(feed, sums);
+          } else {
+            multiply_tile_by_groups<1, true>(feed, sums);
+          }
+        } else if (wide) {
+          multiply_tile_by_groups<2, false>(feed, sums);
         } else {
-          multiply_tile_by_groups<1>(launch_, step, pass, tile, images_, caches_, ring_, sharing_, sums);
+          multiply_tile_by_groups<1, false>(feed, sums);
         }
       } else {
-        multiply_tile<Element>(launch_, step, pass, tile, images_, caches_, ring_, sharing_, place, tiles, units, sums);
+        multiply_tile<Element>(launch_, step, pass, tile, images_, caches_, ring_.stages, place, tiles, units, sums);
       }
-      keep_sums(ring_, sums, place, tiles, units);
+      keep_sums(ring_.stages, sums, place, tiles, units);
     }
     if (!step.per_row) sync_block();
 #pragma unroll 1
-    for (int b = step.per_row ? 0 : place.slice; b < kBlocksPerWarp; b += step.per_row ? 1 : kSlices) {
+    for (int b = step.per_row ? 0 : place.slice; b < kBlocksPerWarp; b += step.per_row ? 1 : Here::kSlicesHere) {
       const int i = place.tile_of(b), j = place.unit_of(b);
       if (i >= tiles || j >= units) continue;
       float sums[8];
-      load_sums(ring_, !step.per_row, b, sums);
+      load_sums<kGroups>(ring_.stages, !step.per_row, b, sums);
       finish(step, pass, tile.row + place.row + 16 * i, tile.row + tile.rows, tile.unit + place.unit + j, row, begin, sums);
     }
     sync_block();  // the ring is free
@@ -287,30 +291,41 @@ class Decoder {
     }
   }
 
-  PXFAST_DEVICE Element* cell(const Target& target, const Pass& pass, const Step& step, int channels, int position) {
-    return caches_ + cell_offset(target.cache, target.slots, (program_.width >> step.level) + 2, channels, images_,
-                                 pass.row, pass.first) +
-           (uint32_t)position * channels;
+  // Where a position's channels go in a cache that a step writes.
+  struct Cell {
+    Element* first;
+    uint32_t block;  // elements from one block of channels to the next
+
+    PXFAST_DEVICE Element* at(int channel) const {
+      return first + (uint32_t)(channel / kBlock) * block + channel % kBlock;
+    }
+  };
+  PXFAST_DEVICE Cell cell(const Target& target, const Pass& pass, const Step& step, int channels, int position) {
+    using Cells = CacheOrder<kGroups>;
+    const int columns = (program_.width >> step.level) + 2;
+    return {caches_ + Cells::cell(target.cache, target.slots, columns, channels, images_, pass.row, pass.first) +
+                (uint32_t)position * Cells::image_stride(channels),
+            Cells::block_stride(columns, images_)};
   }
 
   PXFAST_DEVICE void store_concat_elu(const Step& step, const Pass& pass, int position, int n, float x, float y) {
     float positive[2], negative[2];
     elu_both<Element>(x, positive[0], negative[0]);
     elu_both<Element>(y, positive[1], negative[1]);
-    Element* to = cell(step.concat_elu, pass, step, 2 * program_.padded_filters, position);
-    Arithmetic<Element>::store(to + positive_half(n), positive[0], positive[1]);
-    Arithmetic<Element>::store(to + negative_half(n), negative[0], negative[1]);
+    const Cell to = cell(step.concat_elu, pass, step, 2 * program_.padded_filters, position);
+    Arithmetic<Element>::store(to.at(positive_half(n)), positive[0], positive[1]);
+    Arithmetic<Element>::store(to.at(negative_half(n)), negative[0], negative[1]);
   }
 
   PXFAST_DEVICE void publish(const Step& step, const Pass& pass, int position, int n, float x, float y) {
     const int channels = (program_.padded_filters + kInner - 1) / kInner * kInner;
     if (step.concat_elu.slots > 0) store_concat_elu(step, pass, position, n, x, y);
-    if (step.raw.slots > 0) Arithmetic<Element>::store(cell(step.raw, pass, step, channels, position) + n, x, y);
+    if (step.raw.slots > 0) Arithmetic<Element>::store(cell(step.raw, pass, step, channels, position).at(n), x, y);
     if (step.elu.slots > 0) {
       float first, second, unused;
       elu_both<Element>(x, first, unused);
       elu_both<Element>(y, second, unused);
-      Arithmetic<Element>::store(cell(step.elu, pass, step, channels, position) + n, first, second);
+      Arithmetic<Element>::store(cell(step.elu, pass, step, channels, position).at(n), first, second);
     }
   }
 
@@ -324,7 +339,7 @@ class Decoder {
   // Picks the pixels of the columns [begin, end), a warp each, and shows them to the input cache. open, if any, becomes
   // the column behind the first one whose pixel differs from what stood in the output.
   PXFAST_DEVICE void choose_columns(int row, int begin, int end, int* open) {
-    HeadScratch& scratch = reinterpret_cast<HeadScratch*>(ring_)[thread_ >> 5];
+    HeadScratch& scratch = reinterpret_cast<HeadScratch*>(ring_.stages)[thread_ >> 5];
     const WarpGroup group{thread_ & 31};
     const int64_t plane = (int64_t)program_.height * program_.width;
     for (int task = member_ * kWarps + (thread_ >> 5); task < (end - begin) * images_;
@@ -356,7 +371,7 @@ class Decoder {
 
   // The head's parameters of a pixel, into this warp's part of shared memory.
   PXFAST_DEVICE const float* stage_parameters(const WarpGroup& group, const float* from) {
-    float* to = reinterpret_cast<float*>(ring_ + kWarps * sizeof(HeadScratch)) + (thread_ >> 5) * program_.head_stride;
+    float* to = reinterpret_cast<float*>(ring_.stages + kWarps * sizeof(HeadScratch)) + (thread_ >> 5) * program_.head_stride;
     for (int i = group.lane(); i < program_.head_stride; i += group.lanes()) to[i] = load_shared_between_blocks(from + i);
     group.sync();
     return to;
@@ -380,9 +395,10 @@ class Decoder {
 
   // One channel of a pixel for the network to see, or behind the last one that of ones.
   PXFAST_DEVICE void show(int row, int column, int image, int channel, int chosen) {
-    Element* to = caches_ + cell_offset(program_.input_cache, program_.input_slots, program_.width + 2, kInner, images_,
-                                        row, column) +
-                  image * kInner + channel;
+    using Cells = CacheOrder<kGroups>;
+    Element* to = caches_ +
+                  Cells::cell(program_.input_cache, program_.input_slots, program_.width + 2, kInner, images_, row, column) +
+                  (uint32_t)image * Cells::image_stride(kInner) + channel;  // of the first block of channels
     store_one(to, channel < program_.channels ? network_view(chosen) : kOne);
   }
   static PXFAST_DEVICE void store_one(float* to, float value) { *to = value; }

@@ -32,6 +32,10 @@ PXFAST_DEVICE T shuffle_xor(T value, int mask) {
 
 PXFAST_DEVICE uint32_t shared_address(const void* p) { return (uint32_t)__cvta_generic_to_shared(p); }
 
+// Which lanes of the warp say so, a bit for each.
+PXFAST_DEVICE uint32_t ballot(bool said) { return __ballot_sync(0xffffffffu, said); }
+PXFAST_DEVICE int count_bits(uint32_t bits) { return __popc(bits); }
+
 // A value that all lanes have, known to the compiler as such.
 PXFAST_DEVICE int uniform(int value) { return __shfl_sync(0xffffffffu, value, 0); }
 
@@ -113,67 +117,57 @@ PXFAST_DEVICE void wait_for_arrivals(const unsigned int* count, unsigned int wan
   } while (found < wanted);
 }
 
-// ---- clusters: blocks that receive the same weights by one copy; compute capability 9.0 ----
+// ---- clusters of blocks, and copies that a barrier counts; compute capability 9.0 ----
 
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ == 900
 constexpr bool kHasClusters = true;
-#define PXFAST_CLUSTER_ASM(...) asm volatile(__VA_ARGS__)
+#define PXFAST_HOPPER_ASM(...) asm volatile(__VA_ARGS__)
 #else
 constexpr bool kHasClusters = false;
-#define PXFAST_CLUSTER_ASM(...) __trap()
+#define PXFAST_HOPPER_ASM(...) __trap()
 #endif
+
+// Meeting of all threads of a cluster; what they wrote before it is seen behind it.
+PXFAST_DEVICE void sync_cluster() {
+  PXFAST_HOPPER_ASM("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;\n" ::: "memory");
+}
 
 // A barrier in shared memory, counting arrivals and bytes.
 using CopyBarrier = uint64_t;
 
-// Meeting of all threads of a cluster.
-PXFAST_DEVICE void sync_cluster() {
-  PXFAST_CLUSTER_ASM("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;\n" ::: "memory");
-}
 PXFAST_DEVICE void start_barrier(CopyBarrier* barrier, int arrivals) {
-  PXFAST_CLUSTER_ASM("mbarrier.init.shared::cta.b64 [%0], %1;\nfence.mbarrier_init.release.cluster;\n" ::"r"(
-                         shared_address(barrier)),
-                     "r"(arrivals)
-                     : "memory");
+  PXFAST_HOPPER_ASM("mbarrier.init.shared::cta.b64 [%0], %1;\nfence.mbarrier_init.release.cluster;\n" ::"r"(
+                        shared_address(barrier)),
+                    "r"(arrivals)
+                    : "memory");
 }
-// Arrives at this block's barrier, which then also waits for so many bytes of copies.
+// Arrives at the barrier, which then also waits for so many bytes of copies.
 PXFAST_DEVICE void expect_bytes(CopyBarrier* barrier, uint32_t bytes) {
-  PXFAST_CLUSTER_ASM("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;\n" ::"r"(shared_address(barrier)), "r"(bytes)
-                     : "memory");
-}
-// Arrives at the barrier that stands there in another block of the cluster, or in this one. Without a scope in its name
-// the instruction orders this thread's reads of shared memory before what the barrier lets through, which is all that is
-// asked of it; with ".release.cluster" it is compiled to a barrier of the whole GPU's memory.
-PXFAST_DEVICE void arrive_in_cluster(CopyBarrier* barrier, int rank) {
-  PXFAST_CLUSTER_ASM(
-      "{\n.reg .b32 there;\nmapa.shared::cluster.u32 there, %0, %1;\n"
-      "mbarrier.arrive.shared::cluster.b64 _, [there];\n}\n" ::"r"(shared_address(barrier)),
-      "r"(rank)
-      : "memory");
+  PXFAST_HOPPER_ASM("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;\n" ::"r"(shared_address(barrier)), "r"(bytes)
+                    : "memory");
 }
 // Until the phase of this parity, 0 at first, is complete.
 PXFAST_DEVICE void wait_for_barrier(CopyBarrier* barrier, int parity) {
-  PXFAST_CLUSTER_ASM(
+  PXFAST_HOPPER_ASM(
       "{\n.reg .pred done;\nagain:\n"
-      "mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n@!done bra again;\n}\n" ::"r"(
-          shared_address(barrier)),
+      "mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n@!done bra again;\n}\n" ::"r"(shared_address(barrier)),
       "r"(parity)
       : "memory");
 }
-// Bytes from global memory to the same place in the shared memory of every block of the mask; each one's own barrier
-// counts them. A multiple of 16 bytes, both ends 16-byte aligned.
-PXFAST_DEVICE void copy_to_cluster(void* shared, const void* global, uint32_t bytes, CopyBarrier* barrier,
-                                   uint16_t blocks) {
-  PXFAST_CLUSTER_ASM(
-      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster [%0], [%1], %2, [%3], %4;\n" ::
-          "r"(shared_address(shared)),
-      "l"(global), "r"(bytes), "r"(shared_address(barrier)), "h"(blocks)
+// Bytes from global to shared memory, by the copy engine; the barrier counts them. A multiple of 16 bytes, both ends
+// 16-byte aligned.
+PXFAST_DEVICE void copy_bulk(void* shared, const void* global, uint32_t bytes, CopyBarrier* barrier) {
+  PXFAST_HOPPER_ASM(
+      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];\n" ::"r"(
+          shared_address(shared)),
+      "l"(global), "r"(bytes), "r"(shared_address(barrier))
       : "memory");
 }
-// What this thread wrote to shared memory, copy_async included, comes before the copies to a cluster and the products of
-// warpgroups that others may start once they hear of it. For shared memory alone: the unqualified fence is compiled to a
-// barrier of the whole GPU's memory.
-PXFAST_DEVICE void fence_async_proxy() { PXFAST_CLUSTER_ASM("fence.proxy.async.shared::cta;\n" ::: "memory"); }
+// What this thread has read from and written to shared memory comes before bulk copies into it that others may start
+// once they hear of it. For shared memory alone: the unqualified fence is compiled to a barrier of the whole GPU's memory.
+PXFAST_DEVICE void fence_shared_copies() { PXFAST_HOPPER_ASM("fence.proxy.async.shared::cta;\n" ::: "memory"); }
+// The same for what it has written to global memory, and what others have and it has heard of.
+PXFAST_DEVICE void fence_global_copies() { PXFAST_HOPPER_ASM("fence.proxy.async.global;\n" ::: "memory"); }
 
 // ---- warpgroups: four warps that multiply from shared memory; compute capability 9.0 with its own features ----
 

@@ -20,24 +20,32 @@ constexpr int kMaxMembers = 40;
 constexpr int kMaxSpeculativeTeam = 4;  // images that share a frontier: the slowest one holds up the rest
 
 // Bytes of the ring's stages: deeper is better, and longer pixel chunks are, but every multiprocessor must have room.
-void plan_shared_memory(Plan& plan, const Program& program, const Device& device) {
-  const int kind_pieces = program.element_size == 2 ? 2 : 4;
-  const int unit_bytes = kInner * kUnit * program.element_size;
-  const auto bytes = [&](int pieces) {
-    const int chunk = pieces / kind_pieces, row_chunk = kRowPieces / kind_pieces;
-    const int pixel = chunk * (kPixelTile * kind_pieces * 16 + kRowPadding + kUnitsPerTile * unit_bytes);
-    const int row = row_chunk * (kRowTile * kind_pieces * 16 + kRowPadding + kUnitsPerTile * unit_bytes);
-    return std::max(pixel, row);
-  };
-  for (const auto& [pieces, stages] : {std::pair{16, 4}, {16, 3}, {8, 3}, {8, 2}}) {
-    constexpr size_t kSums = (size_t)kRowTile * kUnitsPerTile * kUnit * sizeof(float);  // of a tile, in the ring's place
-    const size_t total = shared_state_bytes() + std::max(kSums, (size_t)stages * bytes(pieces));
-    if (total > device.shared_bytes) continue;
-    plan.pixel_pieces = pieces;
+void plan_shared_memory(Plan& plan, const Program& program, Kernel kernel, const Device& device) {
+  constexpr size_t kSums = (size_t)kRowTile * kUnitsPerTile * kUnit * sizeof(float);  // of a tile, in the ring's place
+  const auto take = [&](int stages, int stage_bytes, int pixel_pieces) {
+    const size_t total = shared_state_bytes() + std::max(kSums, (size_t)stages * stage_bytes);
+    if (total > device.shared_bytes) return false;
+    plan.pixel_pieces = pixel_pieces;
     plan.stages = stages;
-    plan.stage_bytes = bytes(pieces);
+    plan.stage_bytes = stage_bytes;
     plan.shared_bytes = total;
-    return;
+    return true;
+  };
+  if (kernel == Kernel::kBf16Groups) {
+    constexpr int kStageBytes = kGroupChunk * kInner * 2 * (kRowTile + kUnitsPerTile * kUnit);
+    for (int stages = kMaxStages; stages > 1; --stages)
+      if (take(stages, kStageBytes, 2 * kGroupChunk)) return;
+  } else {
+    const int kind_pieces = program.element_size == 2 ? 2 : 4;
+    const int unit_bytes = kInner * kUnit * program.element_size;
+    const auto bytes = [&](int pieces) {
+      const int chunk = pieces / kind_pieces, row_chunk = kRowPieces / kind_pieces;
+      const int pixel = chunk * (kPixelTile * kind_pieces * 16 + kRowPadding + kUnitsPerTile * unit_bytes);
+      const int row = row_chunk * (kRowTile * kind_pieces * 16 + kRowPadding + kUnitsPerTile * unit_bytes);
+      return std::max(pixel, row);
+    };
+    for (const auto& [pieces, stages] : {std::pair{16, 4}, {16, 3}, {8, 3}, {8, 2}})
+      if (take(stages, bytes(pieces), pieces)) return;
   }
   throw std::runtime_error("the GPU's multiprocessors have too little shared memory: " +
                            std::to_string(device.shared_bytes) + " bytes");
@@ -49,24 +57,21 @@ Plan Engine::plan(int64_t images, const Device& device, Order order, int members
   if (images < 1) throw std::invalid_argument("a plan takes one image or more");
   if (members < 0 || members > device.multiprocessors)
     throw std::invalid_argument("members must be 0, or a block for each multiprocessor at most");
-  Plan best;
   if (clusters) {
     if (device.clusters < 1) throw std::invalid_argument("this GPU has no clusters of blocks: " + device.name);
-    if (images < kCluster || order == Order::kSpeculative || members > 1)
-      throw std::invalid_argument("clusters decode four images or more, pixel by pixel, in teams of one block");
-    best.members = 1;
-    best.cluster = kCluster;
-    best.teams = (int)std::min<int64_t>(device.clusters, images / kCluster) * kCluster;
-    best.capacity = (int)((images + best.teams - 1) / best.teams);
-    plan_shared_memory(best, program_, device);
-    return best;
+    if (members != 0 && members != kCluster)
+      throw std::invalid_argument("a team that is a cluster has four members, not " + std::to_string(members));
+    members = kCluster;
   }
+  Plan best;
   const int gate_units = program_.padded_filters / kBlock;  // other steps have half as many
+  const int pixel_tile = kernel_ == Kernel::kBf16Groups ? kGroupPixelTile : kPixelTile;
   const auto consider = [&](int size, bool speculative) {
     Plan plan;
     plan.members = size;
     plan.speculative = speculative;
-    plan.teams = (int)std::min<int64_t>(device.multiprocessors / size, images);
+    plan.cluster = clusters ? size : 1;
+    plan.teams = (int)std::min<int64_t>(clusters ? device.clusters : device.multiprocessors / size, images);
     plan.capacity = (int)((images + plan.teams - 1) / plan.teams);
     if ((uint64_t)program_.elements_per_image * plan.capacity >= (1ull << 32)) return;
     if (speculative && order == Order::kAuto && plan.capacity > kMaxSpeculativeTeam) return;
@@ -80,10 +85,10 @@ Plan Engine::plan(int64_t images, const Device& device, Order order, int members
     for (int level = 0; level < kLevels; ++level)  // weights, once for every tile of rows
       bytes += row_weights_[level] * std::ceil((double)(program_.width >> level) * plan.capacity / kRowTile) / size;
     for (const int units : {gate_units / 2 + gate_units % 2, gate_units}) {  // either kind is half of the work
-      const double row_tiles = std::ceil(rows / kPixelTile);
+      const double row_tiles = std::ceil(rows / pixel_tile);
       const double tile_units = std::min<double>(kUnitsPerTile, std::ceil(units * row_tiles / size));
       const double tiles = std::ceil(row_tiles * std::ceil(units / tile_units) / size);
-      bytes += 0.5 * tiles * (weights * tile_units / units + cells * std::min<double>(rows, kPixelTile));
+      bytes += 0.5 * tiles * (weights * tile_units / units + cells * std::min<double>(rows, pixel_tile));
     }
     const double meeting = size > 1 ? kMeetingSeconds + size * kArrivalSeconds : 0.0;
     plan.predicted_seconds = std::max(bytes / kBlockRate, bytes * plan.teams * size / kCacheRate) +
@@ -96,7 +101,7 @@ Plan Engine::plan(int64_t images, const Device& device, Order order, int members
     if (order != Order::kSequential) consider(size, true);
   }
   if (best.teams == 0) throw std::runtime_error("too many images at once for one team: " + std::to_string(images));
-  plan_shared_memory(best, program_, device);
+  plan_shared_memory(best, program_, kernel_, device);
   return best;
 }
 

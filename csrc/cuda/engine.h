@@ -17,7 +17,7 @@ namespace cuda {
 // images.
 struct Plan {
   int teams = 0, members = 0, capacity = 0;
-  int cluster = 1;  // blocks, each a team of its own, that get all weights by one copy
+  int cluster = 1;  // or members: a team is a cluster of blocks
   bool speculative = false;
   int stages = 0, stage_bytes = 0, pixel_pieces = 0;
   size_t shared_bytes = 0;
@@ -32,8 +32,8 @@ class Engine {
   // Weights, biases, tables and steps, for the device to hold as they are; 256-byte aligned there.
   const std::vector<uint8_t>& block() const { return block_; }
 
-  // For so many images at once. members: blocks of a team, 0 for what the model of the costs prefers. clusters: decode
-  // pixel by pixel in clusters of kCluster blocks that share the weights; throws where the GPU or the batch has none.
+  // For so many images at once. members: blocks of a team, 0 for what the model of the costs prefers. clusters: teams are
+  // clusters of kCluster blocks, which meet by the hardware's barrier; throws where the GPU has none.
   Plan plan(int64_t images, const Device& device, Order order, int members = 0, bool clusters = false) const;
   size_t workspace_bytes(const Plan& plan) const;
   size_t bytes_per_image(bool speculative) const;  // in flight: caches, residuals, the head's parameters

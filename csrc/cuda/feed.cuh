@@ -77,14 +77,6 @@ struct Slot {
   }
 };
 
-// How the blocks of a cluster share the weights of a step: each copies a part of every chunk to all of them. They go
-// through the same chunks in the same order. Before a stage is filled, all of them have said that it is free.
-struct Sharing {
-  int blocks, rank;  // blocks: 1 when nothing is shared
-  CopyBarrier *full, *empty;  // one for each stage
-  Slot slot;                  // that the next shared chunk fills
-};
-
 // What feeds one tile. A thread gathers always the same piece, of a few rows; a warp copies weights of always the same
 // step of the inner dimension in a chunk, of every few units.
 template <class Element>
@@ -93,47 +85,31 @@ class Feed {
   static constexpr int kCopies = kRowTile * kRowPieces / kThreads;  // of rows, by one thread for one chunk
 
  public:
-  // for_groups: in the order in which warpgroups read shared memory (group_tile.cuh).
   PXFAST_DEVICE Feed(const Launch& launch, const Step& step, const Pass& pass, const Tile& tile, int images,
-                     const Element* caches, unsigned char* ring, Sharing& sharing, bool for_groups)
+                     const Element* caches, unsigned char* ring)
       : launch_(launch),
         step_(step),
         pass_(pass),
         tile_(tile),
         caches_(caches),
         ring_(ring),
-        sharing_(sharing),
         pieces_(step.per_row ? kRowPieces : launch.pixel_pieces),
         inner_(pass.taps * step.tap_inner),
-        shared_(sharing.blocks > 1),
-        row_inner_((for_groups ? thread_index() >> 3 & (kRowPieces - 1) : thread_index() & (pieces_ - 1)) / kPieces),
+        row_inner_((thread_index() & (pieces_ - 1)) / kPieces),
         row_cursor_(row_inner_, step.tap_inner),
         unit_cursor_((thread_index() >> 5) & (pieces_ / kPieces - 1), step.tap_inner) {
     const int thread = thread_index(), warp = thread >> 5, lane = thread & 31;
     chunk = pieces_ / kPieces;
     chunks = (inner_ + chunk - 1) / chunk;
-    int piece;
-    if (for_groups) {  // eight lanes fill a core matrix: 128 bytes together
-      piece = thread >> 3 & (kRowPieces - 1);
-      first_row_ = (thread & 7) + (thread >> 6) * 8;
-      row_step_ = kThreads / kRowPieces;
-      row_to_ = piece * kRowTile * 16 + first_row_ * 16;
-      row_to_step_ = row_step_ * 16;
-      weights_at = kRowPieces * kRowTile * 16;
-      unit_stride = kUnitBytes<Element>;
-      inner_stride = kUnitsPerTile * kUnitBytes<Element>;
-    } else {
-      row_pitch = (step.per_row ? kRowTile : kPixelTile) * kRowBytes<Element> + kRowPadding;
-      piece = thread & (pieces_ - 1);
-      first_row_ = thread / pieces_;
-      row_step_ = kThreads / pieces_;
-      row_to_ = row_inner_ * row_pitch + first_row_ * kRowBytes<Element> +
-                16 * swizzled<Element>(piece % kPieces, first_row_);
-      row_to_step_ = row_step_ * kRowBytes<Element>;
-      weights_at = chunk * row_pitch;
-      unit_stride = chunk * kUnitBytes<Element>;
-      inner_stride = kUnitBytes<Element>;
-    }
+    row_pitch = (step.per_row ? kRowTile : kPixelTile) * kRowBytes<Element> + kRowPadding;
+    weights_at = chunk * row_pitch;
+    unit_stride = chunk * kUnitBytes<Element>;
+    const int piece = thread & (pieces_ - 1);
+    first_row_ = thread / pieces_;
+    row_step_ = kThreads / pieces_;
+    row_to_ = row_inner_ * row_pitch + first_row_ * kRowBytes<Element> +
+              16 * swizzled<Element>(piece % kPieces, first_row_);
+    row_to_step_ = row_step_ * kRowBytes<Element>;
     const int column_stride = step.scale == Scale::kDown ? 2 : 1;  // of the input, between neighbours in the pass
 #pragma unroll
     for (int i = 0; i < kCopies; ++i) {
@@ -145,16 +121,11 @@ class Feed {
     unit_inner_ = warp & (chunk - 1);
     unit_first_ = warp / chunk;
     unit_step_ = kWarps / chunk;
-    if (shared_) {
-      next_slot_ = slot_ = sharing.slot;
-      fence_async_proxy();  // the ring held other things
-      sync_block();
-    }
   }
 
   int chunk, chunks;  // steps of the inner dimension in a chunk; chunks
-  // a stage: rows, row_pitch bytes from one inner step to the next where no warpgroups read them; then weights
-  int row_pitch = 0, weights_at, unit_stride, inner_stride;
+  // a stage: rows, row_pitch bytes from one inner step to the next; then weights, unit by unit
+  int row_pitch, weights_at, unit_stride;
 
   // Starts the first chunks, all that the ring holds but one.
   PXFAST_DEVICE void begin() {
@@ -162,7 +133,6 @@ class Feed {
       if (next_ < chunks) load();
       commit_copies();
     }
-    while (shared_ && next_shared_ < next_ - 1) share();
   }
 
   // Until this thread's part of the next chunk has landed; the whole of it has behind the block's next meeting.
@@ -173,10 +143,6 @@ class Feed {
       wait_copies<1>();
     } else {
       wait_copies<0>();
-    }
-    if (shared_) {
-      if (next_shared_ < next_) share();
-      wait_for_barrier(&sharing_.full[slot_.stage], slot_.parity);
     }
   }
 
@@ -198,22 +164,19 @@ class Feed {
   const Tile& tile_;
   const Element* caches_;
   unsigned char* ring_;
-  Sharing& sharing_;
   const int pieces_, inner_;
-  const bool shared_;
   const int row_inner_;
   Cursor row_cursor_, unit_cursor_;
   int first_row_, row_step_, row_to_, row_to_step_;
   uint32_t from_[kCopies];
   const unsigned char* weights_;
   int unit_inner_, unit_first_, unit_step_;
-  int next_ = 0, next_shared_ = 0;  // chunks to be loaded, to be shared
+  int next_ = 0;  // chunk to be loaded
   Slot next_slot_, slot_;
 
   PXFAST_DEVICE void load() {
-    const int thread = thread_index(), lane = thread & 31;
+    const int lane = thread_index() & 31;
     unsigned char* stage = ring_ + next_slot_.stage * launch_.stage_bytes;
-    if (shared_ && thread < sharing_.blocks) arrive_in_cluster(&sharing_.empty[next_slot_.stage], thread);
     if (next_ * chunk + row_inner_ < inner_) {
       const Element* cell = caches_ + pass_.cell[row_cursor_.tap] + row_cursor_.step * kInner;
 #pragma unroll
@@ -221,10 +184,10 @@ class Feed {
         if (first_row_ + i * row_step_ < tile_.rows) copy_async(stage + row_to_ + i * row_to_step_, cell + from_[i]);
       }
     }
-    if (!shared_ && next_ * chunk + unit_inner_ < inner_) {
+    if (next_ * chunk + unit_inner_ < inner_) {
       const unsigned char* packed =
           weights_ + (uint32_t)(pass_.inner[unit_cursor_.tap] + unit_cursor_.step) * kUnitBytes<Element>;
-      unsigned char* to = stage + weights_at + unit_inner_ * inner_stride + 16 * lane;
+      unsigned char* to = stage + weights_at + unit_inner_ * kUnitBytes<Element> + 16 * lane;
       for (int unit = unit_first_; unit < tile_.units; unit += unit_step_) {
 #pragma unroll
         for (int part = 0; part < kUnitBytes<Element> / 512; ++part)
@@ -236,29 +199,6 @@ class Feed {
     unit_cursor_.advance(chunk, step_.tap_inner);
     ++next_;
     next_slot_.advance(launch_.stages);
-  }
-
-  // This block's part of a chunk's weights, by the first warp: one chunk after this block said that the stage is free, so
-  // that the other blocks have said so too.
-  PXFAST_DEVICE void share() {
-    const int lane = thread_index() & 31, count = this->count(next_shared_);
-    if (thread_index() < 32) {
-      CopyBarrier* full = &sharing_.full[sharing_.slot.stage];
-      wait_for_barrier(&sharing_.empty[sharing_.slot.stage], sharing_.slot.parity);
-      if (lane == 0) expect_bytes(full, tile_.units * count * kUnitBytes<Element>);
-      sync_warp();
-      unsigned char* to = ring_ + sharing_.slot.stage * launch_.stage_bytes + weights_at;
-      for (int i = sharing_.rank + sharing_.blocks * lane; i < tile_.units * count; i += sharing_.blocks * 32) {
-        const int unit = i / count, k = i % count, at = next_shared_ * chunk + k;
-        const uint32_t packed = pass_.inner[at / step_.tap_inner] + at % step_.tap_inner;
-        copy_to_cluster(to + unit * unit_stride + k * inner_stride,
-                        launch_.block + step_.weights +
-                            ((uint64_t)(tile_.unit + unit) * step_.total_inner + packed) * kUnitBytes<Element>,
-                        kUnitBytes<Element>, full, (uint16_t)((1 << sharing_.blocks) - 1));
-      }
-    }
-    ++next_shared_;
-    sharing_.slot.advance(launch_.stages);
   }
 };
 

@@ -1,20 +1,22 @@
-// A row step's tile by warpgroups: 64 rows each, times all of the tile's outputs, both operands read from shared memory.
+// A tile of a step's product by warpgroups, both operands read from shared memory.
 //
-// Rows and weights stand there in core matrices, 8 rows (or outputs) x 16 bytes (8 channels) that are 128 bytes
-// together. The hardware finds a matrix by a descriptor: where it begins, and the bytes from one core matrix to the next
-// along the inner dimension, and across it. Every output of every row step is the same chain of m64n80k16 products, 80
-// outputs at a time whatever the tile; columns and rows beyond a tile's own are never read.
+// The hardware finds a matrix of core matrices (group_feed.cuh) by a descriptor: where it begins, and the bytes from one
+// core matrix to the next along the inner dimension, and across it. Every output of every step is the same chain of
+// m64n80k16 products, 80 outputs at a time whatever the tile; columns and rows beyond a tile's own are never read. In
+// row steps either group has 64 rows of its own; in pixel steps, where rows are few, both have the same 64 and every
+// second step of the inner dimension.
 #pragma once
 
+#include "group_feed.cuh"
 #include "tile.cuh"
 
 namespace pxfast {
 namespace cuda {
 
-constexpr int kCoreBytes = 128;
 constexpr int kGroupThreads = 128, kGroupRows = 64;
-constexpr int kGroupChunk = kRowPieces / Traits<Bf16>::kPieces;  // steps of the inner dimension
-static_assert(kThreads / kGroupThreads * kGroupRows == kRowTile, "the groups share the rows");
+static_assert(kThreads / kGroupThreads * kGroupRows == kRowTile, "the groups share the rows of a row step");
+static_assert(kGroupPixelTile == kGroupRows, "they have the same ones in a pixel step");
+static_assert(kThreads / kGroupThreads == kGroupSlices, "and share its inner dimension");
 static_assert(2 * kUnitsPerWarp == kUnitsPerTile, "a product is half as wide as a tile");
 
 // Without swizzling; all in bytes, multiples of 16.
@@ -24,11 +26,11 @@ PXFAST_HD uint64_t describe_matrix(uint32_t address, uint32_t inner_stride, uint
 }
 
 // Sums of a warp: its 16 rows x unit u in sums[u]. kHalves: of a tile's outputs that are multiplied.
-template <int kHalves>
-PXFAST_DEVICE void multiply_tile_by_groups(const Launch& launch, const Step& step, const Pass& pass, const Tile& tile,
-                                           int images, const Bf16* caches, unsigned char* ring, Sharing& sharing,
-                                           float (&sums)[kBlocksPerWarp][8]) {
-  Feed<Bf16> feed(launch, step, pass, tile, images, caches, ring, sharing, true);
+template <int kHalves, bool kPerRow>
+PXFAST_DEVICE void multiply_tile_by_groups(GroupFeed& feed, float (&sums)[kBlocksPerWarp][8]) {
+  constexpr int kTileRows = kPerRow ? kRowTile : kGroupPixelTile;
+  constexpr int kSteps = kPerRow ? kGroupChunk : kGroupChunk / kGroupSlices;  // of a whole chunk, by either group
+  const int group = uniform(thread_index() / kGroupThreads);
   float half[kHalves][kUnitsPerWarp][8];
 #pragma unroll
   for (int h = 0; h < kHalves; ++h)
@@ -37,42 +39,42 @@ PXFAST_DEVICE void multiply_tile_by_groups(const Launch& launch, const Step& ste
 #pragma unroll
       for (int i = 0; i < 8; ++i) half[h][u][i] = 0.0f;
 
-  const auto multiply = [&](const unsigned char* stage, int k) {
-    const uint32_t rows = shared_address(stage) + thread_index() / kGroupThreads * (kGroupRows * 16);
-    const uint32_t weights = shared_address(stage) + feed.weights_at;
-    const uint64_t a = describe_matrix(rows + 2 * k * (kRowTile * 16), kRowTile * 16, kCoreBytes);
+  const uint32_t row_bytes = kPerRow ? group * (kGroupRows * 16) : 0;
+  const auto multiply = [&](uint32_t stage, int i) {  // this group's step i of a chunk
+    const int k = kPerRow ? i : kGroupSlices * i + group;
+    const uint64_t a = describe_matrix(stage + row_bytes + 2 * k * (kTileRows * 16), kTileRows * 16, kCoreBytes);
 #pragma unroll
     for (int h = 0; h < kHalves; ++h)
       multiply_group(half[h], a,
-                     describe_matrix(weights + k * feed.inner_stride + h * kUnitsPerWarp * feed.unit_stride, kCoreBytes,
-                                     2 * kCoreBytes));
+                     describe_matrix(stage + feed.weights_at + k * kGroupWeightBytes + h * kUnitsPerWarp * kUnitBytes<Bf16>,
+                                     kCoreBytes, 2 * kCoreBytes));
   };
-  // Products of one chunk run while the next ones are loaded. None is under way from one turn of the loop to the next:
-  // not every compiler keeps such sums where they are.
+  fence_shared_copies();
+  sync_block();  // the ring held other things
   feed.begin();
   const int chunks = uniform(feed.chunks);
   for (int c = 0; c < chunks; ++c) {
-    feed.wait();
-    fence_async_proxy();  // the products below are other threads' too
-    sync_block();         // chunk c has landed, and everyone is done with the stage that is filled next
-    const unsigned char* stage = feed.stage();
+    const uint32_t stage = shared_address(feed.wait());
     const int count = uniform(feed.count(c));
     if (count == kGroupChunk) {
       begin_products();
 #pragma unroll
-      for (int k = 0; k < kGroupChunk; ++k) multiply(stage, k);
+      for (int i = 0; i < kSteps; ++i) multiply(stage, i);
       commit_products();
-    } else {
+    } else {  // the last chunk
 #pragma unroll 1
-      for (int k = 0; k < count; ++k) {  // every turn of a loop becomes a group
+      for (int i = 0; (kPerRow ? i : kGroupSlices * i + group) < count; ++i) {  // every turn of a loop becomes a group
         begin_products();
-        multiply(stage, k);
+        multiply(stage, i);
         commit_products();
       }
     }
-    feed.load_next();
-    feed.advance();
     wait_products<0>();
+    if (feed.more()) {
+      sync_block();  // everyone is done with this stage
+      feed.load();
+    }
+    feed.advance();
   }
 #pragma unroll
   for (int b = 0; b < kBlocksPerWarp; ++b) {
@@ -87,7 +89,6 @@ PXFAST_DEVICE void multiply_tile_by_groups(const Launch& launch, const Step& ste
       sums[b][i] = sum;
     }
   }
-  wait_copies<0>();
   sync_block();  // the ring is free
 }
 

@@ -158,14 +158,15 @@ class Packer {
     return step;
   }
 
-  // Units, then steps of the inner dimension, then 16 channels x 16 outputs as they are read: by a warp, lane by lane, or
-  // by a warpgroup, in core matrices of 8 outputs x 8 channels.
+  // 16 channels x 16 outputs as they are read: by a warp, lane by lane, or by a warpgroup, in core matrices of 8 outputs x
+  // 8 channels. For warps unit by unit, and in each the steps of the inner dimension; for warpgroups, whose copies take
+  // neighbouring units, step by step and in each the units.
   uint64_t pack_weights(const StepSpec& from, const Step& step) {
     const size_t element = program_.element_size;
     std::vector<uint8_t> packed((size_t)step.units * step.total_inner * kInner * kUnit * element);
-    size_t at = 0;
     for (int unit = 0; unit < step.units; ++unit) {
-      for (const TapSpec& tap : from.taps) {
+      for (int t = 0; t < step.taps; ++t) {
+        const TapSpec& tap = from.taps[t];
         const int described = spec_.caches[tap.cache].channels;
         const auto value = [&](int place, int i) {
           const int channel = channel_at(caches_[tap.cache], spec_.filters, described, place);
@@ -173,8 +174,12 @@ class Packer {
           return channel < 0 || output < 0 ? 0.0f : tap.matrix[(size_t)channel * from.outputs + output];
         };
         for (int inner = 0; inner < step.tap_inner; ++inner) {
+          const size_t step_of_inner = (size_t)t * step.tap_inner + inner;
+          const size_t piece = kernel_ == Kernel::kBf16Groups ? step_of_inner * step.units + unit
+                                                              : unit * (size_t)step.total_inner + step_of_inner;
+          size_t at = piece * kInner * kUnit * element;
           for (int i = 0; i < kInner * kUnit; ++i, at += element) {
-            if (kernel_ == Kernel::kBf16Groups && from.per_row) {
+            if (kernel_ == Kernel::kBf16Groups) {
               const int half = i / 128, channels = i / 64 % 2, output = i / 8 % 8, k = i % 8;
               const uint16_t bits = bf16_bits(value(inner * kInner + channels * 8 + k, half * kBlock + output));
               std::memcpy(&packed[at], &bits, 2);

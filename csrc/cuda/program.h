@@ -20,11 +20,12 @@ constexpr int kThreads = 256;  // of a block, always
 constexpr int kWarps = kThreads / 32;
 constexpr int kUnitsPerTile = 10;
 constexpr int kRowTile = 128;   // rows of a product: images x columns
-constexpr int kPixelTile = 32;
-constexpr int kSlices = 4;  // of the inner dimension in pixel steps, each summed by warps of its own
+constexpr int kPixelTile = 32, kGroupPixelTile = 64;  // multiplied by warps, by warpgroups
+constexpr int kSlices = 4, kGroupSlices = 2;  // of the inner dimension in pixel steps, each summed by warps of its own
+constexpr int kGroupChunk = 4;  // steps of the inner dimension in a stage that warpgroups read
 
-// Storage of the caches and weights, and how row steps are multiplied: by warps, or by Hopper's warpgroups, which read
-// weights in another order.
+// Storage of the caches and weights, and what multiplies: warps, or Hopper's warpgroups, which read caches and weights in
+// another order.
 enum class Kernel : int32_t { kFp32, kBf16, kBf16Groups };
 
 struct Tap {
@@ -74,11 +75,21 @@ struct Program {
   uint64_t step_offset, table_offset;  // bytes from the beginning of the block
 };
 
-// Elements before a cell of the first of `images` images; column -1 and the one behind the last are zeros.
-PXFAST_HD uint32_t cell_offset(uint32_t cache, int slots, int in_columns, int channels, int images, int row,
-                               int column) {
-  return (uint32_t)images * (cache + (uint32_t)(((row % slots) * in_columns + column + 1) * channels));
-}
+// How cells stand in a cache. Warps gather a cell's channels, image by image: [row][column][image][channel]. For
+// warpgroups one copy brings a block of channels of all images and columns of a tile:
+// [row][block of channels][column][image][channel of the block].
+template <bool kGroups>
+struct CacheOrder {
+  // Elements before the first channel of the first of `images` images; column -1 and the one behind the last are zeros.
+  static PXFAST_HD uint32_t cell(uint32_t cache, int slots, int in_columns, int channels, int images, int row, int column) {
+    return (uint32_t)images * (cache + (uint32_t)(row % slots * in_columns * channels) +
+                               (uint32_t)((column + 1) * (kGroups ? kBlock : channels)));
+  }
+  // From one image to the next.
+  static PXFAST_HD uint32_t image_stride(int channels) { return kGroups ? kBlock : channels; }
+  // From one block of channels to the next.
+  static PXFAST_HD uint32_t block_stride(int in_columns, int images) { return kGroups ? in_columns * images * kBlock : kBlock; }
+};
 
 // Where feature n and its negative stand in a concat-ELU cell.
 PXFAST_HD int positive_half(int n) { return n / kBlock * 2 * kBlock + n % kBlock; }
@@ -134,11 +145,11 @@ struct Launch {
   int32_t row_begin, row_end;
   int32_t speculative;
   int32_t stages, stage_bytes;
-  int32_t cluster;             // blocks that share all weights by one copy; teams are single blocks then
-  int32_t pixel_pieces;        // 16-byte pieces of a row that a stage holds, in pixel steps; in row steps it is 8
+  int32_t cluster;             // 1, or members: a team is a cluster, whose blocks meet by the hardware's barrier
+  int32_t pixel_pieces;        // 16-byte pieces of a row that a stage holds, in pixel steps by warps; in row steps it is 8
 };
 
-constexpr int kMaxStages = 4;
+constexpr int kMaxStages = 6;
 constexpr int kRowPieces = 8;
 constexpr int kRowPadding = 64;  // bytes behind the rows of one inner step in a stage, against bank conflicts
 constexpr int kArrivalStride = 32;  // a cache line for each team

@@ -12,7 +12,7 @@
 namespace pxfast {
 namespace cuda {
 
-constexpr int kCluster = 4;  // blocks, where blocks share weights
+constexpr int kCluster = 4;  // blocks of a team that is a cluster
 
 struct Device {
   std::string name;

@@ -1,10 +1,9 @@
 // One tile of a step's matrix product: some rows (images x columns) times some units of 16 outputs, in one block.
 //
-// Chunks of the inner dimension pass through the ring (feed.cuh). Pixel steps are multiplied by warps, row steps by
-// warps as well or, on Hopper, by warpgroups (group_tile.cuh). In row steps the warps share the rows; in pixel steps,
-// where rows are few, they share the inner dimension in kSlices interleaved slices that are added at the end in a fixed
-// order. Every output is therefore the same sum whatever the tile, the batch or the number of blocks: that is what
-// makes results batch-invariant.
+// Chunks of the inner dimension pass through the ring (feed.cuh). Warps multiply them or, in bf16 on Hopper, warpgroups
+// (group_tile.cuh). In row steps the warps share the rows; in pixel steps, where rows are few, they share the inner
+// dimension in interleaved slices that are added at the end in a fixed order. Every output is therefore the same sum
+// whatever the tile, the batch or the number of blocks: that is what makes results batch-invariant.
 #pragma once
 
 #include "feed.cuh"
@@ -101,29 +100,32 @@ PXFAST_DEVICE void multiply_inner(float, float (&sums)[kBlocksPerWarp][8], const
   }
 }
 
-// Where a warp stands in a tile, and which products its sums are: blocks of 16 rows x one unit.
+// Where a warp stands in a tile, and which products its sums are: blocks of 16 rows x one unit. Warpgroups have 16 rows
+// and every unit to a warp; else it is 32 rows and every second unit.
+template <bool kGroups>
 struct Place {
+  static constexpr int kSlicesHere = kGroups ? kGroupSlices : kSlices;  // of a pixel step
+  static constexpr int kWarpsPerSlice = kWarps / kSlicesHere;
   int slice, row, unit;  // slice of the inner dimension; first row and unit of the tile
-  bool groups;           // multiplied by warpgroups: 16 rows and every unit, else 32 rows and every second one
 
-  PXFAST_DEVICE Place(const Step& step, int warp, bool by_groups)
-      : slice(step.per_row ? 0 : warp >> 1),
-        row(by_groups ? warp * 16 : step.per_row ? (warp >> 1) * 16 * kTilesPerWarp : 0),
-        unit(by_groups ? 0 : warp & 1),
-        groups(by_groups) {}
+  PXFAST_DEVICE Place(const Step& step, int warp)
+      : slice(step.per_row ? 0 : warp / kWarpsPerSlice),
+        row(kGroups ? (step.per_row ? warp : warp % kWarpsPerSlice) * 16
+                    : step.per_row ? warp / 2 * 16 * kTilesPerWarp : 0),
+        unit(kGroups ? 0 : warp & 1) {}
 
-  PXFAST_DEVICE int tile_of(int block) const { return groups ? 0 : block / kUnitsPerWarp; }
-  PXFAST_DEVICE int unit_of(int block) const { return groups ? block : 2 * (block % kUnitsPerWarp); }
-  PXFAST_DEVICE int tiles(int rows) const { return rows <= 0 ? 0 : rows <= 16 || groups ? 1 : 2; }
+  PXFAST_DEVICE int tile_of(int block) const { return kGroups ? 0 : block / kUnitsPerWarp; }
+  PXFAST_DEVICE int unit_of(int block) const { return kGroups ? block : 2 * (block % kUnitsPerWarp); }
+  PXFAST_DEVICE int tiles(int rows) const { return rows <= 0 ? 0 : rows <= 16 || kGroups ? 1 : 2; }
 };
 
 // The products of a tile: sums[16-row tile * kUnitsPerWarp + every second unit][outputs of a lane].
 template <class Element>
 PXFAST_DEVICE void multiply_tile(const Launch& launch, const Step& step, const Pass& pass, const Tile& tile, int images,
-                                 const Element* caches, unsigned char* ring, Sharing& sharing, const Place& place,
-                                 int tiles, int units, float (&sums)[kBlocksPerWarp][8]) {
+                                 const Element* caches, unsigned char* ring, const Place<false>& place, int tiles,
+                                 int units, float (&sums)[kBlocksPerWarp][8]) {
   const int lane = thread_index() & 31, slices = step.per_row ? 1 : kSlices;
-  Feed<Element> feed(launch, step, pass, tile, images, caches, ring, sharing, false);
+  Feed<Element> feed(launch, step, pass, tile, images, caches, ring);
 #pragma unroll
   for (int b = 0; b < kBlocksPerWarp; ++b)
 #pragma unroll
@@ -138,7 +140,7 @@ PXFAST_DEVICE void multiply_tile(const Launch& launch, const Step& step, const P
     const int count = feed.count(c);
     for (int k = (place.slice - c * feed.chunk) & (slices - 1); k < count && units > 0; k += slices)
       multiply_inner(Element{}, sums, stage + k * feed.row_pitch + place.row * kRowBytes<Element>,
-                     stage + feed.weights_at + place.unit * feed.unit_stride + k * feed.inner_stride,
+                     stage + feed.weights_at + place.unit * feed.unit_stride + k * kUnitBytes<Element>,
                      feed.unit_stride, tiles, units, lane);
     feed.advance();
   }
@@ -152,8 +154,9 @@ PXFAST_DEVICE Float4* sums_of(unsigned char* ring, int warp, int block, int lane
   return reinterpret_cast<Float4*>(ring) + (warp * kBlocksPerWarp + block) * 64 + lane;
 }
 
-PXFAST_DEVICE void keep_sums(unsigned char* ring, const float (&sums)[kBlocksPerWarp][8], const Place& place, int tiles,
-                             int units) {
+template <bool kGroups>
+PXFAST_DEVICE void keep_sums(unsigned char* ring, const float (&sums)[kBlocksPerWarp][8], const Place<kGroups>& place,
+                             int tiles, int units) {
   const int warp = thread_index() >> 5, lane = thread_index() & 31;
 #pragma unroll
   for (int b = 0; b < kBlocksPerWarp; ++b) {
@@ -166,17 +169,21 @@ PXFAST_DEVICE void keep_sums(unsigned char* ring, const float (&sums)[kBlocksPer
 
 PXFAST_DEVICE Float4 add(const Float4& a, const Float4& b) { return {a.x + b.x, a.y + b.y, a.z + b.z, a.w + b.w}; }
 
-// One block of 16 rows x one unit, all slices added as (0 + 1) + (2 + 3).
+// One block of 16 rows x one unit, all slices added: four as (0 + 1) + (2 + 3).
+template <bool kGroups>
 PXFAST_DEVICE void load_sums(unsigned char* ring, bool sliced, int block, float (&sums)[8]) {
+  constexpr int kParts = Place<kGroups>::kSlicesHere, kWarpsPerSlice = Place<kGroups>::kWarpsPerSlice;
   const int warp = thread_index() >> 5, lane = thread_index() & 31;
 #pragma unroll
   for (int h = 0; h < 2; ++h) {
     Float4 sum;
     if (sliced) {
-      Float4 part[kSlices];
+      Float4 part[kParts];
 #pragma unroll
-      for (int i = 0; i < kSlices; ++i) part[i] = sums_of(ring, (warp & 1) + 2 * i, block, lane)[32 * h];
-      sum = add(add(part[0], part[1]), add(part[2], part[3]));
+      for (int i = 0; i < kParts; ++i)
+        part[i] = sums_of(ring, warp % kWarpsPerSlice + kWarpsPerSlice * i, block, lane)[32 * h];
+      sum = add(part[0], part[1]);
+      if constexpr (kParts == 4) sum = add(sum, add(part[2], part[3]));
     } else {
       sum = sums_of(ring, warp, block, lane)[32 * h];
     }

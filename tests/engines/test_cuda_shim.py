@@ -139,13 +139,15 @@ def test_order_teams_memory_and_batch_change_no_bit(program, kernel):
     bf16, groups = chosen.bf16, chosen.groups
     alone = dataclasses.replace(chosen, order=SEQUENTIAL, members=1, multiprocessors=1)
     expected, said = decode(program, "logistic-colour", images, alone)
-    assert "teams 1 members 1 capacity 5 cluster 1 speculative 0 stages 4 pieces 16" in said, "the path was taken"
+    stages = "stages 6 pieces 8" if groups else "stages 4 pieces 16"
+    assert f"teams 1 members 1 capacity 5 cluster 1 speculative 0 {stages}" in said, "the path was taken"
     for settings, path in (
         (Settings(bf16, SPECULATIVE, 3, 11, False, 3), "teams 1 members 3 capacity 5 cluster 1 speculative 1"),
         (Settings(bf16, SPECULATIVE, 1, 5, True, 5), "teams 5 members 1 capacity 1 cluster 1 speculative 1"),
         (Settings(bf16, SEQUENTIAL, 2, 7, True, 4), "teams 2 members 2 capacity 3 cluster 1 speculative 0"),
         (Settings(bf16, SEQUENTIAL, 1, 3, False, 2, SMALL_SHARED), "stages 2 pieces 8"),
-        (Settings(bf16, SEQUENTIAL, 1, 9, clusters=True), "teams 4 members 1 capacity 2 cluster 4"),
+        (Settings(bf16, SEQUENTIAL, 4, 9, clusters=True), "teams 1 members 4 capacity 5 cluster 4 speculative 0"),
+        (Settings(bf16, SPECULATIVE, 0, 2, True, 9, clusters=True), "teams 2 members 4 capacity 3 cluster 4 speculative 1"),
     ):
         result, said = decode(program, "logistic-colour", images, dataclasses.replace(settings, groups=groups))
         assert path in said, "the path was taken"

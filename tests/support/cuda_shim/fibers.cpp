@@ -307,6 +307,32 @@ void wait(CopyBarrier* barrier, int parity) {
   order_after(&barrier->order[parity]);
 }
 
+// A fixed room for them: the thread sanitizer would take a vector's memory for shared data that nothing guards.
+static struct {
+  CopyBarrier* barrier[4096];
+  BulkCopy copy[4096];
+  int count;
+} waiting;
+
+void copy_later(CopyBarrier* barrier, const BulkCopy& copy) {
+  if (waiting.count == 4096) Scheduler::die("too many bulk copies under way");
+  order_before(&barrier->order[barrier->phase]);
+  waiting.barrier[waiting.count] = barrier;
+  waiting.copy[waiting.count++] = copy;
+}
+
+bool take_copy(CopyBarrier* barrier, BulkCopy* copy) {
+  for (int i = 0; i < waiting.count; ++i) {
+    if (waiting.barrier[i] != barrier) continue;
+    *copy = waiting.copy[i];
+    waiting.barrier[i] = waiting.barrier[--waiting.count];
+    waiting.copy[i] = waiting.copy[waiting.count];
+    order_after(&barrier->order[barrier->phase]);
+    return true;
+  }
+  return false;
+}
+
 void Barrier::wait() {
   Scheduler& s = scheduler();
   char* order = &order_[phase_];

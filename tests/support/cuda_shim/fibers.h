@@ -43,4 +43,13 @@ void arrive(CopyBarrier* barrier, long expected_bytes);
 void complete(CopyBarrier* barrier, long bytes);
 void wait(CopyBarrier* barrier, int parity);
 
+// Copies that are still to be done, of those that a barrier counts.
+struct BulkCopy {
+  void* to;
+  const void* from;
+  unsigned bytes;
+};
+void copy_later(CopyBarrier* barrier, const BulkCopy& copy);
+bool take_copy(CopyBarrier* barrier, BulkCopy* copy);
+
 }  // namespace fibers

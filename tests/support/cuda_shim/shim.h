@@ -131,6 +131,15 @@ inline void land(void* to, const void* from) {
   here.landing[(static_cast<unsigned char*>(to) - here.shared.data()) / 16] = {thread, here.fences[thread]};
 }
 
+// The bulk copies that a barrier still counts.
+inline void finish_copies(fibers::CopyBarrier* barrier) {
+  fibers::BulkCopy copy;
+  while (fibers::take_copy(barrier, &copy)) {
+    copy_words(copy.to, copy.from, copy.bytes);
+    fibers::complete(barrier, copy.bytes);
+  }
+}
+
 inline float from_bf16(uint32_t bits) {
   bits <<= 16;
   float value;
@@ -162,6 +171,19 @@ T shuffle_xor(T value, int mask) {
   shim::copy_words(&other, lanes[(fibers::thread() % 32) ^ mask], sizeof other);
   return other;
 }
+
+inline uint32_t ballot(bool said) {
+  const uint32_t mine = said;
+  const auto lanes = shim::exchange(&mine, sizeof mine);
+  uint32_t bits = 0;
+  for (int lane = 0; lane < 32; ++lane) {
+    uint32_t one;
+    shim::copy_words(&one, lanes[lane], sizeof one);
+    bits |= one << lane;
+  }
+  return bits;
+}
+inline int count_bits(uint32_t bits) { return __builtin_popcount(bits); }
 
 inline void copy_async(void* to, const void* from) {
   if (reinterpret_cast<uintptr_t>(to) % 16 != 0 || reinterpret_cast<uintptr_t>(from) % 16 != 0) __builtin_trap();
@@ -255,23 +277,22 @@ constexpr bool kHasClusters = true;
 inline void sync_cluster() { shim::grid().cluster[fibers::block() / shim::grid().cluster_blocks].wait(); }
 inline void start_barrier(CopyBarrier* barrier, int arrivals) { fibers::start(barrier, arrivals); }
 inline void expect_bytes(CopyBarrier* barrier, uint32_t bytes) { fibers::arrive(barrier, bytes); }
-inline void arrive_in_cluster(CopyBarrier* barrier, int rank) {
-  fibers::arrive(shim::in_block_of_cluster(barrier, rank), 0);
-}
-inline void wait_for_barrier(CopyBarrier* barrier, int parity) { fibers::wait(barrier, parity); }
-inline void copy_to_cluster(void* shared, const void* global, uint32_t bytes, CopyBarrier* barrier, uint16_t blocks) {
-  if (bytes % 16 != 0 || reinterpret_cast<uintptr_t>(shared) % 16 != 0 || reinterpret_cast<uintptr_t>(global) % 16 != 0)
+// A bulk copy is done when somebody waits for its barrier, or at once.
+inline void copy_bulk(void* shared, const void* global, uint32_t bytes, CopyBarrier* barrier) {
+  if (bytes == 0 || bytes % 16 != 0 || reinterpret_cast<uintptr_t>(shared) % 16 != 0 || reinterpret_cast<uintptr_t>(global) % 16 != 0)
     __builtin_trap();
-  for (int rank = 0; rank < 16; ++rank) {
-    if (!(blocks >> rank & 1)) continue;
-    shim::copy_words(shim::in_block_of_cluster(static_cast<unsigned char*>(shared), rank), global, bytes);
-    fibers::complete(shim::in_block_of_cluster(barrier, rank), bytes);
-  }
+  fibers::copy_later(barrier, {shared, global, bytes});
+  if (shim::grid().eager_copies) shim::finish_copies(barrier);
 }
-inline void fence_async_proxy() {
+inline void wait_for_barrier(CopyBarrier* barrier, int parity) {
+  shim::finish_copies(barrier);
+  fibers::wait(barrier, parity);
+}
+inline void fence_shared_copies() {
   unsigned* fences = &shim::block().fences[fibers::thread()];
   __atomic_store_n(fences, *fences + 1, __ATOMIC_RELAXED);
 }
+inline void fence_global_copies() {}
 
 inline void arrive(unsigned int* count) { __atomic_fetch_add(count, 1u, __ATOMIC_ACQ_REL); }
 inline void wait_for_arrivals(const unsigned int* count, unsigned int wanted) {
