@@ -16,7 +16,7 @@ __global__ void __launch_bounds__(kThreads, 1) decode_rows(const __grid_constant
 }
 
 // Empty where the architecture has no warpgroups; `groups_compiled` says whether this device's code has them.
-__global__ void __launch_bounds__(kThreads, 1) decode_rows_by_groups(const __grid_constant__ Launch launch) {
+__global__ void __launch_bounds__(kThreads + kFeedingThreads, 1) decode_rows_by_groups(const __grid_constant__ Launch launch) {
 #if PXFAST_GROUPS
   Decoder<Bf16, true>(launch).run();
 #else
@@ -45,14 +45,14 @@ void check(cudaError_t status, const char* call) {
 }
 
 // The grid's shape with its clusters; `attribute` must outlive the result.
-cudaLaunchConfig_t clustered(int blocks, int cluster, size_t shared_bytes, cudaStream_t stream,
+cudaLaunchConfig_t clustered(int blocks, int threads, int cluster, size_t shared_bytes, cudaStream_t stream,
                              cudaLaunchAttribute& attribute) {
   attribute.id = cudaLaunchAttributeClusterDimension;
   attribute.val.clusterDim.x = cluster;
   attribute.val.clusterDim.y = attribute.val.clusterDim.z = 1;
   cudaLaunchConfig_t config{};
   config.gridDim = dim3(blocks);
-  config.blockDim = dim3(kThreads);
+  config.blockDim = dim3(threads);
   config.dynamicSmemBytes = shared_bytes;
   config.stream = stream;
   config.attrs = &attribute;
@@ -69,7 +69,7 @@ int count_clusters(const cudaDeviceProp& properties) {
   check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)properties.sharedMemPerBlockOptin),
         "cudaFuncSetAttribute");
   cudaLaunchAttribute attribute;
-  const cudaLaunchConfig_t config = clustered(properties.multiProcessorCount / kCluster * kCluster, kCluster,
+  const cudaLaunchConfig_t config = clustered(properties.multiProcessorCount / kCluster * kCluster, kThreads, kCluster,
                                               properties.sharedMemPerBlockOptin, nullptr, attribute);
   int clusters = 0;
   check(cudaOccupancyMaxActiveClusters(&clusters, kernel, &config), "cudaOccupancyMaxActiveClusters");
@@ -128,16 +128,17 @@ void launch_rows(const Launch& launch, Kernel which, size_t shared_bytes, void* 
   const void* kernel = code_of(which);
   check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)shared_bytes),
         "cudaFuncSetAttribute");
+  const int threads = which == Kernel::kBf16Groups ? kThreads + kFeedingThreads : kThreads;
   void* arguments[] = {const_cast<Launch*>(&launch)};
   if (launch.cluster > 1) {
     cudaLaunchAttribute attribute;
-    const cudaLaunchConfig_t config = clustered(launch.teams * launch.members, launch.cluster, shared_bytes,
+    const cudaLaunchConfig_t config = clustered(launch.teams * launch.members, threads, launch.cluster, shared_bytes,
                                                 static_cast<cudaStream_t>(stream), attribute);
     check(cudaLaunchKernelExC(&config, kernel, arguments), "cudaLaunchKernelExC");
     return;
   }
   // cooperative, so that all blocks run at once: those of a team wait for each other
-  check(cudaLaunchCooperativeKernel(kernel, dim3(launch.teams * launch.members), dim3(kThreads), arguments,
+  check(cudaLaunchCooperativeKernel(kernel, dim3(launch.teams * launch.members), dim3(threads), arguments,
                                     shared_bytes, static_cast<cudaStream_t>(stream)),
         "cudaLaunchCooperativeKernel");
 }

@@ -13,11 +13,13 @@ namespace cuda {
 // What stands in a block's shared memory before the ring of stages.
 struct alignas(128) SharedState {
   Step step[2];  // the one that runs, and the next one
-  Pass pass;
-  CopyBarrier full[kMaxStages];
+  Pass pass[2];
+  CopyBarrier full[kMaxStages], empty[kMaxStages];
 };
+constexpr int kSumsBytes = kRowTile * kUnitsPerTile * kUnit * (int)sizeof(float);  // of a tile
 
-// kGroups: products are made by warpgroups, from weights packed for them and caches ordered for them.
+// kGroups: products are made by warpgroups, from weights packed for them and caches ordered for them; a warp behind the
+// kThreads others feeds them.
 template <class Element, bool kGroups>
 class Decoder {
  public:
@@ -25,7 +27,8 @@ class Decoder {
       : launch_(launch),
         program_(launch.program),
         shared_(*reinterpret_cast<SharedState*>(shared_memory())),
-        ring_{shared_memory() + sizeof(SharedState), shared_.full, {}},
+        sums_(shared_memory() + sizeof(SharedState)),
+        ring_{sums_ + (kGroups ? kSumsBytes : 0), shared_.full, shared_.empty, 0, 0, 0},
         thread_(thread_index()),
         team_(block_index() / launch.members),
         member_(block_index() % launch.members) {
@@ -41,7 +44,10 @@ class Decoder {
   PXFAST_DEVICE void run() {
     if constexpr (kGroups) {
       if (thread_ == 0) {
-        for (int i = 0; i < launch_.stages; ++i) start_barrier(&ring_.full[i], 1);
+        for (int i = 0; i < kMaxStages; ++i) {
+          start_barrier(&ring_.full[i], 1);
+          start_barrier(&ring_.empty[i], kWarps);
+        }
       }
       sync_block();
     }
@@ -58,7 +64,7 @@ class Decoder {
   PXFAST_DEVICE void run_rows() {
     const int width = program_.width;
     for (int row = launch_.row_begin; row < launch_.row_end; ++row) {
-      if (launch_.speculative) guess_input(row);
+      if (launch_.speculative && !feeds()) guess_input(row);
       int sweep = 0;
       bool per_row = true;
       for (int begin = 0; begin < width;) {
@@ -71,7 +77,7 @@ class Decoder {
           per_row = false;
           continue;
         }
-        choose_columns(row, begin, end, open_ + sweep);
+        if (!feeds()) choose_columns(row, begin, end, open_ + sweep);
         wait_for_team();
         begin = launch_.speculative ? load_shared_between_blocks(open_ + sweep) : end;
         sweep ^= 1;
@@ -82,8 +88,11 @@ class Decoder {
   const Launch& launch_;
   const Program& program_;
   SharedState& shared_;
+  unsigned char* sums_;  // of the tile at hand; the ring itself where warps read that
   Ring ring_;
   const int thread_, team_, member_;
+  int pass_ = 0;     // the half of shared_.pass that describes the pass at hand
+  int started_ = 0;  // chunks of the step to come whose weights are on their way
   int images_;
   int64_t first_image_;
   unsigned char* memory_;
@@ -92,104 +101,173 @@ class Decoder {
   int* open_;
   unsigned int arrivals_ = 0;  // that the next meeting of the team begins with
 
-  PXFAST_DEVICE void wait_for_team() {
-    if constexpr (kGroups) fence_global_copies();  // the copy engine reads what this thread has written
-    if (kHasClusters && launch_.cluster > 1) {
-      sync_cluster();
-      return;
+  // Whether this thread is one of the warp that feeds the others.
+  PXFAST_DEVICE bool feeds() const { return kGroups && thread_ >= kThreads; }
+  // Whether it is one of the warp that looks after the steps to come.
+  PXFAST_DEVICE bool prepares() const { return kGroups ? thread_ >= kThreads : thread_ < 32; }
+  // Meeting of all threads but those that feed.
+  PXFAST_DEVICE void sync_computing() {
+    if constexpr (kGroups) {
+      sync_first<kThreads>();
+    } else {
+      sync_block();
     }
-    sync_block();
-    if (launch_.members == 1) return;
-    if (thread_ == 0) {
-      unsigned int* count = launch_.arrivals + team_ * kArrivalStride;
-      arrivals_ += (unsigned int)launch_.members;
-      arrive(count);
-      wait_for_arrivals(count, arrivals_);
-    }
-    sync_block();
   }
 
-  // Copies a step's description into one half of shared_.step; complete after the next wait and meeting of the block.
+  PXFAST_DEVICE void wait_for_team() {
+    if (kGroups && !feeds()) fence_global_copies();  // the copy engine reads what this thread has written
+    if (kHasClusters && launch_.cluster > 1) {
+      sync_cluster();
+    } else {
+      sync_block();
+      if (launch_.members > 1) {
+        if (thread_ == 0) {
+          unsigned int* count = launch_.arrivals + team_ * kArrivalStride;
+          arrivals_ += (unsigned int)launch_.members;
+          arrive(count);
+          wait_for_arrivals(count, arrivals_);
+        }
+        sync_block();
+      }
+    }
+    if (feeds()) fence_global_copies();  // and what the others have
+  }
+
+  // Copies a step's description into one half of shared_.step, and describes its first pass; by the warp that prepares,
+  // for which the description is there then, for the others behind the next meeting of the block.
   PXFAST_DEVICE void fetch_step(int index, int half) {
     const unsigned char* from = launch_.block + program_.step_offset + (uint64_t)index * sizeof(Step);
-    if (thread_ < (int)(sizeof(Step) / 16))
-      copy_async(reinterpret_cast<unsigned char*>(&shared_.step[half]) + 16 * thread_, from + 16 * thread_);
+    for (int i = thread_ & 31; i < (int)(sizeof(Step) / 16); i += 32)
+      copy_async(reinterpret_cast<unsigned char*>(&shared_.step[half]) + 16 * i, from + 16 * i);
     commit_copies();
+  }
+  PXFAST_DEVICE void prepare_step(int half, int row, int begin, int end) {
+    wait_copies<0>();
+    sync_warp();
+    const Step& step = shared_.step[half];
+    const int first = first_column(begin, step.level);
+    describe_pass(step, row >> step.level, first, last_column(end, step.level));
   }
 
   // Every step of a stream for the columns [begin, end) of a row, both at stride 1.
   PXFAST_DEVICE void run_steps(bool per_row, int row, int begin, int end) {
     const int level = active_level(row, begin, end);
     int half = 0;
-    fetch_step(program_.first[per_row][level], half);
-    wait_copies<0>();
+    pass_ ^= 1;
+    if (prepares()) {
+      fetch_step(program_.first[per_row][level], half);
+      prepare_step(half, row, begin, end);
+    }
     sync_block();
     for (;;) {
       const Step& step = shared_.step[half];
       const int next = step.next[level];
-      if (next >= 0) fetch_step(next, half ^ 1);
+      if (next >= 0 && prepares()) fetch_step(next, half ^ 1);
       run_step(step, row >> step.level, first_column(begin, step.level), last_column(end, step.level));
-      wait_copies<0>();
+      pass_ ^= 1;
+      if (next >= 0 && prepares()) {
+        prepare_step(half ^ 1, row, begin, end);
+        if constexpr (kGroups) start_weights(shared_.step[half ^ 1]);
+      }
       wait_for_team();
       if (next < 0) return;
       half ^= 1;
     }
   }
 
-  // One step for the columns [begin, end) of its own level.
+  // One step for the columns [begin, end) of its own level; its first pass has been described.
   PXFAST_DEVICE void run_step(const Step& step, int row, int begin, int end) {
-    // columns of either parity have different taps in a transposed convolution
-    const int stride = step.scale == Scale::kUp ? 2 : 1;
+    const int stride = column_stride(step);
 #pragma unroll 1
-    for (int first = begin; first < begin + stride && first < end; ++first)
-      run_pass(step, row, begin, first, stride, (end - first + stride - 1) / stride);
-  }
-
-  PXFAST_DEVICE void run_pass(const Step& step, int row, int begin, int first, int stride, int columns) {
-    sync_block();  // the last pass is no longer read
-    describe_pass(step, row, first, stride, columns);
-    sync_block();
-    const Pass& pass = shared_.pass;
-    // enough tasks for all blocks of the team, if there are so many units; else of as many units as a tile takes
-    int tile_rows = step.per_row ? kRowTile : kGroups ? kGroupPixelTile : kPixelTile;
-    if (!kGroups && !step.per_row && step.units * ((pass.rows + 15) / 16) <= launch_.members) tile_rows = 16;
-    const int row_tiles = (pass.rows + tile_rows - 1) / tile_rows;
-    int tile_units = (step.units * row_tiles + launch_.members - 1) / launch_.members;
-    if (tile_units > kUnitsPerTile) tile_units = kUnitsPerTile;
-    const int unit_tiles = (step.units + tile_units - 1) / tile_units;
-    tile_units = (step.units + unit_tiles - 1) / unit_tiles;
-    for (int task = member_; task < row_tiles * unit_tiles; task += launch_.members) {
-      Tile tile;
-      tile.row = task / unit_tiles * tile_rows;
-      tile.rows = pass.rows - tile.row < tile_rows ? pass.rows - tile.row : tile_rows;
-      tile.unit = task % unit_tiles * tile_units;
-      tile.units = step.units - tile.unit < tile_units ? step.units - tile.unit : tile_units;
-      if (tile.units > 0) run_tile(step, pass, tile, row, begin);
+    for (int first = begin; first < begin + stride && first < end; ++first) {
+      if (first > begin) {
+        pass_ ^= 1;
+        if (prepares()) describe_pass(step, row, first, end);
+        sync_block();
+      }
+      run_pass(step, shared_.pass[pass_], row, begin);
     }
   }
 
-  // Fills shared_.pass, a lane of the first warp for each tap, and one for the rest.
-  PXFAST_DEVICE void describe_pass(const Step& step, int row, int first, int stride, int columns) {
+  // Columns of either parity have different taps in a transposed convolution.
+  static PXFAST_DEVICE int column_stride(const Step& step) { return step.scale == Scale::kUp ? 2 : 1; }
+
+  static PXFAST_DEVICE Tile tile_of(const Step& step, const Pass& pass, int task) {
+    Tile tile;
+    const int row_tile = pass.unit_tiles == 1 ? task : task / pass.unit_tiles;
+    tile.row = row_tile * pass.tile_rows;
+    tile.rows = pass.rows - tile.row < pass.tile_rows ? pass.rows - tile.row : pass.tile_rows;
+    tile.unit = (task - row_tile * pass.unit_tiles) * pass.tile_units;
+    tile.units = step.units - tile.unit < pass.tile_units ? step.units - tile.unit : pass.tile_units;
+    return tile;
+  }
+
+  PXFAST_DEVICE void run_pass(const Step& step, const Pass& pass, int row, int begin) {
+    if constexpr (kGroups) {
+      if (feeds()) {
+        feed_pass(step, pass);
+        return;
+      }
+      ring_.begin_pass();
+    }
+    for (int task = member_; task < pass.tasks; task += launch_.members) {
+      run_tile(step, pass, tile_of(step, pass, task), row, begin);
+      sync_computing();  // nobody needs the sums any more, or the ring where that is their place
+    }
+  }
+
+  // The weights of the next pass's first tile, while the others finish this one.
+  PXFAST_DEVICE void start_weights(const Step& step) {
+    const Pass& pass = shared_.pass[pass_];
+    sync_warp();
+    if (member_ < pass.tasks) {
+      const Tile tile = tile_of(step, pass, member_);
+      started_ = GroupFeed(launch_, step, pass, tile, images_, caches_, ring_).start_weights();
+    }
+  }
+  PXFAST_DEVICE void feed_pass(const Step& step, const Pass& pass) {
+    if (started_ == 0) ring_.begin_pass();
+    for (int task = member_; task < pass.tasks; task += launch_.members) {
+      const Tile tile = tile_of(step, pass, task);
+      GroupFeed(launch_, step, pass, tile, images_, caches_, ring_).run(started_);
+      started_ = 0;
+    }
+    ring_.drain();  // the next pass may divide the ring in other stages
+  }
+
+  // Fills the half of shared_.pass at hand, a lane for each tap and one for the rest, for every column of the step from
+  // `first` on, or every second one, below `end`.
+  PXFAST_DEVICE void describe_pass(const Step& step, int row, int first, int end) {
     static_assert(kMaxTaps < 32, "a lane for each tap, and one more");
-    if (thread_ >= 32) return;
-    const Tap& tap = step.tap[thread_ < step.taps ? thread_ : 0];
-    const bool exists = thread_ < step.taps && in_position(row, step.scale) + tap.row >= 0 &&
+        const int lane = thread_ & 31, stride = column_stride(step), columns = (end - first + stride - 1) / stride;
+    const Tap& tap = step.tap[lane < step.taps ? lane : 0];
+    const bool exists = lane < step.taps && in_position(row, step.scale) + tap.row >= 0 &&
                         (tap.row_parity < 0 || tap.row_parity == (row & 1)) &&
                         (tap.column_parity < 0 || tap.column_parity == (first & 1));
     const uint32_t existing = ballot(exists);
-    Pass& pass = shared_.pass;
+    Pass& pass = shared_.pass[pass_];
     if (exists) {
-      const int before = count_bits(existing & ((1u << thread_) - 1));
+      const int before = count_bits(existing & ((1u << lane) - 1));
       pass.cell[before] =
           CacheOrder<kGroups>::cell(tap.cache, tap.slots, step.in_columns, step.channels, images_,
                                     in_position(row, step.scale) + tap.row, in_position(first, step.scale) + tap.column);
       pass.inner[before] = tap.inner;
-    } else if (thread_ == step.taps) {
+    } else if (lane == step.taps) {
       pass.taps = count_bits(existing);
       pass.out_stride = stride;
       pass.first = first;
       pass.row = row;
       pass.rows = columns * images_;
+      // enough tasks for all blocks of the team, if there are so many units; else of as many units as a tile takes
+      pass.tile_rows = step.per_row ? kRowTile : kGroups ? kGroupPixelTile : kPixelTile;
+      if (!kGroups && !step.per_row && step.units * ((pass.rows + 15) / 16) <= launch_.members) pass.tile_rows = 16;
+      const int row_tiles = (pass.rows + pass.tile_rows - 1) / pass.tile_rows;
+      int tile_units = (step.units * row_tiles + launch_.members - 1) / launch_.members;
+      if (tile_units > kUnitsPerTile) tile_units = kUnitsPerTile;
+      pass.unit_tiles = (step.units + tile_units - 1) / tile_units;
+      pass.tile_units = (step.units + pass.unit_tiles - 1) / pass.unit_tiles;
+      pass.unit_tiles = (step.units + pass.tile_units - 1) / pass.tile_units;  // none is empty
+      pass.tasks = row_tiles * pass.unit_tiles;
     }
   }
 
@@ -198,54 +276,83 @@ class Decoder {
     const Here place(step, thread_ >> 5);
     const int tiles = place.tiles(tile.rows - place.row);
     const int units = tiles > 0 ? tile.units - place.unit : 0;
+    // this warp's blocks of 16 rows x one unit, of those that it finishes
+    const int stride = step.per_row ? 1 : Here::kSlicesHere;
+    const auto settle = [&](int b) {
+      while (b < kBlocksPerWarp && (place.tile_of(b) >= tiles || place.unit_of(b) >= units)) b += stride;
+      return b;
+    };
+    const auto beside = [&](int b) {
+      return b < kBlocksPerWarp ? fetch_beside(step, pass, tile.row + place.row + 16 * place.tile_of(b),
+                                               tile.row + tile.rows, tile.unit + place.unit + place.unit_of(b), row, begin)
+                                : Beside{};
+    };
+    int b = settle(step.per_row ? 0 : place.slice);
+    Beside next{};
     {
       float sums[kBlocksPerWarp][8];
       if constexpr (kGroups) {
-        const bool per_row = uniform(step.per_row) != 0, wide = uniform(tile.units) > kUnitsPerWarp;
-        GroupFeed feed(launch_, step, pass, tile, images_, caches_, ring_, per_row ? kRowTile : kGroupPixelTile);
+        next = beside(b);  // on its way while the products are made
+        const Stages stages(step, pass, launch_.ring_bytes);
+        const int inner = pass.taps * step.tap_inner;
+        const bool per_row = uniform(step.per_row) != 0, wide = uniform(pass.tile_units) > kHalfUnits;
         if (per_row) {
           if (wide) {
-            multiply_tile_by_groups<2, true>(feed, sums);
+            multiply_tile_by_groups<2, true>(stages, ring_, inner, sums);
           } else {
-            multiply_tile_by_groups<1, true>(feed, sums);
+            multiply_tile_by_groups<1, true>(stages, ring_, inner, sums);
           }
         } else if (wide) {
-          multiply_tile_by_groups<2, false>(feed, sums);
+          multiply_tile_by_groups<2, false>(stages, ring_, inner, sums);
         } else {
-          multiply_tile_by_groups<1, false>(feed, sums);
+          multiply_tile_by_groups<1, false>(stages, ring_, inner, sums);
         }
       } else {
-        multiply_tile<Element>(launch_, step, pass, tile, images_, caches_, ring_.stages, place, tiles, units, sums);
+        multiply_tile<Element>(launch_, step, pass, tile, images_, caches_, ring_.memory, place, tiles, units, sums);
       }
-      keep_sums(ring_.stages, sums, place, tiles, units);
+      keep_sums(sums_, sums, place, tiles, units);
     }
-    if (!step.per_row) sync_block();
+    if (!step.per_row) sync_computing();
 #pragma unroll 1
-    for (int b = step.per_row ? 0 : place.slice; b < kBlocksPerWarp; b += step.per_row ? 1 : Here::kSlicesHere) {
-      const int i = place.tile_of(b), j = place.unit_of(b);
-      if (i >= tiles || j >= units) continue;
+    while (b < kBlocksPerWarp) {
+      const int here = b;
+      b = settle(b + stride);
+      const Beside now = kGroups ? next : beside(here);
+      if constexpr (kGroups) next = beside(b);
       float sums[8];
-      load_sums<kGroups>(ring_.stages, !step.per_row, b, sums);
-      finish(step, pass, tile.row + place.row + 16 * i, tile.row + tile.rows, tile.unit + place.unit + j, row, begin, sums);
+      load_sums<kGroups>(sums_, !step.per_row, here, sums);
+      finish(step, pass, tile.row + place.row + 16 * place.tile_of(here), tile.row + tile.rows,
+             tile.unit + place.unit + place.unit_of(here), begin, sums, now);
     }
-    sync_block();  // the ring is free
   }
 
-  // The epilogue of 16 rows x one unit: this lane's outputs of rows g and g + 8, two neighbouring columns in each half.
-  PXFAST_DEVICE void finish(const Step& step, const Pass& pass, int first_row, int rows, int unit, int row, int begin,
-                            const float (&sums)[8]) {
+  // What is added to a block's sums, for this lane's outputs of rows g and g + 8: two neighbouring columns in each half.
+  struct Beside {
+    Float2 bias[2][2];   // by row, by half
+    Float2 residual[2];  // of a gate, by row
+  };
+
+  // A row's place among the images of the columns from pass.first on.
+  PXFAST_DEVICE int position_of(const Pass& pass, int m) const {
+    return pass.out_stride == 1 ? m : m / images_ * pass.out_stride * images_ + m % images_;
+  }
+  PXFAST_DEVICE float* residuals_of(const Step& step, const Pass& pass, int position, int begin) const {
+    return reinterpret_cast<float*>(memory_ + launch_.room.residual[step.per_row][step.level]) +
+           ((int64_t)(pass.first - begin) * images_ + position) * program_.padded_filters;
+  }
+
+  PXFAST_DEVICE Beside fetch_beside(const Step& step, const Pass& pass, int first_row, int rows, int unit, int row,
+                                    int begin) const {
     const int lane = thread_ & 31, g = lane >> 2, t = lane & 3;
+    Beside found{};
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
       const int m = first_row + g + 8 * r;
       if (m >= rows) continue;
-      // place of this row among the images of the columns from pass.first on
-      const int position = pass.out_stride == 1 ? m : m / images_ * pass.out_stride * images_ + m % images_;
-      float v[2][2];
-#pragma unroll
-      for (int h = 0; h < 2; ++h)
-#pragma unroll
-        for (int c = 0; c < 2; ++c) v[h][c] = sums[4 * h + 2 * r + c] * step.multiplier;
+      const int position = position_of(pass, m);
+      if (step.epilogue == Epilogue::kGate)
+        found.residual[r] = load_shared_between_blocks(
+            reinterpret_cast<const Float2*>(residuals_of(step, pass, position, begin) + unit * kBlock + 2 * t));
       for (int i = 0; i < step.biases; ++i) {
         if (row < step.bias_row[i]) continue;
         if (step.bias_column[i] > 0 && pass.first + position / images_ < step.bias_column[i]) continue;
@@ -253,12 +360,31 @@ class Decoder {
 #pragma unroll
         for (int h = 0; h < 2; ++h) {
           const Float2 pair = load_constant(reinterpret_cast<const Float2*>(bias + kBlock * h));
-          v[h][0] += pair.x, v[h][1] += pair.y;
+          found.bias[r][h].x += pair.x, found.bias[r][h].y += pair.y;
         }
       }
-      const int64_t from_begin = (int64_t)(pass.first - begin) * images_ + position;
+    }
+    return found;
+  }
+
+  // The epilogue of 16 rows x one unit.
+  PXFAST_DEVICE void finish(const Step& step, const Pass& pass, int first_row, int rows, int unit, int begin,
+                            const float (&sums)[8], const Beside& beside) {
+    const int lane = thread_ & 31, g = lane >> 2, t = lane & 3;
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      const int m = first_row + g + 8 * r;
+      if (m >= rows) continue;
+      const int position = position_of(pass, m);
+      float v[2][2];
+#pragma unroll
+      for (int h = 0; h < 2; ++h) {
+        v[h][0] = sums[4 * h + 2 * r] * step.multiplier + beside.bias[r][h].x;
+        v[h][1] = sums[4 * h + 2 * r + 1] * step.multiplier + beside.bias[r][h].y;
+      }
       if (step.epilogue == Epilogue::kOutput) {
-        float* to = parameters_ + from_begin * program_.head_stride + unit * kUnit + 2 * t;
+        float* to = parameters_ + ((int64_t)(pass.first - begin) * images_ + position) * program_.head_stride +
+                    unit * kUnit + 2 * t;
 #pragma unroll
         for (int h = 0; h < 2; ++h)
           store_shared_between_blocks(reinterpret_cast<Float2*>(to + kBlock * h), Float2{v[h][0], v[h][1]});
@@ -269,11 +395,10 @@ class Decoder {
           if (n < program_.padded_filters) store_concat_elu(step, pass, position, n, v[h][0], v[h][1]);
         }
       } else {
-        float* residuals = reinterpret_cast<float*>(memory_ + launch_.room.residual[step.per_row][step.level]) +
-                           from_begin * program_.padded_filters;
+        float* residuals = residuals_of(step, pass, position, begin);
         if (step.epilogue == Epilogue::kGate) {
           const int n = unit * kBlock + 2 * t;
-          Float2 x = load_shared_between_blocks(reinterpret_cast<const Float2*>(residuals + n));
+          Float2 x = beside.residual[r];
           x.x = fused_multiply_add(v[0][0], sigmoid<Element>(v[1][0]), x.x);
           x.y = fused_multiply_add(v[0][1], sigmoid<Element>(v[1][1]), x.y);
           store_shared_between_blocks(reinterpret_cast<Float2*>(residuals + n), x);
@@ -339,7 +464,7 @@ class Decoder {
   // Picks the pixels of the columns [begin, end), a warp each, and shows them to the input cache. open, if any, becomes
   // the column behind the first one whose pixel differs from what stood in the output.
   PXFAST_DEVICE void choose_columns(int row, int begin, int end, int* open) {
-    HeadScratch& scratch = reinterpret_cast<HeadScratch*>(ring_.stages)[thread_ >> 5];
+    HeadScratch& scratch = reinterpret_cast<HeadScratch*>(sums_)[thread_ >> 5];
     const WarpGroup group{thread_ & 31};
     const int64_t plane = (int64_t)program_.height * program_.width;
     for (int task = member_ * kWarps + (thread_ >> 5); task < (end - begin) * images_;
@@ -371,7 +496,7 @@ class Decoder {
 
   // The head's parameters of a pixel, into this warp's part of shared memory.
   PXFAST_DEVICE const float* stage_parameters(const WarpGroup& group, const float* from) {
-    float* to = reinterpret_cast<float*>(ring_.stages + kWarps * sizeof(HeadScratch)) + (thread_ >> 5) * program_.head_stride;
+    float* to = reinterpret_cast<float*>(sums_ + kWarps * sizeof(HeadScratch)) + (thread_ >> 5) * program_.head_stride;
     for (int i = group.lane(); i < program_.head_stride; i += group.lanes()) to[i] = load_shared_between_blocks(from + i);
     group.sync();
     return to;

@@ -18,6 +18,11 @@ namespace cuda {
 PXFAST_DEVICE int thread_index() { return threadIdx.x; }
 PXFAST_DEVICE int block_index() { return blockIdx.x; }
 PXFAST_DEVICE void sync_block() { __syncthreads(); }
+// The first so many threads of the block, a multiple of 32.
+template <int kSome>
+PXFAST_DEVICE void sync_first() {
+  asm volatile("bar.sync 1, %0;\n" ::"n"(kSome) : "memory");
+}
 PXFAST_DEVICE void sync_warp() { __syncwarp(); }
 
 PXFAST_DEVICE unsigned char* shared_memory() {
@@ -141,6 +146,9 @@ PXFAST_DEVICE void start_barrier(CopyBarrier* barrier, int arrivals) {
                     "r"(arrivals)
                     : "memory");
 }
+PXFAST_DEVICE void arrive(CopyBarrier* barrier) {
+  PXFAST_HOPPER_ASM("mbarrier.arrive.shared::cta.b64 _, [%0];\n" ::"r"(shared_address(barrier)) : "memory");
+}
 // Arrives at the barrier, which then also waits for so many bytes of copies.
 PXFAST_DEVICE void expect_bytes(CopyBarrier* barrier, uint32_t bytes) {
   PXFAST_HOPPER_ASM("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;\n" ::"r"(shared_address(barrier)), "r"(bytes)
@@ -163,10 +171,7 @@ PXFAST_DEVICE void copy_bulk(void* shared, const void* global, uint32_t bytes, C
       "l"(global), "r"(bytes), "r"(shared_address(barrier))
       : "memory");
 }
-// What this thread has read from and written to shared memory comes before bulk copies into it that others may start
-// once they hear of it. For shared memory alone: the unqualified fence is compiled to a barrier of the whole GPU's memory.
-PXFAST_DEVICE void fence_shared_copies() { PXFAST_HOPPER_ASM("fence.proxy.async.shared::cta;\n" ::: "memory"); }
-// The same for what it has written to global memory, and what others have and it has heard of.
+// What this thread has written to global memory, and what others have and it has heard of, comes before bulk copies of it.
 PXFAST_DEVICE void fence_global_copies() { PXFAST_HOPPER_ASM("fence.proxy.async.global;\n" ::: "memory"); }
 
 // ---- warpgroups: four warps that multiply from shared memory; compute capability 9.0 with its own features ----

@@ -21,31 +21,28 @@ constexpr int kMaxSpeculativeTeam = 4;  // images that share a frontier: the slo
 
 // Bytes of the ring's stages: deeper is better, and longer pixel chunks are, but every multiprocessor must have room.
 void plan_shared_memory(Plan& plan, const Program& program, Kernel kernel, const Device& device) {
-  constexpr size_t kSums = (size_t)kRowTile * kUnitsPerTile * kUnit * sizeof(float);  // of a tile, in the ring's place
-  const auto take = [&](int stages, int stage_bytes, int pixel_pieces) {
-    const size_t total = shared_state_bytes() + std::max(kSums, (size_t)stages * stage_bytes);
-    if (total > device.shared_bytes) return false;
-    plan.pixel_pieces = pixel_pieces;
-    plan.stages = stages;
-    plan.stage_bytes = stage_bytes;
-    plan.shared_bytes = total;
-    return true;
-  };
-  if (kernel == Kernel::kBf16Groups) {
-    constexpr int kStageBytes = kGroupChunk * kInner * 2 * (kRowTile + kUnitsPerTile * kUnit);
-    for (int stages = kMaxStages; stages > 1; --stages)
-      if (take(stages, kStageBytes, 2 * kGroupChunk)) return;
-  } else {
+  constexpr size_t kSums = (size_t)kRowTile * kUnitsPerTile * kUnit * sizeof(float);  // of a tile
+  const size_t beside = shared_state_bytes();
+  if (kernel == Kernel::kBf16Groups) {  // the ring is behind the sums, and as large as possible
+    constexpr size_t kStage = (size_t)kGroupChunk * kInner * 2 * (kRowTile + kUnitsPerTile * kUnit);
+    if (beside + kSums + 2 * kStage <= device.shared_bytes) {
+      plan.ring_bytes = (int)((device.shared_bytes - beside - kSums) / 128 * 128);
+      plan.shared_bytes = beside + kSums + plan.ring_bytes;
+      return;
+    }
+  } else {  // the ring is where the sums are
     const int kind_pieces = program.element_size == 2 ? 2 : 4;
     const int unit_bytes = kInner * kUnit * program.element_size;
-    const auto bytes = [&](int pieces) {
+    for (const auto& [pieces, stages] : {std::pair{16, 4}, {16, 3}, {8, 3}, {8, 2}}) {
       const int chunk = pieces / kind_pieces, row_chunk = kRowPieces / kind_pieces;
       const int pixel = chunk * (kPixelTile * kind_pieces * 16 + kRowPadding + kUnitsPerTile * unit_bytes);
       const int row = row_chunk * (kRowTile * kind_pieces * 16 + kRowPadding + kUnitsPerTile * unit_bytes);
-      return std::max(pixel, row);
-    };
-    for (const auto& [pieces, stages] : {std::pair{16, 4}, {16, 3}, {8, 3}, {8, 2}})
-      if (take(stages, bytes(pieces), pieces)) return;
+      plan.pixel_pieces = pieces;
+      plan.stages = stages;
+      plan.stage_bytes = std::max(pixel, row);
+      plan.shared_bytes = beside + std::max(kSums, (size_t)stages * plan.stage_bytes);
+      if (plan.shared_bytes <= device.shared_bytes) return;
+    }
   }
   throw std::runtime_error("the GPU's multiprocessors have too little shared memory: " +
                            std::to_string(device.shared_bytes) + " bytes");
@@ -139,6 +136,7 @@ void Engine::decode(const Plan& plan, const void* block, void* workspace, const 
   launch.stages = plan.stages;
   launch.stage_bytes = plan.stage_bytes;
   launch.pixel_pieces = plan.pixel_pieces;
+  launch.ring_bytes = plan.ring_bytes;
 
   clear_memory(workspace, workspace_bytes(plan), stream);  // the columns beside the images, and all padding, stay zero
   Mark marks[2];

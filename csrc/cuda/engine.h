@@ -19,7 +19,7 @@ struct Plan {
   int teams = 0, members = 0, capacity = 0;
   int cluster = 1;  // or members: a team is a cluster of blocks
   bool speculative = false;
-  int stages = 0, stage_bytes = 0, pixel_pieces = 0;
+  int stages = 0, stage_bytes = 0, pixel_pieces = 0, ring_bytes = 0;
   size_t shared_bytes = 0;
   double predicted_seconds = 0.0;  // by the model in engine.cpp, which knows no measurement
 };

@@ -36,6 +36,8 @@ struct Pass {
   int out_stride;                   // columns between neighbours
   int first;                        // column
   int rows;                         // images x columns
+  int tile_rows, tile_units;        // of a tile, at most
+  int unit_tiles, tasks;            // tiles for the same rows; all of them, which the blocks of a team take in turn
   int row;                          // of the step's level
   uint32_t cell[pxfast::kMaxTaps];   // of each tap: elements before the cell that the first row reads
   uint32_t inner[pxfast::kMaxTaps];  // where its weights begin
@@ -65,15 +67,6 @@ struct Cursor {
  private:
   PXFAST_DEVICE void settle(int tap_inner) {
     while (step >= tap_inner) step -= tap_inner, ++tap;
-  }
-};
-
-// A place in the ring of stages, and the parity of the barriers' phase there.
-struct Slot {
-  int stage = 0, parity = 0;
-
-  PXFAST_DEVICE void advance(int stages) {
-    if (++stage == stages) stage = 0, parity ^= 1;
   }
 };
 
@@ -153,9 +146,9 @@ class Feed {
   }
 
   // The stage that is multiplied, and the steps of the inner dimension in it.
-  PXFAST_DEVICE const unsigned char* stage() const { return ring_ + slot_.stage * launch_.stage_bytes; }
+  PXFAST_DEVICE const unsigned char* stage() const { return ring_ + stage_ * launch_.stage_bytes; }
   PXFAST_DEVICE int count(int at) const { return inner_ - at * chunk < chunk ? inner_ - at * chunk : chunk; }
-  PXFAST_DEVICE void advance() { slot_.advance(launch_.stages); }
+  PXFAST_DEVICE void advance() { stage_ = stage_ + 1 == launch_.stages ? 0 : stage_ + 1; }
 
  private:
   const Launch& launch_;
@@ -172,11 +165,11 @@ class Feed {
   const unsigned char* weights_;
   int unit_inner_, unit_first_, unit_step_;
   int next_ = 0;  // chunk to be loaded
-  Slot next_slot_, slot_;
+  int next_stage_ = 0, stage_ = 0;
 
   PXFAST_DEVICE void load() {
     const int lane = thread_index() & 31;
-    unsigned char* stage = ring_ + next_slot_.stage * launch_.stage_bytes;
+    unsigned char* stage = ring_ + next_stage_ * launch_.stage_bytes;
     if (next_ * chunk + row_inner_ < inner_) {
       const Element* cell = caches_ + pass_.cell[row_cursor_.tap] + row_cursor_.step * kInner;
 #pragma unroll
@@ -198,7 +191,7 @@ class Feed {
     row_cursor_.advance(chunk, step_.tap_inner);
     unit_cursor_.advance(chunk, step_.tap_inner);
     ++next_;
-    next_slot_.advance(launch_.stages);
+    next_stage_ = next_stage_ + 1 == launch_.stages ? 0 : next_stage_ + 1;
   }
 };
 

@@ -27,9 +27,11 @@ PXFAST_HD uint64_t describe_matrix(uint32_t address, uint32_t inner_stride, uint
 
 // Sums of a warp: its 16 rows x unit u in sums[u]. kHalves: of a tile's outputs that are multiplied.
 template <int kHalves, bool kPerRow>
-PXFAST_DEVICE void multiply_tile_by_groups(GroupFeed& feed, float (&sums)[kBlocksPerWarp][8]) {
+PXFAST_DEVICE void multiply_tile_by_groups(const Stages& stages, Ring& ring, int inner, float (&sums)[kBlocksPerWarp][8]) {
   constexpr int kTileRows = kPerRow ? kRowTile : kGroupPixelTile;
   constexpr int kSteps = kPerRow ? kGroupChunk : kGroupChunk / kGroupSlices;  // of a whole chunk, by either group
+  constexpr int kWeightBytes = kHalves * kHalfUnits * kUnitBytes<Bf16>;
+  constexpr int kWeightsAt = kGroupChunk * kTileRows * kInner * 2;
   const int group = uniform(thread_index() / kGroupThreads);
   float half[kHalves][kUnitsPerWarp][8];
 #pragma unroll
@@ -46,16 +48,14 @@ PXFAST_DEVICE void multiply_tile_by_groups(GroupFeed& feed, float (&sums)[kBlock
 #pragma unroll
     for (int h = 0; h < kHalves; ++h)
       multiply_group(half[h], a,
-                     describe_matrix(stage + feed.weights_at + k * kGroupWeightBytes + h * kUnitsPerWarp * kUnitBytes<Bf16>,
-                                     kCoreBytes, 2 * kCoreBytes));
+                     describe_matrix(stage + kWeightsAt + k * kWeightBytes + h * kHalfUnits * kUnitBytes<Bf16>, kCoreBytes,
+                                     2 * kCoreBytes));
   };
-  fence_shared_copies();
-  sync_block();  // the ring held other things
-  feed.begin();
-  const int chunks = uniform(feed.chunks);
+  const int chunks = uniform(chunks_of(inner));
   for (int c = 0; c < chunks; ++c) {
-    const uint32_t stage = shared_address(feed.wait());
-    const int count = uniform(feed.count(c));
+    ring.wait(ring.full, ring.stage);
+    const uint32_t stage = shared_address(ring.at(stages));
+    const int count = uniform(chunk_steps(inner, c));
     if (count == kGroupChunk) {
       begin_products();
 #pragma unroll
@@ -70,11 +70,9 @@ PXFAST_DEVICE void multiply_tile_by_groups(GroupFeed& feed, float (&sums)[kBlock
       }
     }
     wait_products<0>();
-    if (feed.more()) {
-      sync_block();  // everyone is done with this stage
-      feed.load();
-    }
-    feed.advance();
+    sync_warp();  // one lane speaks for all of them
+    if ((thread_index() & 31) == 0) arrive(&ring.empty[ring.stage]);
+    ring.advance(stages);
   }
 #pragma unroll
   for (int b = 0; b < kBlocksPerWarp; ++b) {
@@ -89,7 +87,6 @@ PXFAST_DEVICE void multiply_tile_by_groups(GroupFeed& feed, float (&sums)[kBlock
       sums[b][i] = sum;
     }
   }
-  sync_block();  // the ring is free
 }
 
 }  // namespace cuda

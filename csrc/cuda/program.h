@@ -16,7 +16,8 @@ namespace cuda {
 constexpr int kBlock = 8;      // features
 constexpr int kInner = 16;     // channels in one step of a product's inner dimension
 constexpr int kUnit = 16;      // outputs computed together: 16 of them, or 8 pairs of a gate
-constexpr int kThreads = 256;  // of a block, always
+constexpr int kThreads = 256;  // of a block that compute
+constexpr int kFeedingThreads = 32;  // and beside them, where warpgroups multiply
 constexpr int kWarps = kThreads / 32;
 constexpr int kUnitsPerTile = 10;
 constexpr int kRowTile = 128;   // rows of a product: images x columns
@@ -144,12 +145,13 @@ struct Launch {
   int32_t teams, members;      // blocks = teams x members
   int32_t row_begin, row_end;
   int32_t speculative;
-  int32_t stages, stage_bytes;
+  int32_t stages, stage_bytes;  // of the ring that warps read
+  int32_t ring_bytes;           // of the ring that warpgroups read
   int32_t cluster;             // 1, or members: a team is a cluster, whose blocks meet by the hardware's barrier
   int32_t pixel_pieces;        // 16-byte pieces of a row that a stage holds, in pixel steps by warps; in row steps it is 8
 };
 
-constexpr int kMaxStages = 6;
+constexpr int kMaxStages = 8;
 constexpr int kRowPieces = 8;
 constexpr int kRowPadding = 64;  // bytes behind the rows of one inner step in a stage, against bank conflicts
 constexpr int kArrivalStride = 32;  // a cache line for each team

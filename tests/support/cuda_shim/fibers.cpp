@@ -302,8 +302,8 @@ void complete(CopyBarrier* barrier, long bytes) {
   settle(barrier);
 }
 
-void wait(CopyBarrier* barrier, int parity) {
-  while (barrier->phase == parity) scheduler().yield();
+void wait(CopyBarrier* barrier, int parity, void (*copy)(CopyBarrier*)) {
+  for (copy(barrier); barrier->phase == parity; copy(barrier)) scheduler().yield();
   order_after(&barrier->order[parity]);
 }
 

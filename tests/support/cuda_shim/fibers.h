@@ -41,7 +41,7 @@ struct CopyBarrier {
 void start(CopyBarrier* barrier, int arrivals);
 void arrive(CopyBarrier* barrier, long expected_bytes);
 void complete(CopyBarrier* barrier, long bytes);
-void wait(CopyBarrier* barrier, int parity);
+void wait(CopyBarrier* barrier, int parity, void (*copy)(CopyBarrier*));  // copy: does what it still counts
 
 // Copies that are still to be done, of those that a barrier counts.
 struct BulkCopy {

@@ -27,15 +27,16 @@ void launch_rows(const Launch& launch, Kernel kernel, size_t shared_bytes, void*
   const int blocks = launch.teams * launch.members;
   auto& grid = shim::grid();
   grid.block.resize(blocks);
-  for (auto& block : grid.block) block.start(shared_bytes);
+  const int threads = kernel == Kernel::kBf16Groups ? kThreads + kFeedingThreads : kThreads;
+  for (auto& block : grid.block) block.start(shared_bytes, threads);
   grid.cluster_blocks = launch.cluster;
   grid.cluster.resize(blocks / launch.cluster);
-  for (auto& barrier : grid.cluster) barrier.reset(launch.cluster * kThreads);
+  for (auto& barrier : grid.cluster) barrier.reset(launch.cluster * threads);
   const Launch copy = launch;
   const auto body = kernel == Kernel::kFp32   ? &run_rows<float, false>
                     : kernel == Kernel::kBf16 ? &run_rows<Bf16, false>
                                               : &run_rows<Bf16, true>;
-  fibers::run(blocks, kThreads, shim_seed, body, const_cast<Launch*>(&copy));
+  fibers::run(blocks, threads, shim_seed, body, const_cast<Launch*>(&copy));
 }
 
 Mark::Mark() = default;

@@ -19,7 +19,7 @@ namespace pxfast {
 namespace cuda {
 namespace shim {
 
-constexpr int kThreads = 256;
+constexpr int kThreads = 288;  // of a block, at most
 
 [[noreturn]] inline void fail(const char* why) {
   std::fprintf(stderr, "shim: %s\n", why);
@@ -70,7 +70,7 @@ struct Warp {
   unsigned char exchange[2][32][64];  // of the lanes; the halves are used in turn, so that one barrier is enough
 };
 struct Block {
-  fibers::Barrier barrier;
+  fibers::Barrier barrier, first;  // of all threads, of the first 256
   Warp warp[kThreads / 32];
   Thread thread[kThreads];
   int turn[kThreads];
@@ -78,8 +78,9 @@ struct Block {
   std::vector<Landing> landing;  // of every 16 bytes
   unsigned fences[kThreads];     // that a thread has passed, and one
 
-  void start(size_t shared_bytes) {
-    barrier.reset(kThreads);
+  void start(size_t shared_bytes, int threads) {
+    barrier.reset(threads);
+    first.reset(256);
     for (auto& w : warp) w.barrier.reset(32);
     for (auto& t : thread) {
       t.copies = t.groups = t.uncommitted = t.products = t.product_groups = 0;
@@ -157,6 +158,11 @@ inline uint32_t to_bf16(float value) {
 inline int thread_index() { return fibers::thread(); }
 inline int block_index() { return fibers::block(); }
 inline void sync_block() { shim::block().barrier.wait(); }
+template <int kSome>
+void sync_first() {
+  static_assert(kSome == 256, "as Block::start has it");
+  shim::block().first.wait();
+}
 inline void sync_warp() { shim::warp().barrier.wait(); }
 inline unsigned char* shared_memory() { return shim::block().shared.data(); }
 inline uint32_t shared_address(const void* p) {
@@ -276,6 +282,7 @@ constexpr bool kHasClusters = true;
 
 inline void sync_cluster() { shim::grid().cluster[fibers::block() / shim::grid().cluster_blocks].wait(); }
 inline void start_barrier(CopyBarrier* barrier, int arrivals) { fibers::start(barrier, arrivals); }
+inline void arrive(CopyBarrier* barrier) { fibers::arrive(barrier, 0); }
 inline void expect_bytes(CopyBarrier* barrier, uint32_t bytes) { fibers::arrive(barrier, bytes); }
 // A bulk copy is done when somebody waits for its barrier, or at once.
 inline void copy_bulk(void* shared, const void* global, uint32_t bytes, CopyBarrier* barrier) {
@@ -285,12 +292,7 @@ inline void copy_bulk(void* shared, const void* global, uint32_t bytes, CopyBarr
   if (shim::grid().eager_copies) shim::finish_copies(barrier);
 }
 inline void wait_for_barrier(CopyBarrier* barrier, int parity) {
-  shim::finish_copies(barrier);
-  fibers::wait(barrier, parity);
-}
-inline void fence_shared_copies() {
-  unsigned* fences = &shim::block().fences[fibers::thread()];
-  __atomic_store_n(fences, *fences + 1, __ATOMIC_RELAXED);
+  fibers::wait(barrier, parity, shim::finish_copies);
 }
 inline void fence_global_copies() {}
 
