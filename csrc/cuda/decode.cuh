@@ -18,8 +18,8 @@ struct alignas(128) SharedState {
 };
 constexpr int kSumsBytes = kRowTile * kUnitsPerTile * kUnit * (int)sizeof(float);  // of a tile
 
-// kGroups: products are made by warpgroups, from weights packed for them and caches ordered for them; a warp behind the
-// kThreads others feeds them.
+// kGroups: products are made by warpgroups, from weights packed for them and caches ordered for them; kFeedingThreads
+// behind the kThreads others feed them.
 template <class Element, bool kGroups>
 class Decoder {
  public:
@@ -101,14 +101,16 @@ class Decoder {
   int* open_;
   unsigned int arrivals_ = 0;  // that the next meeting of the team begins with
 
-  // Whether this thread is one of the warp that feeds the others.
+  // Whether this thread is one of those that feed the others.
   PXFAST_DEVICE bool feeds() const { return kGroups && thread_ >= kThreads; }
   // Whether it is one of the warp that looks after the steps to come.
-  PXFAST_DEVICE bool prepares() const { return kGroups ? thread_ >= kThreads : thread_ < 32; }
+  PXFAST_DEVICE bool prepares() const {
+    return kGroups ? thread_ >= kThreads && thread_ < kThreads + 32 : thread_ < 32;
+  }
   // Meeting of all threads but those that feed.
   PXFAST_DEVICE void sync_computing() {
     if constexpr (kGroups) {
-      sync_first<kThreads>();
+      sync_some<1, kThreads>();
     } else {
       sync_block();
     }
@@ -165,9 +167,10 @@ class Decoder {
       if (next >= 0 && prepares()) fetch_step(next, half ^ 1);
       run_step(step, row >> step.level, first_column(begin, step.level), last_column(end, step.level));
       pass_ ^= 1;
-      if (next >= 0 && prepares()) {
-        prepare_step(half ^ 1, row, begin, end);
-        if constexpr (kGroups) start_weights(shared_.step[half ^ 1]);
+      if (next >= 0) {
+        if (prepares()) prepare_step(half ^ 1, row, begin, end);
+        if constexpr (kGroups)
+          if (feeds()) start_weights(shared_.step[half ^ 1]);
       }
       wait_for_team();
       if (next < 0) return;
@@ -216,17 +219,18 @@ class Decoder {
     }
   }
 
-  // The weights of the next pass's first tile, while the others finish this one.
+  // The weights of the next step's first tile, while the others finish this one's last.
   PXFAST_DEVICE void start_weights(const Step& step) {
     const Pass& pass = shared_.pass[pass_];
-    sync_warp();
+    sync_some<2, kFeedingThreads>();  // the pass is described, and every feeder's stages are empty
+    ring_.begin_pass();
     if (member_ < pass.tasks) {
       const Tile tile = tile_of(step, pass, member_);
       started_ = GroupFeed(launch_, step, pass, tile, images_, caches_, ring_).start_weights();
     }
   }
   PXFAST_DEVICE void feed_pass(const Step& step, const Pass& pass) {
-    if (started_ == 0) ring_.begin_pass();
+    ring_.begin_pass();
     for (int task = member_; task < pass.tasks; task += launch_.members) {
       const Tile tile = tile_of(step, pass, task);
       GroupFeed(launch_, step, pass, tile, images_, caches_, ring_).run(started_);

@@ -18,10 +18,10 @@ namespace cuda {
 PXFAST_DEVICE int thread_index() { return threadIdx.x; }
 PXFAST_DEVICE int block_index() { return blockIdx.x; }
 PXFAST_DEVICE void sync_block() { __syncthreads(); }
-// The first so many threads of the block, a multiple of 32.
-template <int kSome>
-PXFAST_DEVICE void sync_first() {
-  asm volatile("bar.sync 1, %0;\n" ::"n"(kSome) : "memory");
+// So many threads of the block, whole warps, which name the same barrier.
+template <int kBarrier, int kSome>
+PXFAST_DEVICE void sync_some() {
+  asm volatile("bar.sync %0, %1;\n" ::"n"(kBarrier), "n"(kSome) : "memory");
 }
 PXFAST_DEVICE void sync_warp() { __syncwarp(); }
 

@@ -25,7 +25,7 @@ void plan_shared_memory(Plan& plan, const Program& program, Kernel kernel, const
   const size_t beside = shared_state_bytes();
   if (kernel == Kernel::kBf16Groups) {  // the ring is behind the sums, and as large as possible
     constexpr size_t kStage = (size_t)kGroupChunk * kInner * 2 * (kRowTile + kUnitsPerTile * kUnit);
-    if (beside + kSums + 2 * kStage <= device.shared_bytes) {
+    if (beside + kSums + kFeedingThreads / 32 * kStage <= device.shared_bytes) {  // a stage for each feeder
       plan.ring_bytes = (int)((device.shared_bytes - beside - kSums) / 128 * 128);
       plan.shared_bytes = beside + kSums + plan.ring_bytes;
       return;

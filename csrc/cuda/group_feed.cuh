@@ -1,7 +1,8 @@
 // The ring of stages through which products of warpgroups are fed: the copy engine brings rows and weights, which lie in
-// global memory as the warpgroups read them, and barriers in shared memory count their bytes. A warp that does nothing
-// else issues the copies, a dozen for a chunk of the inner dimension, as soon as a stage is free: the warps that multiply
-// spend no instruction on them. It starts the weights of the next step while the others finish the one before.
+// global memory as the warpgroups read them, and barriers in shared memory count their bytes. Four warps that do nothing
+// else issue the copies, a dozen for a chunk of the inner dimension, as soon as a stage is free; the chunks are theirs in
+// turn, since a warp's copies are issued one after the other. The warps that multiply spend no instruction on them. The
+// weights of the next step start while these finish the one before.
 //
 // Rows and weights stand in core matrices, 8 rows (or outputs) x 16 bytes (8 channels) that are 128 bytes together. A
 // stage holds, for each step of the inner dimension, two blocks of 8 channels of all rows, and behind all rows the
@@ -15,7 +16,9 @@ namespace cuda {
 
 constexpr int kCoreBytes = 128;
 constexpr int kHalfUnits = kUnitsPerTile / 2;  // that one product takes
+constexpr int kFeeders = kFeedingThreads / 32;
 static_assert(3 * kGroupChunk <= 32, "every copy of a chunk has a lane of its own");
+static_assert(kMaxStages % kFeeders == 0, "a stage is always the same feeder's");
 
 // How a pass of warpgroups uses the ring.
 struct Stages {
@@ -28,22 +31,20 @@ struct Stages {
         weight_bytes((pass.tile_units > kHalfUnits ? 2 : 1) * kHalfUnits * kUnitBytes<Bf16>),
         weights_at(kGroupChunk * rows * kInner * 2),
         bytes(weights_at + kGroupChunk * weight_bytes),
-        count(ring_bytes / bytes < kMaxStages ? ring_bytes / bytes : kMaxStages) {}
+        count(ring_bytes / bytes < kMaxStages ? kFeeders : kMaxStages) {}
 };
 
-// One side's place in the ring. Either side counts the phases of the barriers it waits for; both begin every pass with
-// the first stage, when all stages are empty.
+// A warp's place in the ring. Each counts the phases of the barriers it waits for; all begin every pass with the first
+// stage, when all stages are empty.
 struct Ring {
   unsigned char* memory;
   CopyBarrier *full, *empty;  // of each stage
   uint32_t phases;            // a bit for each stage: the parity of the phase that is waited for next
-  uint32_t busy;              // the stages that were filled and not yet known to be empty; the feeding side's
+  uint32_t busy;              // a feeder's own stages that were filled and are not yet known to be empty
   int stage;
 
   PXFAST_DEVICE void begin_pass() { stage = 0; }
-  PXFAST_DEVICE void advance(const Stages& stages) {
-    if (++stage == stages.count) stage = 0;
-  }
+  PXFAST_DEVICE void advance(const Stages& stages, int by = 1) { stage = (stage + by) & (stages.count - 1); }
   PXFAST_DEVICE unsigned char* at(const Stages& stages) const { return memory + stage * stages.bytes; }
 
   // Waits until the stage is there, or until it is empty.
@@ -67,7 +68,7 @@ PXFAST_DEVICE int chunk_steps(int inner, int chunk) {
 }
 PXFAST_DEVICE int chunks_of(int inner) { return (inner + kGroupChunk - 1) / kGroupChunk; }
 
-// What feeds one tile: the lanes of one warp, each with a copy of its own in every chunk, of rows or of weights.
+// What feeds one tile: this warp's chunks of it. A lane has a copy of its own in each, of rows or of weights.
 class GroupFeed {
  public:
   PXFAST_DEVICE GroupFeed(const Launch& launch, const Step& step, const Pass& pass, const Tile& tile, int images,
@@ -82,7 +83,8 @@ class GroupFeed {
         column_stride_(step.scale == Scale::kDown ? 2 : 1),
         lane_(thread_index() & 31),
         step_(lane_ < 2 * kGroupChunk ? lane_ >> 1 : lane_ - 2 * kGroupChunk),
-        cursor_(step_, step.tap_inner) {
+        first_(((thread_index() - kThreads) / 32 - ring.stage) & (kFeeders - 1)),
+        cursor_(step_ + first_ * kGroupChunk, step.tap_inner) {
     block_ = CacheOrder<true>::block_stride(step.in_columns, images);
     cells_ = caches + (lane_ & 1) * block_;
     to_ = lane_ < 2 * kGroupChunk ? lane_ * stages_.rows * 16 : stages_.weights_at + step_ * stages_.weight_bytes;
@@ -90,26 +92,26 @@ class GroupFeed {
     weight_stride_ = (uint32_t)step.units * kUnitBytes<Bf16>;
   }
 
-  // Starts the weights of the first chunks, as many as the ring holds. All stages are empty. Returns how many.
+  // Starts the weights of the first chunks, as many as the ring holds; it is at its first stage, and all are empty.
   PXFAST_DEVICE int start_weights() {
     const int chunks = chunks_of(inner_), some = chunks < stages_.count ? chunks : stages_.count;
-    ring_.begin_pass();
-    for (int c = 0; c < some; ++c) {
+    for (int c = first_; c < some; c += kFeeders) {
+      ring_.advance(stages_, c == first_ ? first_ : kFeeders);
       ring_.claim();
       copy_weights(c);
-      ring_.advance(stages_);
     }
     return some;
   }
 
-  // Everything else; `started` chunks have their weights already.
+  // Everything else; the first `started` chunks of the tile have their weights already.
   PXFAST_DEVICE void run(int started) {
-    if (started > 0) {
-      ring_.begin_pass();
-      if (lane_ >= 2 * kGroupChunk) cursor_.advance(started * kGroupChunk, tap_inner_);
-    }
-    const int chunks = chunks_of(inner_);
-    for (int c = 0; c < chunks; ++c) {
+    const int chunks = chunks_of(inner_), begin = ring_.stage;
+    // of a lane that copies weights, past those
+    for (int c = first_; c < started && lane_ >= 2 * kGroupChunk; c += kFeeders)
+      cursor_.advance(kFeeders * kGroupChunk, tap_inner_);
+    for (int c = first_; c < chunks; c += kFeeders) {
+      ring_.stage = begin;
+      ring_.advance(stages_, c);
       if (c >= started) ring_.claim();
       const int count = chunk_steps(inner_, c);
       if (lane_ == 0)
@@ -117,8 +119,9 @@ class GroupFeed {
       sync_warp();
       if (c >= started) copy_weights(c);
       copy_rows(c);
-      ring_.advance(stages_);
     }
+    ring_.stage = begin;
+    ring_.advance(stages_, chunks);
   }
 
  private:
@@ -127,7 +130,8 @@ class GroupFeed {
   Ring& ring_;
   const Stages stages_;
   const int inner_, tap_inner_, images_, column_stride_, lane_;
-  const int step_;  // of a chunk, that this lane copies rows or weights of
+  const int step_;   // of a chunk, that this lane copies rows or weights of
+  const int first_;  // chunk of this warp
   Cursor cursor_;
   uint32_t block_, to_, weight_stride_;
   const Bf16* cells_;
@@ -139,7 +143,7 @@ class GroupFeed {
       copy_bulk(ring_.at(stages_) + to_,
                 weights_ + (uint64_t)(pass_.inner[cursor_.tap] + cursor_.step) * weight_stride_,
                 tile_.units * kUnitBytes<Bf16>, &ring_.full[ring_.stage]);
-    cursor_.advance(kGroupChunk, tap_inner_);
+    cursor_.advance(kFeeders * kGroupChunk, tap_inner_);
   }
 
   PXFAST_DEVICE void copy_rows(int chunk) {
@@ -160,7 +164,7 @@ class GroupFeed {
         }
       }
     }
-    cursor_.advance(kGroupChunk, tap_inner_);
+    cursor_.advance(kFeeders * kGroupChunk, tap_inner_);
   }
 };
 

@@ -19,7 +19,7 @@ namespace pxfast {
 namespace cuda {
 namespace shim {
 
-constexpr int kThreads = 288;  // of a block, at most
+constexpr int kThreads = 384;  // of a block, at most
 
 [[noreturn]] inline void fail(const char* why) {
   std::fprintf(stderr, "shim: %s\n", why);
@@ -70,7 +70,7 @@ struct Warp {
   unsigned char exchange[2][32][64];  // of the lanes; the halves are used in turn, so that one barrier is enough
 };
 struct Block {
-  fibers::Barrier barrier, first;  // of all threads, of the first 256
+  fibers::Barrier barrier, some[2];  // of all threads, of the first 256, of the others
   Warp warp[kThreads / 32];
   Thread thread[kThreads];
   int turn[kThreads];
@@ -80,7 +80,8 @@ struct Block {
 
   void start(size_t shared_bytes, int threads) {
     barrier.reset(threads);
-    first.reset(256);
+    some[0].reset(256);
+    some[1].reset(threads - 256);
     for (auto& w : warp) w.barrier.reset(32);
     for (auto& t : thread) {
       t.copies = t.groups = t.uncommitted = t.products = t.product_groups = 0;
@@ -158,10 +159,10 @@ inline uint32_t to_bf16(float value) {
 inline int thread_index() { return fibers::thread(); }
 inline int block_index() { return fibers::block(); }
 inline void sync_block() { shim::block().barrier.wait(); }
-template <int kSome>
-void sync_first() {
-  static_assert(kSome == 256, "as Block::start has it");
-  shim::block().first.wait();
+template <int kBarrier, int kSome>
+void sync_some() {
+  static_assert((kBarrier == 1 && kSome == 256) || (kBarrier == 2 && kSome == 128), "as Block::start has them");
+  shim::block().some[kBarrier - 1].wait();
 }
 inline void sync_warp() { shim::warp().barrier.wait(); }
 inline unsigned char* shared_memory() { return shim::block().shared.data(); }
