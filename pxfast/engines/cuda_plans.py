@@ -36,4 +36,5 @@ def plans_of(device: int) -> tuple[int, list[DecodeSettings]]:
 
 def described(plan: DecodeSettings) -> str:
     """A plan in a few words."""
-    return f"{plan.order}, teams of {plan.team}{', clusters' if plan.clusters else ''}"
+    team = "the engine's choice" if plan.team is None else f"teams of {plan.team}"
+    return f"{plan.order}, {team}{', clusters' if plan.clusters else ''}"
