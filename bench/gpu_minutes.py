@@ -178,7 +178,9 @@ def lines_of(names: list[str], earlier: list[dict[str, Any]]) -> list[dict[str, 
     for name in names:
         for line in ORDER.get(name, (name,)):
             if line == "FAILED":
-                lines += [{again: part} for again, part in failed(earlier).items()]
+                lines += [{again: part} for again, part in failed(earlier).items() if {again: part} not in lines]
+            elif line == "MISSING":
+                lines += [] if any((ROOT / "pxfast").glob(f"_C*{EXTENSION}")) else [{"build": PARTS["build"]}]
             else:
                 lines.append({word: PARTS[word.rstrip("&")] for word in line.split()})
     return lines

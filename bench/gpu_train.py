@@ -1,6 +1,6 @@
 """A piece of the training of the CIFAR-10 model that will be shipped: what ``bench/gpu.sh train`` runs.
 
-    python bench/gpu_train.py --data ROOT [--seconds 500] [--budget SECONDS] [--from FOLDER]
+    python bench/gpu_train.py --data ROOT [--seconds 500] [--budget SECONDS] [--from FOLDER] [options of pxfast train]
 
 The first piece measures the training step's rate, takes the largest network that sees enough images within the budget,
 and starts from the shipped model; later ones resume, and after the end of a run a new one starts from its model.
@@ -38,6 +38,7 @@ FILES, FILE_BYTES, ALL_BYTES = 8, 16 * 2**20, 60 * 2**20  # of $OUT
 MODEL_BYTES, CHECKPOINT_BYTES = 2, 12  # a parameter: bf16; and in fp32 itself, its average and Muon's momentum
 RATE_SECONDS = 60.0  # that measuring one network may take
 START, END = 30.0, 45.0  # seconds that a piece spends before its first step and after its last
+MARGIN = 5.0  # seconds of a piece that are left for its files
 
 
 def parameters(filters: int, resnets: int) -> int:
@@ -111,7 +112,7 @@ def copy_out() -> None:
     others = sum(1 for file in out.iterdir() if file.is_file())
     row = {"part": "files", "files": len(files), "bytes": sum(sizes)}
     if len(files) + others > FILES or max(sizes, default=0) > FILE_BYTES or sum(sizes) > ALL_BYTES:
-        keep({**row, "kept": False, "where": str(WORK.relative_to(ROOT))})
+        keep({**row, "kept": False, "where": "build/train"})
         return
     for file in files:
         shutil.copy(file, out)
@@ -127,7 +128,7 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--python", default=sys.executable, help="the interpreter of the parts")
-    options = parser.parse_args()
+    options, others = parser.parse_known_args()
     ends = time.monotonic() + options.seconds
     if not options.data.is_dir():
         raise SystemExit(f"--data {options.data} is no folder: expected torchvision's root folder")
@@ -145,7 +146,7 @@ def main() -> None:
         run.write_text(json.dumps(pick(options, ends, least, variables)))
     size = json.loads(run.read_text())
     keep({"part": "training", **size, "seconds_left": round(ends - time.monotonic())})
-    seconds = max(5, int(ends - time.monotonic()) - 5)
+    seconds = max(1, int(ends - time.monotonic() - MARGIN))
     variables |= {"PIECE_SECONDS": str(seconds), "DEVICE": options.device}
     variables.setdefault("TRAIN", f"{options.python} -m pxfast.cli")
     words = ["--root", str(options.data.resolve()), "--preset", "full"]
@@ -158,7 +159,7 @@ def main() -> None:
         "--batch-size",
         str(options.batch_size),
     ]
-    words += ["--budget", f"{size['budget']}s", "--schedule", "linear", "--quiet", "--json"]
+    words += ["--budget", f"{size['budget']}s", "--schedule", "linear", "--quiet", "--json", *others]
     row: dict[str, Any] = {"part": "training ended"}
     try:
         with open(out_folder() / LOG, "a") as log:
