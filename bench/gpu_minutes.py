@@ -30,7 +30,7 @@ from gpu_rows import LOG, ROWS, keep, out_folder, read_rows
 
 LOG_BYTES = 400_000  # that a part may print; twenty parts of both runs may
 FILE_BYTES = 16 * 2**20
-END = 6.0  # seconds that a part may take to end when its time is over
+KILL, END = 5.0, 10.0  # seconds after its time that a part is killed, and that it is no longer waited for
 LEAST = 5.0  # seconds that a part is started for
 NO_GPU = "without a GPU"
 EXTENSION = importlib.machinery.EXTENSION_SUFFIXES[0]
@@ -40,9 +40,9 @@ class Running:
     """A part that runs: what it prints goes into the log, as much as may."""
 
     def __init__(self, name: str, command: list[str], seconds: float, variables: dict[str, str]) -> None:
-        self.name, self.started = name, time.monotonic()
+        self.name, self.started, self.seconds = name, time.monotonic(), seconds
         self.lines: list[str] = []
-        limit = ["timeout", f"--kill-after={END:g}", f"{seconds:g}"]  # which ends it even if this process is killed
+        limit = ["timeout", f"--kill-after={KILL:g}", f"{seconds:g}"]  # which ends it even if this process is killed
         self.process = subprocess.Popen(
             [*limit, *command],
             cwd=ROOT,
@@ -53,7 +53,8 @@ class Running:
             text=True,
             errors="replace",
         )
-        self.thread = threading.Thread(target=self._copy, args=(f"== {name}: {shlex.join(command)}\n",))
+        first = f"== {name}: {shlex.join(command)}\n"
+        self.thread = threading.Thread(target=self._copy, args=(first,), daemon=True)
         self.thread.start()
 
     def _copy(self, first: str) -> None:
@@ -71,9 +72,15 @@ class Running:
                     log.write(text)
 
     def wait(self) -> None:
-        code = self.process.wait()
-        self.thread.join()
-        row = {"part": "end", "of": self.name, "exit": code, "seconds": round(time.monotonic() - self.started, 1)}
+        """Until it ends, or the driver of a GPU keeps it from ending, or what it started keeps its output open."""
+        last = self.started + self.seconds + END - 2
+        row: dict[str, Any] = {"part": "end", "of": self.name}
+        try:
+            row["exit"] = self.process.wait(max(0.0, last - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            row["error"] = "it could not be killed"
+        self.thread.join(2)
+        row["seconds"] = round(time.monotonic() - self.started, 1)
         keep({**row, **({"failed_tests": self.lines[:100]} if self.lines else {})})
 
 
@@ -126,14 +133,18 @@ class Minutes:
             for line in lines:
                 started = {name: self.start(name.rstrip("&"), part) for name, part in line.items()}
                 waiting |= {name: one for name, one in started.items() if one is not None}
-                for name in [name for name in waiting if not name.endswith("&")]:
-                    waiting.pop(name).wait()
+                self.wait_for([name for name in waiting if not name.endswith("&")], waiting)
                 keep_module()
-            while waiting:
-                waiting.popitem()[1].wait()
+            self.wait_for(list(waiting), waiting)
         finally:
             for one in waiting.values():
                 one.process.terminate()
+
+    @staticmethod
+    def wait_for(names: list[str], waiting: dict[str, Running]) -> None:
+        for name in names:
+            waiting[name].wait()
+            del waiting[name]
 
 
 def keep_module() -> None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import itertools
 import statistics
 import time
@@ -30,7 +31,7 @@ from pxfast.base.environment import ORDERS
 from pxfast.engines import benchmark, cuda_plans
 from pxfast.engines.choosers import Greedy
 from pxfast.engines.registry import ENGINES, select
-from pxfast.engines.schedule import schedule_for
+from pxfast.engines.schedule import Schedule, schedule_for
 from pxfast.engines.settings import DecodeSettings
 from pxfast.engines.yardstick import matrix_rate
 from pxfast.pixelcnn.network import PixelCNN, PixelCNNConfig, forward_flops
@@ -74,9 +75,13 @@ class Wish:
     def images(self, count: int) -> Tensor:
         return noisy_images(self.model().config.channels, count)
 
+    @functools.cached_property
+    def schedule(self) -> Schedule:
+        return schedule_for(self.model())
+
     def decode(self, images: Tensor, settings: DecodeSettings) -> Tensor:
-        schedule = schedule_for(self.model())
-        return select(self.engine).decode(schedule, images, Greedy(EPS), precision=self.precision, settings=settings)
+        decode = select(self.engine).decode
+        return decode(self.schedule, images, Greedy(EPS), precision=self.precision, settings=settings)
 
     def seconds(self, function: Callable[[], object]) -> list[float]:
         """Of ``repeats`` calls after one that warms up, each waited for."""
@@ -192,7 +197,7 @@ def plain(wish: Wish) -> None:
     batch = 8 if wish.small else wish.batch
     with kept(part="plain", **wish.facts, batch=batch) as row:
         images = wish.images(batch).to(wish.device)
-        decoder = TorchDecoder(schedule_for(wish.model()), batch, EPS, wish.precision, wish.device)
+        decoder = TorchDecoder(wish.schedule, batch, EPS, wish.precision, wish.device)
         with alone():
             row["seconds"] = wish.seconds(lambda: decoder.decode(images))
         row["images_per_second"] = batch / statistics.median(row["seconds"])

@@ -112,6 +112,19 @@ def test_a_hang_costs_one_part_and_all_ends_in_time(minutes, rows, tmp_path):
 
 
 @pytest.mark.process
+def test_what_a_part_leaves_behind_is_not_waited_for(minutes, monkeypatch, rows, tmp_path):
+    """A process that outlives it and holds its output; and one that no signal ends, as where a GPU's driver hangs."""
+    left = minutes.Part(20, ("sh", "-c", "setsid sleep 20 & echo started"))
+    before = time.monotonic()
+    run(minutes, tmp_path, {"left": left})
+    assert time.monotonic() - before < 10
+    assert rows()[-1]["exit"] == 0
+    monkeypatch.setattr(minutes, "END", 2.0)  # before it is killed
+    run(minutes, tmp_path, {"held": minutes.Part(0.2, ("sh", "-c", "trap '' TERM; sleep 8; sleep 8"))})
+    assert rows()[-1]["error"] == "it could not be killed"
+
+
+@pytest.mark.process
 def test_a_command_that_is_not_there_is_a_row(minutes, rows, tmp_path):
     missing = minutes.Part(5, ("PYTHON",), tool=(str(tmp_path / "ncu"),))
     run(minutes, tmp_path, {"profile": missing}, {"after": minutes.Part(5, ("true",))})

@@ -20,6 +20,7 @@ from pxfast.engines.settings import DecodeSettings
 
 pytestmark = pytest.mark.engine("cpu")
 
+FASHION = ("--network", "paper-fashion-mnist")  # the smaller one
 Run = Callable[..., list[dict[str, Any]]]
 
 
@@ -62,7 +63,7 @@ def test_a_part_keeps_rows_without_an_error(run, part):
 
 
 def test_throughput_is_kept_before_its_images_are_judged(run):
-    rows = run("throughput", "--plans", "default,2,mma")
+    rows = run("throughput", *FASHION, "--plans", "default,2,mma")
     assert [(row["plan"], row["verified"]) for row in rows] == [
         ("default", None),
         ("default", "by a pass"),
@@ -86,7 +87,7 @@ def test_what_was_timed_is_what_is_judged(run, monkeypatch):
         return result if settings.team != 4 or len(calls) % 2 else torch.cat((result[:5], images[5:]))
 
     engine_of(monkeypatch, spoilt)
-    rows = run("throughput", "--plans", "default,2,4", wrong=True)
+    rows = run("throughput", *FASHION, "--plans", "default,2,4", wrong=True)
     assert [row.get("differing") for row in rows if row["verified"]] == [None, 0, 3]
     assert calls[-1] == DecodeSettings(team=4)
 
@@ -98,7 +99,7 @@ def test_an_error_costs_one_plan(run, monkeypatch):
         return cpu.decode(schedule, images, chooser, settings=settings, **options)
 
     engine_of(monkeypatch, refused)
-    rows = run("throughput", "--plans", "2,default", wrong=True)
+    rows = run("throughput", *FASHION, "--plans", "2,default", wrong=True)
     assert rows[0]["error"] == "RuntimeError: an illegal address"
     assert rows[-1]["passed"]
 
@@ -108,7 +109,7 @@ def test_want_of_memory_in_plain_torch_keeps_the_engines_figure(run, report, mon
         raise torch.OutOfMemoryError("tried to allocate 80 GiB")
 
     monkeypatch.setattr(report, "TorchDecoder", refuse)
-    rows = run("plain", wrong=True)
+    rows = run("plain", *FASHION, wrong=True)
     assert rows[-2]["part"] == "throughput"
     assert rows[-2]["images_per_second"] > 0
     assert rows[-1]["error"] == "OutOfMemoryError: tried to allocate 80 GiB"

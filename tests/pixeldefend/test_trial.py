@@ -153,8 +153,8 @@ def test_the_process_that_is_started_tries_an_engine():
     [
         pytest.param("cuda", marks=pytest.mark.engine("cuda")),
         pytest.param("triton", marks=pytest.mark.engine("triton")),
-        pytest.param("likelihood", marks=pytest.mark.engine("triton")),
+        pytest.param("likelihood", marks=pytest.mark.engine("triton"), id="triton-likelihood"),
     ],
 )
-def test_the_kernels_of_this_gpu_pass(name):
+def test_this_gpu_passes_its_trial(name):
     assert trust.run(trust.command_of(name, 0), trust.seconds_of(name)) == (True, None)
