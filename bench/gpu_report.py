@@ -35,11 +35,11 @@ from pxfast.engines.schedule import Schedule, schedule_for
 from pxfast.engines.settings import DecodeSettings
 from pxfast.engines.yardstick import matrix_rate
 from pxfast.pixelcnn.network import PixelCNN, PixelCNNConfig, forward_flops
+from pxfast.pixeldefend.trial import JUDGED, LARGEST_REGRET
 from pxfast.pixeldefend.verify import verify
 
 EPS = benchmark.EPS
 CROSSOVER = (1, 2, 4, 8, 16, 32, 64, 128)
-JUDGED = (0, 0.5, 1)  # the images that are verified, of all
 SINGLE = 6  # images that are purified alone
 
 
@@ -125,16 +125,15 @@ def parse_plan(text: str) -> DecodeSettings:
 
 
 def verified(wish: Wish, images: Tensor, result: Tensor) -> dict[str, Any]:
-    """What a forward pass says of some images of a result."""
+    """What a forward pass says of some images of a result, by the limits of a GPU's trial."""
     judged = [round(part * (len(images) - 1)) for part in JUDGED]
     before = time.perf_counter()
     found = verify(images[judged], result[judged].cpu(), EPS, model=wish.model(), precision=wish.precision)
-    seconds = time.perf_counter() - before
     return {
-        "passed": found.passed,
+        "passed": found.passed and found.max_regret <= LARGEST_REGRET[wish.precision],
         "mean_regret": found.mean_regret,
         "max_regret": found.max_regret,
-        "judging": seconds,
+        "judging": time.perf_counter() - before,
     }
 
 
