@@ -93,6 +93,7 @@ class Minutes:
     python: str
     ends: float
     variables: dict[str, str]
+    running: dict[str, Running] = dataclasses.field(default_factory=dict)
 
     @property
     def gpu(self) -> bool:
@@ -127,24 +128,26 @@ class Minutes:
             return None
 
     def run(self, lines: list[dict[str, Part]]) -> None:
-        """Lines of parts, by their names; a name that ends with & is waited for last, whatever ends this."""
-        waiting: dict[str, Running] = {}
-        try:
-            for line in lines:
-                started = {name: self.start(name.rstrip("&"), part) for name, part in line.items()}
-                waiting |= {name: one for name, one in started.items() if one is not None}
-                self.wait_for([name for name in waiting if not name.endswith("&")], waiting)
-                keep_module()
-            self.wait_for(list(waiting), waiting)
-        finally:
-            for one in waiting.values():
-                one.process.terminate()
+        """Lines of parts, by their names; a name that ends with & is waited for last."""
+        for line in lines:
+            for name, part in line.items():
+                one = self.start(name.rstrip("&"), part)
+                if one is not None:
+                    self.running[name] = one
+            self.wait_for([name for name in self.running if not name.endswith("&")])
+            keep_module()
+        self.wait_for(list(self.running))
 
-    @staticmethod
-    def wait_for(names: list[str], waiting: dict[str, Running]) -> None:
+    def wait_for(self, names: list[str]) -> None:
         for name in names:
-            waiting[name].wait()
-            del waiting[name]
+            self.running[name].wait()
+            del self.running[name]
+
+    def stop(self, number: int, frame: object) -> None:
+        """Ctrl-C, or a polite kill: ends the parts and this process at once; an exception could get lost on its way."""
+        for one in list(self.running.values()):
+            one.process.terminate()
+        os._exit(128 + number)
 
 
 def keep_module() -> None:
@@ -228,12 +231,15 @@ def main() -> None:
         "PXFAST_TRIAL": "0",
         "TRITON_CACHE_DIR": str(CACHE),
     }
+    if options.engine == "cpu":
+        variables["OMP_NUM_THREADS"] = "1"  # more threads of torch on tiny networks only wait for each other
     arch = os.environ.get("PXFAST_CUDA_ARCHS") or architecture()
     if arch is not None:
         variables["PXFAST_CUDA_ARCHS"] = arch
     minutes = Minutes(options.engine, options.small, options.python, started + (options.seconds or limit), variables)
     keep({"part": "start", "names": options.names, "seconds": options.seconds or limit})
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # parts are told as well
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, minutes.stop)
     minutes.run(lines)
     keep({"part": "over", "seconds": round(time.monotonic() - started, 1)})
 

@@ -24,21 +24,21 @@ from typing import Any
 
 import torch
 from gpu_parts import ROOT
-from gpu_rows import LOG, keep, out_folder, read_rows
+from gpu_rows import LOG, ROWS, keep, out_folder, read_rows
 
 from pxfast.engines.benchmark import PAPER_NETWORKS
 from pxfast.pixelcnn.network import PixelCNN, PixelCNNConfig
 from pxfast.pixelcnn.shipped import load
 
 WORK = ROOT / "build" / "train"
-MODEL = "cifar10.safetensors"
+MODEL, CHECKPOINT = "cifar10.safetensors", "cifar10.checkpoint.safetensors"
 NETWORKS = ((72, 3), (80, 2), (64, 3), (64, 2))  # filters and layers a level; the last is the shipped model's
 EPOCH, EPOCHS = 50_000, 10  # images that a run should see: fewer teach a larger network less than a smaller one
 FILES, FILE_BYTES, ALL_BYTES = 8, 16 * 2**20, 60 * 2**20  # of $OUT
 MODEL_BYTES, CHECKPOINT_BYTES = 2, 12  # a parameter: bf16; and in fp32 itself, its average and Muon's momentum
 RATE_SECONDS = 60.0  # that measuring one network may take
-START, END = 30.0, 45.0  # seconds that a piece spends before its first step and after its last
-MARGIN = 5.0  # seconds of a piece that are left for its files
+START, END = 30.0, 65.0  # seconds that a piece spends before its first step and after its last
+MARGIN = 40.0  # of these: a run that is told to end has 35 seconds, and then its files are copied
 
 
 def parameters(filters: int, resnets: int) -> int:
@@ -91,10 +91,27 @@ def pick(options: argparse.Namespace, ends: float, least: tuple[int, int], varia
     return {"filters": chosen[0], "resnets": chosen[1], "budget": round(left), "over": False}
 
 
+def restore(folder: Path, run: Path) -> None:
+    """Take the run of an earlier piece from its $OUT. The rows tell of its size, because eight files are not many."""
+    told: dict[str, Any] = {}
+    for row in read_rows(folder / ROWS):
+        if row["part"] == "training":
+            told = {name: row[name] for name in ("filters", "resnets", "budget", "over")}
+        elif row["part"] == "training ended" and told:
+            told["over"] = row.get("exit") == 0
+    files = list(folder.glob("cifar10*.safetensors"))
+    if not told or not files:
+        raise SystemExit(f"--from {folder} has no model of an earlier piece, or no rows of it")
+    for file in files:
+        shutil.copy(file, WORK)
+    run.write_text(json.dumps(told))
+
+
 def begin(run: Path) -> str:
-    """What the run starts from. A run that is over makes room for the next one, which starts from its model."""
+    """What the run starts from. A run that is over, or lost its checkpoint, makes room for one from its model."""
     start = WORK / "start.safetensors"
-    if run.exists() and json.loads(run.read_text())["over"]:
+    lost = (WORK / MODEL).exists() and not (WORK / CHECKPOINT).exists()
+    if run.exists() and (lost or json.loads(run.read_text())["over"]):
         (WORK / MODEL).replace(start)
         for file in [*WORK.glob("cifar10*.safetensors"), run]:
             file.unlink()
@@ -102,21 +119,23 @@ def begin(run: Path) -> str:
 
 
 def copy_out() -> None:
-    """The run as far as it is there goes to $OUT, in the place of what an earlier piece left, where it fits."""
+    """The run as far as it is there goes to $OUT, in the place of what an earlier piece left.
+
+    That is its model alone where it is over or its checkpoint does not fit.
+    """
     out = out_folder()
-    for old in [*out.glob("cifar10*.safetensors"), *out.glob("run.json")]:
+    for old in out.glob("cifar10*.safetensors"):
         old.unlink()
-    over = json.loads((WORK / "run.json").read_text())["over"]
-    files = [WORK / "run.json", *([WORK / MODEL] if over else sorted(WORK.glob("cifar10*.safetensors")))]
-    sizes = [file.stat().st_size for file in files]
     others = sum(1 for file in out.iterdir() if file.is_file())
-    row = {"part": "files", "files": len(files), "bytes": sum(sizes)}
-    if len(files) + others > FILES or max(sizes, default=0) > FILE_BYTES or sum(sizes) > ALL_BYTES:
-        keep({**row, "kept": False, "where": "build/train"})
-        return
-    for file in files:
-        shutil.copy(file, out)
-    keep({**row, "kept": True})
+    over = json.loads((WORK / "run.json").read_text())["over"]
+    for files in ([] if over else sorted(WORK.glob("cifar10*.safetensors")), list(WORK.glob(MODEL))):
+        sizes = [file.stat().st_size for file in files]
+        if files and len(files) + others <= FILES and max(sizes) <= FILE_BYTES and sum(sizes) <= ALL_BYTES:
+            for file in files:
+                shutil.copy(file, out)
+            keep({"part": "files", "files": [file.name for file in files], "bytes": sum(sizes)})
+            return
+    keep({"part": "files", "files": []})
 
 
 def main() -> None:
@@ -135,8 +154,7 @@ def main() -> None:
     WORK.mkdir(parents=True, exist_ok=True)
     run = WORK / "run.json"
     if options.earlier is not None and not run.exists():
-        for file in [*options.earlier.glob("cifar10*.safetensors"), *options.earlier.glob(run.name)]:
-            shutil.copy(file, WORK)
+        restore(options.earlier, run)
     path = os.pathsep.join(filter(None, (str(ROOT), str(ROOT / "bench"), os.environ.get("PYTHONPATH", ""))))
     variables = {**os.environ, "PYTHONPATH": path, "PXFAST_TRIAL": "0"}
     start = begin(run)
@@ -150,16 +168,19 @@ def main() -> None:
     variables |= {"PIECE_SECONDS": str(seconds), "DEVICE": options.device}
     variables.setdefault("TRAIN", f"{options.python} -m pxfast.cli")
     words = ["--root", str(options.data.resolve()), "--preset", "full"]
-    words += [] if (WORK / MODEL).with_suffix(".checkpoint.safetensors").exists() else ["--start", start]
+    words += [] if (WORK / CHECKPOINT).exists() else ["--start", start]
+    words += ["--filters", str(size["filters"]), "--resnets", str(size["resnets"])]
     words += [
-        "--filters",
-        str(size["filters"]),
-        "--resnets",
-        str(size["resnets"]),
         "--batch-size",
         str(options.batch_size),
+        "--budget",
+        f"{size['budget']}s",
+        "--schedule",
+        "linear",
+        "--quiet",
+        "--json",
+        *others,
     ]
-    words += ["--budget", f"{size['budget']}s", "--schedule", "linear", "--quiet", "--json", *others]
     row: dict[str, Any] = {"part": "training ended"}
     try:
         with open(out_folder() / LOG, "a") as log:

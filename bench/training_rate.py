@@ -60,6 +60,7 @@ def measure(
     trainer = Trainer(config, settings, smooth_images(BATCHES * settings.batch_size, config), processes)
     trainer.initialise()
     threads, device = torch.get_num_threads(), processes.device
+    torch.backends.cudnn.benchmark = device.type == "cuda"  # as in training
     before = matrix_rate(settings.precision, threads, device=device, clock=clock)
     seconds = sorted(step_seconds(trainer, steps, clock))
     gflops = max(before, matrix_rate(settings.precision, threads, device=device, clock=clock))

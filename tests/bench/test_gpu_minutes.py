@@ -21,6 +21,7 @@ from support.helpers import SOURCE
 INTERPRETER = """#!/bin/sh
 printf '{"part": "row", "words": "%s"}\\n' "$*" >> "$OUT/gpu-rows.jsonl"
 echo "printed $*"
+case "$*" in *throughput*) if [ -e "$OUT/../hang" ]; then echo $$ > "$OUT/../pid"; exec sleep 60; fi ;; esac
 sleep 0.05
 """
 
@@ -95,8 +96,23 @@ def test_a_kill_leaves_the_rows_so_far(start, rows, part, number):
     found = rows()
     ended = [row["of"] for row in found if row["part"] == "end"]
     assert part in ended
-    assert found[-1]["part"] != "over"
+    assert not any(row["part"] == "over" for row in found)
     assert sum(row["part"] == "row" for row in found) >= len(ended) - 2, "of machine and sections that need no Python"
+
+
+@pytest.mark.process
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_who_ends_it_ends_its_parts(start, tmp_path, number):
+    (tmp_path / "hang").touch()
+    process, pid = start("throughput"), tmp_path / "pid"
+    deadline = time.monotonic() + 100
+    while not (pid.exists() and pid.read_text()) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.send_signal(number)
+    assert process.wait(100) == 128 + number
+    while Path("/proc", pid.read_text().strip()).exists():
+        assert time.monotonic() < deadline, "the part goes on"
+        time.sleep(0.01)
 
 
 @pytest.mark.process

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import runpy
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -144,6 +145,12 @@ def test_latency_is_of_trained_weights_and_real_images(run, report, monkeypatch)
     assert all(len(given) == 1 and (given == images).flatten(1).all(1).any() for given in seen)
     with pytest.raises(SystemExit, match="trained weights, not of paper-cifar10"):
         run("latency")
+
+
+def test_what_the_sanitizers_watch_is_checked(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["gpu_small_decode.py", "--engine", "cpu"])
+    runpy.run_path(str(SOURCE / "bench" / "gpu_small_decode.py"), run_name="__main__")
+    assert capsys.readouterr().out.count(": passed (") == 3
 
 
 def test_a_wrong_plan_is_named(report):

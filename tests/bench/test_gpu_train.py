@@ -75,7 +75,6 @@ def test_pieces_go_on_from_each_other_and_a_new_run_from_the_last_model(piece, t
     assert files == {
         "cifar10.safetensors",
         "cifar10.checkpoint.safetensors",
-        "run.json",
         "gpu-rows.jsonl",
         "gpu-log.txt",
     }
@@ -137,19 +136,44 @@ def test_every_network_fits_its_files(training):
     assert shipped == pytest.approx(training.MODEL_BYTES * training.parameters(64, 2), rel=0.02)
 
 
-def test_what_does_not_fit_stays_where_it_is(training, tmp_path):
-    work = tmp_path / "work"
+def test_the_checkpoint_of_the_shipped_network_fits_and_of_a_larger_one_the_model_does(training, tmp_path):
+    rows = importlib.import_module("gpu_rows")
+    work, out = tmp_path / "work", tmp_path / "out"
     work.mkdir()
     (work / "run.json").write_text('{"over": false}')
-    for shard in range(7):
-        (work / f"cifar10.a-{shard}.safetensors").touch()
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "gpu-log.txt").touch()
-    training.copy_out()
-    rows = importlib.import_module("gpu_rows")
-    row = rows.read_rows(tmp_path / "out" / rows.ROWS)[-1]
-    assert (row["files"], row["kept"]) == (8, False)
-    assert len(list((tmp_path / "out").iterdir())) == 2
+    (work / "cifar10.safetensors").touch()
+    (work / "cifar10.checkpoint.safetensors").touch()
+    out.mkdir()
+    (out / "gpu-log.txt").touch()
+    rows.keep({"part": "training"})
+    for shards, kept in ((4, True), (5, False)):  # of 15 MB: what 64 filters and 2 layers take
+        for shard in range(shards):
+            (work / f"cifar10.checkpoint.a-{shard}.safetensors").touch()
+        training.copy_out()
+        row = rows.read_rows(out / rows.ROWS)[-1]
+        assert len(row["files"]) == (2 + shards if kept else 1)
+        assert len(list(out.iterdir())) == (8 if kept else 3)
+    assert row["files"] == ["cifar10.safetensors"]
+
+
+def test_a_run_without_its_checkpoint_starts_from_its_model(training, tmp_path):
+    work = tmp_path / "work"
+    work.mkdir()
+    run = work / "run.json"
+    run.write_text('{"over": false}')
+    (work / "cifar10.safetensors").touch()
+    (work / "cifar10.checkpoint.safetensors").touch()
+    assert training.begin(run) == "cifar10"
+    assert run.exists()
+    (work / "cifar10.checkpoint.safetensors").unlink()
+    assert training.begin(run) == str(work / "start.safetensors")
+    assert [file.name for file in work.iterdir()] == ["start.safetensors"]
+
+
+def test_a_folder_without_an_earlier_piece_is_refused(training, tmp_path):
+    (tmp_path / "cifar10.safetensors").touch()
+    with pytest.raises(SystemExit, match="has no model of an earlier piece, or no rows of it"):
+        training.restore(tmp_path, tmp_path / "run.json")
 
 
 @pytest.mark.process
