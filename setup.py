@@ -15,6 +15,7 @@ import sysconfig
 import tempfile
 from pathlib import Path
 
+import setuptools
 from setuptools import Extension, find_packages, setup
 from setuptools.command.build_ext import build_ext
 from setuptools.command.editable_wheel import editable_wheel
@@ -194,7 +195,12 @@ class EditableWheel(editable_wheel):
         super().finalize_options()
 
 
+# setuptools names an SPDX expression so since 77, and ignores it before
+EXPRESSION = "license_expression" if int(setuptools.__version__.partition(".")[0]) >= 77 else "license"
+
 setup(
+    **{EXPRESSION: "Apache-2.0"},
+    license_files=["LICENSE"],
     packages=[*find_packages(include=["pxfast", "pxfast.*"]), "pxfast.kernels"],
     package_dir={"pxfast.kernels": "kernels"},
     ext_modules=[Extension("pxfast._C", ["csrc/bindings.cpp"])],

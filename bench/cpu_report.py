@@ -23,8 +23,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
+from noisy_images import noisy_images
 
 from pxfast.base.files import output_files, refuse_existing
 from pxfast.base.machine import processor_name
@@ -146,14 +146,6 @@ def profiles(wish: Wish) -> list[dict[str, Any]]:
     return rows
 
 
-def real_images(channels: int, count: int) -> torch.Tensor:
-    """Test images (count, channels, H, W) uint8 of Fashion-MNIST or CIFAR-10, with uniform noise of up to ±8."""
-    with np.load(Path(__file__).parents[1] / "tests" / "data" / "real_images.npz") as file:
-        images = torch.from_numpy(file["fashion_mnist" if channels == 1 else "cifar10"][:count])
-    noise = torch.randint(-8, 9, images.shape, generator=torch.Generator().manual_seed(0))
-    return (images.int() + noise).clamp(0, 255).to(torch.uint8)
-
-
 def single_images(threads: int, count: int = 5, rounds: int = 3) -> list[dict[str, Any]]:
     """Seconds of one image alone, the median of a few real ones: with random weights a row settles at once.
 
@@ -163,7 +155,7 @@ def single_images(threads: int, count: int = 5, rounds: int = 3) -> list[dict[st
     for name in ("shipped-cifar10", "shipped-fashion-mnist"):
         model = benchmark.network(name)
         schedule, precision = schedule_for(model), cpu.best_precision()
-        images = real_images(model.config.channels, count)
+        images = noisy_images(model.config.channels, count)
         times: dict[str, list[float]] = {order: [math.inf] * count for order in compiled.ORDERS}
         for _ in range(rounds + 1):  # the first one packs the weights
             for order, seconds in times.items():

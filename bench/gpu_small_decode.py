@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+
 import torch
 
 from pxfast.engines.choosers import Greedy
@@ -13,12 +15,15 @@ from pxfast.pixeldefend.verify import verify
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--engine", choices=("cuda", "cpu"), default="cuda", help="cpu: a rehearsal")
+    engine = parser.parse_args().engine
     torch.manual_seed(0)
     images = torch.randint(0, 256, (4, 3, 8, 8), dtype=torch.uint8)
     model = PixelCNN(PixelCNNConfig((8, 8), 3, filters=16, resnets=1, mixtures=5)).eval()
     model.initialise(images)
-    clusters = torch.cuda.get_device_capability() == (9, 0)
-    decode = select("cuda").decode
+    clusters = engine == "cuda" and torch.cuda.get_device_capability() == (9, 0)
+    decode = select(engine).decode
     for precision, wgmma in (("fp32", True), ("bf16", True), ("bf16", False)):
         results = []
         for order, team, shared in (

@@ -5,15 +5,18 @@ A training step is counted as three forward passes (Kaplan et al. 2020: the back
 with both rates measured in the same run, and the matrix rate on both sides of the training steps.
 
 python bench/training_rate.py                          # the network of the preset 'small' on CIFAR-10, CPU or GPU
-python bench/training_rate.py --preset full --batch-size 64 --device cuda
+python bench/training_rate.py --preset full --filters 64 --resnets 2 --batch-size 128 --device cuda --json FILE
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import json
 import time
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -45,33 +48,52 @@ def step_seconds(trainer: Trainer, steps: int, clock: Callable[[], float]) -> li
 def measure(
     name: str,
     dataset: str,
+    size: dict[str, int],
     changes: dict[str, object],
     processes: Processes,
     steps: int,
     clock: Callable[[], float],
-) -> str:
-    """A row of the table."""
+) -> dict[str, Any]:
+    """A row of the table. size: filters and layers a level, where they are not the preset's."""
     config, settings = preset(name, dataset)
-    settings = dataclasses.replace(settings, **changes)
+    config, settings = dataclasses.replace(config, **size), dataclasses.replace(settings, **changes)
     trainer = Trainer(config, settings, smooth_images(BATCHES * settings.batch_size, config), processes)
     trainer.initialise()
     threads, device = torch.get_num_threads(), processes.device
+    torch.backends.cudnn.benchmark = device.type == "cuda"  # as in training
     before = matrix_rate(settings.precision, threads, device=device, clock=clock)
     seconds = sorted(step_seconds(trainer, steps, clock))
     gflops = max(before, matrix_rate(settings.precision, threads, device=device, clock=clock))
     gflop = 3e-9 * forward_flops(config) * settings.batch_size
     best, median = seconds[0], seconds[len(seconds) // 2]
+    return {
+        "filters": config.filters,
+        "resnets": config.resnets,
+        "image": (*config.image_size, config.channels),
+        "batch": settings.batch_size,
+        "precision": settings.precision,
+        "compiled": settings.compile,
+        "optimiser": settings.optimiser,
+        "images_per_second": settings.batch_size / median,
+        "matrix_gflops": gflops,
+        "of_it": gflop / median / gflops,
+        "at_best": gflop / best / gflops,
+    }
+
+
+def line(row: dict[str, Any]) -> str:
+    """The row in Markdown."""
     cells = (
-        f"{config.filters}, {config.resnets}",
-        "x".join(map(str, (*config.image_size, config.channels))),
-        settings.batch_size,
-        settings.precision,
-        "yes" if settings.compile else "no",
-        settings.optimiser,
-        f"{settings.batch_size / median:.1f}",
-        f"{gflops:.0f}",
-        f"{100 * gflop / median / gflops:.0f} %",
-        f"{100 * gflop / best / gflops:.0f} %",
+        f"{row['filters']}, {row['resnets']}",
+        "x".join(map(str, row["image"])),
+        row["batch"],
+        row["precision"],
+        "yes" if row["compiled"] else "no",
+        row["optimiser"],
+        f"{row['images_per_second']:.1f}",
+        f"{row['matrix_gflops']:.0f}",
+        f"{100 * row['of_it']:.0f} %",
+        f"{100 * row['at_best']:.0f} %",
     )
     return f"| {' | '.join(map(str, cells))} |"
 
@@ -80,6 +102,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--preset", choices=PRESETS, default="small")
     parser.add_argument("--dataset", choices=sorted(DATASETS), default="cifar10")
+    parser.add_argument("--filters", type=int)
+    parser.add_argument("--resnets", type=int)
     parser.add_argument("--batch-size", type=int)
     parser.add_argument("--precision", choices=("bf16", "fp32"), default="bf16")
     parser.add_argument("--optimiser", choices=("adam", "muon"), nargs="+", default=["adam", "muon"])
@@ -87,6 +111,7 @@ def main() -> None:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--steps", type=int, default=10)
+    parser.add_argument("--json", type=Path, help="a file that each row is appended to, as a line")
     parser.add_argument(
         "--cpu-time",
         action="store_true",
@@ -109,9 +134,13 @@ def main() -> None:
                     "compile": compiled == "yes",
                     "optimiser": optimiser,
                 }
-                print(
-                    measure(arguments.preset, arguments.dataset, changes, processes, arguments.steps, clock), flush=True
-                )
+                given = {"filters": arguments.filters, "resnets": arguments.resnets}
+                size = {key: value for key, value in given.items() if value is not None}
+                row = measure(arguments.preset, arguments.dataset, size, changes, processes, arguments.steps, clock)
+                print(line(row), flush=True)
+                if arguments.json is not None:
+                    with arguments.json.open("a") as file:
+                        file.write(json.dumps(row) + "\n")
 
 
 if __name__ == "__main__":

@@ -3,7 +3,8 @@
 A kernel that is wrong for a GPU or a driver can hang, or spoil every later call of its process. So before the first use
 of an engine of a GPU by engine='auto', and of the fused likelihood, another process tries them: the program
 ``pxfast.pixeldefend.trial``, which is started by its name and imported by nobody. The verdict is kept in
-``record_file()`` for this GPU, these versions and this code.
+``record_file()`` for this GPU, these versions, this code and what the environment and the file of tiles have a part in.
+A trial that is ended from outside, for memory or for time, is no verdict.
 
 Environment: ``PXFAST_TRIAL=0`` trusts the kernels untried.
 """
@@ -17,6 +18,7 @@ import hashlib
 import importlib.util
 import json
 import logging
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -34,8 +36,11 @@ from ..base.records import record
 _log = logging.getLogger(__name__)
 
 FORMAT = "pxfast-trials"
-SECONDS = 900.0  # that a trial may take; Triton compiles for minutes at first
 LIKELIHOOD = "likelihood"  # what is tried that is no engine
+SECONDS = 120.0  # that a trial may take
+COMPILING_SECONDS = 900.0  # where Triton compiles for minutes at first
+COMPILED_ON_USE = ("triton", LIKELIHOOD)
+ENDED_FROM_OUTSIDE = {-signal.SIGKILL, -signal.SIGTERM, -signal.SIGINT, -signal.SIGHUP}  # the first: memory ran out
 # by its package's name, not by this file's place, which a checkout reaches by a link
 PACKAGE = Path(next(iter(importlib.import_module(__name__.partition(".")[0]).__path__)))
 PROGRAM = """
@@ -64,7 +69,7 @@ def _problem(name: str, device: int) -> str | None:
     trials = _read_record()
     if key not in trials:
         _log.warning("trying the kernels of %s on %s, once; this may take minutes", name, _gpu(device))
-        verdict, found = run(command_of(name, device))
+        verdict, found = run(command_of(name, device), seconds_of(name))
         if not verdict:
             return found
         trials[key] = found
@@ -77,11 +82,17 @@ def command_of(name: str, device: int) -> list[str]:
     return [sys.executable, "-c", PROGRAM, json.dumps(sys.path), name, str(device)]
 
 
-def run(command: Sequence[str], seconds: float = SECONDS) -> tuple[bool, str | None]:
+def seconds_of(name: str) -> float:
+    """How long the trial of an engine, or of the likelihood, may take."""
+    return COMPILING_SECONDS if name in COMPILED_ON_USE else SECONDS
+
+
+def run(command: Sequence[str], seconds: float) -> tuple[bool, str | None]:
     """Hold a trial. Gives whether it came to a verdict, and what is wrong, None where nothing is."""
     try:
         done = subprocess.run(
             command,
+            env=environment.of_a_trial(),
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
@@ -89,7 +100,7 @@ def run(command: Sequence[str], seconds: float = SECONDS) -> tuple[bool, str | N
             timeout=seconds,
         )
     except subprocess.TimeoutExpired:
-        return True, f"it did not end within {seconds:g} seconds"
+        return False, f"it did not end within {seconds:g} seconds"
     except OSError as error:
         return False, f"a process to try it in did not start: {error}"
     last = (done.stdout.strip() or done.stderr.strip()).rpartition("\n")[2]
@@ -97,6 +108,8 @@ def run(command: Sequence[str], seconds: float = SECONDS) -> tuple[bool, str | N
         return True, None
     if done.returncode == UNTRIED:
         return False, f"it could not be tried: {last}"
+    if done.returncode in ENDED_FROM_OUTSIDE:
+        return False, f"its process was ended by {signal.Signals(-done.returncode).name}: {last}"
     return True, last if done.returncode == WRONG else f"its process ended with {done.returncode}: {last}"
 
 
@@ -141,7 +154,18 @@ def _key(name: str, device: int) -> str:
     versions = [f"torch {torch.__version__}", f"CUDA {torch.version.cuda}", f"ROCm {torch.version.hip}"]
     with contextlib.suppress(metadata.PackageNotFoundError):
         versions.append(f"triton {metadata.version('triton')}")
-    return ", ".join([name, _gpu(device), f"driver {_driver()}", *versions, f"code {_code()}"])
+    return ", ".join([name, _gpu(device), f"driver {_driver()}", *versions, *_choices(name), f"code {_code()}"])
+
+
+def _choices(name: str) -> list[str]:
+    """What the user has a say in of the kernels: the environment and, of Triton's, the file of tiles."""
+    if name == "cuda":
+        return [f"wgmma {int(environment.cuda_wgmma())}"]
+    try:
+        tiles = hashlib.sha256(environment.tiles_file().read_bytes()).hexdigest()[:16]
+    except OSError:
+        tiles = "none"
+    return [f"tiles {tiles}", *environment.triton_settings()]
 
 
 def _driver() -> str:

@@ -50,6 +50,21 @@ def trial() -> bool:
     return _switch("PXFAST_TRIAL", default=True)
 
 
+def of_a_trial() -> dict[str, str]:
+    """The variables of the process that tries a GPU's kernels: this one's, of pxfast's those alone that choose kernels.
+
+    Others, such as a team that this GPU is too small for, would make the trial fail and its verdict last.
+    """
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("PXFAST_")}
+    return {**kept, "PXFAST_CUDA_WGMMA": str(int(cuda_wgmma())), "PXFAST_TILES": str(tiles_file())}
+
+
+def triton_settings() -> list[str]:
+    """What the environment tells Triton of how to compile, as ``NAME=value``; its folders have no part in that."""
+    folders = ("_HOME", "_DIR")
+    return sorted(f"{k}={v}" for k, v in os.environ.items() if k.startswith("TRITON_") and not k.endswith(folders))
+
+
 def tiles_file() -> Path:
     """``PXFAST_TILES``: where ``pxfast tune`` keeps its choices; by default in the user's folder of settings."""
     return Path(os.environ.get("PXFAST_TILES") or _user_folder("XDG_CONFIG_HOME", ".config") / "tiles.json")

@@ -1,48 +1,96 @@
 """Trying a GPU's kernels before they are relied upon: once a machine, in a process of its own.
 
 A kernel that is wrong for a GPU or a driver can hang, or spoil every later call of its process. So when engine='auto'
-first comes to an engine of a GPU, another process purifies a few images with it, and one forward pass of the network
-judges them (:mod:`pxfast.pixeldefend.verify`); and when a likelihood is first asked for on a GPU, another process
+first comes to an engine of a GPU, another process purifies images with it. One forward pass of the network judges some
+of them (:mod:`pxfast.pixeldefend.verify`), and all of them must become the same whatever the batch and, of the CUDA
+engine, the plan (:mod:`pxfast.engines.cuda_plans`). When a likelihood is first asked for on a GPU, another process
 compares the fused kernel with plain torch. The verdict is kept by :mod:`pxfast.kernels.trust`, which starts this
 program by its name. Nobody imports it.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 from ..engines.choosers import Greedy
-from ..engines.registry import Engine, select
+from ..engines.cuda_plans import described, plans_of
+from ..engines.registry import Decode, Engine, select
 from ..engines.schedule import schedule_for
+from ..engines.settings import DEFAULTS, DecodeSettings
 from ..kernels.trust import LIKELIHOOD, UNTRIED, WRONG
 from ..pixelcnn.heads import HEADS, LogisticHead, make_head
+from ..pixelcnn.network import PixelCNN
 from ..pixelcnn.shipped import load
 from .verify import verify
 
 # shipped models and precisions that are tried (None: the engine's best); images decoded together, which fill no tile of
-# any engine evenly, and those of them that are judged
+# an engine without plans evenly; and those that are judged, of all
 CASES = (("fashion-mnist", None), ("fashion-mnist", "fp32"), ("cifar10", None))
-IMAGES, JUDGED = 21, 3
+IMAGES = 21
+JUDGED = (0, 0.5, 1)
 EPS = 16
+# nats: a sound engine's largest regret is 0 in fp32, and in bf16 0.08 on the CPU and 0.2 on a GPU. The mean that
+# verify allows would let several wrong values of an image pass.
+LARGEST_REGRET = {"fp32": 1e-2, "bf16": 0.4}
 TOLERANCE = 1e-3  # of log-probabilities and their gradients, absolute and relative: wrong kernels are further off
 
 
-def judge_engine(engine: Engine, cases: Sequence[tuple[str, str | None]] = CASES) -> str | None:
-    """What is wrong with the images that an engine purifies here; None where nothing is."""
+def judge_engine(
+    engine: Engine,
+    cases: Sequence[tuple[str, str | None]] = CASES,
+    count: int = IMAGES,
+    ways: Sequence[DecodeSettings] = (),
+) -> str | None:
+    """What is wrong with the images that an engine purifies here; None where nothing is.
+
+    cases: shipped models and precisions. count: images purified together. ways: plans that may change no bit of them.
+    """
     for name, wish in cases:
         model, precision = load(name), wish or engine.best_precision()
-        images = _images(model.config.channels, *model.config.image_size)
-        schedule = schedule_for(model)
-        together = engine.decode(schedule, images, Greedy(EPS), precision=precision)
-        alone = engine.decode(schedule, images[-1:], Greedy(EPS), precision=precision)
-        if not torch.equal(alone, together[-1:]):
-            return f"{name}, {precision}: an image alone does not become what it becomes among {len(images)}"
-        found = verify(images[-JUDGED:], together[-JUDGED:], EPS, model=model, precision=precision)
-        if not found.passed:
+        images = _images(count, model.config.channels, *model.config.image_size)
+        found = judge_decode(engine.decode, model, images, precision, ways, largest=LARGEST_REGRET[precision])
+        if found is not None:
             return f"{name}, {precision}: {found}"
+    return None
+
+
+def judge_decode(
+    decode: Decode,
+    model: PixelCNN,
+    images: Tensor,
+    precision: str,
+    ways: Sequence[DecodeSettings] = (),
+    *,
+    settings: DecodeSettings = DEFAULTS,
+    largest: float = math.inf,
+) -> str | None:
+    """What is wrong with a decode of images (N, C, H, W) uint8, of which some are verified; None where nothing is.
+
+    ways: plans that may change no bit of any image, nor may an image's batch. settings: of the decode; with each way
+    its ``wgmma`` is used. largest: a regret in nats that no sub-pixel may exceed.
+    """
+    schedule = schedule_for(model)
+    together = decode(schedule, images, Greedy(EPS), precision=precision, settings=settings)
+    alone = decode(schedule, images[-1:], Greedy(EPS), precision=precision, settings=settings)
+    if not torch.equal(alone, together[-1:]):
+        return f"an image alone does not become what it becomes among {len(images)}"
+    judged = [round(part * (len(images) - 1)) for part in JUDGED]
+    found = verify(images[judged], together[judged], EPS, model=model, precision=precision)
+    if not found.passed:
+        return str(found)
+    if not found.max_regret <= largest:
+        return f"a regret of {found.max_regret:.2g} nats is more than {largest:g}: {found}"
+    for way in ways:
+        plan = dataclasses.replace(way, wgmma=settings.wgmma)
+        other = decode(schedule, images, Greedy(EPS), precision=precision, settings=plan)
+        differing = int((other != together).flatten(1).any(1).sum())
+        if differing:
+            return f"{differing} of {len(images)} images become others by another plan: {described(way)}"
     return None
 
 
@@ -77,10 +125,10 @@ def judge_likelihood(log_prob: Callable[..., Tensor] | None = None, device: str 
     return None
 
 
-def _images(C: int, H: int, W: int) -> torch.Tensor:
-    """Smooth images with some noise, the same everywhere: (IMAGES, C, H, W) uint8."""
+def _images(count: int, C: int, H: int, W: int) -> torch.Tensor:
+    """Smooth images with some noise, the same everywhere: (count, C, H, W) uint8."""
     random = torch.Generator().manual_seed(0)
-    coarse = torch.rand(IMAGES, C, H // 4, W // 4, generator=random)
+    coarse = torch.rand(count, C, H // 4, W // 4, generator=random)
     smooth = torch.nn.functional.interpolate(coarse, (H, W), mode="bilinear", align_corners=False)
     return (255 * smooth + 16 * torch.rand(smooth.shape, generator=random) - 8).clamp(0, 255).to(torch.uint8)
 
@@ -96,10 +144,24 @@ def main(arguments: Sequence[str]) -> int:
         except RuntimeError as error:  # such as another process that has the GPU for itself
             return _say(error, UNTRIED)
     try:
-        found = judge_likelihood() if engine is None else judge_engine(engine)
-    except torch.OutOfMemoryError as error:
-        return _say(error, UNTRIED)
+        found = _judge(engine, int(device))
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        return _say(error or "out of memory", UNTRIED)
+    except RuntimeError as error:
+        if "out of memory" in str(error):  # as a driver says it that is asked past torch's allocator
+            return _say(error, UNTRIED)
+        raise
     return 0 if found is None else _say(found, WRONG)
+
+
+def _judge(engine: Engine | None, device: int) -> str | None:
+    """What is wrong with an engine, or with the likelihood (None)."""
+    if engine is None:
+        return judge_likelihood()
+    if engine.name != "cuda":
+        return judge_engine(engine)
+    count, ways = plans_of(device)
+    return judge_engine(engine, count=count, ways=ways)
 
 
 def _say(what: object, code: int) -> int:

@@ -2,6 +2,7 @@
 
 import os
 import platform
+import runpy
 import shutil
 import struct
 import subprocess
@@ -9,6 +10,11 @@ import sys
 from pathlib import Path
 
 import pytest
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
 from support.building import compile_commands
 from support.helpers import SOURCE
 
@@ -78,6 +84,25 @@ def test_the_builds_of_an_instruction_set_share_no_function(tools, machine, tmp_
         shared = [line.split(maxsplit=2)[2] for line in symbols.splitlines()]
         isa = source.removeprefix("isa_").removesuffix(".cpp")
         assert sorted(shared) == [f"pxfast::kBackendBf16_{isa}", f"pxfast::kBackendFp32_{isa}"]
+
+
+@pytest.mark.parametrize(
+    ("version", "name"), [("64.0.0", "license"), ("76.1.0", "license"), ("77", "license_expression")]
+)
+def test_a_setuptools_of_either_kind_is_given_the_licence(monkeypatch, version, name):
+    """One that is older than the expressions of PEP 639 comes with many a machine without network."""
+    setuptools = pytest.importorskip("setuptools", reason="setup.py needs setuptools")
+    given: dict[str, object] = {}
+    monkeypatch.setattr(setuptools, "setup", lambda **options: given.update(options))
+    monkeypatch.setattr(setuptools, "__version__", version)
+    runpy.run_path(str(SOURCE / "setup.py"))
+    assert {key: value for key, value in given.items() if key.startswith("license")} == {
+        name: "Apache-2.0",
+        "license_files": ["LICENSE"],
+    }
+    project = tomllib.loads((SOURCE / "pyproject.toml").read_text())["project"]
+    assert "license" in project["dynamic"]
+    assert not project.keys() & {"license", "license-files"}, "it takes a table for the one, and knows no other"
 
 
 def failing_build(folder: Path, **changes: str) -> str:

@@ -1,5 +1,6 @@
 """Whether a GPU's kernels are relied upon: how a trial is held, and how its verdict is kept and heeded."""
 
+import ast
 import dataclasses
 import functools
 import json
@@ -28,20 +29,63 @@ pytestmark = pytest.mark.engine("cpu")
         ("raise RuntimeError('illegal address')", (True, "its process ended with 1: RuntimeError: illegal address")),
         (f"print('not exact'); raise SystemExit({trust.WRONG})", (True, "not exact")),
         (f"print('GPU busy'); raise SystemExit({trust.UNTRIED})", (False, "it could not be tried: GPU busy")),
+        # as the kernel of Linux does where memory runs out
+        (
+            "import os; print('half way', flush=True); os.kill(os.getpid(), 9)",
+            (False, "its process was ended by SIGKILL: half way"),
+        ),
     ],
 )
 def test_how_a_trial_ends(program, expected):
-    assert trust.run([sys.executable, "-c", program]) == expected
+    assert trust.run([sys.executable, "-c", program], 100) == expected
 
 
 @pytest.mark.process
-def test_a_trial_that_hangs_is_ended():
+def test_a_trial_that_hangs_is_ended_and_is_no_verdict():
     command = [sys.executable, "-c", "import time; time.sleep(60)"]
-    assert trust.run(command, seconds=0.5) == (True, "it did not end within 0.5 seconds")
+    assert trust.run(command, seconds=0.5) == (False, "it did not end within 0.5 seconds")
+
+
+def test_only_what_compiles_has_minutes():
+    assert {name: trust.seconds_of(name) for name in ("cuda", "triton", "likelihood")} == {
+        "cuda": 120,
+        "triton": 900,
+        "likelihood": 900,
+    }
+
+
+@pytest.mark.process
+def test_a_trial_inherits_no_choice_but_of_kernels(monkeypatch, tmp_path):
+    """A wrong one fails the call that it is for; the verdict is of the kernels, and lasts."""
+    for name in ("PXFAST_CUDA_TEAM", "PXFAST_ORDER", "PXFAST_CUDA_CLUSTERS", "PXFAST_TRIAL", "PXFAST_ISA"):
+        monkeypatch.setenv(name, "500")
+    monkeypatch.setenv("PXFAST_CUDA_WGMMA", "0")
+    monkeypatch.setenv("PXFAST_TILES", str(tmp_path / "mine.json"))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3")
+    shown = "{k: v for k, v in os.environ.items() if k.startswith(('PXFAST', 'CUDA'))}"
+    program = f"import os; print({shown}); raise SystemExit({trust.WRONG})"
+    expected = {"CUDA_VISIBLE_DEVICES": "3", "PXFAST_CUDA_WGMMA": "0", "PXFAST_TILES": str(tmp_path / "mine.json")}
+    assert ast.literal_eval(trust.run([sys.executable, "-c", program], 100)[1]) == expected
+
+
+def test_a_verdict_is_of_the_kernels_that_were_chosen(gpu, monkeypatch, tmp_path):
+    monkeypatch.setenv("PXFAST_TILES", str(tmp_path / "mine.json"))
+    keys = [trust._key(name, 0) for name in ("cuda", "triton")]
+    monkeypatch.setenv("PXFAST_CUDA_TEAM", "3")  # all teams are tried
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    assert [trust._key(name, 0) for name in ("cuda", "triton")] == keys
+    monkeypatch.setenv("PXFAST_CUDA_WGMMA", "0")
+    assert trust._key("cuda", 0) != keys[0]
+    assert trust._key("triton", 0) == keys[1]
+    (tmp_path / "mine.json").write_text("{}")
+    tuned = trust._key("triton", 0)
+    assert tuned != keys[1]
+    monkeypatch.setenv("TRITON_DEFAULT_FP_FUSION", "1")
+    assert trust._key("triton", 0) != tuned
 
 
 def test_no_process_can_be_started(tmp_path):
-    verdict, found = trust.run([str(tmp_path / "missing")])
+    verdict, found = trust.run([str(tmp_path / "missing")], 100)
     assert not verdict
     assert "did not start" in found
 
@@ -57,9 +101,9 @@ def gpu(monkeypatch, tmp_path):
         trust._code.cache_clear()
         monkeypatch.setattr(trust, "PROGRAM", program)
 
-    def run(command, held=trust.run):
+    def run(command, seconds, held=trust.run):
         trials.append(command)
-        return held(command)
+        return held(command, seconds)
 
     fast = dataclasses.replace(ENGINES["cpu"], name="fast", summary="a test's", gpu=True)
     registry = {"fast": fast, **{name: ENGINES[name] for name in ("cpu", "reference")}}
@@ -148,13 +192,19 @@ def test_a_likelihood_whose_kernel_failed_takes_plain_torch(gpu, monkeypatch):
 
 
 @pytest.mark.process
-def test_a_trial_that_could_not_be_held_is_held_again(gpu):
+@pytest.mark.parametrize(
+    ("program", "said"),
+    [
+        (f"print('GPU busy'); raise SystemExit({trust.UNTRIED})", "could not be tried: GPU busy"),
+        ("import os; os.kill(os.getpid(), 9)", "ended by SIGKILL"),
+    ],
+)
+def test_a_trial_that_could_not_be_held_is_held_again(gpu, program, said):
     start, trials = gpu
-    start(f"print('GPU busy'); raise SystemExit({trust.UNTRIED})")
-    with pytest.warns(RuntimeWarning, match="could not be tried: GPU busy"):
-        assert engines.select().name == "cpu"
-    with pytest.warns(RuntimeWarning, match="could not be tried: GPU busy"):
-        assert engines.select().name == "cpu"
+    start(program)
+    for _ in range(2):
+        with pytest.warns(RuntimeWarning, match=said):
+            assert engines.select().name == "cpu"
     assert len(trials) == 1, "once in a process"
     start("raise SystemExit(0)")
     assert engines.select().name == "fast"

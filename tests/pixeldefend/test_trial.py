@@ -2,13 +2,16 @@
 
 import dataclasses
 import functools
+import re
+import types
 
 import pytest
 import torch
 from support.helpers import plain_mixture_log_prob
 
-from pxfast.engines import cpu
+from pxfast.engines import compiled, cpu, cuda_plans
 from pxfast.engines.registry import ENGINES
+from pxfast.engines.settings import DEFAULTS, DecodeSettings
 from pxfast.kernels import trust
 from pxfast.pixeldefend import trial
 
@@ -33,12 +36,67 @@ def the_batch_matters(schedule, images, chooser, **options):
     return result if len(images) > 1 else images.clone()
 
 
+def the_team_matters(schedule, images, chooser, *, settings=DEFAULTS, **options):
+    result = cpu.decode(schedule, images, chooser, **options)
+    if settings.team == 44:
+        result[17, 0, 20, 20] ^= 1
+    return result
+
+
+def a_few_values_are_wrong(schedule, images, chooser, **options):
+    """Within the range, and too few to move the mean: in bf16 this passes ``verify``."""
+    result = cpu.decode(schedule, images, chooser, **options)
+    result[-1, 0, -1, -3:] = (images[-1, 0, -1, -3:].int() + 16).clamp(max=255).to(torch.uint8)
+    return result
+
+
 def nothing_done(schedule, images, chooser, **options):
     return images.clone()
 
 
 def test_an_exact_engine_passes():
-    assert trial.judge_engine(engine_of(cpu.decode), CASES) is None
+    assert trial.judge_engine(engine_of(cpu.decode), CASES, ways=cuda_plans.plans(132, True)[-1:]) is None
+
+
+def test_a_plan_that_changes_bits_is_named():
+    ways = cuda_plans.plans(132, clusters=True)
+    assert ways[1] == DecodeSettings(order="sequential", team=44, clusters=False)
+    found = trial.judge_engine(engine_of(the_team_matters), CASES, 18, ways[1:3])
+    assert found == ("fashion-mnist, fp32: 1 of 18 images become others by another plan: sequential, teams of 44")
+
+
+def test_a_few_wrong_values_fail_by_the_largest_regret():
+    engine = engine_of(a_few_values_are_wrong)
+    found = trial.judge_engine(engine, (("fashion-mnist", "bf16"),), 2)
+    assert re.fullmatch(r"fashion-mnist, bf16: a regret of .* nats is more than 0.4: passed \(bf16\): .*", found)
+
+
+def test_the_cuda_engine_is_tried_by_every_plan(monkeypatch):
+    """Of an H100: all blocks in a team, a third of them, one; either order; clusters; with many images a team."""
+    gpu = types.SimpleNamespace(multiprocessors=132, clusters=32)
+    monkeypatch.setattr(compiled, "_C", types.SimpleNamespace(cuda_device=lambda device: gpu))
+    seen = {}
+    monkeypatch.setattr(trial, "judge_engine", lambda engine, **options: seen.update(options))
+    trial._judge(ENGINES["cuda"], 0)
+    teams = [(way.order, way.team, way.clusters) for way in seen["ways"]]
+    expected = [(order, team, False) for order in ("sequential", "speculative") for team in (1, 44, 132)]
+    assert teams == [*expected, ("sequential", 1, True)]
+    assert seen["count"] > 2 * 132, "teams of one block have several images"
+    assert all(seen["count"] % (132 // team) for team in (1, 44)), "and not all as many"
+    assert cuda_plans.plans(2, clusters=False)[-1] == DecodeSettings(order="speculative", team=2, clusters=False)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [torch.OutOfMemoryError("out of memory"), MemoryError("out of memory"), RuntimeError("CUDA error: out of memory")],
+)
+def test_want_of_memory_is_no_verdict(monkeypatch, capsys, error):
+    def refuse(*_):
+        raise error
+
+    monkeypatch.setattr(trial, "_judge", refuse)
+    assert trial.main(["cpu", "0"]) == trust.UNTRIED
+    assert capsys.readouterr().out.endswith("out of memory\n")
 
 
 @pytest.mark.parametrize(
@@ -84,7 +142,7 @@ def test_a_likelihood_is_judged(change, expected):
 
 @pytest.mark.process
 def test_the_process_that_is_started_tries_an_engine():
-    assert trust.run(trust.command_of("cpu", 0)) == (True, None)
+    assert trust.run(trust.command_of("cpu", 0), trust.SECONDS) == (True, None)
 
 
 @pytest.mark.process
@@ -95,8 +153,8 @@ def test_the_process_that_is_started_tries_an_engine():
     [
         pytest.param("cuda", marks=pytest.mark.engine("cuda")),
         pytest.param("triton", marks=pytest.mark.engine("triton")),
-        pytest.param("likelihood", marks=pytest.mark.engine("triton")),
+        pytest.param("likelihood", marks=pytest.mark.engine("triton"), id="triton-likelihood"),
     ],
 )
-def test_the_kernels_of_this_gpu_pass(name):
-    assert trust.run(trust.command_of(name, 0)) == (True, None)
+def test_this_gpu_passes_its_trial(name):
+    assert trust.run(trust.command_of(name, 0), trust.seconds_of(name)) == (True, None)

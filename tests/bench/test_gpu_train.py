@@ -1,0 +1,188 @@
+"""bench/gpu.sh train: the network that fits the time, pieces that go on from each other, files that fit the folder."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+from support.helpers import SOURCE
+
+from pxfast.pixelcnn.shipped import model_path
+
+# In place of pxfast: notes its arguments, keeps a model and a checkpoint, and is over at its second call.
+TRAINING = """
+import json, os, sys, time
+from pathlib import Path
+out = Path(sys.argv[sys.argv.index("--out") + 1])
+calls = Path(sys.argv[0]).with_name("calls")
+with calls.open("a") as file:
+    print(json.dumps(sys.argv[1:]), file=file)
+out.write_bytes(Path(sys.argv[0]).with_name("model").read_bytes())
+out.with_suffix(".checkpoint.safetensors").write_bytes(b"state")
+if len(calls.read_text().splitlines()) % 2 == 0:
+    print(json.dumps({"bits_per_dim": 3.0}))
+    sys.exit()
+time.sleep(100)
+"""
+
+
+@pytest.fixture
+def training(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> ModuleType:
+    monkeypatch.syspath_prepend(str(SOURCE / "bench"))
+    monkeypatch.setenv("OUT", str(tmp_path / "out"))
+    module = importlib.import_module("gpu_train")
+    monkeypatch.setattr(module, "WORK", tmp_path / "work")
+    monkeypatch.setattr(module, "MARGIN", 0.0)
+    return module
+
+
+@pytest.fixture
+def piece(training: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., list[dict[str, Any]]]:
+    """Runs a piece in this process; gives the rows so far."""
+    (tmp_path / "training.py").write_text(TRAINING)
+    (tmp_path / "model").write_bytes(model_path("cifar10", (3, 32, 32)).read_bytes())
+    monkeypatch.setenv("TRAIN", f"{sys.executable} -S {tmp_path / 'training.py'}")
+    rows = importlib.import_module("gpu_rows")
+
+    def piece(*words: str, code: int) -> list[dict[str, Any]]:
+        monkeypatch.setattr(sys, "argv", ["gpu_train.py", "--data", str(tmp_path), "--seconds", "1", *words])
+        with pytest.raises(SystemExit) as stop:
+            training.main()
+        assert stop.value.code == code
+        found: list[dict[str, Any]] = rows.read_rows(tmp_path / "out" / rows.ROWS)
+        return found
+
+    return piece
+
+
+def calls(folder: Path) -> list[list[str]]:
+    return [json.loads(line) for line in (folder / "calls").read_text().splitlines()]
+
+
+@pytest.mark.process
+def test_pieces_go_on_from_each_other_and_a_new_run_from_the_last_model(piece, training, monkeypatch, tmp_path):
+    monkeypatch.setattr(training, "rate", lambda *_: 1.0)
+    out = tmp_path / "out"
+    piece("--budget", "900", code=75)
+    files = {file.name for file in out.iterdir()}
+    assert files == {
+        "cifar10.safetensors",
+        "cifar10.checkpoint.safetensors",
+        "gpu-rows.jsonl",
+        "gpu-log.txt",
+    }
+    for file in (tmp_path / "work").iterdir():  # another machine, which is given the files
+        file.unlink()
+    earlier = tmp_path / "earlier"
+    out.rename(earlier)
+    rows = piece("--budget", "900", "--from", str(earlier), code=0)
+    assert rows[-2]["bits_per_dim"] == 3.0
+    assert {file.name for file in out.iterdir()} == files - {"cifar10.checkpoint.safetensors"}
+    piece("--learning-rate", "1e-3", code=75)
+    first, second, third = calls(tmp_path)
+    assert first[first.index("--start") :][:2] == ["--start", "cifar10"]
+    assert first[first.index("--filters") :][:2] == ["--filters", "64"]
+    assert first[first.index("--budget") :][:2] == ["--budget", "900s"]
+    assert "--resume" not in first
+    assert "--resume" in second
+    assert "--start" not in second
+    assert third[-2:] == ["--learning-rate", "1e-3"]
+    assert third[third.index("--start") + 1] == str(tmp_path / "work" / "start.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("rates", "budget", "expected"),
+    [
+        ({(72, 3): 1200.0}, None, (72, 3)),
+        ({(72, 3): 900.0, (80, 2): 1100.0}, None, (80, 2)),
+        ({(72, 3): None, (80, 2): None, (64, 3): 5000.0}, None, (64, 3)),  # such as not enough memory
+        ({(72, 3): 10.0, (80, 2): 10.0, (64, 3): 10.0}, None, (64, 2)),
+        ({}, 3600.0, (64, 2)),  # the checkpoints of all others are too large to be taken along
+    ],
+)
+def test_the_largest_network_that_fits_the_time_is_taken(training, monkeypatch, rates, budget, expected):
+    """A run of 500 seconds and 10 epochs asks for 1,000 images a second."""
+    monkeypatch.setattr(training, "rate", lambda options, filters, resnets, variables: rates[filters, resnets])
+    monkeypatch.setattr(training.time, "monotonic", lambda: 0.0)
+    options = argparse.Namespace(budget=budget)
+    found = training.pick(options, 500 + training.START + training.END, (64, 2), {})
+    assert (found["filters"], found["resnets"]) == expected
+    assert found["budget"] == (budget or 500)
+
+
+def test_a_model_that_is_larger_than_the_shipped_one_is_never_made_smaller(training, monkeypatch):
+    measured = []
+    monkeypatch.setattr(
+        training, "rate", lambda options, filters, resnets, variables: measured.append((filters, resnets))
+    )
+    found = training.pick(argparse.Namespace(budget=None), 1e9, (64, 3), {})
+    assert (found["filters"], found["resnets"]) == (64, 3)
+    assert measured == [(72, 3)]
+
+
+def test_every_network_fits_its_files(training):
+    for filters, resnets in training.NETWORKS:
+        assert training.fits(filters, resnets, True)
+    assert training.fits(64, 2, False)
+    assert not training.fits(160, 5, True)
+    shipped = model_path("cifar10", (3, 32, 32)).stat().st_size
+    assert shipped == pytest.approx(training.MODEL_BYTES * training.parameters(64, 2), rel=0.02)
+
+
+def test_the_checkpoint_of_the_shipped_network_fits_and_of_a_larger_one_the_model_does(training, tmp_path):
+    rows = importlib.import_module("gpu_rows")
+    work, out = tmp_path / "work", tmp_path / "out"
+    work.mkdir()
+    (work / "run.json").write_text('{"over": false}')
+    (work / "cifar10.safetensors").touch()
+    (work / "cifar10.checkpoint.safetensors").touch()
+    out.mkdir()
+    (out / "gpu-log.txt").touch()
+    rows.keep({"part": "training"})
+    for shards, kept in ((4, True), (5, False)):  # of 15 MB: what 64 filters and 2 layers take
+        for shard in range(shards):
+            (work / f"cifar10.checkpoint.a-{shard}.safetensors").touch()
+        training.copy_out()
+        row = rows.read_rows(out / rows.ROWS)[-1]
+        assert len(row["files"]) == (2 + shards if kept else 1)
+        assert len(list(out.iterdir())) == (8 if kept else 3)
+    assert row["files"] == ["cifar10.safetensors"]
+
+
+def test_a_run_without_its_checkpoint_starts_from_its_model(training, tmp_path):
+    work = tmp_path / "work"
+    work.mkdir()
+    run = work / "run.json"
+    run.write_text('{"over": false}')
+    (work / "cifar10.safetensors").touch()
+    (work / "cifar10.checkpoint.safetensors").touch()
+    assert training.begin(run) == "cifar10"
+    assert run.exists()
+    (work / "cifar10.checkpoint.safetensors").unlink()
+    assert training.begin(run) == str(work / "start.safetensors")
+    assert [file.name for file in work.iterdir()] == ["start.safetensors"]
+
+
+def test_a_folder_without_an_earlier_piece_is_refused(training, tmp_path):
+    (tmp_path / "cifar10.safetensors").touch()
+    with pytest.raises(SystemExit, match="has no model of an earlier piece, or no rows of it"):
+        training.restore(tmp_path, tmp_path / "run.json")
+
+
+@pytest.mark.process
+def test_the_rate_is_that_of_the_script(training, tmp_path):
+    (tmp_path / "work").mkdir()
+    fake = tmp_path / "python"
+    fake.write_text(f'#!/bin/sh\necho \'{{"images_per_second": 7.0, "of_it": 0.3}}\' > {tmp_path}/work/rate.jsonl\n')
+    fake.chmod(0o755)
+    options = argparse.Namespace(python=str(fake), device="cpu", batch_size=2)
+    assert training.rate(options, 64, 3, {}) == 7.0
+    fake.write_text("#!/bin/sh\nexit 1\n")
+    assert training.rate(options, 64, 3, {}) is None
