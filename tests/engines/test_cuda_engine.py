@@ -151,10 +151,10 @@ def test_a_plan_that_cannot_be_is_refused(module, engines):
         engine.plan(1, gpu, SEQUENTIAL, members=133)
     with pytest.raises(ValueError, match="no clusters of blocks: L4"):
         engine.plan(64, ada(module), SEQUENTIAL, clusters=True)
-    with pytest.raises(ValueError, match="four images or more"):
-        engine.plan(3, gpu, SEQUENTIAL, clusters=True)
+    with pytest.raises(ValueError, match="a team that is a cluster has four members, not 2"):
+        engine.plan(64, gpu, SEQUENTIAL, members=2, clusters=True)
     plan = engine.plan(2048, gpu, SEQUENTIAL, clusters=True)
-    assert (plan.cluster, plan.teams, plan.members, plan.capacity) == (4, 128, 1, 16)
+    assert (plan.cluster, plan.teams, plan.members, plan.capacity) == (4, 32, 4, 64)
 
 
 # size, channels, filters, layers a level; the second's row steps take more than half of a tile's outputs
@@ -174,7 +174,8 @@ def test_the_plans_that_are_held_against_each_other_are_what_they_say(module, sh
         assert plan.members == way.team
         found.append((plan.teams, plan.capacity, plan.cluster))
     teams = [(132, 3, 1), (3, 95, 1), (1, 284, 1)]
-    assert found == [*teams, *teams, (128, 3, 4)]
+    clusters = (32, 9, 4)
+    assert found == [*teams, clusters, *teams, clusters]
     assert shape[0][1] * 95 > 2 * 128, "three teams have more than two tiles of rows"
 
 
