@@ -1,5 +1,6 @@
 """Fixtures shared by the tests: real data where it is present, and small random models."""
 
+import gc
 import os
 import signal
 import subprocess
@@ -34,6 +35,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if "data_root" in getattr(item, "fixturenames", ()):
             item.add_marker("data")
+
+
+def pytest_collection_finish() -> None:
+    """What importing and collecting made stays: the garbage collector need not look at it again and again."""
+    gc.freeze()
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
