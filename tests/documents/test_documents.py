@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import functools
 import re
 import shlex
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-import typer
-from support.helpers import SOURCE, bundled_images
+from support.helpers import SOURCE, bundled_images, whole_command
 from torch.utils.data import TensorDataset
 
-from pxfast.cli.main import app
 
 DOCUMENTS = sorted(
     [*SOURCE.glob("*.md"), *(SOURCE / "docs").rglob("*.md"), *(SOURCE / "bench").rglob("*.md")],
@@ -42,11 +38,6 @@ def commands(document: Path) -> list[str]:
     lines = [line for block in code_blocks(document, "sh") for line in re.split(r"\n|&&", block)]
     lines += [inline.replace("\n", " ") for inline in re.findall(r"`([^`]+)`", prose(document))]
     return [line.strip() for line in lines if line.strip().startswith("pxfast ")]
-
-
-@functools.cache
-def whole_command() -> Any:
-    return typer.main.get_command(app)
 
 
 def check_command(line: str) -> None:
