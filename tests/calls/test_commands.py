@@ -12,7 +12,6 @@ from safetensors.torch import save_file
 from support.helpers import random_model
 
 import pxfast
-from pxfast.cli import main
 from pxfast.data.image_files import write_png
 
 # a right beginning of each command, but for what it works on: {images} are images, {model} a model of their shape,

@@ -11,7 +11,6 @@ import torch
 from support.helpers import SOURCE, bundled_images, whole_command
 from torch.utils.data import TensorDataset
 
-
 DOCUMENTS = sorted(
     [*SOURCE.glob("*.md"), *(SOURCE / "docs").rglob("*.md"), *(SOURCE / "bench").rglob("*.md")],
     key=lambda path: path.relative_to(SOURCE),
