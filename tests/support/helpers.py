@@ -18,9 +18,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import typer
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from typer.main import get_command  # itself: the fixture run_here replaces it in its module
 
+from pxfast.cli.main import app
 from pxfast.engines.choosers import Chooser, Greedy, Sample, uniforms
 from pxfast.pixelcnn.heads import LogisticHead, make_head
 from pxfast.pixelcnn.network import PixelCNN, PixelCNNConfig
@@ -268,6 +271,12 @@ def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path],
             make(unfinished)
             unfinished.rename(folder)
     return folder
+
+
+@functools.cache
+def whole_command() -> typer.core.TyperGroup:
+    """What typer makes of all commands of ``pxfast``."""
+    return get_command(app)
 
 
 def command_line(*arguments: object) -> list[str]:
