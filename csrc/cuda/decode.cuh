@@ -37,6 +37,7 @@ class Decoder {
     first_image_ = first;
     memory_ = launch.workspace + launch.room.total * team_;
     caches_ = reinterpret_cast<Element*>(memory_ + launch.room.caches);
+    partial_ = reinterpret_cast<float*>(memory_ + launch.room.partial);
     parameters_ = reinterpret_cast<float*>(memory_ + launch.room.parameters);
     open_ = reinterpret_cast<int*>(memory_ + launch.room.open);
   }
@@ -97,7 +98,7 @@ class Decoder {
   int64_t first_image_;
   unsigned char* memory_;
   Element* caches_;
-  float* parameters_;
+  float *partial_, *parameters_;
   int* open_;
   unsigned int arrivals_ = 0;  // that the next meeting of the team begins with
 
@@ -332,7 +333,7 @@ class Decoder {
 
   // What is added to a block's sums, for this lane's outputs of rows g and g + 8: two neighbouring columns in each half.
   struct Beside {
-    Float2 bias[2][2];   // by row, by half
+    Float2 bias[2][2];   // by row, by half; and the sums over the early taps
     Float2 residual[2];  // of a gate, by row
   };
 
@@ -345,6 +346,13 @@ class Decoder {
            ((int64_t)(pass.first - begin) * images_ + position) * program_.padded_filters;
   }
 
+  // A step's sums over early taps, of a position and its unit's outputs.
+  PXFAST_DEVICE Float2* partial_of(const Step& step, const Pass& pass, int position, int unit, int half) const {
+    const int64_t place = (int64_t)pass.first * images_ + position;
+    return reinterpret_cast<Float2*>(partial_ + (int64_t)step.partial_at * images_ + place * (step.units * kUnit) +
+                                     unit * kUnit + half * kBlock + 2 * (thread_ & 3));
+  }
+
   PXFAST_DEVICE Beside fetch_beside(const Step& step, const Pass& pass, int first_row, int rows, int unit, int row,
                                     int begin) const {
     const int lane = thread_ & 31, g = lane >> 2, t = lane & 3;
@@ -354,9 +362,14 @@ class Decoder {
       const int m = first_row + g + 8 * r;
       if (m >= rows) continue;
       const int position = position_of(pass, m);
-      if (step.epilogue == Epilogue::kGate)
+      if (step.epilogue == Epilogue::kGate && step.partial != Partial::kLeaves)
         found.residual[r] = load_shared_between_blocks(
             reinterpret_cast<const Float2*>(residuals_of(step, pass, position, begin) + unit * kBlock + 2 * t));
+      if (step.partial == Partial::kAdds) {
+#pragma unroll
+        for (int h = 0; h < 2; ++h)
+          found.bias[r][h] = load_shared_between_blocks(partial_of(step, pass, position, unit, h));
+      }
       for (int i = 0; i < step.biases; ++i) {
         if (row < step.bias_row[i]) continue;
         if (step.bias_column[i] > 0 && pass.first + position / images_ < step.bias_column[i]) continue;
@@ -386,7 +399,11 @@ class Decoder {
         v[h][0] = sums[4 * h + 2 * r] * step.multiplier + beside.bias[r][h].x;
         v[h][1] = sums[4 * h + 2 * r + 1] * step.multiplier + beside.bias[r][h].y;
       }
-      if (step.epilogue == Epilogue::kOutput) {
+      if (step.partial == Partial::kLeaves) {
+#pragma unroll
+        for (int h = 0; h < 2; ++h)
+          store_shared_between_blocks(partial_of(step, pass, position, unit, h), Float2{v[h][0], v[h][1]});
+      } else if (step.epilogue == Epilogue::kOutput) {
         float* to = parameters_ + ((int64_t)(pass.first - begin) * images_ + position) * program_.head_stride +
                     unit * kUnit + 2 * t;
 #pragma unroll

@@ -15,7 +15,9 @@ constexpr double kBlockRate = 100e9;    // bytes/s that one multiprocessor takes
 constexpr double kCacheRate = 5.5e12;   // and all of them together
 constexpr double kStepSeconds = 1.5e-6;  // of a step beside its bytes: latency of loads, the slices' sum, the epilogue
 constexpr double kMeetingSeconds = 1e-6, kArrivalSeconds = 2e-8;  // of a team's meeting, and more for every block
-constexpr double kSweeps = 6.0;           // of a row, for one image of a trained model
+// Sweeps of a row by trained models on real images, grey and colour, as bench/experiments/sweeps.py counts them: natural
+// colour images gain nothing from guessing.
+constexpr double kGreySweeps = 6.0, kColourSweeps = 29.0;
 constexpr int kMaxMembers = 40;
 constexpr int kMaxSpeculativeTeam = 4;  // images that share a frontier: the slowest one holds up the rest
 
@@ -61,6 +63,7 @@ Plan Engine::plan(int64_t images, const Device& device, Order order, int members
     members = kCluster;
   }
   Plan best;
+  const double sweeps = program_.channels == 3 ? kColourSweeps : kGreySweeps;
   const int gate_units = program_.padded_filters / kBlock;  // other steps have half as many
   const int pixel_tile = kernel_ == Kernel::kBf16Groups ? kGroupPixelTile : kPixelTile;
   const auto consider = [&](int size, bool speculative) {
@@ -74,10 +77,10 @@ Plan Engine::plan(int64_t images, const Device& device, Order order, int members
     if (speculative && order == Order::kAuto && plan.capacity > kMaxSpeculativeTeam) return;
     // A pass evaluates `rows` rows of every product, images or their columns; `weights` and `cells` are the bytes of all
     // passes, for a whole product and for each of its rows.
-    const double passes = speculative ? sweep_steps_ * kSweeps : pixel_.steps;
+    const double passes = speculative ? sweep_steps_ * sweeps : pixel_.steps;
     const double rows = speculative ? 0.5 * program_.width * plan.capacity : plan.capacity;  // half of a row is open
     const double weights = pixel_.weight_bytes * passes / pixel_.steps;
-    const double cells = speculative ? pixel_.cell_bytes * kSweeps / program_.width : pixel_.cell_bytes;
+    const double cells = speculative ? pixel_.cell_bytes * sweeps / program_.width : pixel_.cell_bytes;
     double bytes = row_.cell_bytes * plan.capacity / size;  // that one block reads
     for (int level = 0; level < kLevels; ++level)  // weights, once for every tile of rows
       bytes += row_weights_[level] * std::ceil((double)(program_.width >> level) * plan.capacity / kRowTile) / size;
