@@ -547,8 +547,10 @@ class Decoder {
                   (uint32_t)image * Cells::image_stride(kInner) + channel;  // of the first block of channels
     store_one(to, channel < program_.channels ? network_view(chosen) : kOne);
   }
-  static PXFAST_DEVICE void store_one(float* to, float value) { *to = value; }
-  static PXFAST_DEVICE void store_one(Bf16* to, float value) { to->bits = (uint16_t)pack_bf16(value, 0.0f); }
+  static PXFAST_DEVICE void store_one(float* to, float value) { store_shared_between_blocks(to, value); }
+  static PXFAST_DEVICE void store_one(Bf16* to, float value) {
+    store_shared_between_blocks(&to->bits, (uint16_t)pack_bf16(value, 0.0f));
+  }
 };
 
 }  // namespace cuda
