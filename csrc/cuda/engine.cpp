@@ -9,11 +9,11 @@ namespace pxfast {
 namespace cuda {
 namespace {
 
-// What the choice of a plan rests on: round figures of an H200, none of them measured by this project yet. docs/gpu.md
-// says what follows from them.
+// What the choice of a plan rests on: round figures of an H100 and an H200. docs/gpu.md says which are measured, and what
+// follows from them.
 constexpr double kBlockRate = 100e9;    // bytes/s that one multiprocessor takes from the second-level cache
 constexpr double kCacheRate = 5.5e12;   // and all of them together
-constexpr double kStepSeconds = 1.5e-6;  // of a step beside its bytes: latency of loads, the slices' sum, the epilogue
+constexpr double kStepSeconds = 4e-6;   // of a step beside its bytes: latency of loads, the slices' sum, the epilogue
 constexpr double kMeetingSeconds = 1e-6, kArrivalSeconds = 2e-8;  // of a team's meeting, and more for every block
 // Sweeps of a row by trained models on real images, grey and colour, as bench/experiments/sweeps.py counts them: natural
 // colour images gain nothing from guessing.
