@@ -11,9 +11,9 @@ namespace {
 
 // What the choice of a plan rests on: round figures of an H100 and an H200. docs/gpu.md says which are measured, and what
 // follows from them.
-constexpr double kBlockRate = 100e9;    // bytes/s that one multiprocessor takes from the second-level cache
-constexpr double kCacheRate = 5.5e12;   // and all of them together
-constexpr double kStepSeconds = 4e-6;   // of a step beside its bytes: latency of loads, the slices' sum, the epilogue
+constexpr double kBlockRate = 100e9;   // bytes/s that one multiprocessor takes from the second-level cache
+constexpr double kCacheRate = 5.5e12;  // and all of them together
+constexpr double kStepSeconds = 4e-6;  // of a step beside its bytes: latency of loads, the slices' sum, the epilogue
 constexpr double kMeetingSeconds = 1e-6, kArrivalSeconds = 2e-8;  // of a team's meeting, and more for every block
 // Sweeps of a row by trained models on real images, grey and colour, as bench/experiments/sweeps.py counts them: natural
 // colour images gain nothing from guessing.
@@ -46,8 +46,8 @@ void plan_shared_memory(Plan& plan, const Program& program, Kernel kernel, const
       if (plan.shared_bytes <= device.shared_bytes) return;
     }
   }
-  throw std::runtime_error("the GPU's multiprocessors have too little shared memory: " +
-                           std::to_string(device.shared_bytes) + " bytes");
+  throw std::runtime_error(
+      "the GPU's multiprocessors have too little shared memory: " + std::to_string(device.shared_bytes) + " bytes");
 }
 
 }  // namespace
@@ -82,7 +82,7 @@ Plan Engine::plan(int64_t images, const Device& device, Order order, int members
     const double weights = pixel_.weight_bytes * passes / pixel_.steps;
     const double cells = speculative ? pixel_.cell_bytes * sweeps / program_.width : pixel_.cell_bytes;
     double bytes = row_.cell_bytes * plan.capacity / size;  // that one block reads
-    for (int level = 0; level < kLevels; ++level)  // weights, once for every tile of rows
+    for (int level = 0; level < kLevels; ++level)           // weights, once for every tile of rows
       bytes += row_weights_[level] * std::ceil((double)(program_.width >> level) * plan.capacity / kRowTile) / size;
     for (const int units : {gate_units / 2 + gate_units % 2, gate_units}) {  // either kind is half of the work
       const double row_tiles = std::ceil(rows / pixel_tile);

@@ -11,7 +11,6 @@ from typing import Any
 from . import compiled
 from .settings import DecodeSettings
 
-
 CLUSTER = 4  # blocks of a team that is a cluster
 
 
@@ -21,7 +20,7 @@ def images_of(multiprocessors: int) -> int:
 
 
 def plans(multiprocessors: int, clusters: bool) -> list[DecodeSettings]:
-    """Either order in teams of one block, of a third of the GPU's and of all; and in clusters where the GPU has them."""
+    """Either order in teams of one block, of a third of the GPU's, of all; and in clusters where the GPU has them."""
     ways = [(team, False) for team in sorted({1, max(1, multiprocessors // 3), multiprocessors})]
     if clusters:
         ways.append((CLUSTER, True))

@@ -145,9 +145,15 @@ def test_order_teams_memory_and_batch_change_no_bit(program, kernel):
         (Settings(bf16, SPECULATIVE, 3, 11, False, 3), "teams 1 members 3 capacity 5 cluster 1 speculative 1"),
         (Settings(bf16, SPECULATIVE, 1, 5, True, 5), "teams 5 members 1 capacity 1 cluster 1 speculative 1"),
         (Settings(bf16, SEQUENTIAL, 2, 7, True, 4), "teams 2 members 2 capacity 3 cluster 1 speculative 0"),
-        (Settings(bf16, SEQUENTIAL, 1, 3, False, 2, LARGE_SHARED if groups else SMALL_SHARED), "" if groups else "stages 2"),
+        (
+            Settings(bf16, SEQUENTIAL, 1, 3, False, 2, LARGE_SHARED if groups else SMALL_SHARED),
+            "" if groups else "stages 2",
+        ),
         (Settings(bf16, SEQUENTIAL, 4, 9, clusters=True), "teams 1 members 4 capacity 5 cluster 4 speculative 0"),
-        (Settings(bf16, SPECULATIVE, 0, 2, True, 9, clusters=True), "teams 2 members 4 capacity 3 cluster 4 speculative 1"),
+        (
+            Settings(bf16, SPECULATIVE, 0, 2, True, 9, clusters=True),
+            "teams 2 members 4 capacity 3 cluster 4 speculative 1",
+        ),
     ):
         result, said = decode(program, "logistic-colour", images, dataclasses.replace(settings, groups=groups))
         assert path in said, "the path was taken"
@@ -259,8 +265,8 @@ FAULTS = {
         "not yet there",
     ),
     "a barrier for copies whose bytes are not those copied": (
-        f"{BULK} if (thread_index() == 0) {{ expect_bytes(&barrier, 2048); copy_bulk(shared_memory(), from, 1024, &barrier);"
-        " } wait_for_barrier(&barrier, 0);",
+        f"{BULK} if (thread_index() == 0) {{ expect_bytes(&barrier, 2048);"
+        " copy_bulk(shared_memory(), from, 1024, &barrier); } wait_for_barrier(&barrier, 0);",
         "",
         "livelock",
     ),

@@ -55,7 +55,7 @@ struct Thread {
   int uncommitted = 0;
   Sums sums[2];
   Product product[kMaxProducts];
-  int products = 0;  // under way
+  int products = 0;                 // under way
   int product_group[kMaxProducts];  // products up to the end of each committed group
   int product_groups = 0;
   bool begun = false;
@@ -292,15 +292,14 @@ inline void arrive(CopyBarrier* barrier) { fibers::arrive(barrier, 0); }
 inline void expect_bytes(CopyBarrier* barrier, uint32_t bytes) { fibers::arrive(barrier, bytes); }
 // A bulk copy is done when somebody waits for its barrier, or at once.
 inline void copy_bulk(void* shared, const void* global, uint32_t bytes, CopyBarrier* barrier) {
-  if (bytes == 0 || bytes % 16 != 0 || reinterpret_cast<uintptr_t>(shared) % 16 != 0 || reinterpret_cast<uintptr_t>(global) % 16 != 0)
+  if (bytes == 0 || bytes % 16 != 0 || reinterpret_cast<uintptr_t>(shared) % 16 != 0 ||
+      reinterpret_cast<uintptr_t>(global) % 16 != 0)
     __builtin_trap();
   if (!fibers::published(global, bytes)) shim::fail("the copy engine reads what no fence has published");
   fibers::copy_later(barrier, {shared, global, bytes});
   if (shim::grid().eager_copies) shim::finish_copies(barrier);
 }
-inline void wait_for_barrier(CopyBarrier* barrier, int parity) {
-  fibers::wait(barrier, parity, shim::finish_copies);
-}
+inline void wait_for_barrier(CopyBarrier* barrier, int parity) { fibers::wait(barrier, parity, shim::finish_copies); }
 inline void fence_global_copies() { ++shim::block().global_fences[fibers::thread()]; }
 
 inline void arrive(unsigned int* count) { __atomic_fetch_add(count, 1u, __ATOMIC_ACQ_REL); }
