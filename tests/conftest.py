@@ -21,7 +21,7 @@ import pytest
 import torch
 import typer
 from support.engines import ENGINE_PARAMS, is_here, left_out
-from support.helpers import error_line, made_once, random_model, trained_once, whole_command
+from support.helpers import common_folder, error_line, made_once, models_kept_in, random_model, whole_command
 
 from pxfast.cli import main
 from pxfast.pixelcnn.network import PixelCNN
@@ -49,9 +49,13 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def models_are_trained_once(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """The models of ``trained_model`` are trained by the first worker that needs them."""
-    trained_once.append(tmp_path_factory)
+def models_are_trained_once(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """The models of ``trained_model`` are trained by the first worker that needs them, and kept in pytest's cache.
+
+    The command line's ``-p no:cacheprovider`` has them trained in every run, ``--cache-clear`` in this one.
+    """
+    cache: pytest.Cache | None = getattr(request.config, "cache", None)
+    models_kept_in.append(common_folder(tmp_path_factory) if cache is None else cache.mkdir("trained-models"))
 
 
 @pytest.fixture(scope="session")

@@ -18,6 +18,7 @@ constexpr double kMeetingSeconds = 1e-6, kArrivalSeconds = 2e-8;  // of a team's
 // Sweeps of a row by trained models on real images, grey and colour, as bench/experiments/sweeps.py counts them: natural
 // colour images gain nothing from guessing.
 constexpr double kGreySweeps = 6.0, kColourSweeps = 29.0;
+constexpr double kBetter = 0.98;  // a larger team is taken for more than the figures' own error
 constexpr int kMaxMembers = 40;
 constexpr int kMaxSpeculativeTeam = 4;  // images that share a frontier: the slowest one holds up the rest
 
@@ -93,7 +94,7 @@ Plan Engine::plan(int64_t images, const Device& device, Order order, int members
     const double meeting = size > 1 ? kMeetingSeconds + size * kArrivalSeconds : 0.0;
     plan.predicted_seconds = std::max(bytes / kBlockRate, bytes * plan.teams * size / kCacheRate) +
                              (passes + row_.steps) * (kStepSeconds + meeting);
-    if (best.teams == 0 || plan.predicted_seconds < best.predicted_seconds) best = plan;
+    if (best.teams == 0 || plan.predicted_seconds < kBetter * best.predicted_seconds) best = plan;
   };
   const int last = members > 0 ? members : std::min(kMaxMembers, device.multiprocessors);
   for (int size = members > 0 ? members : 1; size <= last; ++size) {
