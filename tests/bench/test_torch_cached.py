@@ -1,15 +1,13 @@
 """The plain-PyTorch yardstick of bench/ decodes as the engines do, so that its rate means something."""
 
-import runpy
-
 import pytest
 import torch
-from support.helpers import SOURCE, noisy, real_images, trained_model
+from support.helpers import bench_script, noisy, real_images, trained_model
 
 from pxfast.engines.schedule import schedule_for
 from pxfast.pixeldefend.verify import verify
 
-TorchDecoder = runpy.run_path(str(SOURCE / "bench" / "torch_cached.py"))["TorchDecoder"]
+TorchDecoder = bench_script("torch_cached.py")["TorchDecoder"]
 
 
 @pytest.mark.parametrize(("channels", "precision"), [(1, "fp32"), (3, "fp32"), (3, "bf16")])

@@ -9,12 +9,14 @@ import hashlib
 import inspect
 import os
 import resource
+import runpy
 import shutil
 import signal
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -296,6 +298,16 @@ def made_once_in(base: Path, name: str, make: Callable[[Path], object]) -> Path:
 def whole_command() -> typer.core.TyperGroup:
     """What typer makes of all commands of ``pxfast``."""
     return get_command(app)
+
+
+def bench_script(name: str) -> dict[str, Any]:
+    """What a script of bench/ defines; the modules beside it are found as when it runs."""
+    place = str(SOURCE / "bench")
+    sys.path.insert(0, place)
+    try:
+        return runpy.run_path(os.path.join(place, name))
+    finally:
+        sys.path.remove(place)
 
 
 def command_line(*arguments: object) -> list[str]:
