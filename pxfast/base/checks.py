@@ -214,8 +214,17 @@ def put(record: object, **values: object) -> None:
 
 
 def check_eps(eps: int) -> int:
-    """``eps``, in steps of the 0..255 grid, as a Python int; raises what :func:`check_integer` does."""
-    return check_integer("eps", eps, 256)
+    """``eps``, in steps of the 0..255 grid, as a Python int; raises what :func:`check_integer` does.
+
+    Elsewhere eps is a part of the range [0, 1], 8/255 say. The error for such a one names the integer meant.
+    """
+    try:
+        return check_integer("eps", eps, 256)
+    except TypeError as error:
+        if isinstance(eps, numbers.Real) and 0.0 < eps < 1.0:
+            meant = round(255 * float(eps))
+            raise TypeError(f"{error}; it counts steps of 0..255: for {meant}/255 write eps={meant}") from None
+        raise
 
 
 def check_precision(precision: str) -> str:

@@ -260,3 +260,19 @@ def test_what_is_written_must_be_what_it_is_called(tmp_path):
     for what, (call, words) in wrong.items():
         assert_refused(call, Wrong(what, TypeError, words), what)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("meant", [1, 8, 16, 254])
+def test_eps_of_the_range_0_to_1_is_refused_with_the_integer_meant(meant):
+    images = torch.zeros(1, 1, 28, 28, dtype=torch.uint8)
+    flat = nn.Sequential(nn.Flatten(), nn.Linear(784, 10)).eval()
+    message = (
+        rf"eps must be an integer in 0..255, got .*; it counts steps of 0..255: for {meant}/255 write eps={meant}$"
+    )
+    for eps in (meant / 255, np.float32(meant / 255)):
+        with pytest.raises(TypeError, match=message):
+            pxfast.purify(images, eps=eps)
+        with pytest.raises(TypeError, match=message):
+            attacks.BIM()(flat, images, torch.tensor([3]), eps)
+    with pytest.raises(TypeError, match=r"got 1\.5$"):
+        pxfast.purify(images, eps=1.5)
