@@ -37,6 +37,12 @@ int output_at(Epilogue epilogue, int filters, int outputs, int unit, int i) {
   return n < outputs ? n : -1;
 }
 
+// How many of a step's first taps are summed for a whole row. In fp32 not those of gates, whose sums are twice as many:
+// an image in flight stays below 8 MB.
+int early_taps(const StepSpec& step, Kernel kernel) {
+  return kernel == Kernel::kFp32 && step.epilogue == Epilogue::kGate ? 0 : step.early;
+}
+
 // What the kernels ask of a program beyond what every engine does.
 void check_taps(const ProgramSpec& spec) {
   for (const StepSpec& step : spec.steps) {
@@ -67,11 +73,12 @@ class Packer {
     program_.element_size = kernel_ == Kernel::kFp32 ? 4 : 2;
     lay_out_caches();
     std::vector<Step> steps;
-    for (const StepSpec& from : spec_.steps) steps.push_back(pack_step(from, from.early, (int)from.taps.size()));
+    for (const StepSpec& from : spec_.steps)
+      steps.push_back(pack_step(from, early_taps(from, kernel_), (int)from.taps.size()));
     for (size_t i = 0; i < spec_.steps.size(); ++i) {  // behind the vertical stream
       const StepSpec& from = spec_.steps[i];
-      if (from.early == 0) continue;
-      Step early = pack_step(from, 0, from.early);
+      if (early_taps(from, kernel_) == 0) continue;
+      Step early = pack_step(from, 0, early_taps(from, kernel_));
       early.per_row = 1;
       early.biases = 0;
       early.partial = Partial::kLeaves;
@@ -233,11 +240,12 @@ Engine::Engine(const ProgramSpec& spec, Kernel kernel) : kernel_(kernel) {
   for (const StepSpec& step : spec.steps) {
     const double columns = spec.width >> step.level, rows = spec.height >> step.level;
     const double positions = rows * columns;
-    if (step.per_row || step.early > 0) row_.steps += rows;
+    const int early = early_taps(step, kernel);
+    if (step.per_row || early > 0) row_.steps += rows;
     if (!step.per_row) pixel_.steps += positions, sweep_steps_ += rows;
     for (size_t t = 0; t < step.taps.size(); ++t) {
       const TapSpec& tap = step.taps[t];
-      const bool per_row = step.per_row || (int)t < step.early;
+      const bool per_row = step.per_row || (int)t < early;
       Costs& costs = per_row ? row_ : pixel_;
       const double share = (tap.row_parity >= 0 ? 0.5 : 1.0) * (tap.column_parity >= 0 ? 0.5 : 1.0);
       const double weight_bytes = element * tap.matrix.size() * share * (per_row ? rows : positions);

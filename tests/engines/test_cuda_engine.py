@@ -97,9 +97,9 @@ def ada(module):
 
 @pytest.mark.engine("cuda-plan")
 @pytest.mark.parametrize("precision", PRECISIONS)
-def test_the_papers_network_stays_under_9_mb_an_image(engines, precision):
-    assert engines[precision].bytes_per_image() < 9e6
-    assert engines[precision].bytes_per_image(speculative=True) < 9e6
+def test_the_papers_network_stays_under_8_mb_an_image(engines, precision):
+    assert engines[precision].bytes_per_image() < 8e6
+    assert engines[precision].bytes_per_image(speculative=True) < 8e6
     parameters = 53.6e6
     element = 2 if precision == "bf16" else 4
     assert engines[precision].weight_bytes == pytest.approx(parameters * element, rel=0.02)
