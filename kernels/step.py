@@ -14,6 +14,9 @@ is data: ``entry`` (int32) says it for the row in hand, in units of 16 elements:
 
 The same arithmetic in the same order is done for every row of the product, whatever is beside it: a result depends
 neither on the number of images nor on the number of columns.
+
+A pixel's step whose first taps do not wait for the row's pixels is two: one with these taps, for the whole row, leaves
+its sums in ``partial``, fp32 (columns, images, halves * OUTPUTS); the other's sums go on from there.
 """
 
 from __future__ import annotations
@@ -33,6 +36,7 @@ HIDDEN = tl.constexpr(0)  # the values of pxfast.engines.schedule.Epilogue
 GATE = tl.constexpr(1)
 PUBLISH = tl.constexpr(2)
 OUTPUT = tl.constexpr(3)
+WHOLE, LEAVES, ADDS = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)  # what a step does with partial sums
 HEADER, MAX_TAPS = 4, 8  # entries in front of the taps', and of the taps
 
 
@@ -53,6 +57,7 @@ def step_kernel(
     tiles,  # (halves, blocks of n, taps * rows per tap, BLOCK_N), as pack() makes them
     biases,  # (2, 2, halves, blocks of n, BLOCK_N) fp32: at row > 0, at column > 0
     result,  # fp32: the residuals (columns, images, OUTPUTS); of OUTPUT: the head's parameters (images, OUTPUTS)
+    partial,  # fp32: (columns, images, halves * OUTPUTS), of a step that leaves or adds them
     taps,
     images,
     columns,
@@ -62,6 +67,7 @@ def step_kernel(
     input_shift,
     multiplier,
     EPILOGUE: tl.constexpr,
+    PARTIAL: tl.constexpr,
     CHANNELS: tl.constexpr,
     OUTPUTS: tl.constexpr,
     BLOCK_M: tl.constexpr,
@@ -82,8 +88,17 @@ def step_kernel(
     depth = taps * K_BLOCKS * BLOCK_K
     tile = tiles + n_block * depth * BLOCK_N + k[:, None] * BLOCK_N + j[None, :]
     half = N_BLOCKS * depth * BLOCK_N
+    HALVES: tl.constexpr = 2 if EPILOGUE == GATE else 1
+    n = n_block * BLOCK_N + j
+    mask = inside[:, None] & (n < OUTPUTS)[None, :]
+    at = column * images + image
+    sums = partial + at[:, None] * (HALVES * OUTPUTS) + n[None, :]
     total = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
     gate = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
+    if PARTIAL == ADDS:
+        total = tl.load(sums, mask=mask, other=0.0)
+        if EPILOGUE == GATE:
+            gate = tl.load(sums + OUTPUTS, mask=mask, other=0.0)
     offsets = cell_row[:, None] + k[None, :]
     # a tap's cell is read an iteration ahead: a load that waits for another one of its own iteration would halve the
     # depth of the loop's pipeline
@@ -92,25 +107,25 @@ def step_kernel(
         cell = next_cell
         next_cell = tl.load(entry + 4 + (block + 1) // K_BLOCKS)
         channel = (block % K_BLOCKS) * BLOCK_K
-        mask = (m < tl.where(cell >= 0, columns * images, 0))[:, None]
+        there = (m < tl.where(cell >= 0, columns * images, 0))[:, None]
         if CHANNELS % BLOCK_K != 0:
-            mask = mask & (channel + k < CHANNELS)[None, :]
-        values = tl.load(caches + (cell.to(tl.int64) * UNIT + channel) + offsets, mask=mask, other=0.0)
+            there = there & (channel + k < CHANNELS)[None, :]
+        values = tl.load(caches + (cell.to(tl.int64) * UNIT + channel) + offsets, mask=there, other=0.0)
         total = tl.dot(values, tl.load(tile), total, input_precision="ieee")
         if EPILOGUE == GATE:
             gate = tl.dot(values, tl.load(tile + half), gate, input_precision="ieee")
         tile += BLOCK_K * BLOCK_N
 
-    n = n_block * BLOCK_N + j
-    mask = inside[:, None] & (n < OUTPUTS)[None, :]
     row = tl.load(entry)
-    HALVES: tl.constexpr = 2 if EPILOGUE == GATE else 1
     WIDTH: tl.constexpr = HALVES * N_BLOCKS * BLOCK_N
     bias = biases + (row > 0).to(tl.int32) * (2 * WIDTH) + n
     later = (column > 0)[:, None]
     x = total * multiplier + tl.where(later, tl.load(bias + WIDTH)[None, :], tl.load(bias)[None, :])
-    at = column * images + image
-    if EPILOGUE == OUTPUT:
+    if PARTIAL == LEAVES:
+        tl.store(sums, total, mask=mask)
+        if EPILOGUE == GATE:
+            tl.store(sums + OUTPUTS, gate, mask=mask)
+    elif EPILOGUE == OUTPUT:
         tl.store(result + image[:, None] * OUTPUTS + n[None, :], x, mask=mask)
     elif EPILOGUE == HIDDEN:
         _store_concat_elu(caches, tl.load(entry + 1), at, n, mask, x, OUTPUTS)
@@ -187,14 +202,25 @@ def step(
     images: int,
     columns: range,
     input_scale: float = 1,
+    *,
+    leaves: Tensor | None = None,
+    adds: Tensor | None = None,
 ) -> Launch:
     """The launch of a step over ``columns``, for all images.
+
+    leaves, adds: fp32 (columns of a row, images, N), where it leaves its sums as they are and publishes nothing, or
+    those that it goes on from.
 
     caches: fp32 or bf16, the dtype of the packed matrices. entry: int32 (16,); see above. result: fp32, the
     stream's residuals (columns of a row, images, outputs), or the head's parameters (images, outputs). images: a
     multiple of 16. input_scale: 2 for a strided step, 0.5 for a transposed one.
     """
     tile = packed.tile
+    partial, kind = result, WHOLE
+    if leaves is not None:
+        partial, kind = leaves, LEAVES
+    elif adds is not None:
+        partial, kind = adds, ADDS
     grid = triton.cdiv(len(columns) * images, tile.block_m) * triton.cdiv(packed.outputs, tile.block_n)
     return Launch(
         step_kernel,
@@ -205,6 +231,7 @@ def step(
             "tiles": packed.tiles,
             "biases": packed.biases,
             "result": result,
+            "partial": partial,
             "taps": packed.taps,
             "images": images,
             "columns": len(columns),
@@ -216,6 +243,7 @@ def step(
         },
         {
             "EPILOGUE": packed.epilogue,
+            "PARTIAL": kind.value,
             "CHANNELS": packed.channels,
             "OUTPUTS": packed.outputs,
             "BLOCK_M": tile.block_m,

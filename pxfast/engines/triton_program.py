@@ -22,6 +22,7 @@ PHASES = (0, 1, 2, 1)  # by row % 4: the row whose launches serve
 SLOT = 16  # entries of a launch in the table, so that every launch's begin at a multiple of 16 bytes
 GROUP = 16  # images are decoded in multiples of it: then every cell begins at a multiple of 16 elements
 INPUT_SCALE: dict[Scale, float] = {Scale.SAME: 1, Scale.DOWN: 2, Scale.UP: 0.5}
+EARLY = -2  # in the place of a column's parity: the sums over a step's early taps
 DTYPES: dict[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
@@ -39,6 +40,12 @@ class Variant:
 
     taps: list[Tap]
     packed: PackedStep
+
+
+def _is_divided(s: Step) -> bool:
+    """Whether a step's early taps are summed for a whole row. Not where rows or columns differ in their taps."""
+    plain = all(tap.row_parity == tap.column_parity == ANY for tap in s.taps)
+    return not s.per_row and plain and 0 < s.early < len(s.taps)
 
 
 class Program:
@@ -62,39 +69,54 @@ class Program:
         self.variants: list[dict[tuple[int, int], Variant]] = [
             self._variants(s, precision, tiles) for s in schedule.steps
         ]
+        # of the pixels' steps whose early taps are summed for a whole row
+        self.early: dict[int, Variant] = {
+            i: self._variant_of(s, s.taps[: s.early], precision, "row", tiles)
+            for i, s in enumerate(schedule.steps)
+            if _is_divided(s)
+        }
         self.slots: dict[tuple[int, int], int] = {}  # of every step and parity of the column: its place in the table
         for i, variants in enumerate(self.variants):
             for _, column_parity in variants:
                 self.slots.setdefault((i, column_parity), len(self.slots))
+        for i in self.early:
+            self.slots[i, EARLY] = len(self.slots)
 
     @property
     def bytes_per_image(self) -> int:
         """Of a workspace."""
         W, F = self.config.image_size[1], self.config.filters
         residuals = 2 * sum(W >> level for level in range(3)) * F
+        steps = self.schedule.steps
+        residuals += sum((W >> steps[i].level) * steps[i].outputs for i in self.early)
         images = 2 * self.config.channels * self.config.image_size[0] * W
         item = torch.finfo(self.dtype).bits // 8
         return self.elements_per_image * item + 4 * (residuals + self.head_features) + images
 
     def _variants(self, s: Step, precision: str, tiles: dict[str, Tile]) -> dict[tuple[int, int], Variant]:
         """By the parities of row and column for a step whose taps depend on them, else one at (ANY, ANY)."""
+        where = "row" if s.per_row else "pixel"
+        if _is_divided(s):
+            return {(ANY, ANY): self._variant_of(s, s.taps[s.early :], precision, where, tiles)}
         rows = sorted({tap.row_parity for tap in s.taps})
         columns = sorted({tap.column_parity for tap in s.taps})
+        found = {}
+        for row in rows:
+            for column in columns:
+                taps = [tap for tap in s.taps if tap.row_parity in (ANY, row) and tap.column_parity in (ANY, column)]
+                found[row, column] = self._variant_of(s, taps, precision, where, tiles)
+        return found
+
+    def _variant_of(self, s: Step, taps: list[Tap], precision: str, where: str, tiles: dict[str, Tile]) -> Variant:
+        """A step with some of its taps. where: 'row' or 'pixel', whose tiles it takes."""
         biases = torch.zeros(2, 2, s.outputs)
         for bias in s.biases:
             if not {bias.min_row, bias.min_column} <= {0, 1}:
                 raise NotImplementedError(f"a bias from row {bias.min_row}, column {bias.min_column} on")
             biases[bias.min_row :, bias.min_column :] += bias.values
-        where = "row" if s.per_row else "pixel"
         tile = tiles[f"{precision} {where}{' gate' if s.epilogue == Epilogue.GATE else ''}"]
-        found = {}
-        for row in rows:
-            for column in columns:
-                taps = [tap for tap in s.taps if tap.row_parity in (ANY, row) and tap.column_parity in (ANY, column)]
-                matrices = [tap.matrix.to(self.device) for tap in taps]
-                packed = pack(matrices, biases.to(self.device), int(s.epilogue), s.multiplier, self.dtype, tile)
-                found[row, column] = Variant(taps, packed)
-        return found
+        matrices = [tap.matrix.to(self.device) for tap in taps]
+        return Variant(taps, pack(matrices, biases.to(self.device), int(s.epilogue), s.multiplier, self.dtype, tile))
 
     def place(self, cache: int, row: int, column: int, images: int) -> int:
         """Where a cell begins in the caches of so many images, in units of 16 elements. Columns -1 and W are zeros."""
@@ -119,6 +141,8 @@ class Program:
 
     def _variant(self, i: int, row: int, column_parity: int) -> Variant:
         """The variant of step i for an image's row."""
+        if column_parity == EARLY:
+            return self.early[i]
         variants, level = self.variants[i], self.schedule.steps[i].level
         return variants.get((ANY, column_parity)) or variants[row >> level & 1, column_parity]
 
@@ -148,6 +172,10 @@ class Workspace:
             for per_row in (False, True)
             for level in range(3)
         }
+        steps = program.schedule.steps
+        self.partial: dict[int, Tensor] = {  # of the divided steps
+            i: torch.zeros(W >> steps[i].level, images, steps[i].outputs, device=device) for i in program.early
+        }
         self.parameters: Tensor = torch.zeros(images, program.head_features, device=device)
         self.given: Tensor = torch.zeros(images, config.channels, H, W, dtype=torch.uint8, device=device)
         self.result: Tensor = torch.zeros_like(self.given)
@@ -162,10 +190,16 @@ class Workspace:
         self.entry.copy_(self.table[row])
 
     def launches(self, phase: int, chooser: ChooserShape) -> list[Launch]:
-        """Everything done in a row of this phase, in order: the vertical stack, then pixel by pixel the horizontal."""
+        """Everything done in a row of this phase, in order: the vertical stack, what the pixels' steps need of the row
+        but no pixel, then pixel by pixel the horizontal stack.
+        """
         found: list[Launch] = []
         W = self.program.config.image_size[1]
         self._add_steps(found, phase, True, range(W), chooser)
+        for i in self.program.early:
+            level = self.program.schedule.steps[i].level
+            if phase % (1 << level) == 0:
+                found.append(self._step(i, phase, EARLY, range(W >> level)))
         for column in range(W):
             self._add_steps(found, phase, False, range(column, column + 1), chooser)
         return found
@@ -212,6 +246,8 @@ class Workspace:
             self.images,
             columns,
             INPUT_SCALE[s.scale],
+            leaves=self.partial[i] if column_parity == EARLY else None,
+            adds=self.partial[i] if column_parity != EARLY and i in program.early else None,
         )
 
     def _choose(self, column: int, chooser: ChooserShape) -> Launch:

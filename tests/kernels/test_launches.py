@@ -15,7 +15,7 @@ from support.triton_targets import TARGETS, compiles, needs_triton
 from pxfast.engines import compiled
 from pxfast.engines import triton as engine
 from pxfast.engines.registry import select
-from pxfast.engines.schedule import Schedule
+from pxfast.engines.schedule import Scale, Schedule
 
 
 class NamesAGPU:
@@ -115,7 +115,9 @@ def test_a_gated_layer_is_two_launches():
     steps = sum(1 if s.per_row else width >> s.level for s in schedule.steps)
     halves = sum(s.per_row and {tap.column_parity for tap in s.taps} == {0, 1} for s in schedule.steps)
     assert halves == 2, "a transposed step of a row, once a level: even and odd columns"
-    assert len(launches) == steps + halves + width, "one launch a step, and a choice a pixel"
+    early = sum(0 < s.early < len(s.taps) and s.scale != Scale.UP for s in schedule.steps)
+    assert early > 10, "nearly every step of a pixel has taps that a row sums"
+    assert len(launches) == steps + halves + early + width, "one launch a step, and a choice a pixel"
 
 
 # --- tuning ---

@@ -74,6 +74,45 @@ def test_it_does_what_its_twin_does(epilogue, seed, channels, outputs, taps, ima
     torch.testing.assert_close(our_caches, caches, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("epilogue", list(EPILOGUES))
+@few_examples(3)
+@given(
+    seed=st.integers(0, 1000),
+    channels=st.integers(1, 21).map(lambda n: 2 * n),
+    outputs=st.integers(1, 37),
+    early=st.integers(1, 4),
+    late=st.integers(1, 4),
+    row=st.sampled_from([0, 5]),
+)
+def test_sums_over_early_taps_are_left_and_added(epilogue, seed, channels, outputs, early, late, row):
+    """The taps in two steps, the first for a whole row, give what one step gives."""
+    from pxfast.kernels.launch import Tile
+    from pxfast.kernels.step import pack, step
+
+    pixel = range(2, 3)
+    case = random_case(seed, EPILOGUES[epilogue], channels, outputs, early + late, 16, range(0, 5), 1, row)
+    matrices, biases, kind, multiplier, caches, entry, images, columns, _ = case
+    shape = (images, outputs) if epilogue == "output" else (columns.stop, images, outputs)
+    start = torch.randn(shape, generator=torch.Generator().manual_seed(1))
+
+    def run(taps, over, ours, result, **sums):
+        some_matrices = [matrix.to(DEVICE) for matrix in matrices[taps]]
+        packed = pack(some_matrices, biases.to(DEVICE), kind, multiplier, torch.float32, Tile(32, 16, 16))
+        some = torch.cat((entry[:4], entry[4:][taps], torch.full((8,), -1, dtype=torch.int32)))
+        step(packed, ours, some.to(DEVICE), result, images, over, 1, **sums).run()
+
+    whole, result = caches.to(DEVICE), start.to(DEVICE)
+    run(slice(0, early + late), pixel, whole, result)
+    parts, parts_result = caches.to(DEVICE), start.to(DEVICE)
+    partial = torch.full((columns.stop, images, matrices[0].shape[1]), torch.nan, device=DEVICE)
+    run(slice(0, early), columns, parts, parts_result, leaves=partial)
+    assert torch.equal(parts.cpu(), caches), "it publishes nothing"
+    assert torch.equal(parts_result.cpu(), start)
+    run(slice(early, early + late), pixel, parts, parts_result, adds=partial)
+    torch.testing.assert_close(parts.cpu(), whole.cpu(), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(parts_result.cpu(), result.cpu(), rtol=1e-5, atol=1e-5)
+
+
 def test_columns_and_images_do_not_change_each_others_bits():
     from pxfast.kernels.launch import Tile
 
