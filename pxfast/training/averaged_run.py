@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,42 @@ class AveragedRun(TrainingRun):
         super().__init__(settings, images, processes)
         self.ema_decay = ema_decay
         self.history: list[dict[str, Any]] = []
+        self.queued: bool = self.processes.device.type != "cpu"  # whether the device works while this process goes on
+        self._before: list[Tensor] = []
+
+    def optimise(self, measured: Tensor) -> list[float]:
+        """A step of optimisers and averaged weights along the gradients, which are then gone; ``measured`` as numbers.
+
+        measured: what tells whether the gradients are good, such as the loss and their norm, 1-D on the device. Where
+        one of them is not finite, the weights are as before, and the optimisers have no state. The device is waited
+        for once, when the optimisers' work is queued already.
+        """
+        parameters: list[Tensor] = list(self.model.parameters())
+        if self.queued:
+            self._remember(parameters)
+            self._step_optimisers()
+        values: list[float] = measured.tolist()
+        if all(map(math.isfinite, values)):
+            if not self.queued:
+                self._step_optimisers()
+            self.average()
+        elif self.queued:
+            with torch.no_grad():
+                torch._foreach_copy_(parameters, self._before)
+            for optimiser in self.optimisers:
+                optimiser.state.clear()
+        return values
+
+    def _step_optimisers(self) -> None:
+        for optimiser in self.optimisers:
+            optimiser.step()
+            optimiser.zero_grad()
+
+    @torch.no_grad()
+    def _remember(self, parameters: list[Tensor]) -> None:
+        if not self._before:
+            self._before = [torch.empty_like(parameter) for parameter in parameters]
+        torch._foreach_copy_(self._before, parameters)
 
     @torch.no_grad()
     def average(self) -> None:

@@ -144,6 +144,7 @@ class TrainingRun:
         self.steps_per_epoch: int = max(1, len(images) // settings.batch_size)
         self.step: int = 0
         self.seconds: float = 0.0
+        self._at_hand: Tensor | None = None
 
     @property
     def progress(self) -> float:
@@ -181,11 +182,17 @@ class TrainingRun:
         B = self.settings.batch_size
         return self._order[position * B : (position + 1) * B]
 
+    def gathered(self, chosen: Tensor) -> Tensor:
+        """The images of some indices: on the device if all images fit there beside the training, else on the CPU."""
+        if self._at_hand is None:
+            self._at_hand = at_hand(self.images, self.processes.device)
+        return self._at_hand[chosen.to(self._at_hand.device, non_blocking=True)]
+
     def flipped(self, batch: Tensor, generator: torch.Generator) -> Tensor:
         """A batch (N, C, H, W) with about half of its images flipped left to right, where the settings want it."""
         if not self.settings.horizontal_flips:
             return batch
-        flips = torch.rand(len(batch), generator=generator) < 0.5
+        flips = (torch.rand(len(batch), generator=generator) < 0.5).to(batch.device, non_blocking=True)
         return torch.where(flips[:, None, None, None], batch.flip(3), batch)
 
     def autocast(self) -> torch.autocast:
@@ -244,6 +251,13 @@ class TrainingRun:
             raise ValueError(f"{path} is the checkpoint of a run on other training images")
         position = metadata_record(Position, metadata, path, "position of a run", "position")
         self.step, self.seconds = position.step, float(position.seconds)
+
+
+def at_hand(images: Tensor, device: torch.device) -> Tensor:
+    """Images where batches are best taken from: on a GPU where they fill a twentieth of it at most."""
+    if device.type == "cuda" and 20 * images.nbytes <= torch.cuda.get_device_properties(device).total_memory:
+        return images.to(device)
+    return images
 
 
 def fingerprint(images: Tensor) -> list[int]:

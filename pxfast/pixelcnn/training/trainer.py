@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import math
 import time
@@ -20,6 +21,7 @@ from ...training.run import check_training_images
 from ..files import parse_config
 from ..heads import likelihood_is_fused
 from ..network import PixelCNN, PixelCNNConfig
+from .folding import folded
 from .growth import grown
 from .muon import Muon, split_parameters
 from .settings import TrainingSettings
@@ -37,14 +39,19 @@ def network_size(config: PixelCNNConfig) -> dict[str, int]:
 
 
 class _LogProb(nn.Module):
-    """``model.log_prob`` as a module's forward, which is what DistributedDataParallel wraps."""
+    """``model.log_prob`` as a module's forward, which is what DistributedDataParallel wraps.
 
-    def __init__(self, model: PixelCNN) -> None:
+    fold: all convolutions' weights at once, for eager steps; a compiled one fuses these operations as they are.
+    """
+
+    def __init__(self, model: PixelCNN, fold: bool) -> None:
         super().__init__()
         self.model = model
+        self.fold = fold
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.model.log_prob(images)
+        with folded(self.model) if self.fold else contextlib.nullcontext():
+            return self.model.log_prob(images)
 
 
 class Trainer(AveragedRun):
@@ -68,7 +75,7 @@ class Trainer(AveragedRun):
         self.model = PixelCNN(config).to(self.processes.device).to(memory_format=torch.channels_last)
         self.averaged = copy.deepcopy(self.model)
         self.optimisers: list[torch.optim.Optimizer] = self._make_optimisers()
-        self._log_prob: Callable[[Tensor], Tensor] = self.processes.parallel(_LogProb(self.model))
+        self._log_prob: Callable[[Tensor], Tensor] = self.processes.parallel(_LogProb(self.model, not settings.compile))
         if settings.compile:
             likelihood_is_fused(self.processes.device.type)  # tried now: a trace does not
             self._log_prob = torch.compile(self._log_prob)
@@ -105,7 +112,7 @@ class Trainer(AveragedRun):
     def batch(self, step: int) -> Tensor:
         """The images of a step, of all processes; depends on seed and step alone, so a resumed run sees the same."""
         generator = torch.Generator().manual_seed(self.step_seed(step))
-        return self.flipped(self.images[self.chosen(step)], generator)
+        return self.flipped(self.gathered(self.chosen(step)), generator)
 
     def rate_factor(self) -> float:
         """The learning rates of the present step as a fraction of their peaks."""
@@ -141,16 +148,11 @@ class Trainer(AveragedRun):
             loss = -self._log_prob(share).mean() * (len(share) * processes.count / len(batch)) / LOG2
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.gradient_clip or math.inf)
-        values: list[float] = torch.stack((processes.mean(loss), norm.detach())).tolist()
-        bits_per_dim, size = values
+        bits_per_dim, size = self.optimise(torch.stack((processes.mean(loss), norm.detach())))
         if not math.isfinite(bits_per_dim) or not math.isfinite(size):
             raise FloatingPointError(
                 f"training broke down at step {self.step}: {bits_per_dim} bits/dim, gradient of norm {size}"
             )
-        for optimiser in self.optimisers:
-            optimiser.step()
-            optimiser.zero_grad()
-        self.average()
         self.count_step(time.perf_counter() - started)
         return bits_per_dim
 
