@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -93,10 +94,13 @@ class AveragedRun(TrainingRun):
         metadata = self.metadata(self.checkpoint_format, self.model.config) | {"history": json.dumps(self.history)}
         write_checkpoint(path, tensors, metadata)
 
-    def restore(self, path: Path) -> None:
-        """Continue where ``save`` left off. ValueError when the checkpoint is of another model or other settings."""
+    def restore(self, path: Path, *, changed_settings: Collection[str] = ()) -> None:
+        """Continue where ``save`` left off. ValueError when the checkpoint is of another model or other settings.
+
+        changed_settings: names of those that may be others.
+        """
         tensors, metadata = read_checkpoint(path, self.checkpoint_format)
-        self.resume_at(path, metadata, self.model.config)
+        self.resume_at(path, metadata, self.model.config, changed_settings=changed_settings)
         history = metadata_json(metadata, "history", path)
         tables = isinstance(history, list) and all(isinstance(entry, dict) for entry in history)
         if not tables or not all(v is None or is_number(v) for entry in history for v in entry.values()):

@@ -12,7 +12,7 @@ import threading
 import time
 import typing
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -234,15 +234,20 @@ class TrainingRun:
             "images": json.dumps(fingerprint(self.images)),
         }
 
-    def resume_at(self, path: Path, metadata: dict[str, str], config: Any) -> None:
-        """Take over a checkpoint's position. ValueError when it is of another network, other settings or images."""
+    def resume_at(
+        self, path: Path, metadata: dict[str, str], config: Any, *, changed_settings: Collection[str] = ()
+    ) -> None:
+        """Take over a checkpoint's position. ValueError when it is of another network, other settings or images.
+
+        changed_settings: names of those that may be others.
+        """
         for what, ours in (("config", config), ("settings", self.settings)):
             # an older checkpoint lacks newer settings, which then had their defaults
             defaults = {f.name: f.default for f in dataclasses.fields(ours) if f.default is not dataclasses.MISSING}
             theirs = defaults | metadata_table(metadata, what, path)
             mine = json.loads(json.dumps(dataclasses.asdict(ours)))
             changed = {key for key in mine.keys() | theirs.keys() if mine.get(key) != theirs.get(key)}
-            if changed - {"compile"}:
+            if changed - {"compile", *changed_settings}:
                 detail = ", ".join(
                     f"{key[:60]}: {str(theirs.get(key))[:60]} then, {mine.get(key)} now" for key in sorted(changed)
                 )

@@ -51,6 +51,7 @@ def test_the_paper_preset_is_the_authors_setting(asked, dataset, filters):
         "learning_rate": 1e-3,
         "schedule": "exponential",
         "decay": 0.999995,
+        "decay_share": settings.decay_share,  # of no effect
         "warmup": 0,
         "gradient_clip": 0.0,
         "ema_decay": 0.9995,

@@ -113,7 +113,7 @@ def test_the_checkpoint_of_an_older_version_goes_on(tmp_path):
     with safe_open(path, framework="pt") as file:
         metadata = file.metadata()
     settings = json.loads(metadata["settings"])
-    for name in ("optimiser", "muon_learning_rate", "schedule", "decay"):  # which there were not then
+    for name in ("optimiser", "muon_learning_rate", "schedule", "decay", "decay_share"):  # which there were not then
         del settings[name]
     save_file(load_file(path), path, {**metadata, "settings": json.dumps(settings)})
     assert read_settings(path) == (CONFIG, SETTINGS)
@@ -136,6 +136,13 @@ def test_learning_rates_follow_their_schedule(optimiser):
     trainer.settings = dataclasses.replace(settings, schedule="linear")
     for trainer.step, factor in {0: 0.1, 4: 0.5 * 0.9, 20: 0.5, 40: 0.0}.items():
         assert trainer.learning_rate() == pytest.approx(0.3 * factor)
+    trainer.settings = dataclasses.replace(settings, schedule="wsd", decay_share=0.25)
+    for trainer.step, factor in {0: 0.1, 9: 1.0, 30: 1.0, 35: 0.5, 40: 0.0}.items():
+        assert trainer.learning_rate() == pytest.approx(0.3 * factor)
+    trainer.settings = dataclasses.replace(settings, schedule="wsd", decay_share=0.0)
+    assert trainer.learning_rate() == 0.0  # at step 40 of 40
+    trainer.step = 39
+    assert trainer.learning_rate() == pytest.approx(0.3)
     slow = dataclasses.replace(settings, schedule="exponential", decay=0.9, warmup=0)
     trainer = Trainer(CONFIG, slow, images)
     trainer.initialise()
@@ -407,8 +414,9 @@ def test_images_stay_where_they_do_not_fit_the_device(monkeypatch):
         ({"precision": "fp16"}, "precision"),
         ({"optimiser": "sgd"}, "optimiser must be one of adam, muon, got 'sgd'"),
         ({"muon_learning_rate": 0.0}, "muon_learning_rate"),
-        ({"schedule": "step"}, "schedule must be one of cosine, linear, exponential, got 'step'"),
+        ({"schedule": "step"}, "schedule must be one of cosine, linear, exponential, wsd, got 'step'"),
         ({"decay": 1.0}, "decay"),
+        ({"decay_share": 1.5}, "decay_share"),
     ],
 )
 def test_a_wrong_setting_is_named(changes, message):

@@ -121,6 +121,8 @@ class Trainer(AveragedRun):
             return warmup * self.settings.decay ** (self.step + 1)
         if self.settings.schedule == "linear":
             return warmup * (1.0 - self.progress)
+        if self.settings.schedule == "wsd":
+            return warmup * min(1.0, (1.0 - self.progress) / max(self.settings.decay_share, 1e-12))
         return warmup * self.cosine() / self.settings.learning_rate
 
     def learning_rate(self) -> float:
