@@ -8,6 +8,7 @@ import typer
 
 from .options import (
     BudgetOption,
+    CheckpointIntervalOption,
     DatasetArgument,
     DeviceOption,
     EmaDecayOption,
@@ -66,6 +67,7 @@ def train(
         str | None,
         typer.Option(help="The OUT of a wsd run that is held at its rate: end it from its checkpoint, as another run."),
     ] = None,
+    checkpoint_interval: CheckpointIntervalOption = "3m",
     resume: ResumeOption = False,
     precision: PrecisionOption = "auto",
     device: DeviceOption = "auto",
@@ -125,6 +127,7 @@ def train(
         precision=settled(precision),
         compile=compiled,
     )
+    interval = parse_budget(checkpoint_interval, "checkpoint interval")
     use_threads(threads)
     first, earlier = None, []
     if start is not None:
@@ -145,6 +148,7 @@ def train(
             earlier=earlier,
             resume=resume,
             force=force,
+            checkpoint_interval=interval,
             progress=not quiet,
             processes=processes,
         )

@@ -5,15 +5,20 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
+import os
+import signal
+import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
-from support.helpers import SOURCE
+from support.helpers import SOURCE, random_model
 
+from pxfast.pixelcnn.files import load_model, save
 from pxfast.pixelcnn.shipped import model_path
 
 # In place of pxfast: notes its arguments, keeps a model and a checkpoint, and is over at its second call.
@@ -22,6 +27,7 @@ import json, os, sys, time
 from pathlib import Path
 out = Path(sys.argv[sys.argv.index("--out") + 1])
 calls = Path(sys.argv[0]).with_name("calls")
+Path(sys.argv[0]).with_name("process").write_text(str(os.getpid()))
 with calls.open("a") as file:
     print(json.dumps(sys.argv[1:]), file=file)
 out.write_bytes(Path(sys.argv[0]).with_name("model").read_bytes())
@@ -46,6 +52,7 @@ def training(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> ModuleType:
 @pytest.fixture
 def piece(training: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., list[dict[str, Any]]]:
     """Runs a piece in this process; gives the rows so far."""
+    (tmp_path / "cifar-10-batches-py").mkdir()
     (tmp_path / "training.py").write_text(TRAINING)
     (tmp_path / "model").write_bytes(model_path("cifar10", (3, 32, 32)).read_bytes())
     monkeypatch.setenv("TRAIN", f"{sys.executable} -S {tmp_path / 'training.py'}")
@@ -94,7 +101,95 @@ def test_pieces_go_on_from_each_other_and_a_new_run_from_the_last_model(piece, t
     assert "--resume" in second
     assert "--start" not in second
     assert third[-2:] == ["--learning-rate", "1e-3"]
+    assert first[first.index("--batch-size") :][:2] == ["--batch-size", "512"]
+    assert float(first[first.index("--muon-learning-rate") + 1]) < 0.02  # a trained model is not thrown back
+    assert first[first.index("--checkpoint-interval") :][:2] == ["--checkpoint-interval", "40s"]
     assert third[third.index("--start") + 1] == str(tmp_path / "work" / "start.safetensors")
+
+
+@pytest.mark.process
+def test_a_kill_at_any_time_after_the_first_checkpoint_leaves_the_model(piece, tmp_path):
+    """The stand-in keeps its model at once, and then goes on for 100 seconds."""
+    (tmp_path / "work").mkdir()
+    (tmp_path / "work" / "run.json").write_text('{"filters": 64, "resnets": 2, "budget": 90, "over": false}')
+    driver = "import sys, pathlib, gpu_train; gpu_train.WORK = pathlib.Path(sys.argv.pop()); gpu_train.main()"
+    words = ["--data", str(tmp_path), "--seconds", "100", str(tmp_path / "work")]
+    path = os.pathsep.join((str(SOURCE), str(SOURCE / "bench")))
+    command = [sys.executable, "-c", driver, *words]
+    with subprocess.Popen(command, env={**os.environ, "PYTHONPATH": path}) as process:
+        deadline = time.monotonic() + 60
+        rows = tmp_path / "out" / "gpu-rows.jsonl"
+        while '"checkpoint"' not in (rows.read_text() if rows.exists() else ""):
+            assert process.poll() is None
+            assert time.monotonic() < deadline, "no model within a minute"
+            time.sleep(0.05)
+        process.kill()
+        os.kill(int((tmp_path / "process").read_text()), signal.SIGKILL)  # which has outlived it
+    assert load_model(tmp_path / "out" / "cifar10.safetensors").config.filters == 64
+
+
+# pxfast itself, on a few images.
+SMALL = """
+import torch
+torch.set_num_threads(1)
+from pxfast.data import datasets
+from support.helpers import bundled_images
+datasets.load_dataset = lambda name, root, train: (bundled_images(3)[:32] if train else bundled_images(3)[32:], None)
+from pxfast.cli import main
+main.main()
+"""
+
+
+@pytest.mark.process
+def test_a_whole_piece_trains_a_network_and_leaves_its_model(piece, training, monkeypatch, tmp_path):
+    """The real command, from a small model in the place of the shipped one; none of it is a stand-in but the images."""
+    rows = importlib.import_module("gpu_rows")
+    (tmp_path / "small.py").write_text(SMALL)
+    monkeypatch.setenv("TRAIN", f"{sys.executable} {tmp_path / 'small.py'}")
+    monkeypatch.setenv("PYTHONPATH", str(SOURCE / "tests"))
+    monkeypatch.setattr(training, "NETWORKS", ((6, 1),))
+    monkeypatch.setattr(training, "rate", lambda *_: 1e9)
+    monkeypatch.setattr(training, "CHECKPOINTS", "0s")
+    (tmp_path / "work").mkdir()
+    save(random_model((32, 32), 3, 4, 1), tmp_path / "work" / "start.safetensors")
+    run = tmp_path / "work" / "run.json"
+    run.write_text('{"filters": 6, "resnets": 1, "budget": 1, "over": false}')
+    monkeypatch.setattr(training, "begin", lambda run: str(tmp_path / "work" / "start.safetensors"))
+    found = piece("--seconds", "60", "--device", "cpu", "--batch-size", "8", code=0)
+    assert {row["part"] for row in found} == {"training", "checkpoint", "training ended", "files"}
+    steps = [row["step"] for row in found if row["part"] == "checkpoint"]
+    assert steps == sorted(steps)
+    assert found[-2]["steps"] >= steps[-1] > 0
+    assert found[-2]["test_images"] == 16
+    out = tmp_path / "out"
+    assert sorted(path.name for path in out.iterdir()) == ["cifar10.safetensors", rows.LOG, rows.ROWS]
+    model = load_model(out / "cifar10.safetensors")
+    assert (model.config.filters, model.config.resnets) == (6, 1)
+    assert json.loads(run.read_text())["over"]
+
+
+def test_the_compact_copies_come_in_parts(training, monkeypatch, tmp_path, capsys):
+    data, names = tmp_path / "data", [f"cifar10/{name}.webp" for name in training.COMPACT]
+    parts = [["unpack.py", "cifar10/index.tsv.xz", "cifar10/batches.meta", *names[:2]], names[2:4], names[4:]]
+    (tmp_path / "work").mkdir()
+    for n, part in enumerate(parts):
+        for name in part:
+            file = tmp_path / "part" / name
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text("import sys, pathlib; pathlib.Path(sys.argv[1]).mkdir()" if name == "unpack.py" else name)
+        training.add(tmp_path / "part", data)
+        if n < 2:
+            assert training.data_root(data) is None
+            assert json.loads(capsys.readouterr().out)["missing"] == [
+                name for later in parts[n + 1 :] for name in later
+            ]
+    assert training.data_root(data) == tmp_path / "work" / "data"
+    assert (tmp_path / "work" / "data").is_dir()
+    (data / "unpack.py").write_text("raise SystemExit('damaged')")
+    with pytest.raises(SystemExit, match="could not be unpacked: damaged"):
+        training.data_root(data)
+    with pytest.raises(SystemExit, match=r"expected torchvision's root folder, or unpack\.py and cifar10/"):
+        training.data_root(tmp_path / "part")
 
 
 @pytest.mark.parametrize(

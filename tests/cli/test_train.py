@@ -149,6 +149,7 @@ def test_train_refuses_bad_settings(refused, tmp_path):
     options = ["--root", tmp_path, "--out", tmp_path / "model.safetensors"]
     assert "known: cifar10, fashion-mnist" in refused("train", "mnist", *options)
     assert "budget must be a duration" in refused("train", "cifar10", *options, "--budget", "long")
+    assert "checkpoint interval must be a duration" in refused("train", "cifar10", *options, "--checkpoint-interval", 9)
     assert "filters must be an integer in 1..4096" in refused("train", "cifar10", *options, "--filters", 0)
     assert "fashion-mnist was not found under" in refused("train", "fashion-mnist", *options)
     assert os.listdir(tmp_path) == []
