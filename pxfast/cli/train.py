@@ -62,6 +62,10 @@ def train(
     flips: OptionalFlipsOption = None,
     seed: OptionalSeedOption = None,
     compiled: OptionalCompileOption = None,
+    cuda_graphs: Annotated[
+        bool | None,
+        typer.Option("--cuda-graphs/--no-cuda-graphs", help="Record a step's work for the GPU, and replay it."),
+    ] = None,
     start: StartOption = None,
     branch: Annotated[
         str | None,
@@ -126,6 +130,7 @@ def train(
         seed=seed,
         precision=settled(precision),
         compile=compiled,
+        cuda_graphs=cuda_graphs,
     )
     interval = parse_budget(checkpoint_interval, "checkpoint interval")
     use_threads(threads)

@@ -37,6 +37,7 @@ from .provenance import training_machine
 
 MOST_STEPS = 1 << 40
 MOST_RUNS = 1 << 40  # seeds, each of which has a range of the generators
+OF_THE_MACHINE = ("compile", "cuda_graphs")  # settings that say how a run's steps are started, not what they compute
 SEED_STRIDE = 1_000_003  # between the generators of two seeds
 
 
@@ -247,7 +248,7 @@ class TrainingRun:
             theirs = defaults | metadata_table(metadata, what, path)
             mine = json.loads(json.dumps(dataclasses.asdict(ours)))
             changed = {key for key in mine.keys() | theirs.keys() if mine.get(key) != theirs.get(key)}
-            if changed - {"compile", *changed_settings}:
+            if changed - {*OF_THE_MACHINE, *changed_settings}:
                 detail = ", ".join(
                     f"{key[:60]}: {str(theirs.get(key))[:60]} then, {mine.get(key)} now" for key in sorted(changed)
                 )

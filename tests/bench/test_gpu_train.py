@@ -75,7 +75,7 @@ def calls(folder: Path) -> list[list[str]]:
 
 @pytest.mark.process
 def test_pieces_go_on_from_each_other_and_a_new_run_from_the_last_model(piece, training, monkeypatch, tmp_path):
-    monkeypatch.setattr(training, "rate", lambda *_: 1.0)
+    monkeypatch.setattr(training, "rate", lambda *_: (1.0, False))
     out = tmp_path / "out"
     piece("--budget", "900", code=75)
     files = {file.name for file in out.iterdir()}
@@ -111,7 +111,9 @@ def test_pieces_go_on_from_each_other_and_a_new_run_from_the_last_model(piece, t
 def test_a_kill_at_any_time_after_the_first_checkpoint_leaves_the_model(piece, tmp_path):
     """The stand-in keeps its model at once, and then goes on for 100 seconds."""
     (tmp_path / "work").mkdir()
-    (tmp_path / "work" / "run.json").write_text('{"filters": 64, "resnets": 2, "budget": 90, "over": false}')
+    (tmp_path / "work" / "run.json").write_text(
+        '{"filters": 64, "resnets": 2, "budget": 90, "cuda_graphs": false, "over": false}'
+    )
     driver = "import sys, pathlib, gpu_train; gpu_train.WORK = pathlib.Path(sys.argv.pop()); gpu_train.main()"
     words = ["--data", str(tmp_path), "--seconds", "100", str(tmp_path / "work")]
     path = os.pathsep.join((str(SOURCE), str(SOURCE / "bench")))
@@ -147,13 +149,11 @@ def test_a_whole_piece_trains_a_network_and_leaves_its_model(piece, training, mo
     (tmp_path / "small.py").write_text(SMALL)
     monkeypatch.setenv("TRAIN", f"{sys.executable} {tmp_path / 'small.py'}")
     monkeypatch.setenv("PYTHONPATH", str(SOURCE / "tests"))
-    monkeypatch.setattr(training, "NETWORKS", ((6, 1),))
-    monkeypatch.setattr(training, "rate", lambda *_: 1e9)
     monkeypatch.setattr(training, "CHECKPOINTS", "0s")
     (tmp_path / "work").mkdir()
     save(random_model((32, 32), 3, 4, 1), tmp_path / "work" / "start.safetensors")
     run = tmp_path / "work" / "run.json"
-    run.write_text('{"filters": 6, "resnets": 1, "budget": 1, "over": false}')
+    run.write_text('{"filters": 6, "resnets": 1, "budget": 1, "cuda_graphs": false, "over": false}')
     monkeypatch.setattr(training, "begin", lambda run: str(tmp_path / "work" / "start.safetensors"))
     found = piece("--seconds", "60", "--device", "cpu", "--batch-size", "8", code=0)
     assert {row["part"] for row in found} == {"training", "checkpoint", "training ended", "files"}
@@ -204,12 +204,14 @@ def test_the_compact_copies_come_in_parts(training, monkeypatch, tmp_path, capsy
 )
 def test_the_largest_network_that_fits_the_time_is_taken(training, monkeypatch, rates, budget, expected):
     """A run of 500 seconds and 10 epochs asks for 1,000 images a second."""
-    monkeypatch.setattr(training, "rate", lambda options, filters, resnets, variables: rates[filters, resnets])
+    found = {size: None if found is None else (found, True) for size, found in rates.items()}
+    monkeypatch.setattr(training, "rate", lambda options, filters, resnets, variables: found[filters, resnets])
     monkeypatch.setattr(training.time, "monotonic", lambda: 0.0)
     options = argparse.Namespace(budget=budget)
     found = training.pick(options, 500 + training.START + training.END, (64, 2), {})
     assert (found["filters"], found["resnets"]) == expected
     assert found["budget"] == (budget or 500)
+    assert found["cuda_graphs"] == (expected != (64, 2))
 
 
 def test_a_model_that_is_larger_than_the_shipped_one_is_never_made_smaller(training, monkeypatch):
@@ -275,9 +277,27 @@ def test_a_folder_without_an_earlier_piece_is_refused(training, tmp_path):
 def test_the_rate_is_that_of_the_script(training, tmp_path):
     (tmp_path / "work").mkdir()
     fake = tmp_path / "python"
-    fake.write_text(f'#!/bin/sh\necho \'{{"images_per_second": 7.0, "of_it": 0.3}}\' > {tmp_path}/work/rate.jsonl\n')
+    fake.write_text(
+        f'#!/bin/sh\necho \'{{"images_per_second": 7.0, "bits_per_dim": 3}}\' > {tmp_path}/work/rate.jsonl\n'
+    )
     fake.chmod(0o755)
     options = argparse.Namespace(python=str(fake), device="cpu", batch_size=2)
-    assert training.rate(options, 64, 3, {}) == 7.0
+    assert training.rate(options, 64, 3, {}) == (7.0, False)
     fake.write_text("#!/bin/sh\nexit 1\n")
     assert training.rate(options, 64, 3, {}) is None
+
+
+@pytest.mark.parametrize(
+    ("replayed", "expected"),
+    [
+        ({"images_per_second": 9.0, "bits_per_dim": 3.01}, (9.0, True)),
+        ({"images_per_second": 5.0, "bits_per_dim": 3.01}, (7.0, False)),
+        ({"images_per_second": 9.0, "bits_per_dim": 3.2}, (7.0, False)),  # it learns something else
+        ({"images_per_second": 9.0, "bits_per_dim": float("nan")}, (7.0, False)),
+        (None, (7.0, False)),
+    ],
+)
+def test_cuda_graphs_are_taken_where_they_learn_the_same_faster(training, monkeypatch, replayed, expected):
+    plain = {"images_per_second": 7.0, "bits_per_dim": 3.0}
+    monkeypatch.setattr(training, "measured", lambda *given: replayed if given[-1] == "--cuda-graphs" else plain)
+    assert training.rate(argparse.Namespace(device="cuda"), 64, 3, {}) == expected

@@ -58,6 +58,7 @@ def test_the_paper_preset_is_the_authors_setting(asked, dataset, filters):
         "horizontal_flips": False,
         "precision": "fp32",
         "compile": False,
+        "cuda_graphs": False,
         "seed": 0,
         "muon_learning_rate": settings.muon_learning_rate,  # of no effect
     }

@@ -24,6 +24,7 @@ from pxfast.pixelcnn.files import load_model, read_metadata
 from pxfast.pixelcnn.network import PixelCNNConfig
 from pxfast.pixelcnn.training import Trainer, TrainingSettings, read_settings, record_bits_per_dim, train
 from pxfast.pixelcnn.training import trainer as trainer_module
+from pxfast.training.processes import Processes
 from pxfast.training.provenance import training_parts
 from pxfast.training.run import at_hand, checkpoint_path
 
@@ -113,7 +114,8 @@ def test_the_checkpoint_of_an_older_version_goes_on(tmp_path):
     with safe_open(path, framework="pt") as file:
         metadata = file.metadata()
     settings = json.loads(metadata["settings"])
-    for name in ("optimiser", "muon_learning_rate", "schedule", "decay", "decay_share"):  # which there were not then
+    newer = ("optimiser", "muon_learning_rate", "schedule", "decay", "decay_share", "cuda_graphs")
+    for name in newer:  # which there were not then
         del settings[name]
     save_file(load_file(path), path, {**metadata, "settings": json.dumps(settings)})
     assert read_settings(path) == (CONFIG, SETTINGS)
@@ -390,6 +392,48 @@ def test_a_step_that_is_judged_when_the_optimisers_are_queued_is_the_same(one_th
         assert all(value.isfinite().all() for value in trainer.averaged.state_dict().values())
         for kept in trainer.optimisers:
             assert all(value.isfinite().all() for state in kept.state.values() for value in state.values())
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision", ["bf16", "fp32"])
+def test_replayed_steps_are_those_that_are_started_one_by_one(precision):
+    settings = dataclasses.replace(SETTINGS, optimiser="muon", precision=precision)
+    config, images = dataclasses.replace(CONFIG, dropout=0.0), real_images(1, (8, 8), 64)
+    processes = Processes(device=torch.device("cuda", 0))
+    plain = Trainer(config, settings, images, processes)
+    replayed = Trainer(config, dataclasses.replace(settings, cuda_graphs=True), images, processes)
+    for trainer in (plain, replayed):
+        trainer.initialise()
+    expected = [plain.train_step() for _ in range(12)]
+    assert [replayed.train_step() for _ in range(12)] == pytest.approx(expected, abs=0.02)
+    assert expected[-1] < expected[0]
+    assert replayed.evaluate(replayed.model, images) == pytest.approx(plain.evaluate(plain.model, images), abs=0.02)
+
+
+def test_a_step_is_recorded_once_from_a_batch_of_its_own(monkeypatch):
+    """What records is a stand-in: a function of the same arguments."""
+    trainer = Trainer(CONFIG, SETTINGS, real_images(1, (8, 8), 64))
+    trainer.initialise()
+    trainer._recorded = False
+    samples = []
+
+    def recording(log_prob, sample):
+        assert not torch.is_autocast_cache_enabled()
+        samples.append(sample)
+        return log_prob
+
+    monkeypatch.setattr(torch.cuda, "make_graphed_callables", recording)
+    for _ in range(2):
+        trainer.train_step()
+    ((sample,),) = samples
+    assert torch.equal(sample, trainer.batch(0))
+
+
+def test_cuda_graphs_are_refused_where_they_can_not_be():
+    with pytest.raises(ValueError, match="cuda_graphs are for one process on a GPU, got 1 on cpu"):
+        Trainer(CONFIG, dataclasses.replace(SETTINGS, cuda_graphs=True), real_images(1, (8, 8), 64))
+    with pytest.raises(ValueError, match="expected compile or cuda_graphs, got both"):
+        dataclasses.replace(SETTINGS, cuda_graphs=True, compile=True)
 
 
 def test_images_stay_where_they_do_not_fit_the_device(monkeypatch):

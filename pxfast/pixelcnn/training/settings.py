@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from ...base.checks import check_choice
+from ...base.checks import check_choice, check_flag, put
 from ...training.run import RunSettings
 
 OPTIMISERS = ("adam", "muon")
@@ -22,6 +22,8 @@ class TrainingSettings(RunSettings):
     ``decay`` at every step, and 'wsd' (warm up, stay, decay) linearly to zero over the last ``decay_share`` of the run.
     ``ema_decay``: of the averaged weights, which are saved, at the end of a run if the last
     ones are not better. ``gradient_clip``: largest norm of the whole gradient; 0 clips nothing.
+    ``cuda_graphs``: record what a GPU is given in a step's passes forward and back, and replay it at every step; for
+    one process, and not together with ``compile``.
     """
 
     batch_size: int = 32
@@ -36,6 +38,7 @@ class TrainingSettings(RunSettings):
     schedule: str = "cosine"
     decay: float = 0.999995
     decay_share: float = 0.2
+    cuda_graphs: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -46,3 +49,6 @@ class TrainingSettings(RunSettings):
         self._number("decay_share", high=1.0)
         check_choice("optimiser", self.optimiser, OPTIMISERS)
         check_choice("schedule", self.schedule, SCHEDULES)
+        put(self, cuda_graphs=check_flag("cuda_graphs", self.cuda_graphs))
+        if self.cuda_graphs and self.compile:
+            raise ValueError("expected compile or cuda_graphs, got both")

@@ -6,6 +6,7 @@ import contextlib
 import copy
 import math
 import time
+import typing
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -76,8 +77,13 @@ class Trainer(AveragedRun):
         self.averaged = copy.deepcopy(self.model)
         self.optimisers: list[torch.optim.Optimizer] = self._make_optimisers()
         self._log_prob: Callable[[Tensor], Tensor] = self.processes.parallel(_LogProb(self.model, not settings.compile))
-        if settings.compile:
+        if settings.cuda_graphs and (self.processes.count > 1 or self.processes.device.type != "cuda"):
+            where = f"{self.processes.count} on {self.processes.device}"
+            raise ValueError(f"cuda_graphs are for one process on a GPU, got {where}")
+        self._recorded = not settings.cuda_graphs
+        if settings.compile or settings.cuda_graphs:
             likelihood_is_fused(self.processes.device.type)  # tried now: a trace does not
+        if settings.compile:
             self._log_prob = torch.compile(self._log_prob)
 
     def _make_optimisers(self) -> list[torch.optim.Optimizer]:
@@ -145,6 +151,8 @@ class Trainer(AveragedRun):
         self.model.train()
         batch = self.batch(self.step)
         share = processes.share(batch)
+        if not self._recorded:
+            self._record(share)
         with self.autocast():
             # the processes' gradients are averaged, so each counts as much as its share of the images
             loss = -self._log_prob(share).mean() * (len(share) * processes.count / len(batch)) / LOG2
@@ -157,6 +165,14 @@ class Trainer(AveragedRun):
             )
         self.count_step(time.perf_counter() - started)
         return bits_per_dim
+
+    def _record(self, images: Tensor) -> None:
+        """From now on, replay what the passes over a batch of this shape start on the GPU."""
+        device, bf16 = self.processes.device.type, self.settings.precision == "bf16"
+        with torch.autocast(device, torch.bfloat16, enabled=bf16, cache_enabled=False):
+            recorded = torch.cuda.make_graphed_callables(self._log_prob, (images.clone(),))
+        self._log_prob = typing.cast("Callable[[Tensor], Tensor]", recorded)
+        self._recorded = True
 
     def evaluate(self, model: PixelCNN, images: Tensor) -> float:
         """Mean bits/dim of a network, such as the averaged one, over uint8 images, in the training's precision."""
