@@ -121,6 +121,9 @@ def pick(options: argparse.Namespace, ends: float, least: tuple[int, int], varia
         if found is not None and found[0] * left >= EPOCHS * EPOCH:
             chosen, graphs = (filters, resnets), found[1]
             break
+    else:
+        found = rate(options, *least, variables)
+        graphs = found is not None and found[1]
     left = budget or max(10.0, ends - time.monotonic() - START - END)
     size = {"filters": chosen[0], "resnets": chosen[1]}
     return {**size, "budget": round(left), "cuda_graphs": graphs, "over": False}

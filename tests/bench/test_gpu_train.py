@@ -205,7 +205,7 @@ def test_the_compact_copies_come_in_parts(training, monkeypatch, tmp_path, capsy
 def test_the_largest_network_that_fits_the_time_is_taken(training, monkeypatch, rates, budget, expected):
     """A run of 500 seconds and 10 epochs asks for 1,000 images a second."""
     found = {size: None if found is None else (found, True) for size, found in rates.items()}
-    monkeypatch.setattr(training, "rate", lambda options, filters, resnets, variables: found[filters, resnets])
+    monkeypatch.setattr(training, "rate", lambda options, filters, resnets, variables: found.get((filters, resnets)))
     monkeypatch.setattr(training.time, "monotonic", lambda: 0.0)
     options = argparse.Namespace(budget=budget)
     found = training.pick(options, 500 + training.START + training.END, (64, 2), {})
@@ -221,7 +221,7 @@ def test_a_model_that_is_larger_than_the_shipped_one_is_never_made_smaller(train
     )
     found = training.pick(argparse.Namespace(budget=None), 1e9, (64, 3), {})
     assert (found["filters"], found["resnets"]) == (64, 3)
-    assert measured == [(72, 3)]
+    assert measured == [(72, 3), (64, 3)]
 
 
 def test_every_network_fits_its_files(training):
