@@ -153,7 +153,7 @@ def test_a_whole_piece_trains_a_network_and_leaves_its_model(piece, training, mo
     (tmp_path / "work").mkdir()
     save(random_model((32, 32), 3, 4, 1), tmp_path / "work" / "start.safetensors")
     run = tmp_path / "work" / "run.json"
-    run.write_text('{"filters": 6, "resnets": 1, "budget": 1, "cuda_graphs": false, "over": false}')
+    run.write_text('{"filters": 6, "resnets": 1, "budget": 0.4, "cuda_graphs": false, "over": false}')
     monkeypatch.setattr(training, "begin", lambda run: str(tmp_path / "work" / "start.safetensors"))
     found = piece("--seconds", "60", "--device", "cpu", "--batch-size", "8", code=0)
     assert {row["part"] for row in found} == {"training", "checkpoint", "training ended", "files"}
