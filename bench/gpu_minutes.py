@@ -109,6 +109,7 @@ class Minutes:
             "ENGINE": self.engine,
             "TRITON": "triton" if self.gpu else self.engine,
             "SMALL": "--small" if self.small else "",
+            "PROFILE": f"{self.variables['OUT']}/gpu-profile",
             "ARCHIVE": f"{self.variables['OUT']}/{CACHE.name}.tar.gz",
         }
         if self.gpu and part.tool:

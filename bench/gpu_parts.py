@@ -11,7 +11,8 @@ CACHE = ROOT / "build" / "triton-cache"
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-    """A command under a limit in seconds. In it PYTHON, ENGINE, TRITON, SMALL and ARCHIVE stand for what they say.
+    """A command under a limit in seconds. In it PYTHON, ENGINE, TRITON, SMALL, ARCHIVE and PROFILE stand for what they
+    say.
 
     tool: what runs the command, where there is a GPU. variables: its own. stand_in: the command of a rehearsal without
     a GPU; (): the same without its tool; None: there is none.
@@ -38,9 +39,10 @@ CANARIES = {
     for order in ("sequential", "speculative")
     for name, options in (("fp32", "--precision fp32"), ("mma", "--plans mma"), ("wgmma", ""))
 }
-PROFILER = ("ncu", "--launch-skip", "6", "--launch-count", "1", "--clock-control", "none", "--replay-mode", "kernel")
-for section in ("SpeedOfLight", "MemoryWorkloadAnalysis", "WarpStateStats", "SchedulerStats", "InstructionStats"):
-    PROFILER += ("--section", section)
+# samples of where the warps wait, for bench/scripts/profile_lines.py
+COUNTERS = "group:smsp__pcsamp_warp_stall_reasons,inst_executed,gpu__time_duration.sum"
+PROFILER = ("ncu", "-k", "regex:decode_rows", "--launch-skip", "5", "--launch-count", "1", "--clock-control", "none")
+PROFILER += ("--metrics", COUNTERS, "-f", "-o", "PROFILE")
 SANITIZER = ("compute-sanitizer", "--error-exitcode", "9", "--tool")
 SMALL_DECODE = ("PYTHON", "bench/gpu_small_decode.py", "--engine", "ENGINE")
 # a kernel that hangs blocks the main thread, where the timeout by a signal never fires
@@ -66,7 +68,7 @@ PARTS = {
     "build": Part(
         150,
         ("PYTHON", "setup.py", "build_ext", "--inplace"),
-        variables=(("PXFAST_CUDA", "1"),),
+        variables=(("PXFAST_CUDA", "1"), ("NVCC_APPEND_FLAGS", "-lineinfo")),
         stand_in=("PYTHON", "-c", "import torch, pxfast._C"),
     ),
     "matrix": report("matrix", 40),
@@ -77,7 +79,7 @@ PARTS = {
     "latency-cifar10": report("latency", 30, "--network shipped-cifar10 --repeats 2"),
     "latency-fashion-mnist": report("latency", 20, "--network shipped-fashion-mnist --repeats 2"),
     "tests": Part(110, (*TESTS, "-k", "not (triton or kernels)", "tests"), (), ONE_THREAD, NO_TESTS),
-    "profile": report("decode", 50, "--network paper-cifar10 --batch 528", tool=PROFILER),
+    "profile": report("decode", 60, "--network paper-cifar10 --batch 2048", tool=PROFILER),
     "shipped": report("throughput", 30, "--network shipped-cifar10 --batch 2048 --repeats 2"),
     "fp32": report("throughput", 45, "--network paper-cifar10 --precision fp32 --batch 1024 --repeats 1"),
     "fashion-mnist": report("throughput", 30, "--network paper-fashion-mnist --batch 4096 --repeats 2"),

@@ -116,7 +116,7 @@ def parse_plan(text: str) -> DecodeSettings:
         elif word == "mma":
             settings["wgmma"] = False
         elif word == "clusters":
-            settings |= {"clusters": True, "order": "sequential"}
+            settings["clusters"] = True
         elif word in ORDERS:
             settings["order"] = word
         elif word != "default":

@@ -1,5 +1,6 @@
 """Fixtures shared by the tests: real data where it is present, and small random models."""
 
+import gc
 import os
 import signal
 import subprocess
@@ -18,8 +19,9 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
 
 import pytest
 import torch
+import typer
 from support.engines import ENGINE_PARAMS, is_here, left_out
-from support.helpers import error_line, made_once, random_model, trained_once
+from support.helpers import common_folder, error_line, made_once, models_kept_in, random_model, whole_command
 
 from pxfast.cli import main
 from pxfast.pixelcnn.network import PixelCNN
@@ -36,15 +38,24 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker("data")
 
 
+def pytest_collection_finish() -> None:
+    """What importing and collecting made stays: the garbage collector need not look at it again and again."""
+    gc.freeze()
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     for line in left_out():
         terminalreporter.write_line(line)
 
 
 @pytest.fixture(scope="session", autouse=True)
-def models_are_trained_once(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """The models of ``trained_model`` are trained by the first worker that needs them."""
-    trained_once.append(tmp_path_factory)
+def models_are_trained_once(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """The models of ``trained_model`` are trained by the first worker that needs them, and kept in pytest's cache.
+
+    The command line's ``-p no:cacheprovider`` has them trained in every run, ``--cache-clear`` in this one.
+    """
+    cache: pytest.Cache | None = getattr(request.config, "cache", None)
+    models_kept_in.append(common_folder(tmp_path_factory) if cache is None else cache.mkdir("trained-models"))
 
 
 @pytest.fixture(scope="session")
@@ -103,8 +114,12 @@ def one_thread() -> Iterator[None]:
 def run_here(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Callable[..., tuple[str, str]]:
     """Runs the command line within this process, to save the seconds that a new one takes to import torch.
 
+    Typer's own commands are built once as well, which it takes a tenth of a second for.
+
     Takes arguments and the exit code that is expected; gives standard output and standard error.
     """
+
+    monkeypatch.setattr(typer.main, "get_command", lambda app: whole_command())
 
     def run_here(*arguments, code: int = 0) -> tuple[str, str]:
         monkeypatch.setattr(sys, "argv", ["pxfast", *map(str, arguments)])

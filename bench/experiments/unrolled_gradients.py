@@ -4,9 +4,9 @@
     out.json
 
 Fashion-MNIST test images, averaged down to H x H; the shipped density model's weights at that size; a logistic
-regression on such images as classifier. For every temperature of the relaxation (pxfast/relaxed.py): how long the
-gradient of the classifier's loss with respect to the image is, beside BPDA's, how much of the image has none, and what
-BIM by it leaves of the real, hard PixelDefend. Prints a Markdown table.
+regression on such images as classifier. For every temperature of the relaxation (pxfast/pixeldefend/relaxed.py): how
+long the gradient of the classifier's loss with respect to the image is, beside BPDA's, how much of the image has none,
+and what BIM by it leaves of the real, hard PixelDefend. Prints a Markdown table.
 """
 
 from __future__ import annotations

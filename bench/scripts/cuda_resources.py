@@ -1,4 +1,5 @@
-"""What nvcc makes of the CUDA kernels for every architecture: registers, stack, spills. Needs nvcc, no GPU.
+"""What nvcc makes of the CUDA kernels for every architecture: registers, stack, spills, barriers of the whole GPU's
+memory. Needs nvcc and cuobjdump, no GPU.
 
 Usage: python bench/scripts/cuda_resources.py [--archs 80,90a] [--out docs/cuda-resources.md]
 """
@@ -7,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import importlib.util
 import os
 import re
 import shutil
@@ -22,7 +24,9 @@ GROUPS_ARCH = "90a"  # elsewhere the kernel of that name is empty
 
 @dataclasses.dataclass(frozen=True)
 class Kernel:
-    """ptxas's report of one kernel. Bytes of stack frame, spill stores and spill loads."""
+    """ptxas's report of one kernel: bytes of stack frame, spill stores and spill loads. ``barriers``: instructions that
+    wait until the whole GPU sees this thread's writes, None where there is no cuobjdump to count them.
+    """
 
     arch: str
     precision: str
@@ -30,12 +34,40 @@ class Kernel:
     stack: int
     spill_stores: int
     spill_loads: int
+    barriers: int | None = None
 
 
 def find_nvcc() -> str | None:
     """nvcc as setup.py finds it."""
     home = os.environ.get("CUDA_HOME", "/usr/local/cuda")
     return shutil.which("nvcc") or shutil.which("nvcc", path=os.path.join(home, "bin"))
+
+
+def find_cuobjdump() -> str | None:
+    """The toolkit's, beside nvcc; or the one in Triton's wheel."""
+    nvcc = find_nvcc()
+    folders = [Path(os.path.realpath(nvcc)).parent, Path(nvcc).parent] if nvcc else []
+    triton = importlib.util.find_spec("triton")
+    if triton is not None and triton.origin is not None:
+        folders.append(Path(triton.origin).parent / "backends" / "nvidia" / "bin")
+    return shutil.which("cuobjdump") or next(filter(None, (shutil.which("cuobjdump", path=f) for f in folders)), None)
+
+
+def precision_of(mangled: str) -> str:
+    return next(precision for part, precision in KERNELS.items() if part in mangled)
+
+
+def gpu_barriers(library: str) -> dict[str, int] | None:
+    """Of each kernel in an object file, how many instructions make the whole GPU's memory wait."""
+    cuobjdump = find_cuobjdump()
+    if cuobjdump is None:
+        return None
+    listing = subprocess.run([cuobjdump, "-sass", library], capture_output=True, text=True, check=True).stdout
+    return {
+        precision_of(code.splitlines()[0]): len(re.findall(r"\bMEMBAR\.\w+\.(?:GPU|SYS)\b", code))
+        for code in listing.split("Function :")[1:]
+        if "decode_rows" in code.splitlines()[0]
+    }
 
 
 def default_archs() -> list[str]:
@@ -59,20 +91,24 @@ def compile_for(nvcc: str, arch: str) -> list[Kernel]:
         command += ["-Xcompiler=-Wall,-Wextra,-Werror", "-Xptxas=-v", f"-gencode=arch=compute_{arch},code=sm_{arch}"]
         command += ["-c", str(SOURCE), "-o", os.path.join(folder, "decode.o")]
         done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode != 0:
-        raise subprocess.CalledProcessError(done.returncode, command, done.stdout, done.stderr)
+        if done.returncode != 0:
+            raise subprocess.CalledProcessError(done.returncode, command, done.stdout, done.stderr)
+        barriers = gpu_barriers(command[-1]) if os.path.exists(command[-1]) else None
     report = done.stderr + done.stdout
     losses = [line for line in report.splitlines() if "Potential Performance Loss" in line]
     if losses:  # wgmma made synchronous, for example; no warning to nvcc
         raise RuntimeError("\n".join(losses))
-    return parse(arch, report)
+    kernels = parse(arch, report)
+    if barriers is None:
+        return kernels
+    return [dataclasses.replace(kernel, barriers=barriers[kernel.precision]) for kernel in kernels]
 
 
 def parse(arch: str, report: str) -> list[Kernel]:
     """The kernels of a ptxas report; functions that kernels call are counted into the stack of theirs."""
     kernels = []
     for entry in report.split("Compiling entry function")[1:]:
-        precision = next(precision for part, precision in KERNELS.items() if part in entry.splitlines()[0])
+        precision = precision_of(entry.splitlines()[0])
         if "wgmma" in precision and arch != GROUPS_ARCH:
             continue
         frames = re.findall(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", entry)
@@ -90,11 +126,12 @@ def table(nvcc: str, kernels: list[Kernel]) -> str:
         "# What nvcc makes of the CUDA kernels",
         "",
         f"By `python bench/scripts/cuda_resources.py`, nvcc {version[1] if version else 'of unknown version'}.",
-        "One block of 256 threads runs on a multiprocessor, so each thread may have 255 registers;",
-        "spilled ones would go to local memory.",
+        "One block runs on a multiprocessor. It has 256 threads, which may have 255 registers each, or with wgmma 384",
+        "threads of 168; spilled ones would go to local memory. GPU-wide barriers wait until every multiprocessor sees",
+        "a thread's writes; they belong where a team of blocks meets, and nowhere else.",
         "",
-        "| architecture | kernel | registers | stack bytes | spill stores | spill loads |",
-        "|---|---|---:|---:|---:|---:|",
+        "| architecture | kernel | registers | stack bytes | spill stores | spill loads | GPU-wide barriers |",
+        "|---|---|---:|---:|---:|---:|---:|",
     ]
     for kernel in kernels:
         arch, *rest = dataclasses.astuple(kernel)

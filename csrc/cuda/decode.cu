@@ -1,9 +1,8 @@
 // The kernels and the CUDA runtime behind runtime.h.
-#include "decode.cuh"
-
 #include <new>
 #include <stdexcept>
 
+#include "decode.cuh"
 #include "runtime.h"
 
 namespace pxfast {
@@ -16,7 +15,8 @@ __global__ void __launch_bounds__(kThreads, 1) decode_rows(const __grid_constant
 }
 
 // Empty where the architecture has no warpgroups; `groups_compiled` says whether this device's code has them.
-__global__ void __launch_bounds__(kThreads + kFeedingThreads, 1) decode_rows_by_groups(const __grid_constant__ Launch launch) {
+__global__ void __launch_bounds__(kThreads + kFeedingThreads, 1)
+    decode_rows_by_groups(const __grid_constant__ Launch launch) {
 #if PXFAST_GROUPS
   Decoder<Bf16, true>(launch).run();
 #else
@@ -66,8 +66,9 @@ int count_clusters(const cudaDeviceProp& properties) {
   cudaFuncAttributes attributes;
   check(cudaFuncGetAttributes(&attributes, kernel), "cudaFuncGetAttributes");
   if (attributes.ptxVersion < 90) return 0;  // compiled at start, from code for older GPUs
-  check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)properties.sharedMemPerBlockOptin),
-        "cudaFuncSetAttribute");
+  check(
+      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)properties.sharedMemPerBlockOptin),
+      "cudaFuncSetAttribute");
   cudaLaunchAttribute attribute;
   const cudaLaunchConfig_t config = clustered(properties.multiProcessorCount / kCluster * kCluster, kThreads, kCluster,
                                               properties.sharedMemPerBlockOptin, nullptr, attribute);
@@ -114,8 +115,13 @@ Device describe_device(int device) {
   select_device(device);
   cudaDeviceProp properties;
   check(cudaGetDeviceProperties(&properties, device), "cudaGetDeviceProperties");
-  return {properties.name, properties.major, properties.minor, properties.multiProcessorCount,
-          properties.sharedMemPerBlockOptin, count_clusters(properties), has_groups()};
+  return {properties.name,
+          properties.major,
+          properties.minor,
+          properties.multiProcessorCount,
+          properties.sharedMemPerBlockOptin,
+          count_clusters(properties),
+          has_groups()};
 }
 
 void select_device(int device) { check(cudaSetDevice(device), "cudaSetDevice"); }
@@ -138,8 +144,8 @@ void launch_rows(const Launch& launch, Kernel which, size_t shared_bytes, void* 
     return;
   }
   // cooperative, so that all blocks run at once: those of a team wait for each other
-  check(cudaLaunchCooperativeKernel(kernel, dim3(launch.teams * launch.members), dim3(threads), arguments,
-                                    shared_bytes, static_cast<cudaStream_t>(stream)),
+  check(cudaLaunchCooperativeKernel(kernel, dim3(launch.teams * launch.members), dim3(threads), arguments, shared_bytes,
+                                    static_cast<cudaStream_t>(stream)),
         "cudaLaunchCooperativeKernel");
 }
 

@@ -2,10 +2,9 @@
 // choice; or rows guessed and repaired. A team of blocks decodes its own images; teams never wait for each other.
 #pragma once
 
-#include "elementwise.cuh"
+#include "choose.cuh"
+#include "finish.cuh"
 #include "group_tile.cuh"
-#include "head.h"
-#include "warp.cuh"
 
 namespace pxfast {
 namespace cuda {
@@ -26,20 +25,11 @@ class Decoder {
   PXFAST_DEVICE explicit Decoder(const Launch& launch)
       : launch_(launch),
         program_(launch.program),
+        team_(launch),
         shared_(*reinterpret_cast<SharedState*>(shared_memory())),
         sums_(shared_memory() + sizeof(SharedState)),
         ring_{sums_ + (kGroups ? kSumsBytes : 0), shared_.full, shared_.empty, 0, 0, 0},
-        thread_(thread_index()),
-        team_(block_index() / launch.members),
-        member_(block_index() % launch.members) {
-    const int64_t first = first_image(launch.images, launch.teams, team_);
-    images_ = (int)(first_image(launch.images, launch.teams, team_ + 1) - first);
-    first_image_ = first;
-    memory_ = launch.workspace + launch.room.total * team_;
-    caches_ = reinterpret_cast<Element*>(memory_ + launch.room.caches);
-    parameters_ = reinterpret_cast<float*>(memory_ + launch.room.parameters);
-    open_ = reinterpret_cast<int*>(memory_ + launch.room.open);
-  }
+        thread_(thread_index()) {}
 
   PXFAST_DEVICE void run() {
     if constexpr (kGroups) {
@@ -64,22 +54,22 @@ class Decoder {
   PXFAST_DEVICE void run_rows() {
     const int width = program_.width;
     for (int row = launch_.row_begin; row < launch_.row_end; ++row) {
-      if (launch_.speculative && !feeds()) guess_input(row);
+      if (launch_.speculative && !feeds()) Choose<Element, kGroups>(team_, sums_).guess(row);
       int sweep = 0;
       bool per_row = true;
       for (int begin = 0; begin < width;) {
         // the count of the sweep before: nobody reads it any more, everyone has been through the steps since. It may
         // still be read behind the last sweep of a row, where it is the width as well.
-        if (member_ == 0 && thread_ == 0) store_shared_between_blocks(open_ + sweep, width);
+        if (team_.member == 0 && thread_ == 0) store_shared_between_blocks(team_.open + sweep, width);
         const int end = per_row || launch_.speculative ? width : begin + 1;
         run_steps(per_row, row, begin, end);
         if (per_row) {
           per_row = false;
           continue;
         }
-        if (!feeds()) choose_columns(row, begin, end, open_ + sweep);
+        if (!feeds()) Choose<Element, kGroups>(team_, sums_).columns(row, begin, end, team_.open + sweep);
         wait_for_team();
-        begin = launch_.speculative ? load_shared_between_blocks(open_ + sweep) : end;
+        begin = launch_.speculative ? load_shared_between_blocks(team_.open + sweep) : end;
         sweep ^= 1;
       }
     }
@@ -87,18 +77,13 @@ class Decoder {
 
   const Launch& launch_;
   const Program& program_;
+  const Team<Element, kGroups> team_;
   SharedState& shared_;
   unsigned char* sums_;  // of the tile at hand; the ring itself where warps read that
   Ring ring_;
-  const int thread_, team_, member_;
-  int pass_ = 0;     // the half of shared_.pass that describes the pass at hand
-  int started_ = 0;  // chunks of the step to come whose weights are on their way
-  int images_;
-  int64_t first_image_;
-  unsigned char* memory_;
-  Element* caches_;
-  float* parameters_;
-  int* open_;
+  const int thread_;
+  int pass_ = 0;               // the half of shared_.pass that describes the pass at hand
+  int started_ = 0;            // chunks of the step to come whose weights are on their way
   unsigned int arrivals_ = 0;  // that the next meeting of the team begins with
 
   // Whether this thread is one of those that feed the others.
@@ -124,7 +109,7 @@ class Decoder {
       sync_block();
       if (launch_.members > 1) {
         if (thread_ == 0) {
-          unsigned int* count = launch_.arrivals + team_ * kArrivalStride;
+          unsigned int* count = launch_.arrivals + team_.index * kArrivalStride;
           arrivals_ += (unsigned int)launch_.members;
           arrive(count);
           wait_for_arrivals(count, arrivals_);
@@ -213,7 +198,7 @@ class Decoder {
       }
       ring_.begin_pass();
     }
-    for (int task = member_; task < pass.tasks; task += launch_.members) {
+    for (int task = team_.member; task < pass.tasks; task += launch_.members) {
       run_tile(step, pass, tile_of(step, pass, task), row, begin);
       sync_computing();  // nobody needs the sums any more, or the ring where that is their place
     }
@@ -224,16 +209,16 @@ class Decoder {
     const Pass& pass = shared_.pass[pass_];
     sync_some<2, kFeedingThreads>();  // the pass is described, and every feeder's stages are empty
     ring_.begin_pass();
-    if (member_ < pass.tasks) {
-      const Tile tile = tile_of(step, pass, member_);
-      started_ = GroupFeed(launch_, step, pass, tile, images_, caches_, ring_).start_weights();
+    if (team_.member < pass.tasks) {
+      const Tile tile = tile_of(step, pass, team_.member);
+      started_ = GroupFeed(launch_, step, pass, tile, team_.images, team_.caches, ring_).start_weights();
     }
   }
   PXFAST_DEVICE void feed_pass(const Step& step, const Pass& pass) {
     ring_.begin_pass();
-    for (int task = member_; task < pass.tasks; task += launch_.members) {
+    for (int task = team_.member; task < pass.tasks; task += launch_.members) {
       const Tile tile = tile_of(step, pass, task);
-      GroupFeed(launch_, step, pass, tile, images_, caches_, ring_).run(started_);
+      GroupFeed(launch_, step, pass, tile, team_.images, team_.caches, ring_).run(started_);
       started_ = 0;
     }
     ring_.drain();  // the next pass may divide the ring in other stages
@@ -243,7 +228,7 @@ class Decoder {
   // `first` on, or every second one, below `end`.
   PXFAST_DEVICE void describe_pass(const Step& step, int row, int first, int end) {
     static_assert(kMaxTaps < 32, "a lane for each tap, and one more");
-        const int lane = thread_ & 31, stride = column_stride(step), columns = (end - first + stride - 1) / stride;
+    const int lane = thread_ & 31, stride = column_stride(step), columns = (end - first + stride - 1) / stride;
     const Tap& tap = step.tap[lane < step.taps ? lane : 0];
     const bool exists = lane < step.taps && in_position(row, step.scale) + tap.row >= 0 &&
                         (tap.row_parity < 0 || tap.row_parity == (row & 1)) &&
@@ -252,16 +237,16 @@ class Decoder {
     Pass& pass = shared_.pass[pass_];
     if (exists) {
       const int before = count_bits(existing & ((1u << lane) - 1));
-      pass.cell[before] =
-          CacheOrder<kGroups>::cell(tap.cache, tap.slots, step.in_columns, step.channels, images_,
-                                    in_position(row, step.scale) + tap.row, in_position(first, step.scale) + tap.column);
+      pass.cell[before] = CacheOrder<kGroups>::cell(tap.cache, tap.slots, step.in_columns, step.channels, team_.images,
+                                                    in_position(row, step.scale) + tap.row,
+                                                    in_position(first, step.scale) + tap.column);
       pass.inner[before] = tap.inner;
     } else if (lane == step.taps) {
       pass.taps = count_bits(existing);
       pass.out_stride = stride;
       pass.first = first;
       pass.row = row;
-      pass.rows = columns * images_;
+      pass.rows = columns * team_.images;
       // enough tasks for all blocks of the team, if there are so many units; else of as many units as a tile takes
       pass.tile_rows = step.per_row ? kRowTile : kGroups ? kGroupPixelTile : kPixelTile;
       if (!kGroups && !step.per_row && step.units * ((pass.rows + 15) / 16) <= launch_.members) pass.tile_rows = 16;
@@ -277,6 +262,7 @@ class Decoder {
 
   PXFAST_DEVICE void run_tile(const Step& step, const Pass& pass, const Tile& tile, int row, int begin) {
     using Here = Place<kGroups>;
+    Finish<Element, kGroups> finish(team_);
     const Here place(step, thread_ >> 5);
     const int tiles = place.tiles(tile.rows - place.row);
     const int units = tiles > 0 ? tile.units - place.unit : 0;
@@ -287,9 +273,10 @@ class Decoder {
       return b;
     };
     const auto beside = [&](int b) {
-      return b < kBlocksPerWarp ? fetch_beside(step, pass, tile.row + place.row + 16 * place.tile_of(b),
-                                               tile.row + tile.rows, tile.unit + place.unit + place.unit_of(b), row, begin)
-                                : Beside{};
+      return b < kBlocksPerWarp
+                 ? finish.fetch(step, pass, tile.row + place.row + 16 * place.tile_of(b), tile.row + tile.rows,
+                                tile.unit + place.unit + place.unit_of(b), row, begin)
+                 : Beside{};
     };
     int b = settle(step.per_row ? 0 : place.slice);
     Beside next{};
@@ -312,7 +299,8 @@ class Decoder {
           multiply_tile_by_groups<1, false>(stages, ring_, inner, sums);
         }
       } else {
-        multiply_tile<Element>(launch_, step, pass, tile, images_, caches_, ring_.memory, place, tiles, units, sums);
+        multiply_tile<Element>(launch_, step, pass, tile, team_.images, team_.caches, ring_.memory, place, tiles, units,
+                               sums);
       }
       keep_sums(sums_, sums, place, tiles, units);
     }
@@ -325,213 +313,10 @@ class Decoder {
       if constexpr (kGroups) next = beside(b);
       float sums[8];
       load_sums<kGroups>(sums_, !step.per_row, here, sums);
-      finish(step, pass, tile.row + place.row + 16 * place.tile_of(here), tile.row + tile.rows,
-             tile.unit + place.unit + place.unit_of(here), begin, sums, now);
+      finish.publish(step, pass, tile.row + place.row + 16 * place.tile_of(here), tile.row + tile.rows,
+                     tile.unit + place.unit + place.unit_of(here), begin, sums, now);
     }
   }
-
-  // What is added to a block's sums, for this lane's outputs of rows g and g + 8: two neighbouring columns in each half.
-  struct Beside {
-    Float2 bias[2][2];   // by row, by half
-    Float2 residual[2];  // of a gate, by row
-  };
-
-  // A row's place among the images of the columns from pass.first on.
-  PXFAST_DEVICE int position_of(const Pass& pass, int m) const {
-    return pass.out_stride == 1 ? m : m / images_ * pass.out_stride * images_ + m % images_;
-  }
-  PXFAST_DEVICE float* residuals_of(const Step& step, const Pass& pass, int position, int begin) const {
-    return reinterpret_cast<float*>(memory_ + launch_.room.residual[step.per_row][step.level]) +
-           ((int64_t)(pass.first - begin) * images_ + position) * program_.padded_filters;
-  }
-
-  PXFAST_DEVICE Beside fetch_beside(const Step& step, const Pass& pass, int first_row, int rows, int unit, int row,
-                                    int begin) const {
-    const int lane = thread_ & 31, g = lane >> 2, t = lane & 3;
-    Beside found{};
-#pragma unroll
-    for (int r = 0; r < 2; ++r) {
-      const int m = first_row + g + 8 * r;
-      if (m >= rows) continue;
-      const int position = position_of(pass, m);
-      if (step.epilogue == Epilogue::kGate)
-        found.residual[r] = load_shared_between_blocks(
-            reinterpret_cast<const Float2*>(residuals_of(step, pass, position, begin) + unit * kBlock + 2 * t));
-      for (int i = 0; i < step.biases; ++i) {
-        if (row < step.bias_row[i]) continue;
-        if (step.bias_column[i] > 0 && pass.first + position / images_ < step.bias_column[i]) continue;
-        const float* bias = reinterpret_cast<const float*>(launch_.block + step.bias[i]) + unit * kUnit + 2 * t;
-#pragma unroll
-        for (int h = 0; h < 2; ++h) {
-          const Float2 pair = load_constant(reinterpret_cast<const Float2*>(bias + kBlock * h));
-          found.bias[r][h].x += pair.x, found.bias[r][h].y += pair.y;
-        }
-      }
-    }
-    return found;
-  }
-
-  // The epilogue of 16 rows x one unit.
-  PXFAST_DEVICE void finish(const Step& step, const Pass& pass, int first_row, int rows, int unit, int begin,
-                            const float (&sums)[8], const Beside& beside) {
-    const int lane = thread_ & 31, g = lane >> 2, t = lane & 3;
-#pragma unroll
-    for (int r = 0; r < 2; ++r) {
-      const int m = first_row + g + 8 * r;
-      if (m >= rows) continue;
-      const int position = position_of(pass, m);
-      float v[2][2];
-#pragma unroll
-      for (int h = 0; h < 2; ++h) {
-        v[h][0] = sums[4 * h + 2 * r] * step.multiplier + beside.bias[r][h].x;
-        v[h][1] = sums[4 * h + 2 * r + 1] * step.multiplier + beside.bias[r][h].y;
-      }
-      if (step.epilogue == Epilogue::kOutput) {
-        float* to = parameters_ + ((int64_t)(pass.first - begin) * images_ + position) * program_.head_stride +
-                    unit * kUnit + 2 * t;
-#pragma unroll
-        for (int h = 0; h < 2; ++h)
-          store_shared_between_blocks(reinterpret_cast<Float2*>(to + kBlock * h), Float2{v[h][0], v[h][1]});
-      } else if (step.epilogue == Epilogue::kHidden) {
-#pragma unroll
-        for (int h = 0; h < 2; ++h) {
-          const int n = unit * kUnit + h * kBlock + 2 * t;
-          if (n < program_.padded_filters) store_concat_elu(step, pass, position, n, v[h][0], v[h][1]);
-        }
-      } else {
-        float* residuals = residuals_of(step, pass, position, begin);
-        if (step.epilogue == Epilogue::kGate) {
-          const int n = unit * kBlock + 2 * t;
-          Float2 x = beside.residual[r];
-          x.x = fused_multiply_add(v[0][0], sigmoid<Element>(v[1][0]), x.x);
-          x.y = fused_multiply_add(v[0][1], sigmoid<Element>(v[1][1]), x.y);
-          store_shared_between_blocks(reinterpret_cast<Float2*>(residuals + n), x);
-          publish(step, pass, position, n, x.x, x.y);
-        } else {
-#pragma unroll
-          for (int h = 0; h < 2; ++h) {
-            const int n = unit * kUnit + h * kBlock + 2 * t;
-            if (n >= program_.padded_filters) continue;
-            store_shared_between_blocks(reinterpret_cast<Float2*>(residuals + n), Float2{v[h][0], v[h][1]});
-            publish(step, pass, position, n, v[h][0], v[h][1]);
-          }
-        }
-      }
-    }
-  }
-
-  // Where a position's channels go in a cache that a step writes.
-  struct Cell {
-    Element* first;
-    uint32_t block;  // elements from one block of channels to the next
-
-    PXFAST_DEVICE Element* at(int channel) const {
-      return first + (uint32_t)(channel / kBlock) * block + channel % kBlock;
-    }
-  };
-  PXFAST_DEVICE Cell cell(const Target& target, const Pass& pass, const Step& step, int channels, int position) {
-    using Cells = CacheOrder<kGroups>;
-    const int columns = (program_.width >> step.level) + 2;
-    return {caches_ + Cells::cell(target.cache, target.slots, columns, channels, images_, pass.row, pass.first) +
-                (uint32_t)position * Cells::image_stride(channels),
-            Cells::block_stride(columns, images_)};
-  }
-
-  PXFAST_DEVICE void store_concat_elu(const Step& step, const Pass& pass, int position, int n, float x, float y) {
-    float positive[2], negative[2];
-    elu_both<Element>(x, positive[0], negative[0]);
-    elu_both<Element>(y, positive[1], negative[1]);
-    const Cell to = cell(step.concat_elu, pass, step, 2 * program_.padded_filters, position);
-    Arithmetic<Element>::store(to.at(positive_half(n)), positive[0], positive[1]);
-    Arithmetic<Element>::store(to.at(negative_half(n)), negative[0], negative[1]);
-  }
-
-  PXFAST_DEVICE void publish(const Step& step, const Pass& pass, int position, int n, float x, float y) {
-    const int channels = (program_.padded_filters + kInner - 1) / kInner * kInner;
-    if (step.concat_elu.slots > 0) store_concat_elu(step, pass, position, n, x, y);
-    if (step.raw.slots > 0) Arithmetic<Element>::store(cell(step.raw, pass, step, channels, position).at(n), x, y);
-    if (step.elu.slots > 0) {
-      float first, second, unused;
-      elu_both<Element>(x, first, unused);
-      elu_both<Element>(y, second, unused);
-      Arithmetic<Element>::store(cell(step.elu, pass, step, channels, position).at(n), first, second);
-    }
-  }
-
-  // ---- pixels ----
-
-  PXFAST_DEVICE int64_t pixel_index(int row, int column, int image) const {
-    return (first_image_ + image) * program_.channels * program_.height * program_.width +
-           (int64_t)row * program_.width + column;
-  }
-
-  // Picks the pixels of the columns [begin, end), a warp each, and shows them to the input cache. open, if any, becomes
-  // the column behind the first one whose pixel differs from what stood in the output.
-  PXFAST_DEVICE void choose_columns(int row, int begin, int end, int* open) {
-    HeadScratch& scratch = reinterpret_cast<HeadScratch*>(sums_)[thread_ >> 5];
-    const WarpGroup group{thread_ & 31};
-    const int64_t plane = (int64_t)program_.height * program_.width;
-    for (int task = member_ * kWarps + (thread_ >> 5); task < (end - begin) * images_;
-         task += launch_.members * kWarps) {
-      const int column = begin + task / images_, image = task % images_;
-      const int64_t pixel = pixel_index(row, column, image);
-      const float* parameters = stage_parameters(group, parameters_ + (int64_t)task * program_.head_stride);
-      const PixelChooser pixel_chooser(launch_.chooser, first_image_ + image,
-                                       (uint32_t)((row * program_.width + column) * program_.channels));
-      if (program_.head == HeadKind::kSoftmax) {
-        choose_softmax(group, program_, reinterpret_cast<const float*>(launch_.block + program_.table_offset),
-                       parameters, launch_.input + pixel, pixel_chooser, plane, scratch);
-      } else {
-        choose_logistic(group, program_, parameters, launch_.input + pixel, pixel_chooser, plane, scratch);
-      }
-      bool changed = false;
-      if (group.lane() == 0) {
-        for (int c = 0; c < program_.channels; ++c) {
-          uint8_t* to = launch_.output + pixel + c * plane;
-          changed |= load_shared_between_blocks(to) != scratch.chosen[c];
-          store_shared_between_blocks(to, scratch.chosen[c]);
-        }
-        if (open != nullptr && changed) atomic_min(open, column + 1);
-      }
-      if (group.lane() <= program_.channels) show(row, column, image, group.lane(), scratch.chosen[group.lane()]);
-      group.sync();  // scratch is written again
-    }
-  }
-
-  // The head's parameters of a pixel, into this warp's part of shared memory.
-  PXFAST_DEVICE const float* stage_parameters(const WarpGroup& group, const float* from) {
-    float* to = reinterpret_cast<float*>(sums_ + kWarps * sizeof(HeadScratch)) + (thread_ >> 5) * program_.head_stride;
-    for (int i = group.lane(); i < program_.head_stride; i += group.lanes()) to[i] = load_shared_between_blocks(from + i);
-    group.sync();
-    return to;
-  }
-
-  // The first guess of a row is the input itself.
-  PXFAST_DEVICE void guess_input(int row) {
-    const int64_t plane = (int64_t)program_.height * program_.width;
-    for (int task = member_ * kThreads + thread_; task < program_.width * images_;
-         task += launch_.members * kThreads) {
-      const int column = task / images_, image = task % images_;
-      for (int c = 0; c < program_.channels; ++c) {
-        const int64_t at = pixel_index(row, column, image) + c * plane;
-        const uint8_t value = launch_.input[at];
-        store_shared_between_blocks(launch_.output + at, value);
-        show(row, column, image, c, value);
-      }
-      show(row, column, image, program_.channels, 0);
-    }
-  }
-
-  // One channel of a pixel for the network to see, or behind the last one that of ones.
-  PXFAST_DEVICE void show(int row, int column, int image, int channel, int chosen) {
-    using Cells = CacheOrder<kGroups>;
-    Element* to = caches_ +
-                  Cells::cell(program_.input_cache, program_.input_slots, program_.width + 2, kInner, images_, row, column) +
-                  (uint32_t)image * Cells::image_stride(kInner) + channel;  // of the first block of channels
-    store_one(to, channel < program_.channels ? network_view(chosen) : kOne);
-  }
-  static PXFAST_DEVICE void store_one(float* to, float value) { *to = value; }
-  static PXFAST_DEVICE void store_one(Bf16* to, float value) { to->bits = (uint16_t)pack_bf16(value, 0.0f); }
 };
 
 }  // namespace cuda

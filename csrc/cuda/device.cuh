@@ -95,7 +95,9 @@ PXFAST_DEVICE uint8_t load_shared_between_blocks(const uint8_t* p) { return __ld
 PXFAST_DEVICE void store_shared_between_blocks(Float2* p, Float2 v) {
   __stcg(reinterpret_cast<float2*>(p), make_float2(v.x, v.y));
 }
+PXFAST_DEVICE void store_shared_between_blocks(float* p, float v) { __stcg(p, v); }
 PXFAST_DEVICE void store_shared_between_blocks(uint32_t* p, uint32_t v) { __stcg(p, v); }
+PXFAST_DEVICE void store_shared_between_blocks(uint16_t* p, uint16_t v) { __stcg(p, v); }
 PXFAST_DEVICE void store_shared_between_blocks(int* p, int v) { __stcg(p, v); }
 PXFAST_DEVICE void store_shared_between_blocks(uint8_t* p, uint8_t v) { __stcg(p, v); }
 PXFAST_DEVICE void atomic_min(int* p, int v) { atomicMin(p, v); }

@@ -9,13 +9,16 @@ namespace pxfast {
 namespace cuda {
 namespace {
 
-// What the choice of a plan rests on: round figures of an H200, none of them measured by this project yet. docs/gpu.md
-// says what follows from them.
-constexpr double kBlockRate = 100e9;    // bytes/s that one multiprocessor takes from the second-level cache
-constexpr double kCacheRate = 5.5e12;   // and all of them together
-constexpr double kStepSeconds = 1.5e-6;  // of a step beside its bytes: latency of loads, the slices' sum, the epilogue
+// What the choice of a plan rests on: round figures of an H100 and an H200. docs/gpu.md says which are measured, and what
+// follows from them.
+constexpr double kBlockRate = 100e9;   // bytes/s that one multiprocessor takes from the second-level cache
+constexpr double kCacheRate = 5.5e12;  // and all of them together
+constexpr double kStepSeconds = 4e-6;  // of a step beside its bytes: latency of loads, the slices' sum, the epilogue
 constexpr double kMeetingSeconds = 1e-6, kArrivalSeconds = 2e-8;  // of a team's meeting, and more for every block
-constexpr double kSweeps = 6.0;           // of a row, for one image of a trained model
+// Sweeps of a row by trained models on real images, grey and colour, as bench/experiments/sweeps.py counts them: natural
+// colour images gain nothing from guessing.
+constexpr double kGreySweeps = 6.0, kColourSweeps = 29.0;
+constexpr double kBetter = 0.98;  // a larger team is taken for more than the figures' own error
 constexpr int kMaxMembers = 40;
 constexpr int kMaxSpeculativeTeam = 4;  // images that share a frontier: the slowest one holds up the rest
 
@@ -44,8 +47,8 @@ void plan_shared_memory(Plan& plan, const Program& program, Kernel kernel, const
       if (plan.shared_bytes <= device.shared_bytes) return;
     }
   }
-  throw std::runtime_error("the GPU's multiprocessors have too little shared memory: " +
-                           std::to_string(device.shared_bytes) + " bytes");
+  throw std::runtime_error(
+      "the GPU's multiprocessors have too little shared memory: " + std::to_string(device.shared_bytes) + " bytes");
 }
 
 }  // namespace
@@ -61,6 +64,7 @@ Plan Engine::plan(int64_t images, const Device& device, Order order, int members
     members = kCluster;
   }
   Plan best;
+  const double sweeps = program_.channels == 3 ? kColourSweeps : kGreySweeps;
   const int gate_units = program_.padded_filters / kBlock;  // other steps have half as many
   const int pixel_tile = kernel_ == Kernel::kBf16Groups ? kGroupPixelTile : kPixelTile;
   const auto consider = [&](int size, bool speculative) {
@@ -74,12 +78,12 @@ Plan Engine::plan(int64_t images, const Device& device, Order order, int members
     if (speculative && order == Order::kAuto && plan.capacity > kMaxSpeculativeTeam) return;
     // A pass evaluates `rows` rows of every product, images or their columns; `weights` and `cells` are the bytes of all
     // passes, for a whole product and for each of its rows.
-    const double passes = speculative ? sweep_steps_ * kSweeps : pixel_.steps;
+    const double passes = speculative ? sweep_steps_ * sweeps : pixel_.steps;
     const double rows = speculative ? 0.5 * program_.width * plan.capacity : plan.capacity;  // half of a row is open
     const double weights = pixel_.weight_bytes * passes / pixel_.steps;
-    const double cells = speculative ? pixel_.cell_bytes * kSweeps / program_.width : pixel_.cell_bytes;
+    const double cells = speculative ? pixel_.cell_bytes * sweeps / program_.width : pixel_.cell_bytes;
     double bytes = row_.cell_bytes * plan.capacity / size;  // that one block reads
-    for (int level = 0; level < kLevels; ++level)  // weights, once for every tile of rows
+    for (int level = 0; level < kLevels; ++level)           // weights, once for every tile of rows
       bytes += row_weights_[level] * std::ceil((double)(program_.width >> level) * plan.capacity / kRowTile) / size;
     for (const int units : {gate_units / 2 + gate_units % 2, gate_units}) {  // either kind is half of the work
       const double row_tiles = std::ceil(rows / pixel_tile);
@@ -90,7 +94,7 @@ Plan Engine::plan(int64_t images, const Device& device, Order order, int members
     const double meeting = size > 1 ? kMeetingSeconds + size * kArrivalSeconds : 0.0;
     plan.predicted_seconds = std::max(bytes / kBlockRate, bytes * plan.teams * size / kCacheRate) +
                              (passes + row_.steps) * (kStepSeconds + meeting);
-    if (best.teams == 0 || plan.predicted_seconds < best.predicted_seconds) best = plan;
+    if (best.teams == 0 || plan.predicted_seconds < kBetter * best.predicted_seconds) best = plan;
   };
   const int last = members > 0 ? members : std::min(kMaxMembers, device.multiprocessors);
   for (int size = members > 0 ? members : 1; size <= last; ++size) {

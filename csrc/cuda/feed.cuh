@@ -28,17 +28,17 @@ struct Traits<float> {
 template <class Element>
 constexpr int kRowBytes = Traits<Element>::kPieces * 16;
 template <class Element>
-constexpr int kUnitBytes = kInner * kUnit * (int)sizeof(Element);
+constexpr int kUnitBytes = kInner* kUnit*(int)sizeof(Element);
 
 // A pass over a step, for columns that have the same taps; in shared memory.
 struct Pass {
   int taps;
-  int out_stride;                   // columns between neighbours
-  int first;                        // column
-  int rows;                         // images x columns
-  int tile_rows, tile_units;        // of a tile, at most
-  int unit_tiles, tasks;            // tiles for the same rows; all of them, which the blocks of a team take in turn
-  int row;                          // of the step's level
+  int out_stride;                    // columns between neighbours
+  int first;                         // column
+  int rows;                          // images x columns
+  int tile_rows, tile_units;         // of a tile, at most
+  int unit_tiles, tasks;             // tiles for the same rows; all of them, which the blocks of a team take in turn
+  int row;                           // of the step's level
   uint32_t cell[pxfast::kMaxTaps];   // of each tap: elements before the cell that the first row reads
   uint32_t inner[pxfast::kMaxTaps];  // where its weights begin
 };
@@ -100,8 +100,8 @@ class Feed {
     const int piece = thread & (pieces_ - 1);
     first_row_ = thread / pieces_;
     row_step_ = kThreads / pieces_;
-    row_to_ = row_inner_ * row_pitch + first_row_ * kRowBytes<Element> +
-              16 * swizzled<Element>(piece % kPieces, first_row_);
+    row_to_ =
+        row_inner_ * row_pitch + first_row_ * kRowBytes<Element> + 16 * swizzled<Element>(piece % kPieces, first_row_);
     row_to_step_ = row_step_ * kRowBytes<Element>;
     const int column_stride = step.scale == Scale::kDown ? 2 : 1;  // of the input, between neighbours in the pass
 #pragma unroll

@@ -27,7 +27,8 @@ PXFAST_HD uint64_t describe_matrix(uint32_t address, uint32_t inner_stride, uint
 
 // Sums of a warp: its 16 rows x unit u in sums[u]. kHalves: of a tile's outputs that are multiplied.
 template <int kHalves, bool kPerRow>
-PXFAST_DEVICE void multiply_tile_by_groups(const Stages& stages, Ring& ring, int inner, float (&sums)[kBlocksPerWarp][8]) {
+PXFAST_DEVICE void multiply_tile_by_groups(const Stages& stages, Ring& ring, int inner,
+                                           float (&sums)[kBlocksPerWarp][8]) {
   constexpr int kTileRows = kPerRow ? kRowTile : kGroupPixelTile;
   constexpr int kSteps = kPerRow ? kGroupChunk : kGroupChunk / kGroupSlices;  // of a whole chunk, by either group
   constexpr int kWeightBytes = kHalves * kHalfUnits * kUnitBytes<Bf16>;
@@ -48,8 +49,8 @@ PXFAST_DEVICE void multiply_tile_by_groups(const Stages& stages, Ring& ring, int
 #pragma unroll
     for (int h = 0; h < kHalves; ++h)
       multiply_group(half[h], a,
-                     describe_matrix(stage + kWeightsAt + k * kWeightBytes + h * kHalfUnits * kUnitBytes<Bf16>, kCoreBytes,
-                                     2 * kCoreBytes));
+                     describe_matrix(stage + kWeightsAt + k * kWeightBytes + h * kHalfUnits * kUnitBytes<Bf16>,
+                                     kCoreBytes, 2 * kCoreBytes));
   };
   const int chunks = uniform(chunks_of(inner));
   for (int c = 0; c < chunks; ++c) {

@@ -67,7 +67,19 @@ class Packer {
     program_.element_size = kernel_ == Kernel::kFp32 ? 4 : 2;
     lay_out_caches();
     std::vector<Step> steps;
-    for (const StepSpec& from : spec_.steps) steps.push_back(pack_step(from));
+    for (const StepSpec& from : spec_.steps) steps.push_back(pack_step(from, from.early, (int)from.taps.size()));
+    for (size_t i = 0; i < spec_.steps.size(); ++i) {  // behind the vertical stream
+      const StepSpec& from = spec_.steps[i];
+      if (from.early == 0) continue;
+      Step early = pack_step(from, 0, from.early);
+      early.per_row = 1;
+      early.biases = 0;
+      early.partial = Partial::kLeaves;
+      steps[i].partial = Partial::kAdds;
+      early.partial_at = steps[i].partial_at = program_.partial_per_image;
+      program_.partial_per_image += (uint32_t)(level_size(spec_.width, from.level) * early.units * kUnit);
+      steps.push_back(early);
+    }
     for (int per_row = 0; per_row < 2; ++per_row)
       for (int level = 0; level < kLevels; ++level) link(steps, per_row, level);
     program_.steps = (int)steps.size();
@@ -116,7 +128,8 @@ class Packer {
     return {caches_[cache].offset, spec_.caches[cache].slots};
   }
 
-  Step pack_step(const StepSpec& from) {
+  // Of the taps [first, last).
+  Step pack_step(const StepSpec& from, int first, int last) {
     Step step{};
     const CacheLayout& source = caches_[from.taps[0].cache];
     step.level = from.level;
@@ -124,7 +137,7 @@ class Packer {
     step.epilogue = from.epilogue;
     step.scale = from.scale;
     step.units = from.epilogue == Epilogue::kGate ? program_.padded_filters / kBlock : round_up(from.outputs, kUnit) / kUnit;
-    step.taps = (int)from.taps.size();
+    step.taps = last - first;
     step.tap_inner = source.channels / kInner;
     step.total_inner = step.taps * step.tap_inner;
     step.channels = source.channels;
@@ -135,7 +148,7 @@ class Packer {
     step.raw = target(from.raw);
     step.elu = target(from.elu);
     for (int t = 0; t < step.taps; ++t) {
-      const TapSpec& tap = from.taps[t];
+      const TapSpec& tap = from.taps[first + t];
       step.tap[t] = {caches_[tap.cache].offset,
                      (int16_t)spec_.caches[tap.cache].slots,
                      (int16_t)tap.row,
@@ -154,19 +167,19 @@ class Packer {
       step.bias_row[b] = from.biases[b].min_row;
       step.bias_column[b] = from.biases[b].min_column;
     }
-    step.weights = pack_weights(from, step);
+    step.weights = pack_weights(from, first, step);
     return step;
   }
 
   // 16 channels x 16 outputs as they are read: by a warp, lane by lane, or by a warpgroup, in core matrices of 8 outputs x
   // 8 channels. For warps unit by unit, and in each the steps of the inner dimension; for warpgroups, whose copies take
   // neighbouring units, step by step and in each the units.
-  uint64_t pack_weights(const StepSpec& from, const Step& step) {
+  uint64_t pack_weights(const StepSpec& from, int first, const Step& step) {
     const size_t element = program_.element_size;
     std::vector<uint8_t> packed((size_t)step.units * step.total_inner * kInner * kUnit * element);
     for (int unit = 0; unit < step.units; ++unit) {
       for (int t = 0; t < step.taps; ++t) {
-        const TapSpec& tap = from.taps[t];
+        const TapSpec& tap = from.taps[first + t];
         const int described = spec_.caches[tap.cache].channels;
         const auto value = [&](int place, int i) {
           const int channel = channel_at(caches_[tap.cache], spec_.filters, described, place);
@@ -219,15 +232,17 @@ Engine::Engine(const ProgramSpec& spec, Kernel kernel) : kernel_(kernel) {
   const double element = program_.element_size;
   for (const StepSpec& step : spec.steps) {
     const double columns = spec.width >> step.level, rows = spec.height >> step.level;
-    Costs& costs = step.per_row ? row_ : pixel_;
     const double positions = rows * columns;
-    costs.steps += step.per_row ? rows : positions;
-    if (!step.per_row) sweep_steps_ += rows;
-    for (const TapSpec& tap : step.taps) {
+    if (step.per_row || step.early > 0) row_.steps += rows;
+    if (!step.per_row) pixel_.steps += positions, sweep_steps_ += rows;
+    for (size_t t = 0; t < step.taps.size(); ++t) {
+      const TapSpec& tap = step.taps[t];
+      const bool per_row = step.per_row || (int)t < step.early;
+      Costs& costs = per_row ? row_ : pixel_;
       const double share = (tap.row_parity >= 0 ? 0.5 : 1.0) * (tap.column_parity >= 0 ? 0.5 : 1.0);
-      const double weight_bytes = element * tap.matrix.size() * share * (step.per_row ? rows : positions);
+      const double weight_bytes = element * tap.matrix.size() * share * (per_row ? rows : positions);
       costs.weight_bytes += weight_bytes;
-      if (step.per_row) row_weights_[step.level] += weight_bytes;
+      if (per_row) row_weights_[step.level] += weight_bytes;
       costs.cell_bytes += element * tap.matrix.size() / step.outputs * share * positions;
     }
   }

@@ -42,6 +42,10 @@ struct Target {  // a cache that a step writes
   int32_t slots;  // 0: none
 };
 
+// A pixel step whose first taps do not wait for the row's pixels is two steps: one with these taps, run for the whole
+// row behind the vertical stream, leaves its sums; the other adds them to its own.
+enum class Partial : int32_t { kNone, kLeaves, kAdds };
+
 struct alignas(16) Step {
   int32_t level, per_row;
   Epilogue epilogue;
@@ -57,7 +61,9 @@ struct alignas(16) Step {
   int32_t bias_row[kMaxBiases], bias_column[kMaxBiases];
   Target concat_elu, raw, elu;
   int32_t next[kLevels];           // the next step of the same stream at a level up to this one; -1: none
-  int32_t padding_[3];
+  Partial partial;
+  uint32_t partial_at;             // floats per image before its sums, [column][image][output of the units]
+  int32_t padding_;
   Tap tap[kMaxTaps];
 };
 static_assert(sizeof(Step) % 16 == 0, "steps are copied 16 bytes at a time");
@@ -73,6 +79,7 @@ struct Program {
   uint32_t input_cache;         // elements per image before it
   int32_t input_slots;
   uint32_t elements_per_image;  // of all caches
+  uint32_t partial_per_image;   // floats of a row's sums over early taps
   uint64_t step_offset, table_offset;  // bytes from the beginning of the block
 };
 
@@ -107,7 +114,7 @@ PXFAST_HD int active_level(int row, int begin, int end) {
 
 // Memory of one team of blocks, in bytes from its beginning.
 struct Room {
-  uint64_t caches, residual[2][kLevels], parameters, open, total;
+  uint64_t caches, residual[2][kLevels], partial, parameters, open, total;
 };
 
 PXFAST_HD Room room_for(const Program& program, int images, bool speculative) {
@@ -125,6 +132,7 @@ PXFAST_HD Room room_for(const Program& program, int images, bool speculative) {
       const int columns = per_row || speculative ? program.width >> level : 1;
       room.residual[per_row][level] = take((uint64_t)columns * images * program.padded_filters * sizeof(float));
     }
+  room.partial = take((uint64_t)program.partial_per_image * images * sizeof(float));
   room.parameters = take((uint64_t)(speculative ? program.width : 1) * images * program.head_stride * sizeof(float));
   room.total = at;
   return room;

@@ -110,8 +110,9 @@ struct Place {
 
   PXFAST_DEVICE Place(const Step& step, int warp)
       : slice(step.per_row ? 0 : warp / kWarpsPerSlice),
-        row(kGroups ? (step.per_row ? warp : warp % kWarpsPerSlice) * 16
-                    : step.per_row ? warp / 2 * 16 * kTilesPerWarp : 0),
+        row(kGroups        ? (step.per_row ? warp : warp % kWarpsPerSlice) * 16
+            : step.per_row ? warp / 2 * 16 * kTilesPerWarp
+                           : 0),
         unit(kGroups ? 0 : warp & 1) {}
 
   PXFAST_DEVICE int tile_of(int block) const { return kGroups ? 0 : block / kUnitsPerWarp; }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import os
 from importlib import metadata
@@ -156,8 +157,11 @@ def read_part(path: Path) -> AttackResult:
 
 def library_versions() -> dict[str, str | None]:
     """The versions of the libraries that attacks call, by name; None of one that is not installed."""
-    versions: dict[str, str | None] = dict.fromkeys(LIBRARIES)
-    for name in LIBRARIES:
-        with contextlib.suppress(metadata.PackageNotFoundError):
-            versions[name] = metadata.version(name)
-    return versions
+    return {name: _version(name) for name in LIBRARIES}
+
+
+@functools.cache
+def _version(library: str) -> str | None:
+    with contextlib.suppress(metadata.PackageNotFoundError):
+        return metadata.version(library)
+    return None

@@ -36,12 +36,12 @@ def cuda_team() -> int | None:
 
 
 def cuda_clusters() -> bool:
-    """``PXFAST_CUDA_CLUSTERS``: whether blocks share weights in clusters; by default they don't."""
+    """``PXFAST_CUDA_CLUSTERS``: whether teams of blocks are clusters; by default they aren't."""
     return _switch("PXFAST_CUDA_CLUSTERS", default=False)
 
 
 def cuda_wgmma() -> bool:
-    """``PXFAST_CUDA_WGMMA``: whether bf16 row steps may use wgmma; by default they may."""
+    """``PXFAST_CUDA_WGMMA``: whether bf16 products may use wgmma; by default they may."""
     return _switch("PXFAST_CUDA_WGMMA", default=True)
 
 

@@ -11,6 +11,8 @@ from typing import Any
 from . import compiled
 from .settings import DecodeSettings
 
+CLUSTER = 4  # blocks of a team that is a cluster
+
 
 def images_of(multiprocessors: int) -> int:
     """Images that give teams of one block two or three each, three teams two tiles of pixels each, and none evenly."""
@@ -18,14 +20,15 @@ def images_of(multiprocessors: int) -> int:
 
 
 def plans(multiprocessors: int, clusters: bool) -> list[DecodeSettings]:
-    """Either order in teams of one block, of a third of the GPU's and of all; and clusters where the GPU has them."""
-    teams = sorted({1, max(1, multiprocessors // 3), multiprocessors})
-    found = [
-        DecodeSettings(order=o, team=team, clusters=False) for o in ("sequential", "speculative") for team in teams
-    ]
+    """Either order in teams of one block, of a third of the GPU's, of all; and in clusters where the GPU has them."""
+    ways = [(team, False) for team in sorted({1, max(1, multiprocessors // 3), multiprocessors})]
     if clusters:
-        found.append(DecodeSettings(order="sequential", team=1, clusters=True))
-    return found
+        ways.append((CLUSTER, True))
+    return [
+        DecodeSettings(order=order, team=team, clusters=cluster)
+        for order in ("sequential", "speculative")
+        for team, cluster in ways
+    ]
 
 
 def plans_of(device: int) -> tuple[int, list[DecodeSettings]]:

@@ -16,8 +16,8 @@ class DecodeSettings:
 
     An engine ignores what it has no use for. threads: of the CPU engine, at least 1. order: 'sequential', 'speculative'
     or 'auto', of the compiled engines. isa: the CPU engine's instruction set, by a name that ``pxfast info`` lists.
-    team: blocks of the CUDA engine that decode images together, at least 1. clusters: whether its blocks share weights
-    in clusters. wgmma: whether its bf16 row steps may use wgmma.
+    team: blocks of the CUDA engine that decode images together, at least 1. clusters: whether a team
+    is a cluster of four blocks, which meet by the hardware's barrier. wgmma: whether its bf16 products may use wgmma.
 
     threads, order, team and clusters change no bit of a result; isa and wgmma may. Raises TypeError or ValueError for
     other values.

@@ -42,6 +42,12 @@ def code_hash(*parts: str | Callable[..., Any], without: Collection[str] = ()) -
 
     Raises ValueError for a module that does not exist.
     """
+    return _hash(parts, frozenset(without))
+
+
+@functools.cache
+def _hash(parts: tuple[str | Callable[..., Any], ...], without: frozenset[str]) -> str:
+    """What :func:`code_hash` gives. Once for the process, as a process reads its code once."""
     codes = "\n".join(f"{name}\n{code}" for name, code in sorted(_closure(parts, without)))
     return hashlib.sha256(codes.encode()).hexdigest()
 

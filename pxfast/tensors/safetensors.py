@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from ..base.reading import parse_json, regular_file
 from ..base.records import Record, record, shown
@@ -162,6 +163,23 @@ def read_notes(metadata: Mapping[str, str], path: str | os.PathLike[str]) -> dic
     return metadata_table(metadata, "notes", path, "{}")
 
 
+class _Undrawn(TorchFunctionMode):
+    """Tensors keep their shapes and are not filled: for this torch would import its compiler, which takes a second."""
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        return args[0] if func in _FILLING else func(*args, **(kwargs or {}))
+
+
+# how networks draw their first weights, and scale them
+_FILLING = (Tensor.normal_, Tensor.uniform_, Tensor.mul)
+
+
 def load_network(
     header: Header, layers: int, build: Callable[[], Network], targets: Callable[[Network], dict[str, Tensor]]
 ) -> Network:
@@ -177,7 +195,7 @@ def load_network(
             f"{header.path} does not fit its configuration: missing tensors, it has {len(header.tensors)} of them for "
             f"more than {layers} layers"
         )
-    with torch.device("meta"):
+    with torch.device("meta"), _Undrawn():
         check_fit(header.tensors, targets(build()), header.path)
     network = build()
     copy_tensors(targets(network), read_tensors(header), header.path)

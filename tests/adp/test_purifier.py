@@ -92,7 +92,7 @@ def test_noise_is_injected_and_clamped(network: ScoreNetwork, x: Tensor) -> None
 
 def test_draws_depend_on_the_image_and_its_seed_alone(network: ScoreNetwork) -> None:
     x = real_images(1, (8, 8), 11).float() / 255  # more than one of the batches inside
-    purifier = ADPPurifier(0.1, model=network)
+    purifier = ADPPurifier(0.1, steps=2, model=network)
     seeds = image_seeds(x, 7)
     together = purifier.draw(x, seeds)
     assert not torch.equal(together, ADPPurifier(0.1, steps=0, model=network).draw(x, seeds)), "steps were made"
@@ -102,8 +102,8 @@ def test_draws_depend_on_the_image_and_its_seed_alone(network: ScoreNetwork) -> 
     assert torch.equal(purifier.draw(x[order], [seeds[n] for n in order]), together[order])
     other = purifier.draw(x, image_seeds(x, 8))
     assert (other != together).flatten(1).any(1).all()
-    assert torch.equal(ADPPurifier(0.1, model=network, seed=7)(x), together)
-    assert torch.equal(ADPPurifier(0.1, model=network, seed=7)(x[3]), together[3]), "an image without a batch"
+    assert torch.equal(ADPPurifier(0.1, steps=2, model=network, seed=7)(x), together)
+    assert torch.equal(ADPPurifier(0.1, steps=2, model=network, seed=7)(x[3]), together[3]), "an image without a batch"
     assert purifier.draw(x[:0], []).shape == (0, 1, 8, 8)
 
 
@@ -134,7 +134,7 @@ def test_backward(network: ScoreNetwork, x: Tensor) -> None:
     results = []
     for backward in ("straight-through", "full", "error"):
         y = x.clone().requires_grad_()
-        purified = ADPPurifier(0.1, model=network, backward=backward).draw(y, seeds)
+        purified = ADPPurifier(0.1, steps=2, model=network, backward=backward).draw(y, seeds)
         results.append(purified.detach())
         if backward == "error":
             with pytest.raises(RuntimeError, match="has none"):
@@ -145,13 +145,13 @@ def test_backward(network: ScoreNetwork, x: Tensor) -> None:
     assert torch.equal(results[0], results[1])
     assert torch.equal(results[0], results[2])
     y = x.clone().requires_grad_()
-    differentiated = ADPPurifier(0.1, model=network).differentiate(y, seeds)
+    differentiated = ADPPurifier(0.1, steps=2, model=network).differentiate(y, seeds)
     assert torch.equal(differentiated.detach(), results[0])
     assert not torch.equal(torch.autograd.grad(differentiated.sum(), y)[0], torch.ones_like(x))
 
 
 def test_it_is_what_defences_and_attacks_know(network: ScoreNetwork, x: Tensor) -> None:
-    purifier = ADPPurifier(0.1, model=network, runs=3)
+    purifier = ADPPurifier(0.1, steps=2, model=network, runs=3)
     for protocol in (StochasticPurifier, ScoredPurifier, DifferentiablePurifier):
         assert isinstance(purifier, protocol)
     torch.testing.assert_close(purifier.log_prob_gradient(x), network(x))
@@ -169,7 +169,7 @@ def test_it_is_what_defences_and_attacks_know(network: ScoreNetwork, x: Tensor) 
 
 @pytest.mark.parametrize("kind", ["uint8", "float16", "float32", "float64"])
 def test_arrays_come_back_in_the_form_in_which_they_were_given(network: ScoreNetwork, kind: str) -> None:
-    grid, purifier = real_images(1, (8, 8), 3), ADPPurifier(0.1, model=network)
+    grid, purifier = real_images(1, (8, 8), 3), ADPPurifier(0.1, steps=2, model=network)
     expected = purifier(grid)
     assert expected.dtype == torch.uint8
     assert not torch.equal(expected, grid)
@@ -180,7 +180,7 @@ def test_arrays_come_back_in_the_form_in_which_they_were_given(network: ScoreNet
     scale = 1 if kind == "uint8" else 255
     assert torch.equal((torch.as_tensor(found).double() * scale).round().byte(), expected)
     assert torch.equal(purifier(grid[1]), expected[1])
-    assert not torch.equal(ADPPurifier(0.1, model=network, seed=1)(grid), expected)
+    assert not torch.equal(ADPPurifier(0.1, steps=2, model=network, seed=1)(grid), expected)
 
 
 def test_refusals(network: ScoreNetwork, tmp_path) -> None:
@@ -235,25 +235,24 @@ def shipped(request: pytest.FixtureRequest) -> str:
 def test_shipped_networks_bring_noisy_images_back(shipped: str) -> None:
     """After ADP the classifier names most images as it did before, and the images are nearer to the clean ones."""
     channels = {"fashion-mnist": 1, "cifar10": 3}[shipped]
-    x = bundled_images(channels)[:16].float() / 255
-    purifier = ADPPurifier(0.1)
+    x = bundled_images(channels)[:8].float() / 255
     seeds = image_seeds(x, 0)
-    noisy, purified = ADPPurifier(0.1, steps=0).draw(x, seeds), purifier.draw(x, seeds)
-    assert torch.equal(purified[3:4], purifier.draw(x[3:4], seeds[3:4])), "the same in another batch"
+    noisy, purified = ADPPurifier(0.1, steps=0).draw(x, seeds), ADPPurifier(0.1).draw(x, seeds)
+    once = ADPPurifier(0.1, steps=1)
+    assert torch.equal(once.draw(x[3:4], seeds[3:4])[0], once.draw(x, seeds)[3]), "the same in another batch"
     errors = [float((images - x).square().mean()) for images in (noisy, purified)]
-    assert errors[1] < 0.6 * errors[0]
+    assert errors[1] < 0.4 * errors[0]
     classifier = load_classifier(shipped)
     with torch.no_grad():
         before, after = classifier(x).argmax(1), classifier(purified).argmax(1)
-    assert int((before == after).sum()) >= 11
+    assert int((before == after).sum()) >= 6
 
 
-@pytest.mark.parametrize("sigma", [0.1, 0.25])
-@pytest.mark.parametrize(("channels", "size"), [(1, (28, 28)), (3, (32, 32))])
-def test_the_shipped_networks_take_away_most_of_the_noise(channels: int, size: tuple[int, int], sigma: float) -> None:
-    clean = real_images(channels, size, 8).float() / 255.0
+@pytest.mark.parametrize("channels", [1, 3])
+def test_the_shipped_networks_take_away_most_of_strong_noise(channels: int) -> None:
+    clean = bundled_images(channels)[:8].float() / 255.0
     seeds = image_seeds(clean)
-    noisy = ADPPurifier(sigma, steps=0).draw(clean, seeds)
-    purified = ADPPurifier(sigma).draw(clean, seeds)
+    noisy = ADPPurifier(0.25, steps=0).draw(clean, seeds)
+    purified = ADPPurifier(0.25).draw(clean, seeds)
     before, after = ((images - clean).square().mean() for images in (noisy, purified))
     assert float(after) < 0.4 * float(before)

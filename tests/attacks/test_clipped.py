@@ -25,7 +25,7 @@ def test_one_search_serves_every_eps(attack: type[ClippedAttack], labels) -> Non
     found = made.unclipped(FIXTURE.network, FIXTURE.images, labels)
     assert found.dtype == torch.float32
     assert (found - FIXTURE.x).abs().max() > 3 / 255  # or eps would clip nothing
-    for eps in (0, 3, 20):
+    for eps in (3, 20):
         clipped = made.clip(FIXTURE.network, FIXTURE.images, labels, found, eps)
         run = made.run(FIXTURE.network, FIXTURE.images, labels, eps)
         for name in ("images", *STAGES):

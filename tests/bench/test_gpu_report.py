@@ -155,6 +155,6 @@ def test_what_the_sanitizers_watch_is_checked(monkeypatch, capsys):
 
 def test_a_wrong_plan_is_named(report):
     assert report.parse_plan("2+speculative") == DecodeSettings(team=2, order="speculative")
-    assert report.parse_plan("clusters+mma") == DecodeSettings(clusters=True, order="sequential", wgmma=False)
+    assert report.parse_plan("clusters+mma") == DecodeSettings(clusters=True, wgmma=False)
     with pytest.raises(ValueError, match="got 'quick'"):
         report.parse_plan("2+quick")

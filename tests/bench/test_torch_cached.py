@@ -1,20 +1,18 @@
 """The plain-PyTorch yardstick of bench/ decodes as the engines do, so that its rate means something."""
 
-import runpy
-
 import pytest
 import torch
-from support.helpers import SOURCE, noisy, real_images, trained_model
+from support.helpers import bench_script, noisy, real_images, trained_model
 
 from pxfast.engines.schedule import schedule_for
 from pxfast.pixeldefend.verify import verify
 
-TorchDecoder = runpy.run_path(str(SOURCE / "bench" / "torch_cached.py"))["TorchDecoder"]
+TorchDecoder = bench_script("torch_cached.py")["TorchDecoder"]
 
 
 @pytest.mark.parametrize(("channels", "precision"), [(1, "fp32"), (3, "fp32"), (3, "bf16")])
 def test_the_baseline_is_exact(channels, precision):
-    model = trained_model((8, 12), channels, 10, 1, steps=12)
+    model = trained_model((8, 12), channels, {1: 8, 3: 10}[channels], 1)
     images = noisy(real_images(channels, (8, 12), 3))
     decoder = TorchDecoder(schedule_for(model), 3, 16, precision, "cpu")
     result = decoder.decode(images)

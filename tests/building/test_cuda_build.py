@@ -9,6 +9,8 @@ from support.helpers import SOURCE
 resources = runpy.run_path(str(SOURCE / "bench" / "scripts" / "cuda_resources.py"))
 ARCHS = resources["default_archs"]()
 KERNELS = (["bf16", "fp32"], ["bf16", "bf16, wgmma", "fp32"])
+# wait_for_team stands in two places, either with an arrival at a count and a meeting of a cluster
+MEETINGS = 4
 
 
 @pytest.mark.compile
@@ -24,6 +26,12 @@ def test_compiles_without_a_warning_and_without_a_spill(arch):
     for kernel in kernels:
         assert kernel.registers <= 255
         assert (kernel.stack, kernel.spill_stores, kernel.spill_loads) == (0, 0, 0), kernel
+        if kernel.precision == "bf16, wgmma":
+            assert kernel.registers <= 168, "384 threads share 65,536"
+    if resources["find_cuobjdump"]() is None:
+        pytest.skip("there is no cuobjdump here to count the barriers with")
+    for kernel in kernels:
+        assert 0 < kernel.barriers <= MEETINGS, f"{kernel}: a barrier of the whole GPU's memory where no team meets"
 
 
 def test_the_kept_table_is_of_these_architectures():

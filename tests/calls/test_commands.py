@@ -8,12 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import typer
 from safetensors.torch import save_file
 from support.helpers import random_model
 
 import pxfast
-from pxfast.cli import main
 from pxfast.data.image_files import write_png
 
 # a right beginning of each command, but for what it works on: {images} are images, {model} a model of their shape,
@@ -278,20 +276,13 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return found
 
 
-@pytest.fixture(scope="module")
-def built_once() -> object:
-    """What typer makes of all commands, which takes it a tenth of a second."""
-    return typer.main.get_command(main.app)
-
-
 def test_the_table_is_long_enough():
     assert len(TABLE) >= 120
 
 
 @pytest.mark.parametrize(("command", "words"), TABLE, ids=[command for command, _ in TABLE])
-def test_wrong_commands_are_refused(command, words, places, built_once, tmp_path, monkeypatch, refused):
+def test_wrong_commands_are_refused(command, words, places, tmp_path, monkeypatch, refused):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(typer.main, "get_command", lambda app: built_once)
     monkeypatch.setattr(torch, "set_num_threads", lambda count: None)  # of this process
     before = written(places["images"].parent)
     line = refused(*(part.format(**places) for part in command.split()))

@@ -208,12 +208,12 @@ def build_logits(trainer: ClassifierTrainer, images: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("defence", training.DEFENCES)
 def test_training_learns(defence: str, small_data, tmp_path) -> None:
-    settings = ClassifierSettings(epochs=15, batch_size=16, learning_rate=0.05, defence=defence, delta=2.0)
+    settings = ClassifierSettings(epochs=9, batch_size=16, learning_rate=0.05, defence=defence, delta=2.0)
     train(tmp_path / "a.safetensors", settings=settings)
     notes = read_notes(tmp_path / "a.safetensors")
     assert notes["test_accuracy"] >= 0.8
     assert notes["test_images"] == len(bundled_images(1))
-    assert notes["steps"] == 15 * 4
+    assert notes["steps"] == 9 * 4
     assert notes["architecture"] == "resnet62"
     assert notes["training"]["defence"] == defence
     images, labels = small_data

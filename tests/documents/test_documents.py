@@ -8,11 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
-import typer
-from support.helpers import SOURCE, bundled_images
+from support.helpers import SOURCE, bundled_images, whole_command
 from torch.utils.data import TensorDataset
-
-from pxfast.cli.main import app
 
 DOCUMENTS = sorted(
     [*SOURCE.glob("*.md"), *(SOURCE / "docs").rglob("*.md"), *(SOURCE / "bench").rglob("*.md")],
@@ -44,7 +41,7 @@ def commands(document: Path) -> list[str]:
 
 def check_command(line: str) -> None:
     """ValueError for a subcommand or an option that ``pxfast`` does not have."""
-    command = typer.main.get_command(app)
+    command = whole_command()
     for word in shlex.split(line, comments=True)[1:]:
         if hasattr(command, "commands") and not word.startswith("-"):
             # TABLE in capitals stands for any of them
@@ -91,7 +88,7 @@ def test_commands_and_their_options_exist(document: Path) -> None:
 
 def test_every_command_is_shown() -> None:
     shown = {line.split()[1] for line in commands(SOURCE / "docs" / "command-line.md")}
-    assert set(typer.main.get_command(app).commands) <= shown
+    assert set(whole_command().commands) <= shown
 
 
 def test_a_wrong_command_is_seen() -> None:
@@ -147,7 +144,7 @@ def test_the_python_of_the_guide_runs(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.chdir(tmp_path)
     names: dict[str, torch.Tensor] = {}
     for block in code_blocks(SOURCE / "docs" / "guide.md", "python"):
-        exec(block.replace("runs=10", "runs=2"), names)
+        exec(re.sub(r"steps=\d+", "steps=2", block).replace("runs=10", "runs=2, steps=2"), names)
     assert names["averaged"].shape == names["logits"].shape == (2, 10)
     assert (names["broken"].int() - names["images"].int()).abs().max() <= 8
     assert (tmp_path / "mine.safetensors").is_file()
@@ -163,7 +160,7 @@ def test_the_python_of_attacks_runs() -> None:
         "labels": torch.tensor([9, 2]),
     }
     for block in code_blocks(SOURCE / "docs" / "attacks.md", "python"):
-        exec(block.replace("steps=20", "steps=3"), names)
+        exec(re.sub(r"steps=\d+", "steps=2", block), names)
     assert names["result"].queries.max() <= 50
 
 

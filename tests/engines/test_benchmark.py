@@ -2,12 +2,11 @@
 
 import dataclasses
 import json
-import runpy
 import subprocess
 import sys
 
 import pytest
-from support.helpers import SOURCE, environment
+from support.helpers import bench_script, environment
 
 from pxfast.engines import benchmark, yardstick
 from pxfast.engines.schedule import schedule_for
@@ -16,7 +15,7 @@ from pxfast.pixelcnn.network import forward_flops
 
 pytestmark = pytest.mark.engine("cpu")
 SHIPPED = "shipped-fashion-mnist"
-profile = runpy.run_path(str(SOURCE / "bench" / "cpu_report.py"))["profile"]
+profile = bench_script("cpu_report.py")["profile"]
 
 
 @pytest.mark.process

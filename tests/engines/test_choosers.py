@@ -46,7 +46,7 @@ def attacked(model: PixelCNN, count: int) -> Tensor:
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_every_image_has_its_own_eps(engine, model, precision):
-    eps = torch.tensor([0, 16, 255] if engine == "reference" else [0, 1, 7, 16, 100, 255], dtype=torch.uint8)
+    eps = torch.tensor([0, 255] if engine == "reference" else [0, 1, 7, 16, 100, 255], dtype=torch.uint8)
     images = attacked(model, len(eps))
     together = decode(engine, model, images, Greedy(eps), precision)
     for i in range(len(images)):
@@ -57,7 +57,7 @@ def test_every_image_has_its_own_eps(engine, model, precision):
 
 @pytest.mark.parametrize("bits", [0.5, 3.0, 6.0])
 def test_likely_sub_pixels_are_kept_and_only_those(engine, model, bits):
-    images = attacked(model, 3 if engine == "reference" else 6)
+    images = attacked(model, 1 if engine == "reference" else 6)
     chooser = Greedy(16, keep_bits=bits)
     result = decode(engine, model, images, chooser)
     with torch.no_grad():
@@ -113,7 +113,7 @@ def test_a_sample_follows_its_random_numbers_on_every_engine(engine, model):
     C, H, W = model.config.channels, *model.config.image_size
     for temperature in (1.0, 0.7):
         chooser = Sample(seed=2**63 + 5, temperature=temperature, first=2**33)
-        images = torch.zeros((2 if engine == "reference" else 5, C, H, W), dtype=torch.uint8)
+        images = torch.zeros((1 if engine == "reference" else 5, C, H, W), dtype=torch.uint8)
         assert_chosen(model, images, decode(engine, model, images, chooser), chooser)
 
 
@@ -138,9 +138,9 @@ def test_sample_i_is_the_same_in_any_batch_with_any_threads_in_any_order(precisi
 @pytest.mark.parametrize("temperature", [1.0, 2.0])
 @pytest.mark.parametrize("head", HEADS)
 def test_the_first_pixel_has_the_models_own_frequencies(head, temperature):
-    """Chi-square of 5,000 first pixels against the model's probabilities, values pooled into some 32 equal classes."""
+    """Chi-square of 3,000 first pixels against the model's probabilities, values pooled into some 32 equal classes."""
     model = trained_model((4, 4), 1, 8, 1, head)
-    n = 5_000
+    n = 3_000
     drawn = pxfast.sample(n, model=model, seed=11, temperature=temperature, precision="fp32")[:, 0, 0, 0]
     with torch.no_grad():
         log_probs = oracle(model, "fp32").log_probs(torch.zeros((1, 1, 4, 4), dtype=torch.uint8))
@@ -154,12 +154,12 @@ def test_the_first_pixel_has_the_models_own_frequencies(head, temperature):
 
 
 def test_samples_of_the_shipped_model_look_like_its_data_to_it():
-    samples = pxfast.sample(16, model="fashion-mnist", seed=0)
-    assert samples.shape == (16, 1, 28, 28)
+    samples = pxfast.sample(8, model="fashion-mnist", seed=0)
+    assert samples.shape == (8, 1, 28, 28)
     assert samples.dtype == torch.uint8
     # about the entropy of the model, hence about the bits/dim of real images: 2.8, where noise has more than 8
     assert 1.5 < float(pxfast.bits_per_dim(samples).mean()) < 4.5
-    cold = pxfast.sample(16, model="fashion-mnist", seed=0, temperature=0.5)
+    cold = pxfast.sample(8, model="fashion-mnist", seed=0, temperature=0.5)
     assert float(pxfast.bits_per_dim(cold).mean()) < float(pxfast.bits_per_dim(samples).mean())
 
 

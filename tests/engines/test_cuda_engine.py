@@ -15,6 +15,7 @@ from pxfast.engines.choosers import Greedy, Sample
 from pxfast.engines.registry import select
 from pxfast.engines.schedule import schedule_for
 from pxfast.engines.settings import DecodeSettings
+from pxfast.pixelcnn.network import PixelCNN
 from pxfast.pixeldefend import trial
 
 SEQUENTIAL, SPECULATIVE = compiled.ORDERS["sequential"], compiled.ORDERS["speculative"]
@@ -81,8 +82,8 @@ def module():
 
 @pytest.fixture(scope="module")
 def engines(module):
-    """The paper's CIFAR-10 network by precision."""
-    program = compiled.program_of(schedule_for(benchmark.network("paper-cifar10")))
+    """The paper's CIFAR-10 network by precision; a plan does not depend on its weights."""
+    program = compiled.program_of(schedule_for(PixelCNN(benchmark.PAPER_NETWORKS["paper-cifar10"])))
     return {precision: module.CudaEngine(program, precision == "bf16") for precision in PRECISIONS}
 
 
@@ -96,9 +97,9 @@ def ada(module):
 
 @pytest.mark.engine("cuda-plan")
 @pytest.mark.parametrize("precision", PRECISIONS)
-def test_the_papers_network_stays_under_8_mb_an_image(engines, precision):
-    assert engines[precision].bytes_per_image() < 8e6
-    assert engines[precision].bytes_per_image(speculative=True) < 8e6
+def test_the_papers_network_stays_under_9_mb_an_image(engines, precision):
+    assert engines[precision].bytes_per_image() < 9e6
+    assert engines[precision].bytes_per_image(speculative=True) < 9e6
     parameters = 53.6e6
     element = 2 if precision == "bf16" else 4
     assert engines[precision].weight_bytes == pytest.approx(parameters * element, rel=0.02)
@@ -134,12 +135,14 @@ def test_weights_are_packed_for_the_devices_instruction(module, monkeypatch, pre
 
 
 @pytest.mark.engine("cuda-plan")
-def test_few_images_are_guessed_and_many_are_not(module, engines):
-    gpu = h200(module)
-    single = engines["bf16"].plan(1, gpu, compiled.ORDERS["auto"])
-    assert single.speculative
-    assert single.members > 10, "one image is shared by many blocks"
-    assert not engines["bf16"].plan(2048, gpu, compiled.ORDERS["auto"]).speculative
+def test_few_grey_images_are_guessed_and_others_are_not(module, engines):
+    gpu, auto = h200(module), compiled.ORDERS["auto"]
+    grey = module.CudaEngine(compiled.program_of(schedule_for(benchmark.network("paper-fashion-mnist"))), True)
+    assert grey.plan(1, gpu, auto).speculative
+    assert not grey.plan(2048, gpu, auto).speculative
+    colour = engines["bf16"].plan(1, gpu, auto)
+    assert not colour.speculative, "a row of a natural colour image takes as many sweeps as it has pixels"
+    assert colour.members > 8, "one image is shared by many blocks"
 
 
 @pytest.mark.engine("cuda-plan")
@@ -151,10 +154,10 @@ def test_a_plan_that_cannot_be_is_refused(module, engines):
         engine.plan(1, gpu, SEQUENTIAL, members=133)
     with pytest.raises(ValueError, match="no clusters of blocks: L4"):
         engine.plan(64, ada(module), SEQUENTIAL, clusters=True)
-    with pytest.raises(ValueError, match="four images or more"):
-        engine.plan(3, gpu, SEQUENTIAL, clusters=True)
+    with pytest.raises(ValueError, match="a team that is a cluster has four members, not 2"):
+        engine.plan(64, gpu, SEQUENTIAL, members=2, clusters=True)
     plan = engine.plan(2048, gpu, SEQUENTIAL, clusters=True)
-    assert (plan.cluster, plan.teams, plan.members, plan.capacity) == (4, 128, 1, 16)
+    assert (plan.cluster, plan.teams, plan.members, plan.capacity) == (4, 32, 4, 64)
 
 
 # size, channels, filters, layers a level; the second's row steps take more than half of a tile's outputs
@@ -174,7 +177,8 @@ def test_the_plans_that_are_held_against_each_other_are_what_they_say(module, sh
         assert plan.members == way.team
         found.append((plan.teams, plan.capacity, plan.cluster))
     teams = [(132, 3, 1), (3, 95, 1), (1, 284, 1)]
-    assert found == [*teams, *teams, (128, 3, 4)]
+    clusters = (32, 9, 4)
+    assert found == [*teams, clusters, *teams, clusters]
     assert shape[0][1] * 95 > 2 * 128, "three teams have more than two tiles of rows"
 
 

@@ -145,9 +145,15 @@ def test_order_teams_memory_and_batch_change_no_bit(program, kernel):
         (Settings(bf16, SPECULATIVE, 3, 11, False, 3), "teams 1 members 3 capacity 5 cluster 1 speculative 1"),
         (Settings(bf16, SPECULATIVE, 1, 5, True, 5), "teams 5 members 1 capacity 1 cluster 1 speculative 1"),
         (Settings(bf16, SEQUENTIAL, 2, 7, True, 4), "teams 2 members 2 capacity 3 cluster 1 speculative 0"),
-        (Settings(bf16, SEQUENTIAL, 1, 3, False, 2, LARGE_SHARED if groups else SMALL_SHARED), "" if groups else "stages 2"),
+        (
+            Settings(bf16, SEQUENTIAL, 1, 3, False, 2, LARGE_SHARED if groups else SMALL_SHARED),
+            "" if groups else "stages 2",
+        ),
         (Settings(bf16, SEQUENTIAL, 4, 9, clusters=True), "teams 1 members 4 capacity 5 cluster 4 speculative 0"),
-        (Settings(bf16, SPECULATIVE, 0, 2, True, 9, clusters=True), "teams 2 members 4 capacity 3 cluster 4 speculative 1"),
+        (
+            Settings(bf16, SPECULATIVE, 0, 2, True, 9, clusters=True),
+            "teams 2 members 4 capacity 3 cluster 4 speculative 1",
+        ),
     ):
         result, said = decode(program, "logistic-colour", images, dataclasses.replace(settings, groups=groups))
         assert path in said, "the path was taken"
@@ -200,6 +206,11 @@ PRODUCT = (
     " const uint64_t rows = describe_matrix(0, 128, 256), outputs = describe_matrix(2048, 128, 256);"
     " begin_products(); multiply_group(sums, rows, outputs);"
 )
+# a barrier, and what bulk copies bring
+BULK = (
+    "alignas(16) static unsigned char from[2048]; static CopyBarrier barrier;"
+    " if (thread_index() == 0) { std::memset(from, 7, 2048); start_barrier(&barrier, 1); } sync_block();"
+)
 # what the shim must notice; each ends the process
 FAULTS = {
     "a thread that misses a barrier": ("if (thread_index() != 5) sync_block();", "", "deadlock"),
@@ -240,6 +251,30 @@ FAULTS = {
         f" commit_copies(); wait_copies<0>(); {PRODUCT}",
         "",
         "no fence has published",
+    ),
+    "a bulk copy into an operand of products under way": (
+        f"shim::grid().eager_copies = true; {BULK} {PRODUCT} commit_products(); sync_block(); if (thread_index() == 0)"
+        " copy_bulk(shared_memory(), from, 2048, &barrier); sync_block(); wait_products<0>();",
+        "",
+        "an operand has changed",
+    ),
+    "a bulk copy that nobody has waited for": (
+        f"{BULK} if (thread_index() == 0) copy_bulk(shared_memory(), from, 2048, &barrier); sync_block();"
+        ' if (shared_memory()[2047] != 7) shim::fail("not yet there");',
+        "",
+        "not yet there",
+    ),
+    "a barrier for copies whose bytes are not those copied": (
+        f"{BULK} if (thread_index() == 0) {{ expect_bytes(&barrier, 2048);"
+        " copy_bulk(shared_memory(), from, 1024, &barrier); } wait_for_barrier(&barrier, 0);",
+        "",
+        "livelock",
+    ),
+    "a bulk copy of what no fence has published": (
+        f"{BULK} store_shared_between_blocks(reinterpret_cast<uint32_t*>(from) + thread_index(), 1u); sync_block();"
+        " if (thread_index() == 0) copy_bulk(shared_memory(), from, 2048, &barrier);",
+        "",
+        "the copy engine reads what no fence has published",
     ),
     "products before the registers are fenced": (
         f"{PRODUCT} commit_products(); multiply_group(sums, rows, outputs);",

@@ -33,13 +33,14 @@ from pxfast.pixeldefend.verify import verify
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """A model's shape."""
+    """A model's shape, and for how many steps it is trained."""
 
     head: str
     channels: int
     size: tuple[int, int]
     filters: int
     resnets: int
+    steps: int = 16  # a step of the wide ones is long
 
     @property
     def slow(self) -> bool:
@@ -50,7 +51,7 @@ class Case:
         return f"{self.head}-{self.channels}x{self.size[0]}x{self.size[1]}-f{self.filters}-r{self.resnets}"
 
     def model(self) -> PixelCNN:
-        return trained_model(self.size, self.channels, self.filters, self.resnets, self.head)
+        return trained_model(self.size, self.channels, self.filters, self.resnets, self.head, self.steps)
 
 
 SMALL, TINY = Case("logistic", 3, (8, 12), 10, 1), Case("logistic", 3, (4, 4), 10, 1)
@@ -61,16 +62,16 @@ CASES = [
     Case("logistic", 1, (4, 4), 1, 1),  # the caches' padding is as large as what they hold
     Case("logistic", 1, (8, 8), 8, 1),
     SMALL,
-    Case("softmax", 1, (12, 8), 17, 2),  # odd: caches and vector lanes have a remainder
+    Case("softmax", 1, (12, 8), 17, 2, steps=8),  # odd: caches and vector lanes have a remainder
     Case("softmax", 3, (8, 8), 9, 1),
     Case("logistic", 1, (8, 8), 1, 1),
     Case("logistic", 3, (8, 8), 24, 3),
     Case("logistic", 3, (12, 16), 40, 1),
-    Case("logistic", 1, (8, 12), 48, 1),
+    Case("logistic", 1, (8, 12), 48, 1, steps=8),
     Case("logistic", 3, (32, 32), 8, 1),
-    Case("softmax", 3, (16, 8), 24, 2),
+    Case("softmax", 3, (16, 8), 24, 2, steps=8),
     Case("logistic", 1, (28, 28), 16, 1),  # an odd number of positions, 7 x 7, on the coarsest level
-    Case("logistic", 1, (12, 8), 33, 1),
+    Case("logistic", 1, (12, 8), 33, 1, steps=8),
 ]
 
 
@@ -133,7 +134,7 @@ def assert_exact(model: PixelCNN, images: Tensor, result: Tensor, eps: int, prec
 def test_exact_over_the_spread_of_models(engine, case, precision):
     model = case.model()
     most = max(1, 2000 // images_size(case))  # verification takes 256 logarithms of every sub-pixel
-    counts = (2, 1, 1) if engine == "reference" else (min(7, most), min(2, most), 1)
+    counts = (1, 1, 1) if engine == "reference" else (min(7, most), min(2, most), 1)
     for eps, count in zip((16, 1, 255), counts, strict=True):
         images = attacked(case, count)
         before = images.clone()
@@ -145,7 +146,7 @@ def test_exact_over_the_spread_of_models(engine, case, precision):
             assert torch.equal(alone, result[-1:]), "an image's result depends on its batch"
 
 
-@with_engines("batch", BATCHES, lambda batch: batch[1] > 2)
+@with_engines("batch", BATCHES, lambda batch: batch[1] != 2)
 def test_exact_for_every_eps_and_batch(engine, precision, batch):
     (eps, count), case = batch, small(engine)
     images, model = attacked(case, count), case.model()
@@ -234,7 +235,7 @@ def test_a_loss_of_bits_per_dim_would_be_noticed(name):
 @pytest.mark.engine("cpu")
 @pytest.mark.parametrize("case", [case for case in CASES if not case.slow], ids=str)
 def test_the_cpu_engine_is_as_exact_as_the_reference(case):
-    model, images = case.model(), attacked(case, 6)
+    model, images = case.model(), attacked(case, 3)
     cpu, reference = (decode(name, model, images, 16, "fp32") for name in ("cpu", "reference"))
     assert_as_exact(model, images, cpu, reference, Greedy(16), "fp32")
 
@@ -243,7 +244,7 @@ def test_the_cpu_engine_is_as_exact_as_the_reference(case):
 
 
 def test_result_depends_neither_on_the_batch_nor_on_threads(engine, precision):
-    count = 5 if engine == "reference" else 70  # more than any block of images that is decoded together
+    count = 3 if engine == "reference" else 70  # more than any block of images that is decoded together
     model, images = small(engine).model(), attacked(small(engine), count)
     whole = decode(engine, model, images, 16, precision)
     order = torch.randperm(count, generator=torch.Generator().manual_seed(0))
@@ -267,7 +268,7 @@ def test_bounds_hold_for_extreme_images(engine, case, precision):
     generator = torch.Generator().manual_seed(0)
     coarse = 255 * torch.randint(0, 2, black.shape, dtype=torch.uint8, generator=generator)
     images = torch.cat((black, 255 - black, coarse))
-    for eps in (0, 40) if engine == "reference" else (0, 1, 40, 254):
+    for eps in (40,) if engine == "reference" else (0, 1, 40, 254):
         result = decode(engine, case.model(), images, eps, precision)
         assert int((result.int() - images.int()).abs().max()) <= eps
         if eps == 40:
@@ -298,12 +299,12 @@ def test_eps_255_forgets_the_input(engine, precision):
 
 def test_ties_go_to_the_smallest_value(engine, precision):
     # a softmax head without weights finds all 256 values equally likely: the least value in range is taken
-    model = trained_model((8, 8), 1, 4, 1, "softmax", steps=0)
+    model = trained_model((4, 4), 1, 4, 1, "softmax", steps=0)
     flat = PixelCNN(model.config).eval()
     with torch.no_grad():
         flat.output.g.zero_()
         flat.output.b.zero_()
-    images = real_images(1, (8, 8), 2)
+    images = real_images(1, (4, 4), 2)
     result = decode(engine, flat, images, 16, precision)
     assert torch.equal(result.int(), (images.int() - 16).clamp(min=0))
 
@@ -325,7 +326,7 @@ def test_a_component_wider_than_fp32_hides_no_other(engine, precision, head, cha
 
 
 def test_two_threads_may_decode_at_once(engine, precision):
-    case, count = small(engine), 3 if engine == "reference" else 130
+    case, count = small(engine), 1 if engine == "reference" else 130
     model, inputs = case.model(), [attacked(case, count), 255 - attacked(case, count)]
     expected = [decode(engine, model, images, 16, precision) for images in inputs]
     results: list[Tensor | None] = [None, None]
@@ -344,7 +345,7 @@ def test_two_threads_may_decode_at_once(engine, precision):
 
 
 def test_another_thread_goes_on_during_a_decode(engine):
-    case, count = small(engine), 8 if engine == "reference" else 64
+    case, count = small(engine), 4 if engine == "reference" else 64
     model = case.model()
     decode(engine, model, attacked(case, 1), 16, "fp32")  # packs the weights
     started = time.perf_counter()

@@ -1,17 +1,15 @@
 """The schedule: what it costs, and that it is made anew when the weights change."""
 
-import runpy
-
 import pytest
 import torch
-from support.helpers import SOURCE
+from support.helpers import bench_script
 
 from pxfast.engines import benchmark
 from pxfast.engines.schedule import ANY, Epilogue, Scale, schedule_for
 from pxfast.pixelcnn.network import forward_flops
 from pxfast.pixelcnn.oracle import oracle
 
-count = runpy.run_path(str(SOURCE / "bench" / "cpu_report.py"))["count"]
+count = bench_script("cpu_report.py")["count"]
 
 
 @pytest.mark.parametrize(

@@ -75,6 +75,7 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         for name in [name for name in sys.modules if name.partition(".")[0] == "package"]:
             del sys.modules[name]
         importlib.invalidate_caches()
+        code._hash.cache_clear()
         code._read.cache_clear()
         code._file.cache_clear()
 
@@ -127,7 +128,7 @@ def test_modules_that_do_not_exist_are_named() -> None:
 @pytest.fixture
 def edited(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
     """Makes the hashes see a module of pxfast with a line more."""
-    find = code._file.__wrapped__
+    find, read = code._file, code._read
 
     def edit(module: str) -> None:
         original = find(module)
@@ -135,10 +136,11 @@ def edited(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], N
         changed = tmp_path / original.name
         changed.write_bytes(original.read_bytes() + b"\n_changed = 1\n")
         monkeypatch.setattr(code, "_file", lambda name: changed if name == module else find(name))
-        code._read.cache_clear()
+        monkeypatch.setattr(code, "_read", lambda name: read.__wrapped__(name) if name == module else read(name))
+        code._hash.cache_clear()
 
     yield edit
-    code._read.cache_clear()
+    code._hash.cache_clear()
 
 
 @pytest.mark.parametrize(

@@ -174,7 +174,7 @@ def test_settings_do_not_mix_in_one_folder(world: World, tmp_path) -> None:
     weaker.write_text(world.table.read_text().replace("eps = 16", "eps = 3").replace("steps = 5", "steps = 1"))
     other = "fp32" if select("auto").best_precision() == "bf16" else "bf16"  # 'auto' is one of them
     kinds = [{}, {"classifiers": changed}, {"table": weaker}, {"precision": other}]
-    chosen = {"rows": ["normal", "purified"], "columns": ["fgsm", "deepfool"]}
+    chosen = {"rows": ["normal", "purified"], "columns": ["fgsm", "deepfool"], "images": 8}  # two shards
     together = [evaluate(world, tmp_path / "together", **chosen, **kind) for kind in kinds]
     again = [evaluate(world, tmp_path / "together", **chosen, **kind) for kind in kinds]
     alone = [evaluate(world, tmp_path / f"alone{i}", **chosen, **kind) for i, kind in enumerate(kinds)]

@@ -26,9 +26,9 @@ from pxfast.pixelcnn.training.growth import grown
 )
 def test_log_probabilities_stay(channels: int, wider: int, deeper: int, dropout: float) -> None:
     small = trained_model((8, 8), channels, 5, 1)
-    images = real_images(channels, (8, 8), 24)
+    images = real_images(channels, (8, 8), 8)
     config = dataclasses.replace(small.config, filters=5 + wider, resnets=1 + deeper, dropout=dropout)
-    large = grown(small, config, images[:8]).eval()
+    large = grown(small, config, images[:4]).eval()
     assert large.config == config
     with torch.no_grad():
         torch.testing.assert_close(large.log_prob(images), small.log_prob(images), rtol=1e-4, atol=1e-4)
@@ -36,7 +36,7 @@ def test_log_probabilities_stay(channels: int, wider: int, deeper: int, dropout:
 
 @pytest.mark.parametrize("head", ["logistic", "softmax", "pixelcnn++"])
 def test_every_head_and_more_layers_than_before(head: str) -> None:
-    small = trained_model((8, 8), 3, 4, 2, head)
+    small = trained_model((8, 8), 3, 4, 2, head, steps=4)
     images = real_images(3, (8, 8), 8)
     large = grown(small, dataclasses.replace(small.config, filters=9, resnets=5), images)
     with torch.no_grad():
@@ -52,18 +52,18 @@ def test_the_same_size_is_a_copy() -> None:
 
 def test_what_is_new_learns(tmp_path) -> None:
     """A grown network beats the small one on its training images, by weights that had been zero too."""
-    small = trained_model((8, 8), 1, 5, 1, steps=40)
-    images = real_images(1, (8, 8), 64)
+    small = trained_model((8, 8), 1, 5, 1)
+    images = real_images(1, (8, 8), 32)
     config = dataclasses.replace(small.config, filters=8, resnets=2)
     trainer = Trainer(
-        config, TrainingSettings(batch_size=16, epochs=10, optimiser="muon", warmup=5, precision="fp32"), images
+        config, TrainingSettings(batch_size=16, epochs=8, optimiser="muon", warmup=5, precision="fp32"), images
     )
     trainer.initialise(small)
     before = trainer.evaluate(trainer.averaged, images)
     with torch.no_grad():
         assert before == pytest.approx(-small.log_prob(images).mean().item() / math.log(2), abs=1e-4)
     begun = {name: value.clone() for name, value in trainer.model.state_dict().items()}
-    while trainer.step < 40:
+    while trainer.step < trainer.total_steps:
         trainer.train_step()
     assert trainer.evaluate(trainer.averaged, images) < before - 0.05
     after = trainer.model.state_dict()
@@ -81,6 +81,6 @@ def test_what_is_new_learns(tmp_path) -> None:
     "change", [{"filters": 4}, {"resnets": 1}, {"channels": 3}, {"head": "softmax"}, {"mixtures": 7}]
 )
 def test_what_is_no_larger_network_of_its_kind_is_refused(change: dict) -> None:
-    small = trained_model((8, 8), 1, 5, 2)
+    small = trained_model((8, 8), 1, 5, 2, steps=0)
     with pytest.raises(ValueError, match="or a narrower or shallower one, got PixelCNNConfig"):
         grown(small, dataclasses.replace(small.config, **change), real_images(1, (8, 8), 4))

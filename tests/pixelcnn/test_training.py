@@ -5,6 +5,7 @@ import itertools
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -76,11 +77,11 @@ def test_a_restored_trainer_goes_on_bit_for_bit(tmp_path, one_thread, head, chan
     images = real_images(channels, (8, 8), 64)
     first, second = Trainer(config, SETTINGS, images), Trainer(config, SETTINGS, images)
     first.initialise()
-    for _ in range(3):
+    for _ in range(2):
         first.train_step()
     first.save(tmp_path / "checkpoint.safetensors")
     second.restore(tmp_path / "checkpoint.safetensors")
-    for _ in range(3):
+    for _ in range(2):
         assert first.train_step() == second.train_step()
     for (name, ours), theirs in zip(first.model.named_parameters(), second.model.parameters(), strict=True):
         assert torch.equal(ours, theirs), name
@@ -91,11 +92,11 @@ def test_a_restored_trainer_goes_on_bit_for_bit_with_muon(tmp_path, one_thread):
     images, path = real_images(1, (8, 8), 64), tmp_path / "checkpoint.safetensors"
     first, second = Trainer(CONFIG, settings, images), Trainer(CONFIG, settings, images)
     first.initialise()
-    for _ in range(3):
+    for _ in range(2):
         first.train_step()
     first.save(path)
     second.restore(path)
-    for _ in range(3):
+    for _ in range(2):
         assert first.train_step() == second.train_step()
     for (name, ours), theirs in zip(first.model.named_parameters(), second.model.parameters(), strict=True):
         assert torch.equal(ours, theirs), name
@@ -169,14 +170,14 @@ def test_interrupt_keeps_everything_and_is_told(tmp_path):
 
 
 def test_loss_falls_on_real_images():
-    config = PixelCNNConfig((16, 16), channels=1, filters=10, resnets=1)
-    images = real_images(1, (16, 16), 192)
-    held_out, images = images[:64], images[64:]  # crops of the same photographs, but not the same crops
-    trainer = Trainer(config, TrainingSettings(batch_size=16, epochs=6, warmup=5, learning_rate=5e-3), images)
+    config = PixelCNNConfig((8, 8), channels=1, filters=10, resnets=1)
+    images = real_images(1, (8, 8), 160)
+    held_out, images = images[:32], images[32:]  # crops of the same photographs, but not the same crops
+    trainer = Trainer(config, TrainingSettings(batch_size=16, epochs=4, warmup=5, learning_rate=1e-2), images)
     trainer.initialise()
     before = trainer.evaluate(trainer.averaged, held_out)
     losses = [trainer.train_step() for _ in range(trainer.total_steps)]
-    assert len(losses) == 48
+    assert len(losses) == 32
     after = trainer.evaluate(trainer.averaged, held_out)
     assert sum(losses[-8:]) < sum(losses[:8]) - 8 * 0.5
     assert after < before - 0.5
@@ -186,9 +187,9 @@ def test_loss_falls_on_real_images():
 def test_loss_falls_on_fashion_mnist(data_root):
     images, _ = load_dataset("fashion-mnist", data_root, train=True)
     config = PixelCNNConfig((28, 28), channels=1, filters=8, resnets=1)
-    trainer = Trainer(config, TrainingSettings(batch_size=16, epochs=30, warmup=5, learning_rate=5e-3), images[:16])
+    trainer = Trainer(config, TrainingSettings(batch_size=8, epochs=30, warmup=3, learning_rate=5e-3), images[:8])
     trainer.initialise()
-    losses = [trainer.train_step() for _ in range(20)]
+    losses = [trainer.train_step() for _ in range(12)]
     assert losses[-1] < losses[0] - 0.5
 
 
@@ -209,13 +210,13 @@ def test_the_order_of_data_depends_on_seed_and_step_alone():
 @pytest.mark.parametrize("better", ["averaged", "last"])
 def test_the_better_of_the_averaged_and_the_last_weights_are_saved(tmp_path, monkeypatch, better):
     images = real_images(1, (8, 8), 64)
-    settings = dataclasses.replace(SETTINGS, epochs=2, ema_decay=0.6)
+    settings = dataclasses.replace(SETTINGS, epochs=1, ema_decay=0.25)
     trainer = Trainer(CONFIG, settings, images)
     trainer.initialise()
     average = [parameter.detach().clone() for parameter in trainer.model.parameters()]
     for step in range(trainer.total_steps):
         trainer.train_step()
-        decay = min(0.6, (1 + step) / (10 + step))  # the average forgets its start as fast as it can at first
+        decay = min(0.25, (1 + step) / (10 + step))  # the average forgets its start as fast as it can at first
         for mean, parameter in zip(average, trainer.model.parameters(), strict=True):
             mean.lerp_(parameter.detach(), 1 - decay)
     for mean, averaged in zip(average, trainer.averaged.parameters(), strict=True):
@@ -233,8 +234,8 @@ def test_the_better_of_the_averaged_and_the_last_weights_are_saved(tmp_path, mon
     assert torch.equal(raw[f"{kept}.output.v"], returned.output.v.detach())
     assert not returned.training
     notes = json.loads(safe_open(out, framework="pt").metadata()["notes"])
-    assert notes["steps"] == 8
-    assert notes["images_seen"] == 128
+    assert notes["steps"] == 4
+    assert notes["images_seen"] == 64
     assert notes["weights"] == better
 
 
@@ -246,7 +247,7 @@ def test_before_its_end_a_run_keeps_the_averaged_weights():
 
 
 def test_the_notes_tell_of_all_runs_that_made_the_weights(tmp_path):
-    images, settings = real_images(1, (8, 8), 64), dataclasses.replace(SETTINGS, epochs=2)
+    images, settings = real_images(1, (8, 8), 32), dataclasses.replace(SETTINGS, epochs=1)
     first, second, third = (tmp_path / f"{name}.safetensors" for name in ("first", "second", "third"))
     train(CONFIG, images, first, settings=settings, progress=False)
     _, alone = read_metadata(first)
@@ -300,12 +301,19 @@ def test_validation_is_recorded_at_every_checkpoint(tmp_path):
     assert history[-1]["validation_bits_per_dim"] == pytest.approx(expected, abs=1e-4)
 
 
-@pytest.fixture
-def finished(tmp_path) -> Path:
-    out = tmp_path / "model.safetensors"
+@pytest.fixture(scope="module")
+def finished_once(tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("finished") / "model.safetensors"
     settings = dataclasses.replace(SETTINGS, epochs=1)
     train(CONFIG, real_images(1, (8, 8), 64), out, settings=settings, progress=False)
     return out
+
+
+@pytest.fixture
+def finished(finished_once, tmp_path) -> Path:
+    """A finished run of one epoch, which the test may spoil: its model, beside the checkpoint."""
+    shutil.copytree(finished_once.parent, tmp_path, dirs_exist_ok=True)
+    return tmp_path / finished_once.name
 
 
 def test_resume_refuses_other_settings_by_name(finished):
@@ -478,7 +486,8 @@ def test_wrong_images_are_told(images):
 
 def test_a_run_may_start_from_a_model(tmp_path):
     images = real_images(1, (8, 8), 64)
-    first = train(CONFIG, images, tmp_path / "first.safetensors", settings=SETTINGS, progress=False)
+    settings = dataclasses.replace(SETTINGS, epochs=1)
+    first = train(CONFIG, images, tmp_path / "first.safetensors", settings=settings, progress=False)
     trainer = Trainer(CONFIG, SETTINGS, images)
     trainer.initialise(first)
     assert trainer.evaluate(trainer.averaged, images) == pytest.approx(
@@ -489,18 +498,14 @@ def test_a_run_may_start_from_a_model(tmp_path):
         other.initialise(first)
 
 
-def test_resuming_on_other_images_is_refused(tmp_path):
+def test_resuming_on_other_images_is_refused(finished):
     images = real_images(1, (8, 8), 64)
-    out = tmp_path / "model.safetensors"
-    train(CONFIG, images, out, settings=dataclasses.replace(SETTINGS, epochs=1), progress=False)
     with pytest.raises(ValueError, match="checkpoint of a run on other training images"):
-        Trainer(CONFIG, dataclasses.replace(SETTINGS, epochs=1), images.flip(0)).restore(checkpoint_path(out))
+        Trainer(CONFIG, dataclasses.replace(SETTINGS, epochs=1), images.flip(0)).restore(checkpoint_path(finished))
 
 
-def test_bits_per_dim_is_measured_and_kept_in_the_file(tmp_path):
-    images = real_images(1, (8, 8), 64)
-    out = tmp_path / "model.safetensors"
-    train(CONFIG, images, out, settings=dataclasses.replace(SETTINGS, epochs=1), progress=False)
+def test_bits_per_dim_is_measured_and_kept_in_the_file(finished):
+    images, out = real_images(1, (8, 8), 9), finished
     before = load_file(out)
     mean = record_bits_per_dim(out, images[:9])
     _, notes = read_metadata(out)

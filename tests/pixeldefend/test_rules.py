@@ -16,7 +16,7 @@ SHIPPED = "fashion-mnist"
 @pytest.fixture(scope="module")
 def images() -> torch.Tensor:
     """Half clean, half noisy: some below the paper's 1.8 bits/dim, most above."""
-    clean = real_images(1, (28, 28), 3)
+    clean = real_images(1, (28, 28), 2)
     return torch.cat((clean, noisy(clean, 16)))
 
 
@@ -72,8 +72,8 @@ def test_sparing_sub_pixels_changes_fewer_of_them(images):
 def test_an_image_does_not_depend_on_its_batch(images):
     for settings in ({"adaptive": "image", "threshold": 3.0}, {"adaptive": "sub-pixel"}):
         whole = pxfast.purify(images, 16, **settings)
-        assert torch.equal(pxfast.purify(images[3], 16, **settings), whole[3])
-        assert torch.equal(pxfast.purify(images[4:6], 16, **settings), whole[4:6])
+        assert torch.equal(pxfast.purify(images[2], 16, **settings), whole[2])
+        assert torch.equal(pxfast.purify(images[1:3], 16, **settings), whole[1:3])
 
 
 def test_module_and_command_line_take_the_rule(images, tmp_path, run_here):

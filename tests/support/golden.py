@@ -8,6 +8,7 @@ from ``shared/golden`` beside the repository where that exists.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from pathlib import Path
 
@@ -47,6 +48,16 @@ class Golden:
     nll: Tensor
     log_probs: Tensor
     row: int
+
+    @functools.cached_property
+    def features(self) -> Tensor:
+        """What the network gives for the clean images: (N, F, H, W)."""
+        return self.model(self.clean)
+
+    @functools.cached_property
+    def authors(self) -> tuple[Tensor, Tensor]:
+        """:func:`authors_log_probs` of the clean images, with the authors' switch."""
+        return authors_log_probs(self.model, self.features, self.clean, switch=True)
 
     @property
     def rows(self) -> slice:

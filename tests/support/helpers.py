@@ -6,22 +6,29 @@ import dataclasses
 import fcntl
 import functools
 import hashlib
+import inspect
 import os
 import resource
+import runpy
 import shutil
 import signal
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import typer
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from typer.main import get_command  # itself: the fixture run_here replaces it in its module
 
+from pxfast.cli.main import app
 from pxfast.engines.choosers import Chooser, Greedy, Sample, uniforms
+from pxfast.evaluation.code import code_hash
 from pxfast.pixelcnn.heads import LogisticHead, make_head
 from pxfast.pixelcnn.network import PixelCNN, PixelCNNConfig
 from pxfast.pixelcnn.oracle import oracle
@@ -126,19 +133,28 @@ def trained_model(
     return model.eval().requires_grad_(False)
 
 
-trained_once: list[pytest.TempPathFactory] = []  # conftest.py puts one in: the workers of pytest-xdist share models
+# where trained models are kept, if conftest.py has put a folder in: for the workers of pytest-xdist, and for later runs
+models_kept_in: list[Path] = []
 
 
 @functools.cache
 def _trained_weights(config: PixelCNNConfig, steps: int) -> dict[str, Tensor]:
-    if not trained_once:
+    if not models_kept_in:
         return _train(config, steps)
-    name = hashlib.sha256(repr((config, steps)).encode()).hexdigest()[:16]
 
     def make(folder: Path) -> None:
         save_file(_train(config, steps), folder / "weights.safetensors")
 
-    return load_file(made_once(trained_once[0], f"model-{name}", make) / "weights.safetensors")
+    name = hashlib.sha256(repr((config, steps, _what_trains())).encode()).hexdigest()[:16]
+    return load_file(made_once_in(models_kept_in[0], f"model-{name}", make) / "weights.safetensors")
+
+
+@functools.cache
+def _what_trains() -> tuple[str, ...]:
+    """All that a trained model depends on beside its arguments."""
+    images = b"".join(bundled_images(channels).numpy().tobytes() for channels in (1, 3))
+    ours = inspect.getsource(_train) + inspect.getsource(real_images)
+    return torch.__version__, code_hash("pxfast.pixelcnn.network"), ours, hashlib.sha256(images).hexdigest()
 
 
 def _train(config: PixelCNNConfig, steps: int) -> dict[str, Tensor]:
@@ -159,7 +175,7 @@ def _train(config: PixelCNNConfig, steps: int) -> dict[str, Tensor]:
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimiser.step()
             assert loss.isfinite()
-    return {name: value.contiguous() for name, value in model.state_dict().items()}
+    return {name: value.float().contiguous() for name, value in model.state_dict().items()}
 
 
 def plain_mixture_log_prob(features: Tensor, images: Tensor, bins_per_unit: float, joint: bool) -> Tensor:
@@ -256,9 +272,17 @@ def run_python(code: str, *arguments: str, timeout: float = 300.0, **changes: st
 
 def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Path:
     """A temporary folder that ``make`` fills, once for all the workers of pytest-xdist."""
+    return made_once_in(common_folder(factory), name, make)
+
+
+def common_folder(factory: pytest.TempPathFactory) -> Path:
+    """The temporary folder of a run, the same for all the workers of pytest-xdist."""
     base = factory.getbasetemp()
-    if "PYTEST_XDIST_WORKER" in os.environ:
-        base = base.parent  # the workers' common folder
+    return base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+
+def made_once_in(base: Path, name: str, make: Callable[[Path], object]) -> Path:
+    """A folder in ``base`` that ``make`` fills, by whoever needs it first. It is whole or not there."""
     folder, unfinished = base / f"once-{name}", base / f"once-{name}.unfinished"
     with open(base / f"once-{name}.lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # until the file is closed
@@ -268,6 +292,22 @@ def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path],
             make(unfinished)
             unfinished.rename(folder)
     return folder
+
+
+@functools.cache
+def whole_command() -> typer.core.TyperGroup:
+    """What typer makes of all commands of ``pxfast``."""
+    return get_command(app)
+
+
+def bench_script(name: str) -> dict[str, Any]:
+    """What a script of bench/ defines; the modules beside it are found as when it runs."""
+    place = str(SOURCE / "bench")
+    sys.path.insert(0, place)
+    try:
+        return runpy.run_path(os.path.join(place, name))
+    finally:
+        sys.path.remove(place)
 
 
 def command_line(*arguments: object) -> list[str]:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import save_file
+from support.helpers import run_python
 
 from pxfast.tensors.safetensors import metadata_json, read_header, read_notes, read_safetensors
 
@@ -119,3 +120,20 @@ def test_what_the_library_writes_is_read(tmp_path):
     for name, value in tensors.items():
         assert found[name].dtype == value.dtype
         assert torch.equal(found[name], value)
+
+
+@pytest.mark.process
+def test_loading_networks_imports_no_compiler():
+    """It takes torch a second, and every command of ours loads a network."""
+    code = """
+import sys, torch
+if "torch._dynamo" in sys.modules:
+    raise SystemExit("torch imports it by itself")
+import pxfast
+from pxfast.adp.files import SHIPPED
+from pxfast.classifiers import load_classifier
+for name in ("cifar10", "fashion-mnist"):
+    pxfast.load(name), load_classifier(name), SHIPPED.resolve(name)
+print("torch._dynamo" in sys.modules)
+"""
+    assert run_python(code).strip() == "False"

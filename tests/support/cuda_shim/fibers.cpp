@@ -307,6 +307,42 @@ void wait(CopyBarrier* barrier, int parity, void (*copy)(CopyBarrier*)) {
   order_after(&barrier->order[parity]);
 }
 
+struct Store {
+  unsigned long place;  // in units of 16 bytes; 0: none
+  const unsigned* fences;
+  unsigned before;
+};
+static constexpr unsigned long kStores = 1 << 21;
+static Store stores[kStores];
+static unsigned long stored = 0;
+
+static Store& store_at(unsigned long place) {
+  unsigned long at = place * 0x9e3779b97f4a7c15ul >> 43;
+  while (stores[at].place != 0 && stores[at].place != place) at = (at + 1) % kStores;
+  return stores[at];
+}
+
+void note_store(const void* to, const unsigned* fences) {
+  const unsigned long place = reinterpret_cast<unsigned long>(to) / 16;
+  Store& store = store_at(place);
+  if (store.place == 0 && ++stored > kStores / 2) Scheduler::die("too many places were stored to");
+  store = {place, fences, *fences};
+}
+
+bool published(const void* from, unsigned bytes) {
+  const unsigned long first = reinterpret_cast<unsigned long>(from) / 16;
+  for (unsigned long place = first; place < first + bytes / 16; ++place) {
+    const Store& store = store_at(place);
+    if (store.place != 0 && *store.fences == store.before) return false;
+  }
+  return true;
+}
+
+void forget_stores() {
+  if (stored > 0) std::memset(stores, 0, sizeof stores);
+  stored = 0;
+}
+
 // A fixed room for them: the thread sanitizer would take a vector's memory for shared data that nothing guards.
 static struct {
   CopyBarrier* barrier[4096];

@@ -49,6 +49,12 @@ struct BulkCopy {
   const void* from;
   unsigned bytes;
 };
+// Who has stored to global memory, and how many of its fences came before: the copy engine may read what a fence has
+// published since. One place for every 16 bytes.
+void note_store(const void* to, const unsigned* fences);
+bool published(const void* from, unsigned bytes);
+void forget_stores();  // all are, between launches
+
 void copy_later(CopyBarrier* barrier, const BulkCopy& copy);
 bool take_copy(CopyBarrier* barrier, BulkCopy* copy);
 

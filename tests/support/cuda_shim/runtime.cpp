@@ -26,6 +26,7 @@ static void run_rows(void* launch) {
 void launch_rows(const Launch& launch, Kernel kernel, size_t shared_bytes, void*) {
   const int blocks = launch.teams * launch.members;
   auto& grid = shim::grid();
+  fibers::forget_stores();
   grid.block.resize(blocks);
   const int threads = kernel == Kernel::kBf16Groups ? kThreads + kFeedingThreads : kThreads;
   for (auto& block : grid.block) block.start(shared_bytes, threads);

@@ -55,7 +55,7 @@ struct Thread {
   int uncommitted = 0;
   Sums sums[2];
   Product product[kMaxProducts];
-  int products = 0;  // under way
+  int products = 0;                 // under way
   int product_group[kMaxProducts];  // products up to the end of each committed group
   int product_groups = 0;
   bool begun = false;
@@ -77,6 +77,7 @@ struct Block {
   std::vector<unsigned char> shared;
   std::vector<Landing> landing;  // of every 16 bytes
   unsigned fences[kThreads];     // that a thread has passed, and one
+  unsigned global_fences[kThreads];
 
   void start(size_t shared_bytes, int threads) {
     barrier.reset(threads);
@@ -91,6 +92,7 @@ struct Block {
     shared.assign(shared_bytes, 0xff);  // floats that nobody has written are NaN
     landing.assign(shared_bytes / 16, Landing{});
     for (unsigned& count : fences) count = 1;
+    for (unsigned& count : global_fences) count = 1;
   }
 };
 
@@ -132,6 +134,8 @@ inline void land(void* to, const void* from) {
   const int thread = fibers::thread();
   here.landing[(static_cast<unsigned char*>(to) - here.shared.data()) / 16] = {thread, here.fences[thread]};
 }
+
+inline void note_store(const void* to) { fibers::note_store(to, &block().global_fences[fibers::thread()]); }
 
 // The bulk copies that a barrier still counts.
 inline void finish_copies(fibers::CopyBarrier* barrier) {
@@ -264,6 +268,7 @@ T load_shared_between_blocks(const T* p) {
 template <class T>
 void store_shared_between_blocks(T* p, T v) {
   *p = v;
+  if constexpr (sizeof(T) <= 4 && sizeof(T) > 1) shim::note_store(p);  // elements of the caches
 }
 // counts that several threads change
 inline int load_shared_between_blocks(const int* p) { return __atomic_load_n(p, __ATOMIC_RELAXED); }
@@ -287,15 +292,15 @@ inline void arrive(CopyBarrier* barrier) { fibers::arrive(barrier, 0); }
 inline void expect_bytes(CopyBarrier* barrier, uint32_t bytes) { fibers::arrive(barrier, bytes); }
 // A bulk copy is done when somebody waits for its barrier, or at once.
 inline void copy_bulk(void* shared, const void* global, uint32_t bytes, CopyBarrier* barrier) {
-  if (bytes == 0 || bytes % 16 != 0 || reinterpret_cast<uintptr_t>(shared) % 16 != 0 || reinterpret_cast<uintptr_t>(global) % 16 != 0)
+  if (bytes == 0 || bytes % 16 != 0 || reinterpret_cast<uintptr_t>(shared) % 16 != 0 ||
+      reinterpret_cast<uintptr_t>(global) % 16 != 0)
     __builtin_trap();
+  if (!fibers::published(global, bytes)) shim::fail("the copy engine reads what no fence has published");
   fibers::copy_later(barrier, {shared, global, bytes});
   if (shim::grid().eager_copies) shim::finish_copies(barrier);
 }
-inline void wait_for_barrier(CopyBarrier* barrier, int parity) {
-  fibers::wait(barrier, parity, shim::finish_copies);
-}
-inline void fence_global_copies() {}
+inline void wait_for_barrier(CopyBarrier* barrier, int parity) { fibers::wait(barrier, parity, shim::finish_copies); }
+inline void fence_global_copies() { ++shim::block().global_fences[fibers::thread()]; }
 
 inline void arrive(unsigned int* count) { __atomic_fetch_add(count, 1u, __ATOMIC_ACQ_REL); }
 inline void wait_for_arrivals(const unsigned int* count, unsigned int wanted) {
