@@ -7,7 +7,7 @@
 #        bench/gpu.sh PART...            parts of the first two alone, by their names in bench/gpu_parts.py
 # Whatever fails, the rows so far are in $OUT (default: bench/results), as JSON lines, and so is what the parts printed:
 # at most 8 files, none over 16 MiB. FROM: the $OUT of an earlier run. PYTHON (python3): the interpreter.
-# Of `train`: DATA, torchvision's root folder; PIECE_SECONDS (500). Other options: bench/gpu_minutes.py --help, and
+# Of `train`: DATA, torchvision's root folder or compact copies; PIECE_SECONDS (500). Other options: bench/gpu_minutes.py --help, and
 # bench/gpu_train.py --help.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -22,7 +22,7 @@ earlier=()
 [[ -z ${FROM:-} ]] || earlier=(--from "$FROM")
 if [[ $1 == train ]]; then
   shift
-  exec "$python" bench/gpu_train.py --data "${DATA:?is to name the root folder of torchvision}" \
+  exec "$python" bench/gpu_train.py --data "${DATA:?is to name the folder of the data}" \
     --seconds "${PIECE_SECONDS:-500}" "${earlier[@]}" "$@"
 fi
 exec "$python" bench/gpu_minutes.py "${earlier[@]}" "$@"

@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import math
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -31,18 +32,18 @@ from pxfast.training.processes import Processes, join
 BATCHES = 4  # different ones, taken in turn
 
 
-def step_seconds(trainer: Trainer, steps: int, clock: Callable[[], float]) -> list[float]:
-    """Seconds of every one of ``steps`` steps, each to its end, after two that compile and warm up."""
+def step_seconds(trainer: Trainer, steps: int, clock: Callable[[], float]) -> tuple[list[float], float]:
+    """Seconds of every one of ``steps`` steps, each to its end, after two that warm up, and the last one's bits/dim."""
     for _ in range(2):
         trainer.train_step()
-    seconds = []
+    seconds, bits_per_dim = [], math.nan
     for _ in range(steps):
         started = clock()
-        trainer.train_step()
+        bits_per_dim = trainer.train_step()
         if trainer.processes.device.type == "cuda":
             torch.cuda.synchronize()
         seconds.append(clock() - started)
-    return seconds
+    return seconds, bits_per_dim
 
 
 def measure(
@@ -62,7 +63,8 @@ def measure(
     threads, device = torch.get_num_threads(), processes.device
     torch.backends.cudnn.benchmark = device.type == "cuda"  # as in training
     before = matrix_rate(settings.precision, threads, device=device, clock=clock)
-    seconds = sorted(step_seconds(trainer, steps, clock))
+    seconds, bits_per_dim = step_seconds(trainer, steps, clock)
+    seconds.sort()
     gflops = max(before, matrix_rate(settings.precision, threads, device=device, clock=clock))
     gflop = 3e-9 * forward_flops(config) * settings.batch_size
     best, median = seconds[0], seconds[len(seconds) // 2]
@@ -73,11 +75,13 @@ def measure(
         "batch": settings.batch_size,
         "precision": settings.precision,
         "compiled": settings.compile,
+        "cuda_graphs": settings.cuda_graphs,
         "optimiser": settings.optimiser,
         "images_per_second": settings.batch_size / median,
         "matrix_gflops": gflops,
         "of_it": gflop / median / gflops,
         "at_best": gflop / best / gflops,
+        "bits_per_dim": bits_per_dim,
     }
 
 
@@ -108,6 +112,7 @@ def main() -> None:
     parser.add_argument("--precision", choices=("bf16", "fp32"), default="bf16")
     parser.add_argument("--optimiser", choices=("adam", "muon"), nargs="+", default=["adam", "muon"])
     parser.add_argument("--compile", choices=("no", "yes"), nargs="+", default=["no", "yes"])
+    parser.add_argument("--cuda-graphs", action="store_true", help="replay eager steps")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--steps", type=int, default=10)
@@ -132,6 +137,7 @@ def main() -> None:
                     "batch_size": arguments.batch_size or preset(arguments.preset, arguments.dataset)[1].batch_size,
                     "precision": arguments.precision,
                     "compile": compiled == "yes",
+                    "cuda_graphs": arguments.cuda_graphs and compiled == "no",
                     "optimiser": optimiser,
                 }
                 given = {"filters": arguments.filters, "resnets": arguments.resnets}

@@ -182,13 +182,9 @@ class ScoreTrainer(AveragedRun):
             loss = denoising_losses(self._network, *parts).mean()
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.gradient_clip or math.inf)
-        values: list[float] = torch.stack((loss.detach(), norm.detach())).tolist()
-        found, size = values
+        found, size = self.optimise(torch.stack((loss.detach(), norm.detach())))
         if not math.isfinite(found) or not math.isfinite(size):
             raise FloatingPointError(f"training broke down at step {self.step}: loss {found}, gradient of norm {size}")
-        adam.step()
-        adam.zero_grad()
-        self.average()
         self.count_step(time.perf_counter() - started)
         return found
 

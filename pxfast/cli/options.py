@@ -128,6 +128,9 @@ _EPOCHS = typer.Option(help="Passes over the data, unless --budget is given.")
 EpochsOption = Annotated[float, _EPOCHS]
 OptionalEpochsOption = Annotated[float | None, _EPOCHS]
 BudgetOption = Annotated[str | None, typer.Option(help="Training time instead of epochs, such as 45m or 2h.")]
+CheckpointIntervalOption = Annotated[
+    str, typer.Option(help="Time between checkpoints, with which the model so far is written, such as 45s or 3m.")
+]
 _LEARNING_RATE = typer.Option(help="The learning rate at its peak.")
 LearningRateOption = Annotated[float, _LEARNING_RATE]
 OptionalLearningRateOption = Annotated[float | None, _LEARNING_RATE]
@@ -152,11 +155,11 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON on standard
 QuietOption = Annotated[bool, typer.Option("--quiet", help="Show no progress and no notes.")]
 
 
-def parse_budget(text: str) -> float:
-    """'90s', '45m', '2h' or '1h30m' in seconds. ValueError for anything else."""
+def parse_budget(text: str, what: str = "budget") -> float:
+    """'90s', '45m', '2h' or '1h30m' in seconds. ValueError for anything else, by the name of ``what`` it is."""
     match = re.fullmatch(r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s)?", text)
     if not text or match is None:
-        raise ValueError(f"budget must be a duration such as 45m, 2h or 1h30m, got {text!r}")
+        raise ValueError(f"{what} must be a duration such as 45m, 2h or 1h30m, got {text!r}")
     hours, minutes, seconds = (float(number or 0) for number in match.groups())
     return 3600 * hours + 60 * minutes + seconds
 

@@ -8,6 +8,7 @@ import typer
 
 from .options import (
     BudgetOption,
+    CheckpointIntervalOption,
     DatasetArgument,
     DeviceOption,
     EmaDecayOption,
@@ -51,14 +52,26 @@ def train(
     optimiser: Annotated[str | None, typer.Option(help="adam or muon.")] = None,
     learning_rate: OptionalLearningRateOption = None,
     muon_learning_rate: Annotated[float | None, typer.Option(help="Muon's, at its peak.")] = None,
-    schedule: Annotated[str | None, typer.Option(help="cosine, linear or exponential.")] = None,
+    schedule: Annotated[str | None, typer.Option(help="cosine, linear, exponential or wsd.")] = None,
+    decay_share: Annotated[
+        float | None, typer.Option(help="Of wsd: the last part of the run, in which the rates fall to zero.")
+    ] = None,
     warmup: WarmupOption = None,
     ema_decay: EmaDecayOption = None,
     gradient_clip: GradientClipOption = None,
     flips: OptionalFlipsOption = None,
     seed: OptionalSeedOption = None,
     compiled: OptionalCompileOption = None,
+    cuda_graphs: Annotated[
+        bool | None,
+        typer.Option("--cuda-graphs/--no-cuda-graphs", help="Record a step's work for the GPU, and replay it."),
+    ] = None,
     start: StartOption = None,
+    branch: Annotated[
+        str | None,
+        typer.Option(help="The OUT of a wsd run that is held at its rate: end it from its checkpoint, as another run."),
+    ] = None,
+    checkpoint_interval: CheckpointIntervalOption = "3m",
     resume: ResumeOption = False,
     precision: PrecisionOption = "auto",
     device: DeviceOption = "auto",
@@ -72,13 +85,14 @@ def train(
     OUT is the model file; its checkpoint is kept beside it, and is resumed by its own settings unless others are given.
     The options change what the preset says: paper is as the authors trained, full is the same network, small is for a
     CPU; colour images are flipped. --batch-size counts the images of a step, of all processes together. --learning-rate
-    is Adam's. A smaller network to --start with is grown.
+    is Adam's. A smaller network to --start with is grown. With --branch, --budget or --epochs say how long the rates
+    fall; the settings are the other run's, whose files stay as they are.
     `torchrun --nproc-per-node 2 -m pxfast.cli train ...` trains on two GPUs.
     """
     from ..data.datasets import load_dataset
     from ..pixelcnn.files import load_model, read_metadata
     from ..pixelcnn.shipped import model_path
-    from ..pixelcnn.training import network_size, read_settings, record_bits_per_dim
+    from ..pixelcnn.training import branch_settings, network_size, read_settings, record_bits_per_dim
     from ..pixelcnn.training import preset as preset_called
     from ..pixelcnn.training import train as train_model
     from ..training.processes import join
@@ -87,19 +101,28 @@ def train(
     from .machine import use_threads
     from .output import print_json
 
+    seconds = None if budget is None else parse_budget(budget)
     config, settings = preset_called(preset or "full", dataset)
+    if branch is not None and preset is not None:
+        raise ValueError("a branch has the settings of its run, not those of a --preset")
     if resume and preset is None and checkpoint_path(out).exists():
         config, settings = read_settings(checkpoint_path(out))
+        if branch is not None:
+            seconds = epochs = None  # which say where the branch ends, as counted from its beginning
+    elif branch is not None:
+        config, settings = branch_settings(checkpoint_path(branch), budget=seconds, epochs=epochs)
+        seconds = epochs = None
     config = changed(config, filters=filters, resnets=resnets, head=head, dropout=dropout)
     settings = changed(
         settings,
         epochs=epochs,
-        budget=None if budget is None else parse_budget(budget),
+        budget=seconds,
         batch_size=batch_size,
         optimiser=optimiser,
         learning_rate=learning_rate,
         muon_learning_rate=muon_learning_rate,
         schedule=schedule,
+        decay_share=decay_share,
         warmup=warmup,
         ema_decay=ema_decay,
         gradient_clip=gradient_clip,
@@ -107,7 +130,9 @@ def train(
         seed=seed,
         precision=settled(precision),
         compile=compiled,
+        cuda_graphs=cuda_graphs,
     )
+    interval = parse_budget(checkpoint_interval, "checkpoint interval")
     use_threads(threads)
     first, earlier = None, []
     if start is not None:
@@ -124,9 +149,11 @@ def train(
             settings=settings,
             validation=held_out[:256],
             start=first,
+            branch=branch,
             earlier=earlier,
             resume=resume,
             force=force,
+            checkpoint_interval=interval,
             progress=not quiet,
             processes=processes,
         )

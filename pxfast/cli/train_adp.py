@@ -8,6 +8,7 @@ import typer
 
 from .options import (
     BudgetOption,
+    CheckpointIntervalOption,
     DatasetArgument,
     DeviceOption,
     EmaDecayOption,
@@ -60,6 +61,7 @@ def train_adp(
     seed: OptionalSeedOption = None,
     compiled: OptionalCompileOption = None,
     start: StartOption = None,
+    checkpoint_interval: CheckpointIntervalOption = "2m",
     resume: ResumeOption = False,
     precision: PrecisionOption = "auto",
     device: DeviceOption = "auto",
@@ -105,6 +107,7 @@ def train_adp(
         precision=settled(precision),
         compile=compiled,
     )
+    interval = parse_budget(checkpoint_interval, "checkpoint interval")
     use_threads(threads)
     first = None if start is None else load_score_network(start)
     earlier = () if start is None else training_parts(read_score_metadata(start)[1])
@@ -120,6 +123,7 @@ def train_adp(
             earlier=earlier,
             resume=resume,
             force=force,
+            checkpoint_interval=interval,
             progress=not quiet,
             processes=processes,
         )

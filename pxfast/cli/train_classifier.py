@@ -9,6 +9,7 @@ import typer
 from .options import (
     BatchSizeOption,
     BudgetOption,
+    CheckpointIntervalOption,
     CompileOption,
     DatasetArgument,
     DeviceOption,
@@ -56,6 +57,7 @@ def train_classifier(
     seed: SeedOption = 0,
     compiled: CompileOption = False,
     start: StartOption = None,
+    checkpoint_interval: CheckpointIntervalOption = "1m",
     resume: ResumeOption = False,
     precision: PrecisionOption = "auto",
     device: DeviceOption = "auto",
@@ -103,6 +105,7 @@ def train_classifier(
             settings=settings,
             resume=resume,
             force=force,
+            checkpoint_interval=parse_budget(checkpoint_interval, "checkpoint interval"),
             progress=not quiet,
             processes=processes,
         )

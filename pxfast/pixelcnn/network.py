@@ -109,6 +109,7 @@ class WeightNormConv(nn.Module):
         self.g: nn.Parameter = nn.Parameter(torch.ones(out_features))
         self.b: nn.Parameter = nn.Parameter(torch.zeros(out_features))
         self.initialising = False
+        self.folded: tuple[Tensor, Tensor] | None = None  # weight and bias, where training folds all at once
 
     def weight(self) -> Tensor:
         """The folded weight, in the layout of ``v``."""
@@ -140,7 +141,8 @@ class WeightNormConv(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if self.initialising:
             self.initialise_from(x)
-        return self.convolve(x, self.weight(), self.b)
+        weight, bias = self.folded or (self.weight(), self.b)
+        return self.convolve(x, weight, bias)
 
     @torch.no_grad()
     def initialise_from(self, x: Tensor) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +40,42 @@ class AveragedRun(TrainingRun):
         super().__init__(settings, images, processes)
         self.ema_decay = ema_decay
         self.history: list[dict[str, Any]] = []
+        self.queued: bool = self.processes.device.type != "cpu"  # whether the device works while this process goes on
+        self._before: list[Tensor] = []
+
+    def optimise(self, measured: Tensor) -> list[float]:
+        """A step of optimisers and averaged weights along the gradients, which are then gone; ``measured`` as numbers.
+
+        measured: what tells whether the gradients are good, such as the loss and their norm, 1-D on the device. Where
+        one of them is not finite, the weights are as before, and the optimisers have no state. The device is waited
+        for once, when the optimisers' work is queued already.
+        """
+        parameters: list[Tensor] = list(self.model.parameters())
+        if self.queued:
+            self._remember(parameters)
+            self._step_optimisers()
+        values: list[float] = measured.tolist()
+        if all(map(math.isfinite, values)):
+            if not self.queued:
+                self._step_optimisers()
+            self.average()
+        elif self.queued:
+            with torch.no_grad():
+                torch._foreach_copy_(parameters, self._before)
+            for optimiser in self.optimisers:
+                optimiser.state.clear()
+        return values
+
+    def _step_optimisers(self) -> None:
+        for optimiser in self.optimisers:
+            optimiser.step()
+            optimiser.zero_grad()
+
+    @torch.no_grad()
+    def _remember(self, parameters: list[Tensor]) -> None:
+        if not self._before:
+            self._before = [torch.empty_like(parameter) for parameter in parameters]
+        torch._foreach_copy_(self._before, parameters)
 
     @torch.no_grad()
     def average(self) -> None:
@@ -56,10 +94,13 @@ class AveragedRun(TrainingRun):
         metadata = self.metadata(self.checkpoint_format, self.model.config) | {"history": json.dumps(self.history)}
         write_checkpoint(path, tensors, metadata)
 
-    def restore(self, path: Path) -> None:
-        """Continue where ``save`` left off. ValueError when the checkpoint is of another model or other settings."""
+    def restore(self, path: Path, *, changed_settings: Collection[str] = ()) -> None:
+        """Continue where ``save`` left off. ValueError when the checkpoint is of another model or other settings.
+
+        changed_settings: names of those that may be others.
+        """
         tensors, metadata = read_checkpoint(path, self.checkpoint_format)
-        self.resume_at(path, metadata, self.model.config)
+        self.resume_at(path, metadata, self.model.config, changed_settings=changed_settings)
         history = metadata_json(metadata, "history", path)
         tables = isinstance(history, list) and all(isinstance(entry, dict) for entry in history)
         if not tables or not all(v is None or is_number(v) for entry in history for v in entry.values()):

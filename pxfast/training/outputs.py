@@ -17,7 +17,7 @@ from ..base.unfinished import remove_leftovers
 from ..tensors.safetensors import metadata_table
 from .processes import Processes
 from .provenance import training_parts
-from .run import checkpoint_path
+from .run import OF_THE_MACHINE, checkpoint_path
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,9 +79,9 @@ def _is_of_the_run(model: Path, checkpoint: Path) -> bool:
         parts = training_parts(metadata_table(_metadata(model), "notes", model))
     except (OSError, ValueError, SafetensorError):
         return False
-    ours = {**settings, "compile": None}
     training = parts[-1].get("training", {}) if parts else None
-    return isinstance(training, dict) and {**training, "compile": None} == ours
+    unsaid = dict.fromkeys(OF_THE_MACHINE)
+    return isinstance(training, dict) and {**training, **unsaid} == {**settings, **unsaid}
 
 
 def _metadata(path: Path) -> dict[str, str]:

@@ -38,7 +38,7 @@ class Processes:
         if len(batch) < self.count:
             raise ValueError(f"a batch of {len(batch)} images can't be shared by {self.count} processes")
         part = batch.tensor_split(self.count)[self.rank]
-        if self.device.type == "cuda":
+        if self.device.type == "cuda" and part.device.type == "cpu":
             return part.contiguous().pin_memory().to(self.device, non_blocking=True)
         return part.to(self.device)
 

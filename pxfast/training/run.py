@@ -12,7 +12,7 @@ import threading
 import time
 import typing
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -37,6 +37,7 @@ from .provenance import training_machine
 
 MOST_STEPS = 1 << 40
 MOST_RUNS = 1 << 40  # seeds, each of which has a range of the generators
+OF_THE_MACHINE = ("compile", "cuda_graphs")  # settings that say how a run's steps are started, not what they compute
 SEED_STRIDE = 1_000_003  # between the generators of two seeds
 
 
@@ -144,6 +145,7 @@ class TrainingRun:
         self.steps_per_epoch: int = max(1, len(images) // settings.batch_size)
         self.step: int = 0
         self.seconds: float = 0.0
+        self._at_hand: Tensor | None = None
 
     @property
     def progress(self) -> float:
@@ -181,11 +183,17 @@ class TrainingRun:
         B = self.settings.batch_size
         return self._order[position * B : (position + 1) * B]
 
+    def gathered(self, chosen: Tensor) -> Tensor:
+        """The images of some indices: on the device if all images fit there beside the training, else on the CPU."""
+        if self._at_hand is None:
+            self._at_hand = at_hand(self.images, self.processes.device)
+        return self._at_hand[chosen.to(self._at_hand.device, non_blocking=True)]
+
     def flipped(self, batch: Tensor, generator: torch.Generator) -> Tensor:
         """A batch (N, C, H, W) with about half of its images flipped left to right, where the settings want it."""
         if not self.settings.horizontal_flips:
             return batch
-        flips = torch.rand(len(batch), generator=generator) < 0.5
+        flips = (torch.rand(len(batch), generator=generator) < 0.5).to(batch.device, non_blocking=True)
         return torch.where(flips[:, None, None, None], batch.flip(3), batch)
 
     def autocast(self) -> torch.autocast:
@@ -227,15 +235,20 @@ class TrainingRun:
             "images": json.dumps(fingerprint(self.images)),
         }
 
-    def resume_at(self, path: Path, metadata: dict[str, str], config: Any) -> None:
-        """Take over a checkpoint's position. ValueError when it is of another network, other settings or images."""
+    def resume_at(
+        self, path: Path, metadata: dict[str, str], config: Any, *, changed_settings: Collection[str] = ()
+    ) -> None:
+        """Take over a checkpoint's position. ValueError when it is of another network, other settings or images.
+
+        changed_settings: names of those that may be others.
+        """
         for what, ours in (("config", config), ("settings", self.settings)):
             # an older checkpoint lacks newer settings, which then had their defaults
             defaults = {f.name: f.default for f in dataclasses.fields(ours) if f.default is not dataclasses.MISSING}
             theirs = defaults | metadata_table(metadata, what, path)
             mine = json.loads(json.dumps(dataclasses.asdict(ours)))
             changed = {key for key in mine.keys() | theirs.keys() if mine.get(key) != theirs.get(key)}
-            if changed - {"compile"}:
+            if changed - {*OF_THE_MACHINE, *changed_settings}:
                 detail = ", ".join(
                     f"{key[:60]}: {str(theirs.get(key))[:60]} then, {mine.get(key)} now" for key in sorted(changed)
                 )
@@ -244,6 +257,13 @@ class TrainingRun:
             raise ValueError(f"{path} is the checkpoint of a run on other training images")
         position = metadata_record(Position, metadata, path, "position of a run", "position")
         self.step, self.seconds = position.step, float(position.seconds)
+
+
+def at_hand(images: Tensor, device: torch.device) -> Tensor:
+    """Images where batches are best taken from: on a GPU where they fill a twentieth of it at most."""
+    if device.type == "cuda" and 20 * images.nbytes <= torch.cuda.get_device_properties(device).total_memory:
+        return images.to(device)
+    return images
 
 
 def fingerprint(images: Tensor) -> list[int]:

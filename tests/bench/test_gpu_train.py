@@ -5,15 +5,20 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
+import os
+import signal
+import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
-from support.helpers import SOURCE
+from support.helpers import SOURCE, random_model
 
+from pxfast.pixelcnn.files import load_model, save
 from pxfast.pixelcnn.shipped import model_path
 
 # In place of pxfast: notes its arguments, keeps a model and a checkpoint, and is over at its second call.
@@ -22,6 +27,7 @@ import json, os, sys, time
 from pathlib import Path
 out = Path(sys.argv[sys.argv.index("--out") + 1])
 calls = Path(sys.argv[0]).with_name("calls")
+Path(sys.argv[0]).with_name("process").write_text(str(os.getpid()))
 with calls.open("a") as file:
     print(json.dumps(sys.argv[1:]), file=file)
 out.write_bytes(Path(sys.argv[0]).with_name("model").read_bytes())
@@ -46,6 +52,7 @@ def training(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> ModuleType:
 @pytest.fixture
 def piece(training: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., list[dict[str, Any]]]:
     """Runs a piece in this process; gives the rows so far."""
+    (tmp_path / "cifar-10-batches-py").mkdir()
     (tmp_path / "training.py").write_text(TRAINING)
     (tmp_path / "model").write_bytes(model_path("cifar10", (3, 32, 32)).read_bytes())
     monkeypatch.setenv("TRAIN", f"{sys.executable} -S {tmp_path / 'training.py'}")
@@ -68,7 +75,7 @@ def calls(folder: Path) -> list[list[str]]:
 
 @pytest.mark.process
 def test_pieces_go_on_from_each_other_and_a_new_run_from_the_last_model(piece, training, monkeypatch, tmp_path):
-    monkeypatch.setattr(training, "rate", lambda *_: 1.0)
+    monkeypatch.setattr(training, "rate", lambda *_: (1.0, False))
     out = tmp_path / "out"
     piece("--budget", "900", code=75)
     files = {file.name for file in out.iterdir()}
@@ -94,7 +101,95 @@ def test_pieces_go_on_from_each_other_and_a_new_run_from_the_last_model(piece, t
     assert "--resume" in second
     assert "--start" not in second
     assert third[-2:] == ["--learning-rate", "1e-3"]
+    assert first[first.index("--batch-size") :][:2] == ["--batch-size", "512"]
+    assert float(first[first.index("--muon-learning-rate") + 1]) < 0.02  # a trained model is not thrown back
+    assert first[first.index("--checkpoint-interval") :][:2] == ["--checkpoint-interval", "40s"]
     assert third[third.index("--start") + 1] == str(tmp_path / "work" / "start.safetensors")
+
+
+@pytest.mark.process
+def test_a_kill_at_any_time_after_the_first_checkpoint_leaves_the_model(piece, tmp_path):
+    """The stand-in keeps its model at once, and then goes on for 100 seconds."""
+    (tmp_path / "work").mkdir()
+    (tmp_path / "work" / "run.json").write_text(
+        '{"filters": 64, "resnets": 2, "budget": 90, "cuda_graphs": false, "over": false}'
+    )
+    driver = "import sys, pathlib, gpu_train; gpu_train.WORK = pathlib.Path(sys.argv.pop()); gpu_train.main()"
+    words = ["--data", str(tmp_path), "--seconds", "100", str(tmp_path / "work")]
+    path = os.pathsep.join((str(SOURCE), str(SOURCE / "bench")))
+    command = [sys.executable, "-c", driver, *words]
+    with subprocess.Popen(command, env={**os.environ, "PYTHONPATH": path}) as process:
+        deadline = time.monotonic() + 60
+        rows = tmp_path / "out" / "gpu-rows.jsonl"
+        while '"checkpoint"' not in (rows.read_text() if rows.exists() else ""):
+            assert process.poll() is None
+            assert time.monotonic() < deadline, "no model within a minute"
+            time.sleep(0.05)
+        process.kill()
+        os.kill(int((tmp_path / "process").read_text()), signal.SIGKILL)  # which has outlived it
+    assert load_model(tmp_path / "out" / "cifar10.safetensors").config.filters == 64
+
+
+# pxfast itself, on a few images.
+SMALL = """
+import torch
+torch.set_num_threads(1)
+from pxfast.data import datasets
+from support.helpers import bundled_images
+datasets.load_dataset = lambda name, root, train: (bundled_images(3)[:32] if train else bundled_images(3)[32:], None)
+from pxfast.cli import main
+main.main()
+"""
+
+
+@pytest.mark.process
+def test_a_whole_piece_trains_a_network_and_leaves_its_model(piece, training, monkeypatch, tmp_path):
+    """The real command, from a small model in the place of the shipped one; none of it is a stand-in but the images."""
+    rows = importlib.import_module("gpu_rows")
+    (tmp_path / "small.py").write_text(SMALL)
+    monkeypatch.setenv("TRAIN", f"{sys.executable} {tmp_path / 'small.py'}")
+    monkeypatch.setenv("PYTHONPATH", str(SOURCE / "tests"))
+    monkeypatch.setattr(training, "CHECKPOINTS", "0s")
+    (tmp_path / "work").mkdir()
+    save(random_model((32, 32), 3, 4, 1), tmp_path / "work" / "start.safetensors")
+    run = tmp_path / "work" / "run.json"
+    run.write_text('{"filters": 6, "resnets": 1, "budget": 0.4, "cuda_graphs": false, "over": false}')
+    monkeypatch.setattr(training, "begin", lambda run: str(tmp_path / "work" / "start.safetensors"))
+    found = piece("--seconds", "60", "--device", "cpu", "--batch-size", "8", code=0)
+    assert {row["part"] for row in found} == {"training", "checkpoint", "training ended", "files"}
+    steps = [row["step"] for row in found if row["part"] == "checkpoint"]
+    assert steps == sorted(steps)
+    assert found[-2]["steps"] >= steps[-1] > 0
+    assert found[-2]["test_images"] == 16
+    out = tmp_path / "out"
+    assert sorted(path.name for path in out.iterdir()) == ["cifar10.safetensors", rows.LOG, rows.ROWS]
+    model = load_model(out / "cifar10.safetensors")
+    assert (model.config.filters, model.config.resnets) == (6, 1)
+    assert json.loads(run.read_text())["over"]
+
+
+def test_the_compact_copies_come_in_parts(training, monkeypatch, tmp_path, capsys):
+    data, names = tmp_path / "data", [f"cifar10/{name}.webp" for name in training.COMPACT]
+    parts = [["unpack.py", "cifar10/index.tsv.xz", "cifar10/batches.meta", *names[:2]], names[2:4], names[4:]]
+    (tmp_path / "work").mkdir()
+    for n, part in enumerate(parts):
+        for name in part:
+            file = tmp_path / "part" / name
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text("import sys, pathlib; pathlib.Path(sys.argv[1]).mkdir()" if name == "unpack.py" else name)
+        training.add(tmp_path / "part", data)
+        if n < 2:
+            assert training.data_root(data) is None
+            assert json.loads(capsys.readouterr().out)["missing"] == [
+                name for later in parts[n + 1 :] for name in later
+            ]
+    assert training.data_root(data) == tmp_path / "work" / "data"
+    assert (tmp_path / "work" / "data").is_dir()
+    (data / "unpack.py").write_text("raise SystemExit('damaged')")
+    with pytest.raises(SystemExit, match="could not be unpacked: damaged"):
+        training.data_root(data)
+    with pytest.raises(SystemExit, match=r"expected torchvision's root folder, or unpack\.py and cifar10/"):
+        training.data_root(tmp_path / "part")
 
 
 @pytest.mark.parametrize(
@@ -109,12 +204,14 @@ def test_pieces_go_on_from_each_other_and_a_new_run_from_the_last_model(piece, t
 )
 def test_the_largest_network_that_fits_the_time_is_taken(training, monkeypatch, rates, budget, expected):
     """A run of 500 seconds and 10 epochs asks for 1,000 images a second."""
-    monkeypatch.setattr(training, "rate", lambda options, filters, resnets, variables: rates[filters, resnets])
+    found = {size: None if found is None else (found, True) for size, found in rates.items()}
+    monkeypatch.setattr(training, "rate", lambda options, filters, resnets, variables: found.get((filters, resnets)))
     monkeypatch.setattr(training.time, "monotonic", lambda: 0.0)
     options = argparse.Namespace(budget=budget)
     found = training.pick(options, 500 + training.START + training.END, (64, 2), {})
     assert (found["filters"], found["resnets"]) == expected
     assert found["budget"] == (budget or 500)
+    assert found["cuda_graphs"] == (expected != (64, 2))
 
 
 def test_a_model_that_is_larger_than_the_shipped_one_is_never_made_smaller(training, monkeypatch):
@@ -124,7 +221,7 @@ def test_a_model_that_is_larger_than_the_shipped_one_is_never_made_smaller(train
     )
     found = training.pick(argparse.Namespace(budget=None), 1e9, (64, 3), {})
     assert (found["filters"], found["resnets"]) == (64, 3)
-    assert measured == [(72, 3)]
+    assert measured == [(72, 3), (64, 3)]
 
 
 def test_every_network_fits_its_files(training):
@@ -180,9 +277,27 @@ def test_a_folder_without_an_earlier_piece_is_refused(training, tmp_path):
 def test_the_rate_is_that_of_the_script(training, tmp_path):
     (tmp_path / "work").mkdir()
     fake = tmp_path / "python"
-    fake.write_text(f'#!/bin/sh\necho \'{{"images_per_second": 7.0, "of_it": 0.3}}\' > {tmp_path}/work/rate.jsonl\n')
+    fake.write_text(
+        f'#!/bin/sh\necho \'{{"images_per_second": 7.0, "bits_per_dim": 3}}\' > {tmp_path}/work/rate.jsonl\n'
+    )
     fake.chmod(0o755)
     options = argparse.Namespace(python=str(fake), device="cpu", batch_size=2)
-    assert training.rate(options, 64, 3, {}) == 7.0
+    assert training.rate(options, 64, 3, {}) == (7.0, False)
     fake.write_text("#!/bin/sh\nexit 1\n")
     assert training.rate(options, 64, 3, {}) is None
+
+
+@pytest.mark.parametrize(
+    ("replayed", "expected"),
+    [
+        ({"images_per_second": 9.0, "bits_per_dim": 3.01}, (9.0, True)),
+        ({"images_per_second": 5.0, "bits_per_dim": 3.01}, (7.0, False)),
+        ({"images_per_second": 9.0, "bits_per_dim": 3.2}, (7.0, False)),  # it learns something else
+        ({"images_per_second": 9.0, "bits_per_dim": float("nan")}, (7.0, False)),
+        (None, (7.0, False)),
+    ],
+)
+def test_cuda_graphs_are_taken_where_they_learn_the_same_faster(training, monkeypatch, replayed, expected):
+    plain = {"images_per_second": 7.0, "bits_per_dim": 3.0}
+    monkeypatch.setattr(training, "measured", lambda *given: replayed if given[-1] == "--cuda-graphs" else plain)
+    assert training.rate(argparse.Namespace(device="cuda"), 64, 3, {}) == expected

@@ -51,12 +51,14 @@ def test_the_paper_preset_is_the_authors_setting(asked, dataset, filters):
         "learning_rate": 1e-3,
         "schedule": "exponential",
         "decay": 0.999995,
+        "decay_share": settings.decay_share,  # of no effect
         "warmup": 0,
         "gradient_clip": 0.0,
         "ema_decay": 0.9995,
         "horizontal_flips": False,
         "precision": "fp32",
         "compile": False,
+        "cuda_graphs": False,
         "seed": 0,
         "muon_learning_rate": settings.muon_learning_rate,  # of no effect
     }
@@ -148,6 +150,7 @@ def test_train_refuses_bad_settings(refused, tmp_path):
     options = ["--root", tmp_path, "--out", tmp_path / "model.safetensors"]
     assert "known: cifar10, fashion-mnist" in refused("train", "mnist", *options)
     assert "budget must be a duration" in refused("train", "cifar10", *options, "--budget", "long")
+    assert "checkpoint interval must be a duration" in refused("train", "cifar10", *options, "--checkpoint-interval", 9)
     assert "filters must be an integer in 1..4096" in refused("train", "cifar10", *options, "--filters", 0)
     assert "fashion-mnist was not found under" in refused("train", "fashion-mnist", *options)
     assert os.listdir(tmp_path) == []

@@ -25,8 +25,9 @@ from pxfast.pixelcnn.files import load_model, read_metadata
 from pxfast.pixelcnn.network import PixelCNNConfig
 from pxfast.pixelcnn.training import Trainer, TrainingSettings, read_settings, record_bits_per_dim, train
 from pxfast.pixelcnn.training import trainer as trainer_module
+from pxfast.training.processes import Processes
 from pxfast.training.provenance import training_parts
-from pxfast.training.run import checkpoint_path
+from pxfast.training.run import at_hand, checkpoint_path
 
 # A training run in a process of its own: OUT, epochs, seconds between checkpoints.
 RUN = """
@@ -114,7 +115,8 @@ def test_the_checkpoint_of_an_older_version_goes_on(tmp_path):
     with safe_open(path, framework="pt") as file:
         metadata = file.metadata()
     settings = json.loads(metadata["settings"])
-    for name in ("optimiser", "muon_learning_rate", "schedule", "decay"):  # which there were not then
+    newer = ("optimiser", "muon_learning_rate", "schedule", "decay", "decay_share", "cuda_graphs")
+    for name in newer:  # which there were not then
         del settings[name]
     save_file(load_file(path), path, {**metadata, "settings": json.dumps(settings)})
     assert read_settings(path) == (CONFIG, SETTINGS)
@@ -137,6 +139,13 @@ def test_learning_rates_follow_their_schedule(optimiser):
     trainer.settings = dataclasses.replace(settings, schedule="linear")
     for trainer.step, factor in {0: 0.1, 4: 0.5 * 0.9, 20: 0.5, 40: 0.0}.items():
         assert trainer.learning_rate() == pytest.approx(0.3 * factor)
+    trainer.settings = dataclasses.replace(settings, schedule="wsd", decay_share=0.25)
+    for trainer.step, factor in {0: 0.1, 9: 1.0, 30: 1.0, 35: 0.5, 40: 0.0}.items():
+        assert trainer.learning_rate() == pytest.approx(0.3 * factor)
+    trainer.settings = dataclasses.replace(settings, schedule="wsd", decay_share=0.0)
+    assert trainer.learning_rate() == 0.0  # at step 40 of 40
+    trainer.step = 39
+    assert trainer.learning_rate() == pytest.approx(0.3)
     slow = dataclasses.replace(settings, schedule="exponential", decay=0.9, warmup=0)
     trainer = Trainer(CONFIG, slow, images)
     trainer.initialise()
@@ -368,6 +377,81 @@ def test_a_loss_or_gradient_that_is_not_finite_stops_the_run(tmp_path, monkeypat
     assert all(tensor.isfinite().all() for tensor in load_file(out).values())
 
 
+@pytest.mark.parametrize("optimiser", ["adam", "muon"])
+def test_a_step_that_is_judged_when_the_optimisers_are_queued_is_the_same(one_thread, optimiser):
+    """As on a GPU, which is waited for once a step; and a step that broke down is undone."""
+    settings, images = dataclasses.replace(SETTINGS, optimiser=optimiser), real_images(1, (8, 8), 64)
+    plain, queued = Trainer(CONFIG, settings, images), Trainer(CONFIG, settings, images)
+    assert not plain.queued
+    queued.queued = True
+    plain.initialise()
+    queued.initialise(plain.model)
+    for _ in range(3):
+        assert plain.train_step() == queued.train_step()
+    before = {name: value.clone() for name, value in plain.model.state_dict().items()}
+    for network, twin in ((plain.model, queued.model), (plain.averaged, queued.averaged)):
+        for ours, theirs in zip(network.parameters(), twin.parameters(), strict=True):
+            assert torch.equal(ours, theirs)
+    for trainer in (plain, queued):
+        trainer.model.output.g.register_hook(lambda gradient: gradient * math.inf)
+        with pytest.raises(FloatingPointError, match="step 3"):
+            trainer.train_step()
+        assert all(torch.equal(value, before[name]) for name, value in trainer.model.state_dict().items())
+        assert all(value.isfinite().all() for value in trainer.averaged.state_dict().values())
+        for kept in trainer.optimisers:
+            assert all(value.isfinite().all() for state in kept.state.values() for value in state.values())
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision", ["bf16", "fp32"])
+def test_replayed_steps_are_those_that_are_started_one_by_one(precision):
+    settings = dataclasses.replace(SETTINGS, optimiser="muon", precision=precision)
+    config, images = dataclasses.replace(CONFIG, dropout=0.0), real_images(1, (8, 8), 64)
+    processes = Processes(device=torch.device("cuda", 0))
+    plain = Trainer(config, settings, images, processes)
+    replayed = Trainer(config, dataclasses.replace(settings, cuda_graphs=True), images, processes)
+    for trainer in (plain, replayed):
+        trainer.initialise()
+    expected = [plain.train_step() for _ in range(12)]
+    assert [replayed.train_step() for _ in range(12)] == pytest.approx(expected, abs=0.02)
+    assert expected[-1] < expected[0]
+    assert replayed.evaluate(replayed.model, images) == pytest.approx(plain.evaluate(plain.model, images), abs=0.02)
+
+
+def test_a_step_is_recorded_once_from_a_batch_of_its_own(monkeypatch):
+    """What records is a stand-in: a function of the same arguments."""
+    trainer = Trainer(CONFIG, SETTINGS, real_images(1, (8, 8), 64))
+    trainer.initialise()
+    trainer._recorded = False
+    samples = []
+
+    def recording(log_prob, sample):
+        assert not torch.is_autocast_cache_enabled()
+        samples.append(sample)
+        return log_prob
+
+    monkeypatch.setattr(torch.cuda, "make_graphed_callables", recording)
+    for _ in range(2):
+        trainer.train_step()
+    ((sample,),) = samples
+    assert torch.equal(sample, trainer.batch(0))
+
+
+def test_cuda_graphs_are_refused_where_they_can_not_be():
+    with pytest.raises(ValueError, match="cuda_graphs are for one process on a GPU, got 1 on cpu"):
+        Trainer(CONFIG, dataclasses.replace(SETTINGS, cuda_graphs=True), real_images(1, (8, 8), 64))
+    with pytest.raises(ValueError, match="expected compile or cuda_graphs, got both"):
+        dataclasses.replace(SETTINGS, cuda_graphs=True, compile=True)
+
+
+def test_images_stay_where_they_do_not_fit_the_device(monkeypatch):
+    images = real_images(1, (8, 8), 64)
+    assert at_hand(images, torch.device("cpu")) is images
+    properties = SimpleNamespace(total_memory=20 * images.nbytes - 1)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
+    assert at_hand(images, torch.device("cuda")) is images
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -382,8 +466,9 @@ def test_a_loss_or_gradient_that_is_not_finite_stops_the_run(tmp_path, monkeypat
         ({"precision": "fp16"}, "precision"),
         ({"optimiser": "sgd"}, "optimiser must be one of adam, muon, got 'sgd'"),
         ({"muon_learning_rate": 0.0}, "muon_learning_rate"),
-        ({"schedule": "step"}, "schedule must be one of cosine, linear, exponential, got 'step'"),
+        ({"schedule": "step"}, "schedule must be one of cosine, linear, exponential, wsd, got 'step'"),
         ({"decay": 1.0}, "decay"),
+        ({"decay_share": 1.5}, "decay_share"),
     ],
 )
 def test_a_wrong_setting_is_named(changes, message):

@@ -40,4 +40,4 @@ def small_data_sets(table: str) -> None:
 
 
 def _keeping_each_step(train):
-    return lambda *arguments, **options: train(*arguments, **options, checkpoint_interval=0.0)
+    return lambda *arguments, **options: train(*arguments, **{**options, "checkpoint_interval": 0.0})

@@ -1,5 +1,6 @@
 """Training a PixelCNN: Adam or Muon, averaged weights, checkpoints that survive kill -9, one process or several."""
 
+from .branch import branch_settings
 from .loop import record_bits_per_dim, train
 from .presets import PRESETS, Preset, preset
 from .settings import TrainingSettings
@@ -10,6 +11,7 @@ __all__ = [
     "Preset",
     "Trainer",
     "TrainingSettings",
+    "branch_settings",
     "network_size",
     "preset",
     "read_settings",

@@ -13,9 +13,10 @@ from ...base.checks import check_instance, check_path
 from ...training.outputs import run_outputs
 from ...training.processes import Processes
 from ...training.provenance import training_notes, training_parts
-from ...training.run import check_training_images, run_settings, run_to_the_end
+from ...training.run import check_training_images, checkpoint_path, run_settings, run_to_the_end
 from ..files import load_model, read_metadata, save
 from ..network import PixelCNN, PixelCNNConfig
+from .branch import ENDING
 from .settings import TrainingSettings
 from .trainer import Trainer, mean_bits_per_dim
 
@@ -28,6 +29,7 @@ def train(
     settings: TrainingSettings | None = None,
     validation: Tensor | None = None,
     start: PixelCNN | None = None,
+    branch: str | os.PathLike[str] | None = None,
     earlier: Sequence[dict[str, Any]] = (),
     resume: bool = False,
     force: bool = False,
@@ -43,7 +45,9 @@ def train(
     run after the step at hand, with everything kept, and raises KeyboardInterrupt.
     start: a model whose weights to begin with, in place of random ones; a narrower or shallower one is grown to the
     same function (:mod:`pxfast.pixelcnn.training.growth`). earlier: the runs that made it, for the file's notes
-    (:mod:`pxfast.training.provenance`); a resumed run has them from ``out``. validation: uint8 images whose bits/dim is
+    (:mod:`pxfast.training.provenance`); a resumed run has them from ``out``. branch: in place of ``start``, the ``out``
+    of a run from whose checkpoint to go on, with settings by :func:`pxfast.pixelcnn.training.branch_settings`; its
+    files stay as they are. validation: uint8 images whose bits/dim is
     recorded at every checkpoint. processes: the device, and the other processes that train along
     (:func:`pxfast.training.processes.join`); the first one writes the files. Returns the model that was written, on its
     device. Raises FloatingPointError when bits/dim stop being finite (the files then stay as the last interval left
@@ -62,6 +66,12 @@ def train(
     check_instance("config", config, PixelCNNConfig)
     if start is not None:
         check_instance("start", start, PixelCNN)
+    if branch is not None:
+        check_path("branch", branch)
+        if start is not None:
+            raise ValueError("expected a start or a branch of another run, got both")
+        if checkpoint_path(branch) == checkpoint_path(out):
+            raise ValueError(f"expected a branch with files of its own, got {os.fspath(out)} for both runs")
     processes = processes or Processes()
     if validation is not None:
         check_training_images(validation, (config.channels, *config.image_size), "validation")
@@ -72,6 +82,9 @@ def train(
         if files.resumed:
             trainer.restore(files.checkpoint)
             earlier = training_parts(read_metadata(out)[1])[:-1] if os.path.exists(out) else earlier
+        elif branch is not None:
+            trainer.restore(checkpoint_path(branch), changed_settings=ENDING)
+            earlier = training_parts(read_metadata(branch)[1])[:-1] if os.path.exists(branch) else earlier
         else:
             trainer.initialise(start)
         best: PixelCNN | None = None

@@ -88,11 +88,8 @@ class Muon(torch.optim.Optimizer):
         if closure is not None:
             raise ValueError("Muon takes no closure")
         for group in self.param_groups:
-            alike: dict[torch.Size, list[nn.Parameter]] = {}
-            for parameter in group["params"]:
-                if parameter.grad is not None:
-                    alike.setdefault(parameter.shape, []).append(parameter)
-            for parameters in alike.values():  # equal shapes in one batch of matrix products
+            parameters = [parameter for parameter in group["params"] if parameter.grad is not None]
+            if parameters:
                 self._step(parameters, group["output_dim"], group["lr"])
         return None
 
@@ -106,17 +103,26 @@ class Muon(torch.optim.Optimizer):
             momenta.append(state["momentum"])
         torch._foreach_lerp_(momenta, gradients, 1.0 - MOMENTUM)
         ahead = torch._foreach_lerp(gradients, momenta, MOMENTUM)  # Nesterov's
+        alike: dict[torch.Size, list[int]] = {}
+        for i, parameter in enumerate(parameters):
+            alike.setdefault(parameter.shape, []).append(i)
+        targets: list[Tensor] = []
+        turned: list[Tensor] = []
+        for places in alike.values():  # equal shapes in one batch of matrix products
+            kernels = [by_output(parameters[i], output_dim) for i in places]
+            v = torch.stack(kernels)
+            directions = torch.stack([by_output(ahead[i], output_dim) for i in places])
+            targets += kernels
+            turned += _turned(v.flatten(2), directions.flatten(2).to(self.dtype), lr).reshape(v.shape).unbind()
+        torch._foreach_copy_(targets, turned)
 
-        def matrices(kernels: Iterable[Tensor]) -> Tensor:
-            return torch.stack([by_output(kernel, output_dim) for kernel in kernels]).flatten(2)
 
-        directions = orthogonalise(matrices(ahead).to(self.dtype)).float()
-        size = torch.linalg.vector_norm(directions, dim=(1, 2), keepdim=True).clamp(min=1e-30)
-        directions = directions * (math.sqrt(directions.shape[1]) / size)  # rows of length 1 in the mean square
-        v = matrices(parameters)
-        lengths = torch.linalg.vector_norm(v, dim=2, keepdim=True)
-        turned = v - lr * lengths * directions
-        turned *= lengths / torch.linalg.vector_norm(turned, dim=2, keepdim=True).clamp(min=1e-30)
-        for parameter, matrix in zip(parameters, turned, strict=True):
-            target = by_output(parameter, output_dim)
-            target.copy_(matrix.reshape(target.shape))
+def _turned(v: Tensor, momenta: Tensor, lr: float) -> Tensor:
+    """The rows of matrices ``v`` (N, rows, columns), turned along their orthogonalised ``momenta``."""
+    directions = orthogonalise(momenta).float()
+    size = torch.linalg.vector_norm(directions, dim=(1, 2), keepdim=True).clamp(min=1e-30)
+    directions = directions * (math.sqrt(directions.shape[1]) / size)  # rows of length 1 in the mean square
+    lengths = torch.linalg.vector_norm(v, dim=2, keepdim=True)
+    turned: Tensor = v - lr * lengths * directions
+    turned *= lengths / torch.linalg.vector_norm(turned, dim=2, keepdim=True).clamp(min=1e-30)
+    return turned

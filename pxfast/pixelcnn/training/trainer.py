@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import math
 import time
+import typing
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,7 @@ from ...training.run import check_training_images
 from ..files import parse_config
 from ..heads import likelihood_is_fused
 from ..network import PixelCNN, PixelCNNConfig
+from .folding import folded
 from .growth import grown
 from .muon import Muon, split_parameters
 from .settings import TrainingSettings
@@ -37,14 +40,19 @@ def network_size(config: PixelCNNConfig) -> dict[str, int]:
 
 
 class _LogProb(nn.Module):
-    """``model.log_prob`` as a module's forward, which is what DistributedDataParallel wraps."""
+    """``model.log_prob`` as a module's forward, which is what DistributedDataParallel wraps.
 
-    def __init__(self, model: PixelCNN) -> None:
+    fold: all convolutions' weights at once, for eager steps; a compiled one fuses these operations as they are.
+    """
+
+    def __init__(self, model: PixelCNN, fold: bool) -> None:
         super().__init__()
         self.model = model
+        self.fold = fold
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.model.log_prob(images)
+        with folded(self.model) if self.fold else contextlib.nullcontext():
+            return self.model.log_prob(images)
 
 
 class Trainer(AveragedRun):
@@ -68,9 +76,14 @@ class Trainer(AveragedRun):
         self.model = PixelCNN(config).to(self.processes.device).to(memory_format=torch.channels_last)
         self.averaged = copy.deepcopy(self.model)
         self.optimisers: list[torch.optim.Optimizer] = self._make_optimisers()
-        self._log_prob: Callable[[Tensor], Tensor] = self.processes.parallel(_LogProb(self.model))
-        if settings.compile:
+        self._log_prob: Callable[[Tensor], Tensor] = self.processes.parallel(_LogProb(self.model, not settings.compile))
+        if settings.cuda_graphs and (self.processes.count > 1 or self.processes.device.type != "cuda"):
+            where = f"{self.processes.count} on {self.processes.device}"
+            raise ValueError(f"cuda_graphs are for one process on a GPU, got {where}")
+        self._recorded = not settings.cuda_graphs
+        if settings.compile or settings.cuda_graphs:
             likelihood_is_fused(self.processes.device.type)  # tried now: a trace does not
+        if settings.compile:
             self._log_prob = torch.compile(self._log_prob)
 
     def _make_optimisers(self) -> list[torch.optim.Optimizer]:
@@ -105,7 +118,7 @@ class Trainer(AveragedRun):
     def batch(self, step: int) -> Tensor:
         """The images of a step, of all processes; depends on seed and step alone, so a resumed run sees the same."""
         generator = torch.Generator().manual_seed(self.step_seed(step))
-        return self.flipped(self.images[self.chosen(step)], generator)
+        return self.flipped(self.gathered(self.chosen(step)), generator)
 
     def rate_factor(self) -> float:
         """The learning rates of the present step as a fraction of their peaks."""
@@ -114,6 +127,8 @@ class Trainer(AveragedRun):
             return warmup * self.settings.decay ** (self.step + 1)
         if self.settings.schedule == "linear":
             return warmup * (1.0 - self.progress)
+        if self.settings.schedule == "wsd":
+            return warmup * min(1.0, (1.0 - self.progress) / max(self.settings.decay_share, 1e-12))
         return warmup * self.cosine() / self.settings.learning_rate
 
     def learning_rate(self) -> float:
@@ -136,23 +151,28 @@ class Trainer(AveragedRun):
         self.model.train()
         batch = self.batch(self.step)
         share = processes.share(batch)
+        if not self._recorded:
+            self._record(share)
         with self.autocast():
             # the processes' gradients are averaged, so each counts as much as its share of the images
             loss = -self._log_prob(share).mean() * (len(share) * processes.count / len(batch)) / LOG2
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.gradient_clip or math.inf)
-        values: list[float] = torch.stack((processes.mean(loss), norm.detach())).tolist()
-        bits_per_dim, size = values
+        bits_per_dim, size = self.optimise(torch.stack((processes.mean(loss), norm.detach())))
         if not math.isfinite(bits_per_dim) or not math.isfinite(size):
             raise FloatingPointError(
                 f"training broke down at step {self.step}: {bits_per_dim} bits/dim, gradient of norm {size}"
             )
-        for optimiser in self.optimisers:
-            optimiser.step()
-            optimiser.zero_grad()
-        self.average()
         self.count_step(time.perf_counter() - started)
         return bits_per_dim
+
+    def _record(self, images: Tensor) -> None:
+        """From now on, replay what the passes over a batch of this shape start on the GPU."""
+        device, bf16 = self.processes.device.type, self.settings.precision == "bf16"
+        with torch.autocast(device, torch.bfloat16, enabled=bf16, cache_enabled=False):
+            recorded = torch.cuda.make_graphed_callables(self._log_prob, (images.clone(),))
+        self._log_prob = typing.cast("Callable[[Tensor], Tensor]", recorded)
+        self._recorded = True
 
     def evaluate(self, model: PixelCNN, images: Tensor) -> float:
         """Mean bits/dim of a network, such as the averaged one, over uint8 images, in the training's precision."""

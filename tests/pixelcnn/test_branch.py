@@ -1,0 +1,100 @@
+"""A run that is held at its rate, and branches that end it."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from support.helpers import real_images
+from support.small_training import CONFIG, SETTINGS, position
+
+from pxfast.data import datasets
+from pxfast.pixelcnn.files import load_model, read_metadata
+from pxfast.pixelcnn.training import Trainer, branch_settings, read_settings, train
+from pxfast.training.run import checkpoint_path
+
+HELD = dataclasses.replace(SETTINGS, epochs=100.0, schedule="wsd", decay_share=0.1)
+IMAGES = real_images(1, (8, 8), 64)  # four steps an epoch
+
+
+@pytest.fixture
+def held(tmp_path) -> Path:
+    """The OUT of a held run of 4 steps, of which there is the checkpoint."""
+    trainer = Trainer(CONFIG, HELD, IMAGES)
+    trainer.initialise()
+    for _ in range(4):
+        trainer.train_step()
+    out = tmp_path / "held.safetensors"
+    trainer.save(checkpoint_path(out))
+    return out
+
+
+def test_a_branch_goes_on_with_falling_rates_and_leaves_the_held_run(held, tmp_path, one_thread):
+    config, settings = branch_settings(checkpoint_path(held), epochs=1)
+    assert config == CONFIG
+    assert settings == dataclasses.replace(HELD, epochs=2.0, decay_share=0.5)
+    before, out = checkpoint_path(held).read_bytes(), tmp_path / "ended.safetensors"
+    ended = train(config, IMAGES, out, settings=settings, branch=held, progress=False)
+    assert checkpoint_path(held).read_bytes() == before
+    assert position(checkpoint_path(out)) == 8
+    assert read_metadata(out)[1]["steps"] == 8
+    assert load_model(out).config == CONFIG
+    twin = Trainer(CONFIG, HELD, IMAGES)
+    twin.restore(checkpoint_path(held))
+    twin.settings = settings
+    factors = []
+    while twin.step < 8:
+        factors.append(twin.rate_factor())
+        twin.train_step()
+    assert factors == pytest.approx([1 - i / 4 for i in range(4)])
+    for ours, theirs in zip(ended.parameters(), twin.best()[0].parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+    twin = Trainer(CONFIG, HELD, IMAGES)
+    twin.restore(checkpoint_path(held))
+    assert twin.rate_factor() == 1.0
+
+
+def test_a_branch_may_last_some_seconds(held):
+    path = checkpoint_path(held)
+    with safe_open(path, framework="pt") as file:
+        metadata, tensors = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    save_file(tensors, path, {**metadata, "position": '{"step": 8, "seconds": 30.0}'})
+    assert branch_settings(path, budget=10.0)[1] == dataclasses.replace(HELD, budget=40.0, decay_share=0.25)
+
+
+def test_what_is_no_branch_is_told(held, tmp_path):
+    path, out = checkpoint_path(held), tmp_path / "other.safetensors"
+    with pytest.raises(ValueError, match="a branch needs a budget or epochs, one of them"):
+        branch_settings(path)
+    with pytest.raises(ValueError, match="epochs must be a number"):
+        branch_settings(path, epochs=0.0)
+    with pytest.raises(FileNotFoundError):
+        branch_settings(checkpoint_path(out), epochs=1)
+    _, settings = branch_settings(path, epochs=1)
+    with pytest.raises(ValueError, match="expected a branch with files of its own"):
+        train(CONFIG, IMAGES, held, settings=settings, branch=held, force=True)
+    with pytest.raises(ValueError, match="a start or a branch of another run, got both"):
+        train(CONFIG, IMAGES, out, settings=settings, branch=held, start=Trainer(CONFIG, HELD, IMAGES).model)
+    with pytest.raises(ValueError, match=r"learning_rate: 0\.002 then, 0\.1 now"):
+        train(CONFIG, IMAGES, out, settings=dataclasses.replace(settings, learning_rate=0.1), branch=held)
+    for changes, message in (({}, "got cosine"), ({"schedule": "wsd", "epochs": 2.0}, "its rate is falling already")):
+        other = Trainer(CONFIG, dataclasses.replace(SETTINGS, **changes), IMAGES)
+        other.step = 7
+        other.save(checkpoint_path(out))
+        with pytest.raises(ValueError, match=message):
+            branch_settings(checkpoint_path(out), epochs=1)
+
+
+def test_the_command_ends_a_held_run_and_resumes_the_branch(held, run_here, refused, monkeypatch, tmp_path):
+    monkeypatch.setattr(datasets, "load_dataset", lambda name, root, train: (IMAGES, None))
+    out = tmp_path / "ended.safetensors"
+    words = ["train", "fashion-mnist", "--root", "-", "--device", "cpu", "--quiet", "--out", out, "--branch", held]
+    assert "one of them: how long its decay takes" in refused(*words)
+    assert "not those of a --preset" in refused(*words, "--preset", "small", "--epochs", 1)
+    run_here(*words, "--epochs", 1)
+    assert read_settings(checkpoint_path(out))[1].epochs == 2.0
+    run_here(*words, "--epochs", 1, "--resume")
+    assert read_settings(checkpoint_path(out))[1].epochs == 2.0
+    assert read_metadata(out)[1]["steps"] == 8
