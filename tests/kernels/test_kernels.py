@@ -128,7 +128,7 @@ def test_matrix_cores_are_used_with_pipelined_copies(name, instruction):
     from support.triton_shapes import decoding
 
     launches = [launch for launch in decoding(paper_schedule("logistic"), "bf16", name) if has_a_big_tile(launch)]
-    assert len(launches) == 4, "hidden and gate, of rows and of pixels"
+    assert len(launches) == 6, "hidden and gate, of rows, of the pixels' early taps and of their late ones"
     for launch in launches:
         code = compile_for(launch, name).asm["ptx"]
         assert instruction in code, (name, launch.constants)
