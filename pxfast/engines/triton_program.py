@@ -42,10 +42,15 @@ class Variant:
     packed: PackedStep
 
 
-def _is_divided(s: Step) -> bool:
-    """Whether a step's early taps are summed for a whole row. Not where rows or columns differ in their taps."""
-    plain = all(tap.row_parity == tap.column_parity == ANY for tap in s.taps)
-    return not s.per_row and plain and 0 < s.early < len(s.taps)
+def _is_divided(s: Step, precision: str) -> bool:
+    """Whether a step's early taps are summed for a whole row.
+
+    Not where rows or columns differ in their taps; in fp32 not of gates, whose sums are twice as many, so that an image
+    in flight stays below 8 MB.
+    """
+    if s.per_row or (precision == "fp32" and s.epilogue == Epilogue.GATE):
+        return False
+    return 0 < s.early < len(s.taps) and all(tap.row_parity == tap.column_parity == ANY for tap in s.taps)
 
 
 class Program:
@@ -73,7 +78,7 @@ class Program:
         self.early: dict[int, Variant] = {
             i: self._variant_of(s, s.taps[: s.early], precision, "row", tiles)
             for i, s in enumerate(schedule.steps)
-            if _is_divided(s)
+            if _is_divided(s, precision)
         }
         self.slots: dict[tuple[int, int], int] = {}  # of every step and parity of the column: its place in the table
         for i, variants in enumerate(self.variants):
@@ -96,7 +101,7 @@ class Program:
     def _variants(self, s: Step, precision: str, tiles: dict[str, Tile]) -> dict[tuple[int, int], Variant]:
         """By the parities of row and column for a step whose taps depend on them, else one at (ANY, ANY)."""
         where = "row" if s.per_row else "pixel"
-        if _is_divided(s):
+        if _is_divided(s, precision):
             return {(ANY, ANY): self._variant_of(s, s.taps[s.early :], precision, where, tiles)}
         rows = sorted({tap.row_parity for tap in s.taps})
         columns = sorted({tap.column_parity for tap in s.taps})
