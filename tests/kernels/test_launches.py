@@ -12,10 +12,13 @@ import torch
 from support.helpers import random_model, run_python
 from support.triton_targets import TARGETS, compiles, needs_triton
 
+from pxfast.base.checks import PRECISIONS
 from pxfast.engines import compiled
 from pxfast.engines import triton as engine
+from pxfast.engines.benchmark import PAPER_NETWORKS
 from pxfast.engines.registry import select
 from pxfast.engines.schedule import Scale, Schedule
+from pxfast.pixelcnn.network import PixelCNN
 
 
 class NamesAGPU:
@@ -103,6 +106,18 @@ def test_what_changes_from_row_to_row_is_data():
                     assert value.shape == other.shape
                 else:
                     assert value == other, name
+
+
+@needs_triton
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_an_image_of_the_papers_network_takes_less_than_8_mb(precision):
+    from pxfast.engines.triton_program import Program
+    from pxfast.kernels.tiles import tiles_for
+
+    schedule = Schedule(PixelCNN(PAPER_NETWORKS["paper-cifar10"]))
+    program = Program(schedule, precision, torch.device("meta"), tiles_for("sm_90"))
+    assert len(program.early) > 10, "early taps are summed for whole rows"
+    assert 2e6 < program.bytes_per_image < 8e6
 
 
 @needs_triton
