@@ -43,14 +43,14 @@ def find_nvcc() -> str | None:
     return shutil.which("nvcc") or shutil.which("nvcc", path=os.path.join(home, "bin"))
 
 
-def find_cuobjdump() -> str | None:
-    """The toolkit's, beside nvcc; or the one in Triton's wheel."""
+def find_tool(name: str) -> str | None:
+    """cuobjdump or nvdisasm: the toolkit's, beside nvcc; or the one in Triton's wheel."""
     nvcc = find_nvcc()
     folders = [Path(os.path.realpath(nvcc)).parent, Path(nvcc).parent] if nvcc else []
     triton = importlib.util.find_spec("triton")
     if triton is not None and triton.origin is not None:
         folders.append(Path(triton.origin).parent / "backends" / "nvidia" / "bin")
-    return shutil.which("cuobjdump") or next(filter(None, (shutil.which("cuobjdump", path=f) for f in folders)), None)
+    return shutil.which(name) or next(filter(None, (shutil.which(name, path=f) for f in folders)), None)
 
 
 def precision_of(mangled: str) -> str:
@@ -59,7 +59,7 @@ def precision_of(mangled: str) -> str:
 
 def gpu_barriers(library: str) -> dict[str, int] | None:
     """Of each kernel in an object file, how many instructions make the whole GPU's memory wait."""
-    cuobjdump = find_cuobjdump()
+    cuobjdump = find_tool("cuobjdump")
     if cuobjdump is None:
         return None
     listing = subprocess.run([cuobjdump, "-sass", library], capture_output=True, text=True, check=True).stdout

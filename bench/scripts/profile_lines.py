@@ -16,14 +16,14 @@ from __future__ import annotations
 
 import argparse
 import collections
-import importlib.util
 import re
-import shutil
 import struct
 import subprocess
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+
+from cuda_resources import find_tool
 
 Field = tuple[int, int | bytes]  # its number; a varint, or the bytes of anything else
 SAMPLES = "smsp__pcsamp_warps_issue_stalled_"
@@ -125,23 +125,15 @@ def by_address(metric: bytes) -> Iterator[tuple[int, float]]:
                 yield int(number_of(address)), number_of(value) if isinstance(value, bytes) else 0.0
 
 
-def find_nvdisasm() -> str:
-    triton = importlib.util.find_spec("triton")
-    folders = ["/usr/local/cuda/bin"]
-    if triton is not None and triton.origin is not None:
-        folders.append(str(Path(triton.origin).parent / "backends" / "nvidia" / "bin"))
-    found = shutil.which("nvdisasm") or next(filter(None, (shutil.which("nvdisasm", path=f) for f in folders)), None)
-    if found is None:
-        raise SystemExit("nvdisasm is neither on PATH nor in /usr/local/cuda/bin nor in Triton's wheel")
-    return found
-
-
 def lines_of(code: bytes, kernel: str) -> dict[int, tuple[str, ...]]:
     """The chain of FILE:LINE of every instruction of the kernel whose name has ``kernel`` in it, innermost first."""
+    nvdisasm = find_tool("nvdisasm")
+    if nvdisasm is None:
+        raise SystemExit("nvdisasm is neither on PATH nor beside nvcc nor in Triton's wheel")
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(code)
         file.flush()
-        command = [find_nvdisasm(), "-gi", "-c", file.name]
+        command = [nvdisasm, "-gi", "-c", file.name]
         listing = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     function, waiting = "", list[str]()
     chain: tuple[str, ...] = ()

@@ -79,8 +79,7 @@ class ADPPurifier(nn.Module):
     until a is 1e-3 or less (:func:`descend`). runs: over how many runs, each with noise of its own, a defended
     classifier (:class:`pxfast.defences.Defended`) averages its logits. model: a ScoreNetwork, a shipped one's name, the
     path of a file, or None for the shipped one of the images' shape. seed: of the noise, with the image itself, an
-    integer in 0..2^63 - 1: an
-    image's result is the same in every batch. progress: as :func:`pxfast.purify` takes it.
+    integer in 0..2^63 - 1: an image's result is the same in every batch. progress: as :func:`pxfast.purify` takes it.
 
     backward: 'straight-through' (the identity's gradient, so that gradient attacks are BPDA), 'error' (asking for one
     raises RuntimeError), or 'full': that of the noise and all steps, for which the memory of two evaluations a step is

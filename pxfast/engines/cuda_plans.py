@@ -11,8 +11,6 @@ from typing import Any
 from . import compiled
 from .settings import DecodeSettings
 
-CLUSTER = 4  # blocks of a team that is a cluster
-
 
 def images_of(multiprocessors: int) -> int:
     """Images that give teams of one block two or three each, three teams two tiles of pixels each, and none evenly."""
@@ -21,9 +19,11 @@ def images_of(multiprocessors: int) -> int:
 
 def plans(multiprocessors: int, clusters: bool) -> list[DecodeSettings]:
     """Either order in teams of one block, of a third of the GPU's, of all; and in clusters where the GPU has them."""
-    ways = [(team, False) for team in sorted({1, max(1, multiprocessors // 3), multiprocessors})]
+    ways: list[tuple[int | None, bool]] = [
+        (team, False) for team in sorted({1, max(1, multiprocessors // 3), multiprocessors})
+    ]
     if clusters:
-        ways.append((CLUSTER, True))
+        ways.append((None, True))  # whose size the engine knows
     return [
         DecodeSettings(order=order, team=team, clusters=cluster)
         for order in ("sequential", "speculative")

@@ -44,7 +44,7 @@ def training(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> ModuleType:
     monkeypatch.syspath_prepend(str(SOURCE / "bench"))
     monkeypatch.setenv("OUT", str(tmp_path / "out"))
     module = importlib.import_module("gpu_train")
-    monkeypatch.setattr(module, "WORK", tmp_path / "work")
+    monkeypatch.setattr(module, "WORK", tmp_path / "run")
     monkeypatch.setattr(module, "MARGIN", 0.0)
     return module
 
@@ -85,7 +85,7 @@ def test_pieces_go_on_from_each_other_and_a_new_run_from_the_last_model(piece, t
         "gpu-rows.jsonl",
         "gpu-log.txt",
     }
-    for file in (tmp_path / "work").iterdir():  # another machine, which is given the files
+    for file in (tmp_path / "run").iterdir():  # another machine, which is given the files
         file.unlink()
     earlier = tmp_path / "earlier"
     out.rename(earlier)
@@ -104,18 +104,18 @@ def test_pieces_go_on_from_each_other_and_a_new_run_from_the_last_model(piece, t
     assert first[first.index("--batch-size") :][:2] == ["--batch-size", "512"]
     assert float(first[first.index("--muon-learning-rate") + 1]) < 0.02  # a trained model is not thrown back
     assert first[first.index("--checkpoint-interval") :][:2] == ["--checkpoint-interval", "40s"]
-    assert third[third.index("--start") + 1] == str(tmp_path / "work" / "start.safetensors")
+    assert third[third.index("--start") + 1] == str(tmp_path / "run" / "start.safetensors")
 
 
 @pytest.mark.process
 def test_a_kill_at_any_time_after_the_first_checkpoint_leaves_the_model(piece, tmp_path):
     """The stand-in keeps its model at once, and then goes on for 100 seconds."""
-    (tmp_path / "work").mkdir()
-    (tmp_path / "work" / "run.json").write_text(
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "run.json").write_text(
         '{"filters": 64, "resnets": 2, "budget": 90, "cuda_graphs": false, "over": false}'
     )
     driver = "import sys, pathlib, gpu_train; gpu_train.WORK = pathlib.Path(sys.argv.pop()); gpu_train.main()"
-    words = ["--data", str(tmp_path), "--seconds", "100", str(tmp_path / "work")]
+    words = ["--data", str(tmp_path), "--seconds", "100", str(tmp_path / "run")]
     path = os.pathsep.join((str(SOURCE), str(SOURCE / "bench")))
     command = [sys.executable, "-c", driver, *words]
     with subprocess.Popen(command, env={**os.environ, "PYTHONPATH": path}) as process:
@@ -150,11 +150,11 @@ def test_a_whole_piece_trains_a_network_and_leaves_its_model(piece, training, mo
     monkeypatch.setenv("TRAIN", f"{sys.executable} {tmp_path / 'small.py'}")
     monkeypatch.setenv("PYTHONPATH", str(SOURCE / "tests"))
     monkeypatch.setattr(training, "CHECKPOINTS", "0s")
-    (tmp_path / "work").mkdir()
-    save(random_model((32, 32), 3, 4, 1), tmp_path / "work" / "start.safetensors")
-    run = tmp_path / "work" / "run.json"
+    (tmp_path / "run").mkdir()
+    save(random_model((32, 32), 3, 4, 1), tmp_path / "run" / "start.safetensors")
+    run = tmp_path / "run" / "run.json"
     run.write_text('{"filters": 6, "resnets": 1, "budget": 0.4, "cuda_graphs": false, "over": false}')
-    monkeypatch.setattr(training, "begin", lambda run: str(tmp_path / "work" / "start.safetensors"))
+    monkeypatch.setattr(training, "begin", lambda run: str(tmp_path / "run" / "start.safetensors"))
     found = piece("--seconds", "60", "--device", "cpu", "--batch-size", "8", code=0)
     assert {row["part"] for row in found} == {"training", "checkpoint", "training ended", "files"}
     steps = [row["step"] for row in found if row["part"] == "checkpoint"]
@@ -171,7 +171,7 @@ def test_a_whole_piece_trains_a_network_and_leaves_its_model(piece, training, mo
 def test_the_compact_copies_come_in_parts(training, monkeypatch, tmp_path, capsys):
     data, names = tmp_path / "data", [f"cifar10/{name}.webp" for name in training.COMPACT]
     parts = [["unpack.py", "cifar10/index.tsv.xz", "cifar10/batches.meta", *names[:2]], names[2:4], names[4:]]
-    (tmp_path / "work").mkdir()
+    (tmp_path / "run").mkdir()
     for n, part in enumerate(parts):
         for name in part:
             file = tmp_path / "part" / name
@@ -183,8 +183,8 @@ def test_the_compact_copies_come_in_parts(training, monkeypatch, tmp_path, capsy
             assert json.loads(capsys.readouterr().out)["missing"] == [
                 name for later in parts[n + 1 :] for name in later
             ]
-    assert training.data_root(data) == tmp_path / "work" / "data"
-    assert (tmp_path / "work" / "data").is_dir()
+    assert training.data_root(data) == tmp_path / "run" / "data"
+    assert (tmp_path / "run" / "data").is_dir()
     (data / "unpack.py").write_text("raise SystemExit('damaged')")
     with pytest.raises(SystemExit, match="could not be unpacked: damaged"):
         training.data_root(data)
@@ -235,7 +235,7 @@ def test_every_network_fits_its_files(training):
 
 def test_the_checkpoint_of_the_shipped_network_fits_and_of_a_larger_one_the_model_does(training, tmp_path):
     rows = importlib.import_module("gpu_rows")
-    work, out = tmp_path / "work", tmp_path / "out"
+    work, out = tmp_path / "run", tmp_path / "out"
     work.mkdir()
     (work / "run.json").write_text('{"over": false}')
     (work / "cifar10.safetensors").touch()
@@ -254,7 +254,7 @@ def test_the_checkpoint_of_the_shipped_network_fits_and_of_a_larger_one_the_mode
 
 
 def test_a_run_without_its_checkpoint_starts_from_its_model(training, tmp_path):
-    work = tmp_path / "work"
+    work = tmp_path / "run"
     work.mkdir()
     run = work / "run.json"
     run.write_text('{"over": false}')
@@ -275,10 +275,10 @@ def test_a_folder_without_an_earlier_piece_is_refused(training, tmp_path):
 
 @pytest.mark.process
 def test_the_rate_is_that_of_the_script(training, tmp_path):
-    (tmp_path / "work").mkdir()
+    (tmp_path / "run").mkdir()
     fake = tmp_path / "python"
     fake.write_text(
-        f'#!/bin/sh\necho \'{{"images_per_second": 7.0, "bits_per_dim": 3}}\' > {tmp_path}/work/rate.jsonl\n'
+        f'#!/bin/sh\necho \'{{"images_per_second": 7.0, "bits_per_dim": 3}}\' > {tmp_path}/run/rate.jsonl\n'
     )
     fake.chmod(0o755)
     options = argparse.Namespace(python=str(fake), device="cpu", batch_size=2)

@@ -28,7 +28,7 @@ def test_compiles_without_a_warning_and_without_a_spill(arch):
         assert (kernel.stack, kernel.spill_stores, kernel.spill_loads) == (0, 0, 0), kernel
         if kernel.precision == "bf16, wgmma":
             assert kernel.registers <= 168, "384 threads share 65,536"
-    if resources["find_cuobjdump"]() is None:
+    if resources["find_tool"]("cuobjdump") is None:
         pytest.skip("there is no cuobjdump here to count the barriers with")
     for kernel in kernels:
         assert 0 < kernel.barriers <= MEETINGS, f"{kernel}: a barrier of the whole GPU's memory where no team meets"

@@ -79,7 +79,7 @@ def test_the_cuda_engine_is_tried_by_every_plan(monkeypatch):
     monkeypatch.setattr(trial, "judge_engine", lambda engine, **options: seen.update(options))
     trial._judge(ENGINES["cuda"], 0)
     teams = [(way.order, way.team, way.clusters) for way in seen["ways"]]
-    ways = ((1, False), (44, False), (132, False), (4, True))
+    ways = ((1, False), (44, False), (132, False), (None, True))
     assert teams == [(order, *way) for order in ("sequential", "speculative") for way in ways]
     assert seen["count"] > 2 * 132, "teams of one block have several images"
     assert all(seen["count"] % (132 // team) for team in (1, 44)), "and not all as many"

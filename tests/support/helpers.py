@@ -302,10 +302,11 @@ def whole_command() -> typer.core.TyperGroup:
 
 def bench_script(name: str) -> dict[str, Any]:
     """What a script of bench/ defines; the modules beside it are found as when it runs."""
-    place = str(SOURCE / "bench")
+    script = SOURCE / "bench" / name
+    place = str(script.parent)
     sys.path.insert(0, place)
     try:
-        return runpy.run_path(os.path.join(place, name))
+        return runpy.run_path(str(script))
     finally:
         sys.path.remove(place)
 

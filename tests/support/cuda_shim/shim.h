@@ -60,11 +60,6 @@ struct Thread {
   int product_groups = 0;
   bool begun = false;
 };
-// Who copied the 16 bytes there last, and how many fences it had passed before.
-struct Landing {
-  int thread = 0;
-  unsigned fences = 0;
-};
 struct Warp {
   fibers::Barrier barrier;
   unsigned char exchange[2][32][64];  // of the lanes; the halves are used in turn, so that one barrier is enough
@@ -75,9 +70,8 @@ struct Block {
   Thread thread[kThreads];
   int turn[kThreads];
   std::vector<unsigned char> shared;
-  std::vector<Landing> landing;  // of every 16 bytes
-  unsigned fences[kThreads];     // that a thread has passed, and one
-  unsigned global_fences[kThreads];
+  std::vector<unsigned char> by_thread;  // of every 16 bytes: whether a thread, and not the copy engine, copied them
+  unsigned fences[kThreads];             // of global memory for the copy engine, that a thread has passed, and one
 
   void start(size_t shared_bytes, int threads) {
     barrier.reset(threads);
@@ -90,9 +84,8 @@ struct Block {
     }
     std::memset(turn, 0, sizeof turn);
     shared.assign(shared_bytes, 0xff);  // floats that nobody has written are NaN
-    landing.assign(shared_bytes / 16, Landing{});
+    by_thread.assign(shared_bytes / 16, 0);
     for (unsigned& count : fences) count = 1;
-    for (unsigned& count : global_fences) count = 1;
   }
 };
 
@@ -119,23 +112,14 @@ inline const unsigned char (*exchange(const void* mine, size_t bytes))[64] {
   return w.exchange[turn];
 }
 
-// The same place in the shared memory of another block of the cluster.
-template <class T>
-T* in_block_of_cluster(T* here, int rank) {
-  const auto offset = reinterpret_cast<unsigned char*>(here) - block().shared.data();
-  Block& there = grid().block[fibers::block() / grid().cluster_blocks * grid().cluster_blocks + rank];
-  return reinterpret_cast<T*>(there.shared.data() + offset);
-}
-
 // The end of a copy of 16 bytes.
 inline void land(void* to, const void* from) {
   copy_words(to, from, 16);
   Block& here = block();
-  const int thread = fibers::thread();
-  here.landing[(static_cast<unsigned char*>(to) - here.shared.data()) / 16] = {thread, here.fences[thread]};
+  here.by_thread[(static_cast<unsigned char*>(to) - here.shared.data()) / 16] = 1;
 }
 
-inline void note_store(const void* to) { fibers::note_store(to, &block().global_fences[fibers::thread()]); }
+inline void note_store(const void* to) { fibers::note_store(to, &block().fences[fibers::thread()]); }
 
 // The bulk copies that a barrier still counts.
 inline void finish_copies(fibers::CopyBarrier* barrier) {
@@ -300,7 +284,7 @@ inline void copy_bulk(void* shared, const void* global, uint32_t bytes, CopyBarr
   if (shim::grid().eager_copies) shim::finish_copies(barrier);
 }
 inline void wait_for_barrier(CopyBarrier* barrier, int parity) { fibers::wait(barrier, parity, shim::finish_copies); }
-inline void fence_global_copies() { ++shim::block().global_fences[fibers::thread()]; }
+inline void fence_global_copies() { ++shim::block().fences[fibers::thread()]; }
 
 inline void arrive(unsigned int* count) { __atomic_fetch_add(count, 1u, __ATOMIC_ACQ_REL); }
 inline void wait_for_arrivals(const unsigned int* count, unsigned int wanted) {

@@ -2,7 +2,7 @@
 //
 // A product reads its operands through their descriptors, as the hardware does, and adds to its sums when it is waited
 // for; until then the sums show NaN. It ends the process when an operand changes meanwhile, or was copied there by a
-// thread that has not fenced its copies since.
+// thread: the kernels leave that to the copy engine, and have no fence that would publish it.
 #pragma once
 
 namespace pxfast {
@@ -44,8 +44,7 @@ struct Operands {
     const int thread = fibers::thread() % 128, lane = thread % 32;
     const auto check = [](const Word* from) {
       Block& here = block();
-      const Landing& landing = here.landing[(reinterpret_cast<const unsigned char*>(from) - here.shared.data()) / 16];
-      if (landing.fences == __atomic_load_n(&here.fences[landing.thread], __ATOMIC_RELAXED))
+      if (here.by_thread[(reinterpret_cast<const unsigned char*>(from) - here.shared.data()) / 16])
         fail("a product reads a copy that no fence has published");
     };
     for (int channel = 0; channel < 16; channel += 8) {
