@@ -123,6 +123,9 @@ class Block {
     return workspace_.residual[step.per_row][step.level] + (size_t)column * images_ * filters_padded_;
   }
 
+  // How many of a pixel step's first taps are summed for the whole row.
+  int early(const Step& step) const { return step.early[workspace_.few]; }
+
   // The sums over a pixel step's early taps, from a column of the row that is decoded on.
   float* partial(const Step& step, int column) {
     return workspace_.partial + (step.partial + (size_t)column * product_stride(step)) * images_;
@@ -135,9 +138,9 @@ class Block {
     long work = 0;
     for (int s = 0; s < program_.steps; ++s) {
       const Step& step = program_.step[s];
-      if (step.early == 0 || (row & ((1 << step.level) - 1))) continue;
+      if (early(step) == 0 || (row & ((1 << step.level) - 1))) continue;
       const int columns = pxfast::level_size(program_.width, step.level), level_row = row >> step.level;
-      work += columns * step.early;
+      work += columns * early(step);
       if (step.scale == Scale::kSame) {
         const long rows = (long)columns * images_;
         sum_early_taps(step, level_row, 0, columns, rows * member_ / members_, rows * (member_ + 1) / members_);
@@ -152,7 +155,7 @@ class Block {
   }
 
   void sum_early_taps(const Step& step, int row, int column, int columns, long first, long last) {
-    const Operand<Element> operand = gather(step, 0, step.early, row, column, columns);
+    const Operand<Element> operand = gather(step, 0, early(step), row, column, columns);
     float* sums = partial(step, column);
     for (; first < last; first += kPanelRows)
       matrix_product(step, operand, first, last - first < kPanelRows ? last - first : kPanelRows, nullptr,
@@ -230,7 +233,7 @@ class Block {
       const int first = pxfast::first_column(begin, step.level), last = pxfast::last_column(end, step.level);
       if (first >= last) continue;
       run_step(step, row >> step.level, first, last);
-      work += (long)(last - first) * (step.taps - step.early);
+      work += (long)(last - first) * (step.taps - early(step));
     }
     return work;
   }
@@ -275,9 +278,9 @@ class Block {
   // `begin` of the step on.
   void run_rows(const Step& step, int row, int begin, int column, int end, long first, long last) {
     Stopwatch watch(workspace_.profile);
-    const Operand<Element> operand = gather(step, step.early, step.taps, row, column, end - column);
+    const Operand<Element> operand = gather(step, early(step), step.taps, row, column, end - column);
     watch.lap(&pxfast::Profile::gather);
-    const float* initial = step.early > 0 ? partial(step, column) : nullptr;
+    const float* initial = early(step) > 0 ? partial(step, column) : nullptr;
     float* residuals = residual(step, column - begin);
     for (; first < last; first += kPanelRows) {
       const Panel panel{first, last - first < kPanelRows ? last - first : kPanelRows,

@@ -123,7 +123,6 @@ Engine::Engine(const ProgramSpec& spec, const std::string& isa, bool bf16) : sta
   for (int level = 0; level < kLevels; ++level)
     s.residual_floats[level] = (size_t)level_size(spec.width, level) * padded(spec.filters);
 
-  size_t partial = 0;
   for (const StepSpec& from : spec.steps) {
     Step step{};
     step.level = from.level;
@@ -135,7 +134,8 @@ Engine::Engine(const ProgramSpec& spec, const std::string& isa, bool bf16) : sta
     step.concat_elu = from.concat_elu;
     step.raw = from.raw;
     step.elu = from.elu;
-    step.early = from.early;
+    step.early[0] = early_taps(from, (int)s.backend->element_size);
+    step.early[1] = from.early;
     size_t rows = 0;
     for (const TapSpec& tap : from.taps) {
       step.tap[step.taps++] = {tap.cache, tap.row, tap.column, tap.row_parity, tap.column_parity, rows};
@@ -147,8 +147,6 @@ Engine::Engine(const ProgramSpec& spec, const std::string& isa, bool bf16) : sta
       step.bias[step.biases++] = {s.biases.back().data(), bias.min_row, bias.min_column};
     }
     s.backend->plan(step, rows);
-    step.partial = partial;
-    if (step.early > 0) partial += (size_t)level_size(spec.width, step.level) * step.tiles * step.tile_vectors * kLanes;
     const size_t bytes = step.tile_stride * step.tiles * s.backend->element_size;
     s.packed.emplace_back(bytes);
     s.weight_bytes += bytes;
@@ -160,12 +158,21 @@ Engine::Engine(const ProgramSpec& spec, const std::string& isa, bool bf16) : sta
     }
     s.steps.push_back(step);
   }
+  size_t floats = 0, partial[2];  // behind the sums that all blocks have stand those that small blocks alone have
+  for (const bool few : {false, true}) {
+    for (Step& step : s.steps) {
+      if (step.early[1] == 0 || (step.early[0] == 0) != few) continue;
+      step.partial = floats;
+      floats += (size_t)level_size(spec.width, step.level) * step.tiles * step.tile_vectors * kLanes;
+    }
+    partial[few] = floats;
+  }
 
   s.tables = spec.tables;
   s.program = {spec.channels,      spec.height,     spec.width,          spec.filters,
                spec.head,          spec.mixtures,   s.tables.data(),     spec.input_cache,
                (int)s.caches.size(), (int)s.steps.size(), s.caches.data(), s.steps.data(), offset,
-               partial};
+               {partial[0], partial[1]}};
 }
 
 Engine::~Engine() = default;
@@ -174,7 +181,7 @@ const std::string& Engine::isa() const { return state_->isa; }
 size_t Engine::weight_bytes() const { return state_->weight_bytes; }
 
 size_t Engine::bytes_per_image() const {
-  size_t floats = state_->program.partial_per_image;
+  size_t floats = state_->program.partial_per_image[0];
   for (const size_t count : state_->residual_floats) floats += 2 * count;
   return state_->program.elements_per_image * state_->backend->element_size + floats * sizeof(float);
 }

@@ -34,7 +34,7 @@ class Engine {
   Profile profile(const uint8_t* input, uint8_t* output, int64_t images, const Chooser& chooser, Order order) const;
 
   const std::string& isa() const;
-  size_t bytes_per_image() const;  // of caches and residuals, in flight
+  size_t bytes_per_image() const;  // of caches, residuals and early sums, in flight, in blocks of many images
   size_t weight_bytes() const;
 
  private:

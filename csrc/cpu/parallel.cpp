@@ -75,7 +75,9 @@ struct Room {
     for (auto& levels : workspace.residual)
       for (int level = 0; level < kLevels; ++level)
         levels[level] = static_cast<float*>(add(residual_floats[level] * capacity * sizeof(float)));
-    workspace.partial = static_cast<float*>(add(program.partial_per_image * capacity * sizeof(float)));
+    workspace.few = capacity <= kFewImages;
+    workspace.partial =
+        static_cast<float*>(add(program.partial_per_image[workspace.few] * capacity * sizeof(float)));
     for (int member = 0; member < members; ++member)
       workspace.products[member] = static_cast<float*>(add(backend.products_size(program) * sizeof(float)));
     if (alone) {

@@ -42,7 +42,9 @@ struct Step {
   Epilogue epilogue;
   int outputs;             // N of the matrix product
   int taps, biases;
-  int early;  // of a pixel step: so many of its first taps are summed for a whole row, before its first pixel
+  // of a pixel step: so many of its first taps are summed for a whole row, before its first pixel, in blocks of many
+  // images and of kFewImages at most
+  int early[2];
   Tap tap[kMaxTaps];
   Bias bias[kMaxBiases];
   float multiplier;        // of the matrix product, before the bias
@@ -66,7 +68,7 @@ struct Program {
   const Cache* cache;
   const Step* step;
   size_t elements_per_image;  // of all caches
-  size_t partial_per_image;   // floats of all sums over early taps, of one row
+  size_t partial_per_image[2];  // floats of all sums over early taps, of one row; in blocks of many images and of few
 };
 
 // Seconds of one thread by kind of work, and the number of speculative sweeps.
@@ -75,6 +77,7 @@ struct Profile {
 };
 
 constexpr int kMaxTeam = 64;
+constexpr int kFewImages = 4;  // that may take more memory each, where latency counts and memory does not
 
 // How a team does the next row of its image.
 struct RowPlan {
@@ -87,6 +90,7 @@ struct RowPlan {
 struct Workspace {
   void* caches;
   float* residual[2][kLevels];  // [per_row][level]: width x images x padded filters
+  bool few;                     // it is for kFewImages at most
   float* partial;               // by step: width x images x outputs of its tiles, the sums over a row's early taps
   float* products[kMaxTeam];    // one panel of a matrix product per member
   Profile* profile;             // null: not measured

@@ -37,12 +37,6 @@ int output_at(Epilogue epilogue, int filters, int outputs, int unit, int i) {
   return n < outputs ? n : -1;
 }
 
-// How many of a step's first taps are summed for a whole row. In fp32 not those of gates, whose sums are twice as many:
-// an image in flight stays below 8 MB.
-int early_taps(const StepSpec& step, Kernel kernel) {
-  return kernel == Kernel::kFp32 && step.epilogue == Epilogue::kGate ? 0 : step.early;
-}
-
 // What the kernels ask of a program beyond what every engine does.
 void check_taps(const ProgramSpec& spec) {
   for (const StepSpec& step : spec.steps) {
@@ -74,11 +68,11 @@ class Packer {
     lay_out_caches();
     std::vector<Step> steps;
     for (const StepSpec& from : spec_.steps)
-      steps.push_back(pack_step(from, early_taps(from, kernel_), (int)from.taps.size()));
+      steps.push_back(pack_step(from, early_taps(from, program_.element_size), (int)from.taps.size()));
     for (size_t i = 0; i < spec_.steps.size(); ++i) {  // behind the vertical stream
       const StepSpec& from = spec_.steps[i];
-      if (early_taps(from, kernel_) == 0) continue;
-      Step early = pack_step(from, 0, early_taps(from, kernel_));
+      if (early_taps(from, program_.element_size) == 0) continue;
+      Step early = pack_step(from, 0, early_taps(from, program_.element_size));
       early.per_row = 1;
       early.biases = 0;
       early.partial = Partial::kLeaves;
@@ -240,7 +234,7 @@ Engine::Engine(const ProgramSpec& spec, Kernel kernel) : kernel_(kernel) {
   for (const StepSpec& step : spec.steps) {
     const double columns = spec.width >> step.level, rows = spec.height >> step.level;
     const double positions = rows * columns;
-    const int early = early_taps(step, kernel);
+    const int early = early_taps(step, program_.element_size);
     if (step.per_row || early > 0) row_.steps += rows;
     if (!step.per_row) pixel_.steps += positions, sweep_steps_ += rows;
     for (size_t t = 0; t < step.taps.size(); ++t) {
