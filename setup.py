@@ -1,7 +1,8 @@
 """Builds the compiled module pxfast._C; everything else about the package is in pyproject.toml.
 
 Environment: CXX picks the compiler, PXFAST_CUDA=0|1 forces the CUDA part off or on, PXFAST_CUDA_ARCHS=80,90a picks its
-GPU architectures, PXFAST_SANITIZE=address,undefined makes a checking build.
+GPU architectures, PXFAST_SANITIZE=address,undefined makes a checking build. PXFAST_PROJECT_URL is where the repository is
+published: the package's page links there.
 """
 
 import os
@@ -195,12 +196,34 @@ class EditableWheel(editable_wheel):
         super().finalize_options()
 
 
+def published(url):
+    """The README and the links of the package's page, given the repository's address, or none.
+
+    On the page of a package index, a link to a file of the repository leads nowhere unless it is absolute.
+    """
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    if not url:
+        return readme, {}
+    if not url.startswith("https://"):
+        raise SystemExit(f"PXFAST_PROJECT_URL must begin with https://, got {url!r}")
+    url = url.rstrip("/")
+    readme = re.sub(r"(!\[[^\]]*\]\()(?!https?:|#)", rf"\1{url}/raw/main/", readme)
+    readme = re.sub(r"((?<!!)\[[^\]]*\]\()(?!https?:|#)", rf"\1{url}/blob/main/", readme)
+    pages = {"Documentation": "blob/main/docs/guide.md", "Changelog": "blob/main/CHANGELOG.md", "Issues": "issues"}
+    return readme, {"Source": url, **{name: f"{url}/{page}" for name, page in pages.items()}}
+
+
+README, URLS = published(os.environ.get("PXFAST_PROJECT_URL", ""))
+
 # setuptools names an SPDX expression so since 77, and ignores it before
 EXPRESSION = "license_expression" if int(setuptools.__version__.partition(".")[0]) >= 77 else "license"
 
 setup(
     **{EXPRESSION: "Apache-2.0"},
     license_files=["LICENSE"],
+    long_description=README,
+    long_description_content_type="text/markdown",
+    project_urls=URLS,
     packages=[*find_packages(include=["pxfast", "pxfast.*"]), "pxfast.kernels"],
     package_dir={"pxfast.kernels": "kernels"},
     ext_modules=[Extension("pxfast._C", ["csrc/bindings.cpp"])],

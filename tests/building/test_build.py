@@ -108,7 +108,7 @@ def test_a_setuptools_of_either_kind_is_given_the_licence(monkeypatch, version, 
 def failing_build(folder: Path, **changes: str) -> str:
     """The error message of ``setup.py build_ext`` on a copy of the sources, which must fail."""
     pytest.importorskip("setuptools", reason="setup.py needs setuptools")
-    for name in ("setup.py", "pyproject.toml", "LICENSE"):
+    for name in ("setup.py", "pyproject.toml", "LICENSE", "README.md"):
         shutil.copy(SOURCE / name, folder)
     shutil.copytree(SOURCE / "csrc", folder / "csrc")
     (folder / "kernels").mkdir()
