@@ -1,8 +1,8 @@
 """Builds the compiled module pxfast._C; everything else about the package is in pyproject.toml.
 
 Environment: CXX picks the compiler, PXFAST_CUDA=0|1 forces the CUDA part off or on, PXFAST_CUDA_ARCHS=80,90a picks its
-GPU architectures, PXFAST_SANITIZE=address,undefined makes a checking build. PXFAST_PROJECT_URL is where the repository is
-published: the package's page links there.
+GPU architectures, PXFAST_SANITIZE=address,undefined makes a checking build. PXFAST_PROJECT_URL is where the repository
+is published: the package's page links there.
 """
 
 import os

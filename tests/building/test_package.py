@@ -85,7 +85,7 @@ def test_without_an_address_the_page_is_the_readme(monkeypatch: pytest.MonkeyPat
 
 def test_an_address_that_is_none_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PXFAST_PROJECT_URL", "example.org")
-    with pytest.raises(SystemExit, match="PXFAST_PROJECT_URL must begin with https://, got 'example.org'"):
+    with pytest.raises(SystemExit, match=r"PXFAST_PROJECT_URL must begin with https://, got 'example\.org'"):
         setup_options(monkeypatch)
 
 
