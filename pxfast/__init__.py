@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from .base.version import __version__
 
 if TYPE_CHECKING:
-    from . import attacks, classifiers, defences, evaluation
+    from . import attacks, classifiers, defences, evaluation, serving
     from .adp.purifier import ADPPurifier
     from .defences.defended import Defended
     from .engines.registry import list_engines
@@ -42,6 +42,7 @@ __all__ = [
     "purify",
     "sample",
     "save",
+    "serving",
     "verify",
 ]
 
@@ -64,7 +65,7 @@ _ORIGINS = {
     "save": "pixelcnn.files",
     "verify": "pixeldefend.verify",
 }
-_PACKAGES = ("attacks", "classifiers", "defences", "evaluation")
+_PACKAGES = ("attacks", "classifiers", "defences", "evaluation", "serving")
 
 
 def __getattr__(name: str) -> Any:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import os
 import typing
+from typing import BinaryIO
 
 import numpy as np
 from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
@@ -29,13 +31,22 @@ def read_image(path: str | os.PathLike[str]) -> Array:
     file, or is refused by the rule.
     """
     with BoundedFile(path) as file:
-        pixels, refusal = _read(file)
+        return _planes(file, os.fspath(path))
+
+
+def decode_image(content: bytes, name: str = "the image") -> Array:
+    """The bytes of an image file as :func:`read_image` has them. ValueError, which calls them ``name``, as there."""
+    return _planes(io.BytesIO(content), name)
+
+
+def _planes(file: BinaryIO, name: str | bytes) -> Array:
+    pixels, refusal = _read(file)
     if pixels is None:
-        raise ValueError(f"{os.fspath(path)} {refusal}")
+        raise ValueError(f"{os.fsdecode(name)} {refusal}")
     return np.ascontiguousarray(pixels.reshape(*pixels.shape[:2], -1).transpose(2, 0, 1))
 
 
-def _read(file: BoundedFile) -> tuple[Array | None, str]:
+def _read(file: BinaryIO) -> tuple[Array | None, str]:
     """As :func:`_decoded`, which may raise anything."""
     try:
         return _decoded(file)
@@ -45,7 +56,7 @@ def _read(file: BoundedFile) -> tuple[Array | None, str]:
         return None, f"can't be read as an image: {str(error) or type(error).__name__}"
 
 
-def _decoded(file: BoundedFile) -> tuple[Array | None, str]:
+def _decoded(file: BinaryIO) -> tuple[Array | None, str]:
     """The pixels (H, W) or (H, W, 3) uint8; or None and why the file is refused."""
     if (pixels := _webp_pixels(file)) > MOST_PIXELS:
         return None, f"has {pixels} pixels, expected {MOST_PIXELS} at most"
@@ -73,7 +84,7 @@ def _decoded(file: BoundedFile) -> tuple[Array | None, str]:
         return np.asarray(ImageOps.exif_transpose(image)), ""
 
 
-def _webp_pixels(file: BoundedFile) -> int:
+def _webp_pixels(file: BinaryIO) -> int:
     """Pixels that a WebP file says it has, for which its decoder makes room when the file is opened; 0 of others."""
     head = file.read(30)
     file.seek(0)

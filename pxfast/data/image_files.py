@@ -7,7 +7,7 @@ import io
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Protocol, TypeAlias
+from typing import BinaryIO, Protocol, TypeAlias
 
 import numpy as np
 import torch
@@ -53,7 +53,7 @@ def open_collection(path: str | os.PathLike[str]) -> Collection:
     return kind(path)
 
 
-def write_png(image: Images, path: Path) -> None:
+def write_png(image: Images, path: Path | BinaryIO) -> None:
     """Write one (C, H, W) image losslessly. An OSError leaves a partial file: give it a temporary path."""
     grid, _ = to_grid(image)
     pixels = grid[0].permute(1, 2, 0).numpy()
