@@ -1,7 +1,8 @@
 """Brings the documents that lie outside docs/ onto the site, and makes every link between documents work there.
 
-The README is the first page. A document links to another as it lies in the repository. On the site a link to a document
-leads to its page; a link to a file that is no page of the site, such as a source, becomes the file's name.
+The README is the first page. Each notebook of examples/ is a page too, with the results that are stored in it. A
+document links to another as it lies in the repository. On the site a link to a document leads to its page; a link to a
+file that is no page of the site, such as a source, becomes the file's name.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Any
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
+from nbconvert import MarkdownExporter
 
 ROOT = Path(__file__).resolve().parents[2]
 OUTSIDE = {  # document: its page
@@ -22,7 +24,9 @@ OUTSIDE = {  # document: its page
     "CONTRIBUTING.md": "contributing.md",
     "bench/README.md": "bench.md",
 }
+NOTEBOOKS = sorted((ROOT / "examples").glob("*.ipynb"))
 WORKER = "https://unpkg.com/iframe-worker/shim"  # which the theme loads; a copy lies beside this file
+ESCAPE = re.compile(r"\x1b\[[0-9;]*m")  # colours of a terminal
 LINK = re.compile(r"(?<!!)\[([^\]]*(?:!\[[^\]]*\]\([^)]*\))?[^\]]*)\]\(([^)#:\s]+)(#[^)\s]*)?\)")
 PICTURE = re.compile(r"!\[([^\]]*)\]\(([^):\s]+)\)")
 
@@ -31,6 +35,12 @@ def on_files(files: Files, *, config: MkDocsConfig) -> Files:
     """The documents outside docs/ become pages."""
     for document, page in OUTSIDE.items():
         files.append(File.generated(config, page, abs_src_path=str(ROOT / document)))
+    for notebook in NOTEBOOKS:
+        text, resources = MarkdownExporter().from_filename(str(notebook))
+        for name, content in resources["outputs"].items():  # its pictures
+            text = text.replace(f"]({name})", f"]({notebook.stem}-{name})")
+            files.append(File.generated(config, f"examples/{notebook.stem}-{name}", content=content))
+        files.append(File.generated(config, f"examples/{notebook.stem}.md", content=ESCAPE.sub("", text)))
     return files
 
 
