@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ..base.checks import check_instance, check_number, check_path, check_seed, check_text
-from ..data.datasets import image_shape
+from ..data.datasets import image_shape, is_mirrored
 from ..tensors.safetensors import metadata_record, read_header
 from ..training.averaged_run import AveragedRun
 from ..training.outputs import run_outputs
@@ -80,7 +80,7 @@ PRESETS = {
 
 
 def score_preset(name: str, dataset: str | os.PathLike[str]) -> tuple[ScoreNetworkConfig, ScoreSettings]:
-    """The network and settings of a preset for a data set, whose images are flipped if it is CIFAR-10.
+    """The network and settings of a preset for a data set; CIFAR-10's and CIFAR-100's images are flipped.
 
     dataset: a known name, or a folder of images. ValueError for an unknown preset or data set.
     """
@@ -88,9 +88,8 @@ def score_preset(name: str, dataset: str | os.PathLike[str]) -> tuple[ScoreNetwo
         raise ValueError(f"unknown preset {name!r}; known: {', '.join(PRESETS)}")
     ngf, settings = PRESETS[name]
     channels, H, W = image_shape(dataset)
-    return ScoreNetworkConfig((H, W), channels, ngf), dataclasses.replace(
-        settings, horizontal_flips=dataset == "cifar10"
-    )
+    flips = is_mirrored(dataset)
+    return ScoreNetworkConfig((H, W), channels, ngf), dataclasses.replace(settings, horizontal_flips=flips)
 
 
 def denoising_losses(

@@ -232,7 +232,7 @@ def train_classifier(
 ) -> Classifier:
     """Train a classifier on a data set's training images and write it to ``out`` (safetensors).
 
-    dataset: 'fashion-mnist' or 'cifar10', read from torchvision's ``root``. arch: a name that
+    dataset: as :func:`pxfast.data.load_dataset` takes it, with ``root``. arch: a name that
     :func:`pxfast.classifiers.architecture` knows. The notes in the file record the settings, the time and the accuracy
     on all test images of the weights as stored. Every ``checkpoint_interval`` seconds the state goes to ``out`` with
     the suffix .checkpoint.safetensors, in shards if it is large; with ``resume`` a killed run goes on from there with

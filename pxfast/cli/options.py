@@ -26,8 +26,8 @@ DatasetArgument = Annotated[
     str,
     typer.Argument(
         metavar="DATASET",
-        help="fashion-mnist, cifar10 or a folder of images.",
-        autocompletion=among("fashion-mnist", "cifar10"),
+        help="fashion-mnist, cifar10, mnist, svhn, cifar100 or a folder of images.",
+        autocompletion=among("fashion-mnist", "cifar10", "mnist", "svhn", "cifar100"),
     ),
 ]
 SourceArgument = Annotated[
@@ -35,7 +35,10 @@ SourceArgument = Annotated[
 ]
 RootOption = Annotated[
     Path | None,
-    typer.Option(help="torchvision's root folder, for data sets called by name; nothing is downloaded."),
+    typer.Option(help="torchvision's root folder, for data sets called by name."),
+]
+DownloadOption = Annotated[
+    bool, typer.Option("--download", help="Download the data set to --root, unless it is there; else nothing is.")
 ]
 _IMAGES = typer.Option(min=1, help="Only the first so many images.")
 ImagesOption = Annotated[int, _IMAGES]
