@@ -18,10 +18,13 @@ from ..base.checks import check_instance, check_number, check_path, check_seed, 
 from ..data.datasets import image_shape, is_mirrored
 from ..tensors.safetensors import metadata_record, read_header
 from ..training.averaged_run import AveragedRun
+from ..training.compilation import settle_compilation
+from ..training.loop import run_to_the_end
 from ..training.outputs import run_outputs
 from ..training.processes import Processes
 from ..training.provenance import training_notes, training_parts
-from ..training.run import RunSettings, check_training_images, run_settings, run_to_the_end
+from ..training.run import check_training_images
+from ..training.settings import RunSettings, run_settings
 from .files import load_score_network, parse_score_config, read_score_metadata, save_score_network
 from .score_network import ScoreNetwork, ScoreNetworkConfig
 
@@ -31,7 +34,7 @@ EVALUATED_AT_ONCE = 64  # images
 
 @dataclasses.dataclass(frozen=True)
 class ScoreSettings(RunSettings):
-    """How to train: see :class:`pxfast.training.run.RunSettings`, and more.
+    """How to train: see :class:`pxfast.training.settings.RunSettings`, and more.
 
     ``levels``: how many noise levels, in geometric steps from ``sigma_max`` down to ``sigma_min``, deviations of the
     noise on images in [0, 1]. Which ones the ADP authors used can't be told from their code, whose configurations have
@@ -187,6 +190,12 @@ class ScoreTrainer(AveragedRun):
         self.count_step(time.perf_counter() - started)
         return found
 
+    def losses(self, found: float) -> dict[str, float]:
+        return {"train_loss": found}
+
+    def rates(self) -> dict[str, float]:
+        return {"learning_rate": self.optimisers[0].param_groups[0]["lr"]}
+
 
 @torch.no_grad()
 def denoising_quality(network: ScoreNetwork, images: Tensor, sigma: float, *, seed: int = 0) -> dict[str, float]:
@@ -256,7 +265,11 @@ def train_score_network(
     if start is not None:
         check_instance("start", start, ScoreNetwork)
     with run_outputs(out, resume=resume, force=force, processes=processes, progress=progress) as files:
+        before = files.checkpoint if files.resumed else None
+        place = processes or Processes()
+        settings, why = settle_compilation(settings, config, len(images), place, before, progress=progress)
         trainer = ScoreTrainer(config, settings, images, processes)
+        trainer.compilation = why
         if files.resumed:
             trainer.restore(files.checkpoint)
             earlier = training_parts(read_score_metadata(out)[1])[:-1] if os.path.exists(out) else earlier
@@ -275,7 +288,15 @@ def train_score_network(
             recent = loss if recent is None else 0.98 * recent + 0.02 * loss
             return f"loss {recent:.4f}"
 
-        run_to_the_end(trainer, keep, describe, checkpoint_interval=checkpoint_interval, progress=progress)
+        run_to_the_end(
+            trainer,
+            keep,
+            describe,
+            config=config,
+            log=files.log,
+            checkpoint_interval=checkpoint_interval,
+            progress=progress,
+        )
         return trainer.averaged.eval()
 
 

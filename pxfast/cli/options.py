@@ -130,7 +130,13 @@ PresetOption = Annotated[
 _EPOCHS = typer.Option(help="Passes over the data, unless --budget is given.")
 EpochsOption = Annotated[float, _EPOCHS]
 OptionalEpochsOption = Annotated[float | None, _EPOCHS]
-BudgetOption = Annotated[str | None, typer.Option(help="Training time instead of epochs, such as 45m or 2h.")]
+BudgetOption = Annotated[
+    str | None,
+    typer.Option(
+        help="Training time instead of epochs, such as 45m or 2h; compiling is a part of it, the measurement at the end "
+        "is not."
+    ),
+]
 CheckpointIntervalOption = Annotated[
     str, typer.Option(help="Time between checkpoints, with which the model so far is written, such as 45s or 3m.")
 ]
@@ -143,7 +149,9 @@ GradientClipOption = Annotated[float | None, typer.Option(help="Largest norm of 
 _FLIPS = typer.Option("--flips/--no-flips", help="Flip every second image left to right.")
 FlipsOption = Annotated[bool, _FLIPS]
 OptionalFlipsOption = Annotated[bool | None, _FLIPS]
-_COMPILE = typer.Option("--compile/--no-compile", help="Use torch.compile.")
+_COMPILE = typer.Option(
+    "--compile/--no-compile", help="Use torch.compile; by preset small, where the run is long enough for it to pay."
+)
 CompileOption = Annotated[bool, _COMPILE]
 OptionalCompileOption = Annotated[bool | None, _COMPILE]
 StartOption = Annotated[

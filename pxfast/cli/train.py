@@ -91,6 +91,8 @@ def train(
     fall; the settings are the other run's, whose files stay as they are.
     `torchrun --nproc-per-node 2 -m pxfast.cli train ...` trains on two GPUs.
     """
+    from ..base.durations import phase
+    from ..base.streams import note
     from ..data.datasets import fetch_dataset, load_dataset
     from ..pixelcnn.files import load_model, read_metadata
     from ..pixelcnn.shipped import model_path
@@ -143,8 +145,9 @@ def train(
         earlier = [{"network": network_size(first.config), **part} for part in training_parts(read_metadata(path)[1])]
     if download:
         fetch_dataset(dataset, root, progress=not quiet)
-    images, _ = load_dataset(dataset, root, train=True)
-    held_out, _ = load_dataset(dataset, root, train=False)
+    with phase(f"reading {dataset}", f"reading {dataset}", shown=not quiet):
+        images, _ = load_dataset(dataset, root, train=True)
+        held_out, _ = load_dataset(dataset, root, train=False)
     with join(device) as processes:
         train_model(
             config,
@@ -162,6 +165,7 @@ def train(
             processes=processes,
         )
     if processes.first:
+        note(settings.measuring(f"bits/dim on {len(held_out)} test images"), quiet=quiet)
         bits_per_dim = record_bits_per_dim(out, held_out, progress=not quiet, device=processes.device)
         if as_json:
             notes = read_metadata(out)[1]
