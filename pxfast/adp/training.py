@@ -265,6 +265,7 @@ def train_score_network(
     if start is not None:
         check_instance("start", start, ScoreNetwork)
     with run_outputs(out, resume=resume, force=force, processes=processes, progress=progress) as files:
+        check_training_images(images, (config.channels, *config.image_size))
         before = files.checkpoint if files.resumed else None
         place = processes or Processes()
         settings, why = settle_compilation(settings, config, len(images), place, before, progress=progress)

@@ -133,8 +133,8 @@ OptionalEpochsOption = Annotated[float | None, _EPOCHS]
 BudgetOption = Annotated[
     str | None,
     typer.Option(
-        help="Training time instead of epochs, such as 45m or 2h; compiling is a part of it, the measurement at the end "
-        "is not."
+        help="Training time instead of epochs, such as 45m or 2h; with compiling, but without the measurement at the "
+        "end."
     ),
 ]
 CheckpointIntervalOption = Annotated[

@@ -140,7 +140,7 @@ def run_to_the_end(
         keep_all()
         shown.entitle("training")
         steps, seconds = run.step - first[0], run.seconds - first[1]
-        if run.processes.first and seconds >= LONG_ENOUGH:
+        if run.processes.first and steps and seconds >= LONG_ENOUGH:
             keep_time(step_key(config, settings, device), seconds / steps)
     if stopping:
         raise KeyboardInterrupt(f"training stopped at step {run.step}")

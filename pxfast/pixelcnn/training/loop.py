@@ -82,6 +82,7 @@ def train(
     with run_outputs(out, resume=resume, force=force, processes=processes, progress=progress) as files:
         if processes.device.type == "cuda":
             torch.backends.cudnn.benchmark = True  # all batches have one shape
+        check_training_images(images, (config.channels, *config.image_size))
         before = files.checkpoint if files.resumed else None
         settings, why = settle_compilation(settings, config, len(images), processes, before, progress=progress)
         trainer = Trainer(config, settings, images, processes)
