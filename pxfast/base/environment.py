@@ -65,6 +65,12 @@ def triton_settings() -> list[str]:
     return sorted(f"{k}={v}" for k, v in os.environ.items() if k.startswith("TRITON_") and not k.endswith(folders))
 
 
+def compiler() -> list[str]:
+    """``CXX``: the C++ compiler that torch.compile takes, as builds do; none where it is not set."""
+    wish = os.environ.get("CXX")
+    return [wish] if wish else []
+
+
 def tensorboard() -> bool:
     """``PXFAST_TENSORBOARD``: whether trainings write TensorBoard's files where it is installed; by default they do."""
     return _switch("PXFAST_TENSORBOARD", default=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import shutil
 from pathlib import Path
 from typing import Any, TypeVar
@@ -12,6 +11,7 @@ from typing import Any, TypeVar
 import torch
 from safetensors import SafetensorError, safe_open
 
+from ..base import environment
 from ..base.durations import in_words, last_time
 from ..base.reading import regular_file
 from ..base.streams import note
@@ -95,8 +95,7 @@ def _obstacle(settings: RunSettings, device: torch.device) -> str | None:
     """Why steps can't be compiled here; None where they can."""
     if getattr(settings, "cuda_graphs", False):
         return "the steps are recorded as CUDA graphs"
-    compilers = (os.environ.get("CXX"), "c++", "g++", "clang++")
-    if device.type == "cpu" and not any(each and shutil.which(each) for each in compilers):
+    if device.type == "cpu" and not any(map(shutil.which, (*environment.compiler(), "c++", "g++", "clang++"))):
         return "there is no C++ compiler"
     return None
 

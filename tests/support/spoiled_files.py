@@ -177,7 +177,7 @@ def training_kinds(folder: Path) -> list[Kind]:
         Kind(folder / "classifier.checkpoint.safetensors", classifiers.restore, ways),
         Kind(folder / "large.safetensors", scores.restore, ways, named="large."),
         Kind(shard, read_shards, ways, named="large."),
-        Kind(log.path, check_is_log, (json_text,)),
+        Kind(log.path, check_is_log),
     ]
 
 
