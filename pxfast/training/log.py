@@ -6,10 +6,11 @@ import contextlib
 import errno
 import importlib
 import importlib.util
+import itertools
 import json
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from ..base.streams import note
 
 INTERVAL = 10.0  # seconds between two lines, where nothing else is measured
 LONGEST_LINE = 1 << 16  # bytes
+CHECKPOINT = "checkpoint"  # what lines have that were written just before one
 EVENTS = "events.out.tfevents.*"  # what TensorBoard's files are called
 
 
@@ -70,11 +72,15 @@ class TrainingLog:
         """Whether the last line was written long enough ago."""
         return time.monotonic() - self.written_at >= INTERVAL
 
-    def write(self, step: int, values: Mapping[str, float]) -> None:
-        """A line of what was measured after a step. OSError, which names the file, where the disk is full."""
+    def write(self, step: int, values: Mapping[str, float], *, checkpoint: bool = False) -> None:
+        """A line of what was measured after a step. OSError, which names the file, where the disk is full.
+
+        checkpoint: whether one of this step is about to be written, which the line then says.
+        """
         if step <= self.last_step:
             return
-        line = (json.dumps({"step": step, **values}) + "\n").encode()
+        told = {"step": step, **values, **({CHECKPOINT: True} if checkpoint else {})}
+        line = (json.dumps(told) + "\n").encode()
         if self._descriptor is None:
             self._open()
         assert self._descriptor is not None
@@ -111,42 +117,50 @@ class TrainingLog:
             self._writer = _events_writer(self.events, self.last_step + 1 if self.own and self.last_step >= 0 else None)
 
 
-def check_is_log(path: Path) -> None:
-    """ValueError, naming the file, unless it holds the lines of a training's log."""
-    _lines_up_to(path, -1)
+def has_checkpoint(path: Path) -> bool:
+    """Whether a log is of a run that came to a checkpoint; one of another is worth nothing.
+
+    ValueError, naming the file, unless it holds the lines of a training's log.
+    """
+    return any(checkpoint for _, _, checkpoint in _lines(path))
 
 
 def _lines_up_to(path: Path, step: int) -> tuple[int, int]:
-    """Where the lines up to a step end, in bytes, and the step of the last of them, -1 where there is none.
-
-    A last line without an end is left out: its writing was cut off.
-    """
-    end, last, before = 0, -1, -1
-    with open(regular_file(path), "rb") as file:
-        number = 0
-        while line := file.readline(LONGEST_LINE):
-            number += 1
-            if not line.endswith(b"\n") and len(line) < LONGEST_LINE:
-                break
-            found = _step_of(line)
-            if found is None or found <= before:
-                raise ValueError(f"{path}: line {number} is no measurement of a training; move the file away")
-            before = found
-            if found <= step:
-                end, last = end + len(line), found
+    """Where the lines up to a step end, in bytes, and the step of the last of them, -1 where there is none."""
+    end, last = 0, -1
+    for size, found, _ in _lines(path):
+        if found <= step:
+            end, last = end + size, found
     return end, last
 
 
-def _step_of(line: bytes) -> int | None:
-    """The step of a line; None where it is no line of a log."""
+def _lines(path: Path) -> Iterator[tuple[int, int, bool]]:
+    """Of each line of a log: its bytes, its step, and whether there was a checkpoint.
+
+    A last line without an end is left out: its writing was cut off. ValueError for a line that is none of a log.
+    """
+    before = 0
+    with open(regular_file(path), "rb") as file:
+        for number in itertools.count(1):
+            line = file.readline(LONGEST_LINE)
+            if not line.endswith(b"\n") and len(line) < LONGEST_LINE:
+                return
+            values = _values_of(line)
+            step = integer_of(values.pop("step", None))
+            checkpoint = values.pop(CHECKPOINT, False)
+            if step is None or step <= before or not all(map(is_number, values.values())):
+                raise ValueError(f"{path}: line {number} is no measurement of a training; move the file away")
+            before = step
+            yield len(line), step, checkpoint is True
+
+
+def _values_of(line: bytes) -> dict[str, Any]:
+    """What a line says; nothing where it is no table."""
     try:
         values = parse_json(line.decode("utf-8"), "it", finite=True)
-    except (UnicodeDecodeError, ValueError):
-        return None
-    if not isinstance(values, dict) or not all(map(is_number, values.values())):
-        return None
-    step = integer_of(values.get("step"))
-    return step if step is not None and step > 0 else None
+    except ValueError:  # UnicodeDecodeError is one
+        return {}
+    return values if isinstance(values, dict) else {}
 
 
 def _events_writer(folder: Path, purge_step: int | None) -> Any:

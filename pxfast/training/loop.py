@@ -101,7 +101,7 @@ def run_to_the_end(
     def keep_all() -> None:
         measured = measure()
         if log is not None:  # before the checkpoint: a run that is resumed drops the lines behind that
-            log.write(run.step, {**meter.line(), **measured})
+            log.write(run.step, {**meter.line(), **measured}, checkpoint=True)
         keep()
 
     with contextlib.ExitStack() as stack:

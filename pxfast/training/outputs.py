@@ -15,7 +15,7 @@ from ..base.reading import regular_file
 from ..base.streams import note
 from ..base.unfinished import remove_leftovers
 from ..tensors.safetensors import metadata_table
-from .log import TrainingLog, check_is_log, events_path, log_path, writes_events
+from .log import TrainingLog, events_path, has_checkpoint, log_path, writes_events
 from .processes import Processes
 from .provenance import training_parts
 from .run import OF_THE_MACHINE, checkpoint_path
@@ -54,6 +54,7 @@ def run_outputs(
             stack.enter_context(claimed(target))
             remove_leftovers(target)
         refuse_folder(path)
+        unfinished = False
         resumed = resume and checkpoint.exists()
         if resume and not resumed:
             if path.exists() and not force:
@@ -62,21 +63,30 @@ def run_outputs(
                     "(force=True) to train it anew"
                 )
             if log.exists() and not force:
-                check_is_log(log)  # of the part that was killed
+                has_checkpoint(log)  # or ValueError: it is no log
             note(f"there is no checkpoint {checkpoint}: the training begins anew", quiet=not (progress and first))
         elif not resume:
             refuse_existing(path, force=force)
             refuse_existing(checkpoint, force=force)
-            refuse_existing(log, force=force)
+            unfinished = log.is_file() and not force and _is_worthless(log)
+            refuse_existing(log, force=force or unfinished)
             if writes_events():
-                refuse_existing(events_path(out), force=force)
+                refuse_existing(events_path(out), force=force or unfinished)
         elif path.exists() and not force and not _is_of_the_run(path, checkpoint):
             raise FileExistsError(
                 f"{path} exists, and its training was not the one of {checkpoint}; move it away, or pass --force "
                 "(force=True) to replace it"
             )
-        lines = TrainingLog(out, own=resumed, force=force or resume) if first else None
+        lines = TrainingLog(out, own=resumed, force=force or resume or unfinished) if first else None
         yield RunOutputs(OwnFile(path, force=force, own=resumed), checkpoint, resumed, lines)
+
+
+def _is_worthless(log: Path) -> bool:
+    """Whether a log is of a run that was killed before its first checkpoint, and has to begin anew."""
+    try:
+        return not has_checkpoint(log)
+    except ValueError:  # no log
+        return False
 
 
 def _is_of_the_run(model: Path, checkpoint: Path) -> bool:

@@ -58,7 +58,7 @@ from pxfast.pixelcnn.shipped import SHIPPED
 from pxfast.pixelcnn.training import Trainer, read_settings
 from pxfast.pixeldefend.detection import Detector
 from pxfast.training import checkpoints
-from pxfast.training.log import TrainingLog, check_is_log
+from pxfast.training.log import TrainingLog, has_checkpoint
 
 SECONDS = 5
 MEMORY = 1 << 30
@@ -177,7 +177,7 @@ def training_kinds(folder: Path) -> list[Kind]:
         Kind(folder / "classifier.checkpoint.safetensors", classifiers.restore, ways),
         Kind(folder / "large.safetensors", scores.restore, ways, named="large."),
         Kind(shard, read_shards, ways, named="large."),
-        Kind(log.path, check_is_log),
+        Kind(log.path, has_checkpoint),
     ]
 
 

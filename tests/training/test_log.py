@@ -27,7 +27,7 @@ LOSSES = {
     "train-classifier": {"train_loss", "train_accuracy", "learning_rate"},
     "train-adp": {"train_loss", "learning_rate"},
 }
-ALWAYS = {"step", "seconds", "images_per_second"}
+ALWAYS = {"step", "seconds", "images_per_second", "checkpoint"}
 
 
 def lines_of(out: Path) -> list[dict]:
@@ -90,8 +90,8 @@ def test_a_resumed_run_has_each_line_once(kind, monkeypatch, tmp_path):
     start(kind, whole, monkeypatch)
     write = TrainingLog.write
 
-    def dying(log: TrainingLog, step: int, values: dict) -> None:
-        write(log, step, values)
+    def dying(log: TrainingLog, step: int, values: dict, **options) -> None:
+        write(log, step, values, **options)
         if step == 3:  # before the checkpoint of this step
             raise KeyboardInterrupt
 
@@ -135,18 +135,27 @@ def test_kill_9_leaves_whole_lines(tmp_path):
     assert steps == sorted(set(steps))
 
 
+@pytest.mark.parametrize("options", [{}, {"resume": True}])
+def test_the_log_of_a_run_without_a_checkpoint_is_replaced(options, tmp_path):
+    """It was killed too early, and begins anew, with --resume or without."""
+    out = tmp_path / "m.safetensors"
+    log_path(out).write_text('{"step": 9, "train_loss": 1.5}\n{"step": 10, "tr')
+    run_small(out, 0.5, 1000, **options)
+    assert [line["step"] for line in lines_of(out)] == [2]
+
+
 def test_what_is_there_is_not_replaced(tmp_path):
     out = tmp_path / "m.safetensors"
-    log_path(out).write_text('{"step": 9, "train_loss": 1.5}\n')
+    log_path(out).write_text('{"step": 9, "train_loss": 1.5, "checkpoint": true}\n')
     with pytest.raises(FileExistsError, match=r"m\.log\.jsonl exists already; pass --force"):
         run_small(out, 0.5, 1000)
-    run_small(out, 0.5, 1000, resume=True)  # of a run that was killed before its first checkpoint
-    assert [line["step"] for line in lines_of(out)] == [2]
+    assert json.loads(log_path(out).read_text())["step"] == 9
 
 
 @pytest.mark.parametrize(
     ("text", "line"),
     [
+        ('{"step": 1, "checkpoint": 3, "loss": true}\n', 1),
         ("notes of mine\n", 1),
         ('{"step": 1}\n{"step": 1}\n', 2),
         ('{"step": 1}\n{"step": "2"}\n', 2),
@@ -213,7 +222,7 @@ def test_tensorboard_shows_the_same(monkeypatch, tmp_path):
 
     def logged() -> dict[str, list[tuple[int, float]]]:
         lines = lines_of(out)
-        tags = lines[0].keys() - {"step"}
+        tags = lines[0].keys() - {"step", "checkpoint"}
         return {tag: [(line["step"], pytest.approx(line[tag], rel=1e-5)) for line in lines] for tag in tags}
 
     def interrupted(trainer: Trainer) -> float:
