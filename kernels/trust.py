@@ -12,7 +12,6 @@ Environment: ``PXFAST_TRIAL=0`` trusts the kernels untried.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import functools
 import hashlib
 import importlib.util
@@ -29,9 +28,7 @@ from typing import Any
 import torch
 
 from ..base import environment
-from ..base.files import whole_file
-from ..base.reading import parse_json, read_text
-from ..base.records import record
+from ..base.kept import read_kept, write_kept
 
 _log = logging.getLogger(__name__)
 
@@ -113,35 +110,19 @@ def run(command: Sequence[str], seconds: float) -> tuple[bool, str | None]:
     return True, last if done.returncode == WRONG else f"its process ended with {done.returncode}: {last}"
 
 
-@dataclasses.dataclass(frozen=True)
-class Record:
-    """What is in the file of verdicts: problems by key, None where there was none."""
-
-    format: str
-    trials: dict[str, str | None]
-
-
 def record_file() -> Path:
     """Where verdicts are kept: pxfast/trials.json where the user keeps caches. It may be deleted at any time."""
     return environment.cache_folder() / "trials.json"
 
 
 def _read_record() -> dict[str, str | None]:
-    """Problems by key. A file that is not there, or not what it should be, holds none."""
-    try:
-        content = record(Record, parse_json(read_text(record_file()), "it"), "it")
-    except (OSError, ValueError):
-        return {}
-    return content.trials if content.format == FORMAT else {}
+    """Problems by key, None where there was none."""
+    return read_kept(record_file(), FORMAT, "trials", lambda value: value is None or isinstance(value, str))
 
 
 def _write_record(trials: dict[str, str | None]) -> None:
     """Where nothing can be written, the next process holds its own trial."""
-    path = record_file()
-    with contextlib.suppress(OSError):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with whole_file(path) as temporary:
-            temporary.write_text(json.dumps({"format": FORMAT, "trials": trials}, indent=2) + "\n", encoding="utf-8")
+    write_kept(record_file(), FORMAT, "trials", trials)
 
 
 def _gpu(device: int) -> str:

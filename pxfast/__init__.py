@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from .base.version import __version__
 
 if TYPE_CHECKING:
-    from . import attacks, classifiers, defences, evaluation, serving
+    from . import attacks, classifiers, data, defences, evaluation, serving
     from .adp.purifier import ADPPurifier
     from .defences.defended import Defended
     from .engines.registry import list_engines
@@ -33,6 +33,7 @@ __all__ = [
     "attacks",
     "bits_per_dim",
     "classifiers",
+    "data",
     "defences",
     "evaluation",
     "list_engines",
@@ -65,7 +66,7 @@ _ORIGINS = {
     "save": "pixelcnn.files",
     "verify": "pixeldefend.verify",
 }
-_PACKAGES = ("attacks", "classifiers", "defences", "evaluation", "serving")
+_PACKAGES = ("attacks", "classifiers", "data", "defences", "evaluation", "serving")
 
 
 def __getattr__(name: str) -> Any:

@@ -12,6 +12,9 @@ from pathlib import Path
 # Set before torch is imported, and inherited by the commands that the tests start.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+# What trainings write must not depend on what is installed here; the tests of TensorBoard's files ask for them.
+os.environ.setdefault("PXFAST_TENSORBOARD", "0")
+
 # A shell ignores Ctrl-C for what it starts in the background, and so would every process that the tests start, down to
 # those that are to be interrupted.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:

@@ -21,7 +21,7 @@ NAMES = {
     *("log_prob", "bits_per_dim", "sample", "load", "save", "list_models", "list_engines"),
     *("PixelCNN", "PixelCNNConfig", "__version__"),
 }
-PACKAGES = {"attacks", "classifiers", "defences", "evaluation", "serving"}
+PACKAGES = {"attacks", "classifiers", "data", "defences", "evaluation", "serving"}
 
 
 def names_for_type_checkers() -> dict[str, str]:

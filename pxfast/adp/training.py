@@ -15,13 +15,16 @@ import torch
 from torch import Tensor
 
 from ..base.checks import check_instance, check_number, check_path, check_seed, check_text
-from ..data.datasets import image_shape
+from ..data.datasets import image_shape, is_mirrored
 from ..tensors.safetensors import metadata_record, read_header
 from ..training.averaged_run import AveragedRun
+from ..training.compilation import settle_compilation
+from ..training.loop import run_to_the_end
 from ..training.outputs import run_outputs
 from ..training.processes import Processes
 from ..training.provenance import training_notes, training_parts
-from ..training.run import RunSettings, check_training_images, run_settings, run_to_the_end
+from ..training.run import check_training_images
+from ..training.settings import RunSettings, run_settings
 from .files import load_score_network, parse_score_config, read_score_metadata, save_score_network
 from .score_network import ScoreNetwork, ScoreNetworkConfig
 
@@ -31,7 +34,7 @@ EVALUATED_AT_ONCE = 64  # images
 
 @dataclasses.dataclass(frozen=True)
 class ScoreSettings(RunSettings):
-    """How to train: see :class:`pxfast.training.run.RunSettings`, and more.
+    """How to train: see :class:`pxfast.training.settings.RunSettings`, and more.
 
     ``levels``: how many noise levels, in geometric steps from ``sigma_max`` down to ``sigma_min``, deviations of the
     noise on images in [0, 1]. Which ones the ADP authors used can't be told from their code, whose configurations have
@@ -80,7 +83,7 @@ PRESETS = {
 
 
 def score_preset(name: str, dataset: str | os.PathLike[str]) -> tuple[ScoreNetworkConfig, ScoreSettings]:
-    """The network and settings of a preset for a data set, whose images are flipped if it is CIFAR-10.
+    """The network and settings of a preset for a data set; CIFAR-10's and CIFAR-100's images are flipped.
 
     dataset: a known name, or a folder of images. ValueError for an unknown preset or data set.
     """
@@ -88,9 +91,8 @@ def score_preset(name: str, dataset: str | os.PathLike[str]) -> tuple[ScoreNetwo
         raise ValueError(f"unknown preset {name!r}; known: {', '.join(PRESETS)}")
     ngf, settings = PRESETS[name]
     channels, H, W = image_shape(dataset)
-    return ScoreNetworkConfig((H, W), channels, ngf), dataclasses.replace(
-        settings, horizontal_flips=dataset == "cifar10"
-    )
+    flips = is_mirrored(dataset)
+    return ScoreNetworkConfig((H, W), channels, ngf), dataclasses.replace(settings, horizontal_flips=flips)
 
 
 def denoising_losses(
@@ -188,6 +190,12 @@ class ScoreTrainer(AveragedRun):
         self.count_step(time.perf_counter() - started)
         return found
 
+    def losses(self, found: float) -> dict[str, float]:
+        return {"train_loss": found}
+
+    def rates(self) -> dict[str, float]:
+        return {"learning_rate": self.optimisers[0].param_groups[0]["lr"]}
+
 
 @torch.no_grad()
 def denoising_quality(network: ScoreNetwork, images: Tensor, sigma: float, *, seed: int = 0) -> dict[str, float]:
@@ -257,7 +265,12 @@ def train_score_network(
     if start is not None:
         check_instance("start", start, ScoreNetwork)
     with run_outputs(out, resume=resume, force=force, processes=processes, progress=progress) as files:
+        check_training_images(images, (config.channels, *config.image_size))
+        before = files.checkpoint if files.resumed else None
+        place = processes or Processes()
+        settings, why = settle_compilation(settings, config, len(images), place, before, progress=progress)
         trainer = ScoreTrainer(config, settings, images, processes)
+        trainer.compilation = why
         if files.resumed:
             trainer.restore(files.checkpoint)
             earlier = training_parts(read_score_metadata(out)[1])[:-1] if os.path.exists(out) else earlier
@@ -276,7 +289,15 @@ def train_score_network(
             recent = loss if recent is None else 0.98 * recent + 0.02 * loss
             return f"loss {recent:.4f}"
 
-        run_to_the_end(trainer, keep, describe, checkpoint_interval=checkpoint_interval, progress=progress)
+        run_to_the_end(
+            trainer,
+            keep,
+            describe,
+            config=config,
+            log=files.log,
+            checkpoint_interval=checkpoint_interval,
+            progress=progress,
+        )
         return trainer.averaged.eval()
 
 

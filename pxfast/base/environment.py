@@ -65,6 +65,17 @@ def triton_settings() -> list[str]:
     return sorted(f"{k}={v}" for k, v in os.environ.items() if k.startswith("TRITON_") and not k.endswith(folders))
 
 
+def compiler() -> list[str]:
+    """``CXX``: the C++ compiler that torch.compile takes, as builds do; none where it is not set."""
+    wish = os.environ.get("CXX")
+    return [wish] if wish else []
+
+
+def tensorboard() -> bool:
+    """``PXFAST_TENSORBOARD``: whether trainings write TensorBoard's files where it is installed; by default they do."""
+    return _switch("PXFAST_TENSORBOARD", default=True)
+
+
 def tiles_file() -> Path:
     """``PXFAST_TILES``: where ``pxfast tune`` keeps its choices; by default in the user's folder of settings."""
     return Path(os.environ.get("PXFAST_TILES") or _user_folder("XDG_CONFIG_HOME", ".config") / "tiles.json")

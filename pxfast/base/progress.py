@@ -13,6 +13,9 @@ from tqdm import tqdm
 from .streams import note
 
 LINE_INTERVAL = 30.0  # seconds from one line to the next
+PATIENCE = (
+    1.0  # seconds before work is told of that can't be counted, and from one look of it in a terminal to the next
+)
 
 
 class Progress:
@@ -171,6 +174,50 @@ def progress_of(
         yield progress
     finally:
         progress.close()
+
+
+@contextlib.contextmanager
+def waiting(title: str, *, shown: bool, hint: str = "") -> Iterator[None]:
+    """Tell of work that can't be counted, once it has taken a second: what it is, and for how long it has lasted.
+
+    hint: how long it may take. shown: False shows nothing, and neither does a process without standard error. A last
+    line says how long it took.
+    """
+    if not shown or sys.stderr is None:
+        yield
+        return
+    ended, told = threading.Event(), threading.Event()
+    started = time.monotonic()
+    name = f"{title} ({hint})" if hint else title
+
+    def tell() -> None:
+        if ended.wait(PATIENCE):
+            return
+        told.set()
+        if not sys.stderr.isatty():
+            note(name)
+            while not ended.wait(LINE_INTERVAL):
+                note(f"{name}: {_since(started)} so far")
+            return
+        with tqdm(bar_format="{desc}", leave=False, file=sys.stderr) as line:
+            while True:
+                line.set_description_str(f"{name}: {_since(started)}")
+                if ended.wait(PATIENCE):
+                    return
+
+    watch = threading.Thread(target=tell, daemon=True)
+    watch.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        watch.join()
+    if told.is_set():
+        note(f"{title}: took {_since(started)}")
+
+
+def _since(started: float) -> str:
+    return str(tqdm.format_interval(time.monotonic() - started))
 
 
 @contextlib.contextmanager

@@ -78,7 +78,7 @@ def architecture(name: str, image_shape: tuple[int, int, int], *, classes: int =
 
 
 def architecture_for(name: str, dataset: str) -> ClassifierConfig:
-    """The configuration of a named classifier for a data set: 'fashion-mnist', 'cifar10' or a folder of images.
+    """The configuration of a named classifier for a data set: a known name or a folder of images.
 
     ValueError for an unknown name or data set, and for a folder without classes.
     """

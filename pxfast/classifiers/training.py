@@ -13,19 +13,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..base.checks import check_choice, check_path, check_text
+from ..base.durations import phase
 from ..data.datasets import load_dataset
 from ..tensors.safetensors import fill, stored_tensors
 from ..training.checkpoints import check_state, read_checkpoint, write_checkpoint
+from ..training.compilation import duration_key, settle_compilation
+from ..training.loop import run_to_the_end
 from ..training.outputs import run_outputs
 from ..training.processes import Processes
-from ..training.run import (
-    RunSettings,
-    TrainingRun,
-    check_training_images,
-    laid_out_like,
-    run_settings,
-    run_to_the_end,
-)
+from ..training.run import TrainingRun, check_training_images, laid_out_like
+from ..training.settings import RunSettings, run_settings
 from .adversarial import ADVERSARIAL_WEIGHT, attacked, bim_examples, draw_eps, fgsm_examples
 from .architectures import architecture_for, build
 from .classifier import Classifier, ClassifierConfig, standardise
@@ -40,7 +37,7 @@ ADVERSARIES = {"fgsm": fgsm_examples, "bim": bim_examples}
 
 @dataclasses.dataclass(frozen=True)
 class ClassifierSettings(RunSettings):
-    """How to train: see :class:`pxfast.training.run.RunSettings`, and more.
+    """How to train: see :class:`pxfast.training.settings.RunSettings`, and more.
 
     Stochastic gradient descent by ``batch_size``, ``learning_rate``, ``momentum`` and ``weight_decay``. The learning
     rate rises linearly over the first tenth of the run. ``seed``: of the weights and the order of images.
@@ -194,6 +191,12 @@ class ClassifierTrainer(TrainingRun):
         self.count_step(time.perf_counter() - started)
         return loss.item(), (logits.argmax(1) == labels).double().mean().item()
 
+    def losses(self, found: tuple[float, float]) -> dict[str, float]:
+        return {"train_loss": found[0], "train_accuracy": found[1]}
+
+    def rates(self) -> dict[str, float]:
+        return {"learning_rate": self.optimiser.param_groups[0]["lr"]}
+
     def save(self, path: Path) -> None:
         tensors = {f"model.{name}": value for name, value in self.model.state_dict().items()}
         for i, state in self.optimiser.state_dict()["state"].items():
@@ -232,7 +235,7 @@ def train_classifier(
 ) -> Classifier:
     """Train a classifier on a data set's training images and write it to ``out`` (safetensors).
 
-    dataset: 'fashion-mnist' or 'cifar10', read from torchvision's ``root``. arch: a name that
+    dataset: as :func:`pxfast.data.load_dataset` takes it, with ``root``. arch: a name that
     :func:`pxfast.classifiers.architecture` knows. The notes in the file record the settings, the time and the accuracy
     on all test images of the weights as stored. Every ``checkpoint_interval`` seconds the state goes to ``out`` with
     the suffix .checkpoint.safetensors, in shards if it is large; with ``resume`` a killed run goes on from there with
@@ -256,9 +259,15 @@ def train_classifier(
         SHIPPED.path(settings.start)
     config = architecture_for(arch, dataset)
     with run_outputs(out, resume=resume, force=force, processes=processes, progress=progress) as files:
-        images, labels = load_dataset(dataset, root, train=True)
-        test_images, test_labels = load_dataset(dataset, root, train=False)
+        name = os.fspath(dataset)
+        with phase(f"reading {name}", f"reading {name}", shown=progress):
+            images, labels = load_dataset(dataset, root, train=True)
+            test_images, test_labels = load_dataset(dataset, root, train=False)
+        before = files.checkpoint if files.resumed else None
+        place = processes or Processes()
+        settings, why = settle_compilation(settings, config, len(images), place, before, progress=progress)
         trainer = ClassifierTrainer(config, settings, images, labels, processes)
+        trainer.compilation = why
         if files.resumed:
             trainer.restore(files.checkpoint)
         elif settings.start is not None:
@@ -274,11 +283,16 @@ def train_classifier(
             trainer,
             lambda: trainer.save(files.checkpoint),
             describe,
+            config=config,
+            log=files.log,
             checkpoint_interval=checkpoint_interval,
             progress=progress,
         )
         model, device = trainer.model, trainer.processes.device
         fill(model, stored_tensors(model), os.fspath(out))  # judge what is stored: weights rounded to bf16
+        title = settings.measuring(f"the accuracy on {len(test_images)} test images")
+        with phase(title, duration_key(title, config, settings, device), shown=progress):
+            found = accuracy(model.eval(), test_images.to(device), test_labels.to(device))
         notes = {
             "dataset": dataset,
             "architecture": arch,
@@ -286,9 +300,11 @@ def train_classifier(
             "steps": trainer.step,
             "seconds": round(trainer.seconds),
             "test_images": len(test_images),
-            "test_accuracy": accuracy(model.eval(), test_images.to(device), test_labels.to(device)),
+            "test_accuracy": found,
             "torch": torch.__version__,
         }
+        if trainer.compilation is not None:
+            notes["compilation"] = trainer.compilation
         with files.model.written() as temporary:
             save_classifier(model, temporary, notes=notes)
         return model

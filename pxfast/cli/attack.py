@@ -11,6 +11,7 @@ from .options import (
     DatasetArgument,
     DefenceOption,
     DeviceOption,
+    DownloadOption,
     EpsOption,
     ForceOption,
     JsonOption,
@@ -37,6 +38,7 @@ def attack(
     defence: DefenceOption = None,
     eps: EpsOption = None,
     root: RootOption = None,
+    download: DownloadOption = False,
     classifier: ClassifierOption = None,
     images: OptionalImagesOption = None,
     option: Annotated[
@@ -63,7 +65,7 @@ def attack(
     from ..attacks.resumable import labels_path
     from ..base.machine import parse_device
     from ..classifiers import load_classifier
-    from ..data.datasets import UNLABELLED, check_classes, load_dataset
+    from ..data.datasets import UNLABELLED, check_classes, fetch_dataset, load_dataset
     from ..defences import Defended
     from .machine import engine_on, parse_defences, use_threads
     from .output import print_json
@@ -73,6 +75,8 @@ def attack(
     chosen = find_attack(name, **parse_options(name, settings))
     place = parse_device(device)
     defences = parse_defences(defence or [], engine=engine_on(device, "auto"), threads=threads)
+    if download:
+        fetch_dataset(dataset, root, progress=not quiet)
     given, stored = load_dataset(dataset, root, train=None)
     given, stored = given[:images], stored[:images]
     model = load_classifier(classifier or default_classifier(dataset, tuple(given.shape[1:]))).to(place)

@@ -13,6 +13,7 @@ from .options import (
     ClassifiersOption,
     ColumnsOption,
     DeviceOption,
+    DownloadOption,
     EngineOption,
     JsonOption,
     LbfgsImagesOption,
@@ -64,6 +65,7 @@ def named_table(
     context: typer.Context,
     out: OutOption,
     root: RootOption = None,
+    download: DownloadOption = False,
     images: OptionalImagesOption = None,
     classifiers: ClassifiersOption = None,
     train: TrainOption = True,
@@ -93,13 +95,16 @@ def named_table(
         runner=runner,
         batch_size=batch_size,
     )
-    run_table(str(context.info_name), root, out, settings, rows, columns, as_json=as_json, quiet=quiet)
+    run_table(
+        str(context.info_name), root, out, settings, rows, columns, download=download, as_json=as_json, quiet=quiet
+    )
 
 
 def table(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="A table's file, TOML.")],
     out: OutOption,
     root: RootOption = None,
+    download: DownloadOption = False,
     images: OptionalImagesOption = None,
     classifiers: ClassifiersOption = None,
     train: TrainOption = True,
@@ -130,7 +135,7 @@ def table(
         runner=runner,
         batch_size=batch_size,
     )
-    run_table(file, root, out, settings, rows, columns, as_json=as_json, quiet=quiet)
+    run_table(file, root, out, settings, rows, columns, download=download, as_json=as_json, quiet=quiet)
 
 
 def figures(
@@ -236,19 +241,24 @@ def run_table(
     rows: str | None,
     columns: str | None,
     *,
+    download: bool,
     as_json: bool,
     quiet: bool,
 ) -> None:
     """Compute a table, by name or of a file, and print it."""
     import dataclasses
 
+    from ..data.datasets import fetch_dataset
     from ..evaluation.run import evaluate_table
     from ..evaluation.specification import load_table
     from ..evaluation.text import table_text
     from .output import print_json
 
+    specification = load_table(table)
+    if download:
+        fetch_dataset(specification.dataset, root, progress=not quiet)
     result = evaluate_table(
-        load_table(table),
+        specification,
         root,
         out,
         settings,
@@ -263,7 +273,7 @@ def run_table(
     if table == REPRODUCTION and result.finished:
         from ..evaluation.figures.evaluate import evaluate_violins
 
-        evaluate_violins(load_table(table), root, out, settings, progress=not quiet)
+        evaluate_violins(specification, root, out, settings, progress=not quiet)
 
 
 for _name, _help in TABLES.items():

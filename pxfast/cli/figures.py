@@ -12,6 +12,7 @@ from .options import (
     ClassifierOption,
     DatasetArgument,
     DeviceOption,
+    DownloadOption,
     EngineOption,
     ForceOption,
     ImagesOption,
@@ -34,6 +35,7 @@ app: typer.Typer = command_group("Draw the paper's figures.")
 def density(
     dataset: DatasetArgument = "fashion-mnist",
     root: RootOption = None,
+    download: DownloadOption = False,
     out: OutOption = Path("figures"),
     images: ImagesOption = 200,
     train_images: TrainImagesOption = 1000,
@@ -61,11 +63,14 @@ def density(
 
     The images are test images.
     """
+    from ..data.datasets import fetch_dataset
     from ..evaluation.figures import density_figures
     from .machine import engine_on, use_threads
     from .output import print_files
 
     use_threads(threads)
+    if download:
+        fetch_dataset(dataset, root, progress=not quiet)
     written = density_figures(
         dataset,
         root,

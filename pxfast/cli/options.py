@@ -26,8 +26,8 @@ DatasetArgument = Annotated[
     str,
     typer.Argument(
         metavar="DATASET",
-        help="fashion-mnist, cifar10 or a folder of images.",
-        autocompletion=among("fashion-mnist", "cifar10"),
+        help="fashion-mnist, cifar10, mnist, svhn, cifar100 or a folder of images.",
+        autocompletion=among("fashion-mnist", "cifar10", "mnist", "svhn", "cifar100"),
     ),
 ]
 SourceArgument = Annotated[
@@ -35,7 +35,10 @@ SourceArgument = Annotated[
 ]
 RootOption = Annotated[
     Path | None,
-    typer.Option(help="torchvision's root folder, for data sets called by name; nothing is downloaded."),
+    typer.Option(help="torchvision's root folder, for data sets called by name."),
+]
+DownloadOption = Annotated[
+    bool, typer.Option("--download", help="Download the data set to --root, unless it is there; else nothing is.")
 ]
 _IMAGES = typer.Option(min=1, help="Only the first so many images.")
 ImagesOption = Annotated[int, _IMAGES]
@@ -127,7 +130,13 @@ PresetOption = Annotated[
 _EPOCHS = typer.Option(help="Passes over the data, unless --budget is given.")
 EpochsOption = Annotated[float, _EPOCHS]
 OptionalEpochsOption = Annotated[float | None, _EPOCHS]
-BudgetOption = Annotated[str | None, typer.Option(help="Training time instead of epochs, such as 45m or 2h.")]
+BudgetOption = Annotated[
+    str | None,
+    typer.Option(
+        help="Training time instead of epochs, such as 45m or 2h; with compiling, but without the measurement at the "
+        "end."
+    ),
+]
 CheckpointIntervalOption = Annotated[
     str, typer.Option(help="Time between checkpoints, with which the model so far is written, such as 45s or 3m.")
 ]
@@ -140,7 +149,9 @@ GradientClipOption = Annotated[float | None, typer.Option(help="Largest norm of 
 _FLIPS = typer.Option("--flips/--no-flips", help="Flip every second image left to right.")
 FlipsOption = Annotated[bool, _FLIPS]
 OptionalFlipsOption = Annotated[bool | None, _FLIPS]
-_COMPILE = typer.Option("--compile/--no-compile", help="Use torch.compile.")
+_COMPILE = typer.Option(
+    "--compile/--no-compile", help="Use torch.compile; by preset small, where the run is long enough for it to pay."
+)
 CompileOption = Annotated[bool, _COMPILE]
 OptionalCompileOption = Annotated[bool | None, _COMPILE]
 StartOption = Annotated[

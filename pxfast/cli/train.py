@@ -11,6 +11,7 @@ from .options import (
     CheckpointIntervalOption,
     DatasetArgument,
     DeviceOption,
+    DownloadOption,
     EmaDecayOption,
     ForceOption,
     GradientClipOption,
@@ -41,6 +42,7 @@ def train(
     dataset: DatasetArgument,
     out: OutOption,
     root: RootOption = None,
+    download: DownloadOption = False,
     preset: PresetOption = None,
     filters: Annotated[int | None, typer.Option(help="Features per stream.")] = None,
     resnets: Annotated[int | None, typer.Option(help="Gated layers per level.")] = None,
@@ -89,7 +91,9 @@ def train(
     fall; the settings are the other run's, whose files stay as they are.
     `torchrun --nproc-per-node 2 -m pxfast.cli train ...` trains on two GPUs.
     """
-    from ..data.datasets import load_dataset
+    from ..base.durations import phase
+    from ..base.streams import note
+    from ..data.datasets import fetch_dataset, load_dataset
     from ..pixelcnn.files import load_model, read_metadata
     from ..pixelcnn.shipped import model_path
     from ..pixelcnn.training import branch_settings, network_size, read_settings, record_bits_per_dim
@@ -139,8 +143,11 @@ def train(
         path = model_path(start, (config.channels, *config.image_size))
         first = load_model(path)
         earlier = [{"network": network_size(first.config), **part} for part in training_parts(read_metadata(path)[1])]
-    images, _ = load_dataset(dataset, root, train=True)
-    held_out, _ = load_dataset(dataset, root, train=False)
+    if download:
+        fetch_dataset(dataset, root, progress=not quiet)
+    with phase(f"reading {dataset}", f"reading {dataset}", shown=not quiet):
+        images, _ = load_dataset(dataset, root, train=True)
+        held_out, _ = load_dataset(dataset, root, train=False)
     with join(device) as processes:
         train_model(
             config,
@@ -158,6 +165,7 @@ def train(
             processes=processes,
         )
     if processes.first:
+        note(settings.measuring(f"bits/dim on {len(held_out)} test images"), quiet=quiet)
         bits_per_dim = record_bits_per_dim(out, held_out, progress=not quiet, device=processes.device)
         if as_json:
             notes = read_metadata(out)[1]

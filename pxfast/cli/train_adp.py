@@ -11,6 +11,7 @@ from .options import (
     CheckpointIntervalOption,
     DatasetArgument,
     DeviceOption,
+    DownloadOption,
     EmaDecayOption,
     ForceOption,
     GradientClipOption,
@@ -42,6 +43,7 @@ def train_adp(
     dataset: DatasetArgument,
     out: OutOption,
     root: RootOption = None,
+    download: DownloadOption = False,
     preset: PresetOption = None,
     ngf: Annotated[int | None, typer.Option(help="Features at the image's full size.")] = None,
     levels: Annotated[int | None, typer.Option(help="Noise levels, in geometric steps.")] = None,
@@ -78,7 +80,9 @@ def train_adp(
     """
     from ..adp.files import load_score_network, read_score_metadata
     from ..adp.training import read_score_settings, record_quality, score_preset, train_score_network
-    from ..data.datasets import load_dataset
+    from ..base.durations import phase
+    from ..data.datasets import fetch_dataset, load_dataset
+    from ..training.compilation import duration_key
     from ..training.processes import join
     from ..training.provenance import training_parts
     from ..training.run import checkpoint_path
@@ -111,8 +115,11 @@ def train_adp(
     use_threads(threads)
     first = None if start is None else load_score_network(start)
     earlier = () if start is None else training_parts(read_score_metadata(start)[1])
-    images, _ = load_dataset(dataset, root, train=True)
-    held_out, _ = load_dataset(dataset, root, train=False)
+    if download:
+        fetch_dataset(dataset, root, progress=not quiet)
+    with phase(f"reading {dataset}", f"reading {dataset}", shown=not quiet):
+        images, _ = load_dataset(dataset, root, train=True)
+        held_out, _ = load_dataset(dataset, root, train=False)
     with join(device) as processes:
         train_score_network(
             config,
@@ -128,7 +135,9 @@ def train_adp(
             processes=processes,
         )
     measured = held_out[:MEASURED]
-    found = record_quality(out, measured, device=processes.device)
+    title = settings.measuring(f"{len(measured)} test images")
+    with phase(title, duration_key(title, config, settings, processes.device), shown=not quiet):
+        found = record_quality(out, measured, device=processes.device)
     if as_json:
         notes = read_score_metadata(out)[1]
         print_json(

@@ -13,6 +13,7 @@ from .options import (
     CompileOption,
     DatasetArgument,
     DeviceOption,
+    DownloadOption,
     EpochsOption,
     FlipsOption,
     ForceOption,
@@ -37,6 +38,7 @@ def train_classifier(
     arch: Annotated[str, typer.Argument(metavar="ARCH", help="resnet62, vgg16, vgg16-released, resnet18 or wrn28-10.")],
     out: OutOption,
     root: RootOption = None,
+    download: DownloadOption = False,
     defence: Annotated[
         str,
         typer.Option(
@@ -74,6 +76,7 @@ def train_classifier(
     from ..classifiers.training import ClassifierSettings
     from ..classifiers.training import train_classifier as train
     from ..classifiers.weights import read_notes
+    from ..data.datasets import fetch_dataset
     from ..training.processes import join
     from .machine import use_threads
     from .output import print_json
@@ -96,6 +99,8 @@ def train_classifier(
         seed=seed,
     )
     use_threads(threads)
+    if download:
+        fetch_dataset(dataset, root, progress=not quiet)
     with join(device) as processes:
         train(
             dataset,

@@ -1,4 +1,4 @@
-"""Data sets as uint8 tensors: torchvision's, from files that are already on disk, and folders of image files."""
+"""Data sets as uint8 tensors: torchvision's, by name, and folders of image files."""
 
 from __future__ import annotations
 
@@ -10,37 +10,65 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..base.checks import check_path
+from ..base.checks import check_flag, check_path
 from .image_decoding import IMAGE_SUFFIXES, read_image
+from .torchvision_sets import SETS, fetch_set, read_set
 
-DATASETS = {"fashion-mnist": (1, 28, 28), "cifar10": (3, 32, 32)}
+DATASETS: dict[str, tuple[int, int, int]] = {name: known.shape for name, known in SETS.items()}
+"""The data sets that are known by name, each with (C, H, W) of its images."""
+
+TITLES: dict[str, str] = {name: known.title for name, known in SETS.items()}  # as they are written in text
 
 UNLABELLED = -1  # the label of images that are in no class's folder
 HELD_OUT = 10  # one image in this many is held out from training, in a folder without a split
 
 
 def load_dataset(
-    dataset: str | os.PathLike[str], root: str | os.PathLike[str] | None = None, *, train: bool | None
+    dataset: str | os.PathLike[str],
+    root: str | os.PathLike[str] | None = None,
+    *,
+    train: bool | None,
+    download: bool = False,
+    progress: bool = True,
 ) -> tuple[Tensor, Tensor]:
     """Images (N, C, H, W) uint8 and labels (N,) int64 of a data set.
 
-    dataset: 'fashion-mnist' or 'cifar10', found under ``root``, torchvision's root folder, where nothing is
-    downloaded; or a folder of image files, for which ``root`` isn't used. A folder has a subfolder for each class, as
+    dataset: 'fashion-mnist', 'cifar10', 'mnist', 'svhn' or 'cifar100', read by torchvision from ``root``, its root
+    folder; or a folder of image files, for which ``root`` isn't used. A folder has a subfolder for each class, as
     torchvision's ImageFolder wants it (labels count these by name), or holds the images itself (labels are -1); and
-    that either twice, in subfolders ``train`` and ``test``, or once. Images are ordered by path.
+    that either twice, in subfolders ``train`` and ``test``, or once. Images are ordered by path, and have one shape.
 
     train: True for the training images, False for the test images; of a folder that is not split, every tenth image is
     a test image, the first one included. None: all images of a folder that is not split, or else the test images.
+    download: have torchvision download what is not under ``root`` yet, which needs a network; by default nothing is.
+    progress: show that on standard error.
 
     Raises ValueError for an unknown name, damaged files, a folder without images, images of different shapes, or images
-    beside class folders, and FileNotFoundError when the files are not there.
+    beside class folders, FileNotFoundError when the files are not there, OSError where a download fails, and
+    ImportError where SVHN's files need scipy.
     """
-    check_path("dataset", dataset)
-    if os.fspath(dataset) not in DATASETS:
+    if check_flag("download", download):
+        fetch_dataset(dataset, root, progress=progress)
+    name = os.fspath(check_path("dataset", dataset))
+    if name not in DATASETS:
         return _load_folder(Path(dataset), train)
+    return read_set(name, _root_of(name, root), DATASETS[name], train=bool(train))
+
+
+def fetch_dataset(
+    dataset: str | os.PathLike[str], root: str | os.PathLike[str] | None, *, progress: bool = True
+) -> None:
+    """Download a named data set to ``root``, unless it is there. ValueError for a folder, which has its images."""
+    name = os.fspath(check_path("dataset", dataset))
+    if name not in DATASETS:
+        raise ValueError(f"{name} can't be downloaded; known: {', '.join(sorted(DATASETS))}")
+    fetch_set(name, _root_of(name, root), progress=check_flag("progress", progress))
+
+
+def _root_of(name: str, root: str | os.PathLike[str] | None) -> Path:
     if root is None:
-        raise ValueError(f"{dataset} needs a root: torchvision's root folder")
-    return _load_torchvision(os.fspath(dataset), root, train=bool(train))
+        raise ValueError(f"{name} needs a root: torchvision's root folder")
+    return check_path("root", root)
 
 
 def image_shape(dataset: str | os.PathLike[str]) -> tuple[int, int, int]:
@@ -56,11 +84,17 @@ def image_shape(dataset: str | os.PathLike[str]) -> tuple[int, int, int]:
 def class_count(dataset: str | os.PathLike[str]) -> int:
     """How many classes a data set has. ValueError for a folder that has no folders of classes, or as load_dataset."""
     if os.fspath(dataset) in DATASETS:
-        return 10
+        return SETS[os.fspath(dataset)].classes
     _, labels = _folder_files(Path(dataset), None)
     if UNLABELLED in labels:
         raise ValueError(f"{os.fspath(dataset)} has no labels: a classifier needs a subfolder of images for each class")
     return len(_classes(Path(dataset)))
+
+
+def is_mirrored(dataset: str | os.PathLike[str]) -> bool:
+    """Whether mirror images of a data set's are as likely, and so are flips in training; of a folder nobody knows."""
+    known = SETS.get(os.fspath(dataset))
+    return known is not None and known.mirrored
 
 
 def check_classes(dataset: str | os.PathLike[str], classes: int) -> None:
@@ -74,32 +108,6 @@ def check_classes(dataset: str | os.PathLike[str], classes: int) -> None:
             f"{os.fspath(dataset)} has {found} classes, but the classifier has {classes}; "
             "a folder needs a subfolder for each of them, an empty one for a class without images"
         )
-
-
-def _load_torchvision(name: str, root: str | os.PathLike[str], *, train: bool) -> tuple[Tensor, Tensor]:
-    from torchvision import datasets
-
-    kind = {"fashion-mnist": datasets.FashionMNIST, "cifar10": datasets.CIFAR10}[name]
-    try:
-        dataset = kind(os.fspath(root), train=train, download=False)
-    except Exception as error:  # torchvision's parsing meets AssertionError, KeyError, IndexError, ...
-        if isinstance(error, RuntimeError) and "not found" in str(error):
-            raise FileNotFoundError(
-                f"{name} was not found under {os.fspath(root)} (torchvision's layout; nothing is downloaded): {error}"
-            ) from None
-        problem = str(error) or type(error).__name__
-        raise ValueError(f"{name} under {os.fspath(root)} is damaged: {problem}") from None
-    data, labels = torch.as_tensor(dataset.data), torch.as_tensor(dataset.targets, dtype=torch.int64)
-    channels, H, W = DATASETS[name]
-    shape = (len(labels), H, W) if channels == 1 else (len(labels), H, W, channels)
-    good = data.dtype == torch.uint8 and tuple(data.shape) == shape and len(labels) > 0
-    if not good or data.untyped_storage().nbytes() < data.numel() or labels.min() < 0 or labels.max() > 9:
-        raise ValueError(
-            f"{name} under {os.fspath(root)} is damaged: expected uint8 images of shape {shape} and as many labels in "
-            f"0..9, found {data.dtype} {tuple(data.shape)}"
-        )
-    images = data.unsqueeze(1) if channels == 1 else data.permute(0, 3, 1, 2)
-    return images.contiguous(), labels
 
 
 def _load_folder(path: Path, train: bool | None) -> tuple[Tensor, Tensor]:

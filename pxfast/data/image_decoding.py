@@ -43,6 +43,28 @@ def _planes(file: BinaryIO, name: str | bytes) -> Array:
     pixels, refusal = _read(file)
     if pixels is None:
         raise ValueError(f"{os.fsdecode(name)} {refusal}")
+    return _channels_first(pixels)
+
+
+def pillow_array(image: Image.Image, what: str) -> Array:
+    """One of Pillow's images as uint8 (C, H, W), by the rule of :func:`read_image`.
+
+    16 bits of colour that Pillow has made 8 of already can't be seen. ValueError, which begins with ``what``, for an
+    image that the rule refuses.
+    """
+    pixels, refusal = _pixels(image)
+    if pixels is None:
+        raise ValueError(f"{what} {refusal}")
+    return _channels_first(pixels)
+
+
+def array_pillow(image: Array) -> Image.Image:
+    """A uint8 array (C, H, W), of one channel or three, as one of Pillow's images: grey (L) or colour (RGB)."""
+    pixels = np.ascontiguousarray(image.transpose(1, 2, 0))
+    return Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
+
+
+def _channels_first(pixels: Array) -> Array:
     return np.ascontiguousarray(pixels.reshape(*pixels.shape[:2], -1).transpose(2, 0, 1))
 
 
@@ -62,26 +84,31 @@ def _decoded(file: BinaryIO) -> tuple[Array | None, str]:
         return None, f"has {pixels} pixels, expected {MOST_PIXELS} at most"
     with Image.open(file, formats=FORMATS) as opened:
         image: Image.Image = opened
-        mode = image.mode
         if image.width * image.height > MOST_PIXELS:
             return None, f"has {image.width} x {image.height} pixels, expected {MOST_PIXELS} at most"
         tags = getattr(image, "tag_v2", {})
         if tags.get(TILE_WIDTH, 0) * tags.get(TILE_LENGTH, 0) > MOST_PIXELS:
             return None, f"has tiles of more than {MOST_PIXELS} pixels"
-        if getattr(image, "is_animated", False):
-            return None, "has several frames, expected one"
-        if (bits := _bits(opened)) > 8:
-            return None, f"has {bits} bits a channel, expected 8"
-        image.load()  # what stands behind the pixels in the file is known only now
-        if _is_transparent(image):
-            return None, f"has pixels of mode {mode} with transparency, expected opaque grey (L) or colour (RGB)"
-        if mode == "1":
-            image = image.convert("L")
-        elif mode == "P":
-            image = image.convert("RGB")
-        if image.mode not in ("L", "RGB"):
-            return None, f"has pixels of mode {mode}, expected 8-bit grey (L) or colour (RGB)"
-        return np.asarray(ImageOps.exif_transpose(image)), ""
+        return _pixels(image)
+
+
+def _pixels(image: Image.Image) -> tuple[Array | None, str]:
+    """The pixels (H, W) or (H, W, 3) uint8 of one of Pillow's images; or None and why it is refused."""
+    mode = image.mode
+    if getattr(image, "is_animated", False):
+        return None, "has several frames, expected one"
+    if getattr(image, "tile", None) and (bits := _bits(typing.cast("ImageFile.ImageFile", image))) > 8:
+        return None, f"has {bits} bits a channel, expected 8"
+    image.load()  # what stands behind the pixels in the file is known only now
+    if _is_transparent(image):
+        return None, f"has pixels of mode {mode} with transparency, expected opaque grey (L) or colour (RGB)"
+    if mode == "1":
+        image = image.convert("L")
+    elif mode == "P":
+        image = image.convert("RGB")
+    if image.mode not in ("L", "RGB"):
+        return None, f"has pixels of mode {mode}, expected 8-bit grey (L) or colour (RGB)"
+    return np.asarray(ImageOps.exif_transpose(image)), ""
 
 
 def _webp_pixels(file: BinaryIO) -> int:

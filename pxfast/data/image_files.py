@@ -11,11 +11,10 @@ from typing import BinaryIO, Protocol, TypeAlias
 
 import numpy as np
 import torch
-from PIL import Image
 
 from ..base.files import output_files, output_folder
 from .arrays import check_images, check_values, map_array
-from .image_decoding import IMAGE_SUFFIXES, read_image
+from .image_decoding import IMAGE_SUFFIXES, array_pillow, read_image
 from .images import Array, Images, to_grid
 from .tensor_pickle import read_tensor
 
@@ -56,8 +55,7 @@ def open_collection(path: str | os.PathLike[str]) -> Collection:
 def write_png(image: Images, path: Path | BinaryIO) -> None:
     """Write one (C, H, W) image losslessly. An OSError leaves a partial file: give it a temporary path."""
     grid, _ = to_grid(image)
-    pixels = grid[0].permute(1, 2, 0).numpy()
-    Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels).save(path, format="PNG")
+    array_pillow(grid[0].numpy()).save(path, format="PNG")
 
 
 def write_npy(array: Array, path: Path) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 from ..classifiers.training import ClassifierSettings, train_classifier
 from ..classifiers.weights import SHIPPED
+from ..training.log import log_path
 from ..training.processes import join
 from ..training.run import checkpoint_path
 from .specification import RowSpecification
@@ -71,7 +72,7 @@ class ClassifierNeed:
                 root,
                 path,
                 settings=self.settings(budget),
-                resume=checkpoint_path(path).exists(),
+                resume=checkpoint_path(path).exists() or log_path(path).exists(),
                 progress=progress,
                 processes=processes,
             )

@@ -89,7 +89,8 @@ class Shipped(Mapping[str, Path], Generic[Network]):
             known = ", ".join(f"{shape} ({name})" for shape, name in by_shape.items()) or "none"
             raise ValueError(
                 f"no shipped {self.what} takes images of shape {image_shape}; shipped: {known}; "
-                f"pass model=, a {self.kind.__name__} or the path of its file"
+                f"pass model=, a {self.kind.__name__} or the path of its file; pxfast train and train-adp make them "
+                "from a folder of images"
             )
         return by_shape[image_shape]
 

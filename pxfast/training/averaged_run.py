@@ -16,7 +16,8 @@ from ..base.records import shown
 from ..tensors.safetensors import metadata_json
 from .checkpoints import check_state, read_checkpoint, write_checkpoint
 from .processes import Processes
-from .run import RunSettings, TrainingRun, laid_out_like
+from .run import TrainingRun, laid_out_like
+from .settings import RunSettings
 
 ADAM_STATE = ("step", "exp_avg", "exp_avg_sq")  # what torch keeps for a parameter
 

@@ -1,4 +1,4 @@
-"""The files of a training run, its model and its checkpoint, which belong to one run at a time."""
+"""The files of a training run, its model, checkpoint and log, which belong to one run at a time."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from ..base.reading import regular_file
 from ..base.streams import note
 from ..base.unfinished import remove_leftovers
 from ..tensors.safetensors import metadata_table
+from .log import TrainingLog, events_path, has_checkpoint, log_path, writes_events
 from .processes import Processes
 from .provenance import training_parts
 from .run import OF_THE_MACHINE, checkpoint_path
@@ -22,11 +23,14 @@ from .run import OF_THE_MACHINE, checkpoint_path
 
 @dataclasses.dataclass(frozen=True)
 class RunOutputs:
-    """model: the file for the weights. checkpoint: the path of the whole state. resumed: whether to go on from it."""
+    """model: the file for the weights. checkpoint: the path of the whole state. resumed: whether to go on from it.
+    log: of what is measured, in the process that writes files.
+    """
 
     model: OwnFile
     checkpoint: Path
     resumed: bool
+    log: TrainingLog | None
 
 
 @contextlib.contextmanager
@@ -38,18 +42,19 @@ def run_outputs(
     A run that is to be resumed but has no checkpoint, because it was killed before the first one, begins anew; a line
     on standard error says so where ``progress`` is shown. Of several ``processes`` the first one claims the files.
     Raises FileNotFoundError when the folder does not exist: now, not when the first checkpoint is due. FileExistsError
-    when ``out`` or its checkpoint exists and neither ``resume`` nor ``force`` is set, or when ``out`` is not of the run
-    that is to be resumed. IsADirectoryError when ``out`` is a folder, BlockingIOError when another process
-    trains to the same files.
+    when ``out``, its checkpoint or its log exists and neither ``resume`` nor ``force`` is set, or when ``out`` is not
+    of the run that is to be resumed. IsADirectoryError when ``out`` is a folder, BlockingIOError when another process
+    trains to the same files. ValueError when a log is there that is none.
     """
     first = processes is None or processes.first
-    path, checkpoint = Path(out), checkpoint_path(out)
+    path, checkpoint, log = Path(out), checkpoint_path(out), log_path(out)
     check_encodable(path)
     with contextlib.ExitStack() as stack:
-        for target in sorted({path, checkpoint}) if first else ():
+        for target in sorted({path, checkpoint, log}) if first else ():
             stack.enter_context(claimed(target))
             remove_leftovers(target)
         refuse_folder(path)
+        unfinished = False
         resumed = resume and checkpoint.exists()
         if resume and not resumed:
             if path.exists() and not force:
@@ -57,16 +62,31 @@ def run_outputs(
                     f"{path} exists, but not {checkpoint}, from which its training could be resumed; pass --force "
                     "(force=True) to train it anew"
                 )
+            if log.exists() and not force:
+                has_checkpoint(log)  # or ValueError: it is no log
             note(f"there is no checkpoint {checkpoint}: the training begins anew", quiet=not (progress and first))
         elif not resume:
             refuse_existing(path, force=force)
             refuse_existing(checkpoint, force=force)
+            unfinished = log.is_file() and not force and _is_worthless(log)
+            refuse_existing(log, force=force or unfinished)
+            if writes_events():
+                refuse_existing(events_path(out), force=force or unfinished)
         elif path.exists() and not force and not _is_of_the_run(path, checkpoint):
             raise FileExistsError(
                 f"{path} exists, and its training was not the one of {checkpoint}; move it away, or pass --force "
                 "(force=True) to replace it"
             )
-        yield RunOutputs(OwnFile(path, force=force, own=resumed), checkpoint, resumed)
+        lines = TrainingLog(out, own=resumed, force=force or resume or unfinished) if first else None
+        yield RunOutputs(OwnFile(path, force=force, own=resumed), checkpoint, resumed, lines)
+
+
+def _is_worthless(log: Path) -> bool:
+    """Whether a log is of a run that was killed before its first checkpoint, and has to begin anew."""
+    try:
+        return not has_checkpoint(log)
+    except ValueError:  # no log
+        return False
 
 
 def _is_of_the_run(model: Path, checkpoint: Path) -> bool:

@@ -13,7 +13,7 @@ import torch
 from ..base.checks import is_number
 from ..base.machine import processor_name
 
-FACTS = ("network", "training", "steps", "images_seen", "seconds", "torch", "machine", "weights")
+FACTS = ("network", "training", "steps", "images_seen", "seconds", "torch", "machine", "compilation", "weights")
 TOTALS = ("steps", "images_seen", "seconds")
 
 

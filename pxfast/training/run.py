@@ -1,111 +1,31 @@
-"""What all training runs share: their end, data order, learning rate, checkpoints, progress and Ctrl-C."""
+"""What all training runs share: where they stand, data order, learning rate, notes and checkpoints."""
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
 import math
 import os
-import signal
-import threading
-import time
-import typing
 import zlib
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Collection
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..base.checks import (
-    PRECISIONS,
     check_between,
-    check_choice,
-    check_count,
-    check_flag,
-    check_instance,
     check_number,
-    check_seed,
-    put,
 )
-from ..base.progress import progress_of
 from ..tensors.safetensors import metadata_json, metadata_record, metadata_table
 from .processes import Processes
 from .provenance import training_machine
+from .settings import RunSettings
 
 MOST_STEPS = 1 << 40
-MOST_RUNS = 1 << 40  # seeds, each of which has a range of the generators
 OF_THE_MACHINE = ("compile", "cuda_graphs")  # settings that say how a run's steps are started, not what they compute
 SEED_STRIDE = 1_000_003  # between the generators of two seeds
-
-
-@dataclasses.dataclass(frozen=True)
-class RunSettings:
-    """How long to train, at what rate, and on what sequence of images.
-
-    The run ends after ``epochs``, or after ``budget`` seconds spent in training steps (over all resumed parts; not in
-    checkpoints and validation) when that is given. The learning rate falls along a cosine to zero at the end of the
-    run. ``horizontal_flips``: of every second image. ``precision``: 'bf16' (autocast) or 'fp32'. ``compile``: use
-    torch.compile (minutes to start, then faster). ``seed``: 0 to 2^40 - 1. TypeError or ValueError names what is wrong.
-    """
-
-    batch_size: int
-    epochs: float
-    budget: float | None = None
-    learning_rate: float = 0.0
-    horizontal_flips: bool = False
-    precision: str = "bf16"
-    compile: bool = False
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        self._count("batch_size", least=1)
-        if self.budget is not None:
-            self._number("budget", ends="()")
-        self._number("epochs", "learning_rate", ends="()")
-        put(
-            self,
-            horizontal_flips=check_flag("horizontal_flips", self.horizontal_flips),
-            precision=check_choice("precision", self.precision, PRECISIONS),
-            compile=check_flag("compile", self.compile),
-            seed=check_seed(self.seed, MOST_RUNS),
-        )
-
-    def _count(self, *fields: str, least: int = 0) -> None:
-        put(self, **{field: check_count(field, getattr(self, field), least) for field in fields})
-
-    def _number(self, *fields: str, low: float = 0.0, high: float = math.inf, ends: str = "[]") -> None:
-        for field in fields:
-            value = getattr(self, field)
-            found = check_number(field, value, low, high, ends=ends)
-            if type(value) not in (int, float):  # NumPy's; Python's stay as they are in a file's notes
-                put(self, **{field: found})
-
-
-Settings = TypeVar("Settings", bound=RunSettings)
-
-
-def run_settings(
-    settings: Settings | None,
-    kind: type[Settings],
-    *,
-    resume: bool,
-    force: bool,
-    progress: bool,
-    checkpoint_interval: float,
-    processes: Processes | None,
-) -> Settings:
-    """A run's settings, by default those of ``kind``. TypeError or ValueError for other kinds and other options."""
-    for name, flag in (("resume", resume), ("force", force), ("progress", progress)):
-        check_flag(name, flag)
-    check_number("checkpoint_interval", checkpoint_interval, 0.0)
-    if processes is not None:
-        check_instance("processes", processes, Processes)
-    if settings is None:
-        return typing.cast("Callable[[], Settings]", kind)()
-    return typing.cast("Settings", check_instance("settings", settings, kind))
 
 
 def check_training_images(images: Tensor, shape: tuple[int, ...], what: str = "training") -> None:
@@ -145,6 +65,7 @@ class TrainingRun:
         self.steps_per_epoch: int = max(1, len(images) // settings.batch_size)
         self.step: int = 0
         self.seconds: float = 0.0
+        self.compilation: str | None = None  # why its steps are compiled or not, where its settings left that open
         self._at_hand: Tensor | None = None
 
     @property
@@ -157,7 +78,7 @@ class TrainingRun:
     @property
     def total_steps(self) -> int:
         """Steps of the whole run, where it is bounded by epochs."""
-        return max(1, round(self.settings.epochs * self.steps_per_epoch))
+        return self.settings.steps_of(len(self.images))
 
     def count_step(self, seconds: float) -> None:
         """Another step is done, which took so many seconds."""
@@ -208,6 +129,14 @@ class TrainingRun:
     def train_step(self) -> Any:
         raise NotImplementedError
 
+    def losses(self, found: Any) -> dict[str, float]:
+        """What a ``train_step`` gave, by what the log calls it."""
+        raise NotImplementedError
+
+    def rates(self) -> dict[str, float]:
+        """The learning rates of the last step, by what the log calls them."""
+        raise NotImplementedError
+
     def save(self, path: Path) -> None:
         raise NotImplementedError
 
@@ -216,7 +145,7 @@ class TrainingRun:
 
     def facts(self) -> dict[str, Any]:
         """What a weights file notes of this run (:mod:`pxfast.training.provenance`)."""
-        return {
+        facts = {
             "training": dataclasses.asdict(self.settings),
             "steps": self.step,
             "images_seen": self.step * self.settings.batch_size,
@@ -224,6 +153,7 @@ class TrainingRun:
             "torch": torch.__version__,
             "machine": training_machine(self.processes.device),
         }
+        return facts if self.compilation is None else {**facts, "compilation": self.compilation}
 
     def metadata(self, checkpoint_format: str, config: Any) -> dict[str, str]:
         """What a checkpoint says of its run."""
@@ -233,6 +163,7 @@ class TrainingRun:
             "settings": json.dumps(dataclasses.asdict(self.settings)),
             "position": json.dumps({"step": self.step, "seconds": self.seconds}),
             "images": json.dumps(fingerprint(self.images)),
+            **({} if self.compilation is None else {"compilation": self.compilation}),
         }
 
     def resume_at(
@@ -257,6 +188,7 @@ class TrainingRun:
             raise ValueError(f"{path} is the checkpoint of a run on other training images")
         position = metadata_record(Position, metadata, path, "position of a run", "position")
         self.step, self.seconds = position.step, float(position.seconds)
+        self.compilation = metadata.get("compilation")
 
 
 def at_hand(images: Tensor, device: torch.device) -> Tensor:
@@ -279,67 +211,6 @@ def laid_out_like(parameter: Tensor, value: Tensor) -> Tensor:
     return torch.empty_like(parameter, requires_grad=False).copy_(value)
 
 
-@contextlib.contextmanager
-def deferred_interrupt(patient: bool = False) -> Iterator[threading.Event]:
-    """Let a first Ctrl-C only set the event, so that a step is finished and kept; a second one interrupts at once.
-
-    patient: further ones do nothing either; torchrun passes on a Ctrl-C that its processes have got already.
-    Python delivers signals to the main thread; elsewhere this does nothing.
-    """
-    asked = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield asked
-        return
-    before = signal.getsignal(signal.SIGINT)
-
-    def handler(number: int, frame: Any) -> None:
-        asked.set()
-        if not patient:
-            signal.signal(signal.SIGINT, before)
-
-    signal.signal(signal.SIGINT, handler)
-    try:
-        yield asked
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
 def checkpoint_path(out: str | os.PathLike[str]) -> Path:
     """Where a run that writes ``out`` keeps its checkpoint."""
     return Path(out).with_suffix(".checkpoint.safetensors")
-
-
-def run_to_the_end(
-    run: TrainingRun,
-    keep: Callable[[], None],
-    describe: Callable[[Any], str],
-    *,
-    checkpoint_interval: float,
-    progress: bool,
-) -> None:
-    """Take the steps that are left, show how far they are, and ``keep`` every so many seconds and at the end.
-
-    describe: gets what every ``train_step`` returns, and gives the text to show behind the bar. Ctrl-C ends the run
-    after the step at hand, with everything kept, and raises KeyboardInterrupt.
-    """
-    settings = run.settings
-    kept_at = time.monotonic()
-    stopping = False
-    total = run.total_steps if settings.budget is None else None
-    with (
-        deferred_interrupt(patient=run.processes.count > 1) as interrupted,
-        progress_of(total, "step", shown=progress, done=run.step) as shown,
-    ):
-        while run.progress < 1.0 and not stopping:
-            text = describe(run.train_step())
-            stopping = run.agree(interrupted.is_set())
-            if run.step % 10 == 0:
-                left = f"{100 * run.progress:.0f} % of budget, " if settings.budget is not None else ""
-                shown.annotate(f"{left}{text}, {shown.rate * settings.batch_size:.0f} images/s")
-            shown.advance()
-            if time.monotonic() - kept_at >= checkpoint_interval:
-                keep()
-                kept_at = time.monotonic()
-        keep()
-    if stopping:
-        raise KeyboardInterrupt(f"training stopped at step {run.step}")

@@ -121,6 +121,7 @@ PURIFIER = {
     "progress": PROGRESS,
 }
 LIKELIHOOD = {"model": MODEL, "batch_size": count(1), "progress": FLAG}
+OPTIONAL_FLAG = Kind(tuple(wrong for wrong in FLAG.wrong if wrong.value is not None))
 RUN = {
     "batch_size": count(1),
     "epochs": POSITIVE,
@@ -128,7 +129,7 @@ RUN = {
     "learning_rate": POSITIVE,
     "horizontal_flips": FLAG,
     "precision": choice(unknown="auto"),
-    "compile": FLAG,
+    "compile": OPTIONAL_FLAG,
     "seed": count(most=2**40 - 1),
 }
 TRAINING = {

@@ -295,8 +295,8 @@ def test_a_run_may_start_from_a_classifier(small_data, tmp_path) -> None:
 
 
 def test_names_are_checked(tmp_path) -> None:
-    with pytest.raises(ValueError, match=r"'mnist'.*cifar10, fashion-mnist"):
-        train_classifier("mnist", "resnet62", "", tmp_path / "a.safetensors")
+    with pytest.raises(ValueError, match=r"'imagenet'.*cifar10, cifar100, fashion-mnist"):
+        train_classifier("imagenet", "resnet62", "", tmp_path / "a.safetensors")
     with pytest.raises(ValueError, match=r"'lenet'.*wrn28-10"):
         train_classifier("cifar10", "lenet", "", tmp_path / "a.safetensors")
 

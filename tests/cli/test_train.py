@@ -124,8 +124,8 @@ def test_what_is_unknown_is_told(refused, tmp_path):
     arguments = ["train", "cifar10", "--root", tmp_path, "--out", tmp_path / "m.safetensors"]
     assert f"unknown preset 'large'; known: {', '.join(PRESETS)}" in refused(*arguments, "--preset", "large")
     assert "cifar10 was not found" in refused(*arguments, "--resume"), "there is no checkpoint: it begins anew"
-    with pytest.raises(ValueError, match="known: cifar10, fashion-mnist"):
-        preset("small", "mnist")
+    with pytest.raises(ValueError, match="known: cifar10, cifar100, fashion-mnist, mnist, svhn"):
+        preset("small", "imagenet")
 
 
 @pytest.mark.process
@@ -148,7 +148,7 @@ def _first_test_images(data_root, tmp_path) -> Path:
 
 def test_train_refuses_bad_settings(refused, tmp_path):
     options = ["--root", tmp_path, "--out", tmp_path / "model.safetensors"]
-    assert "known: cifar10, fashion-mnist" in refused("train", "mnist", *options)
+    assert "known: cifar10, cifar100, fashion-mnist" in refused("train", "imagenet", *options)
     assert "budget must be a duration" in refused("train", "cifar10", *options, "--budget", "long")
     assert "checkpoint interval must be a duration" in refused("train", "cifar10", *options, "--checkpoint-interval", 9)
     assert "filters must be an integer in 1..4096" in refused("train", "cifar10", *options, "--filters", 0)

@@ -76,8 +76,8 @@ def test_train_and_test_folders(tmp_path: Path) -> None:
 
 
 def test_bad_folders(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"'mnist'.*cifar10, fashion-mnist.*folder"):
-        load_dataset("mnist", train=True)
+    with pytest.raises(ValueError, match=r"'imagenet'.*cifar10, cifar100, fashion-mnist, mnist, svhn.*folder"):
+        load_dataset("imagenet", train=True)
     with pytest.raises(ValueError, match=r"cifar10 needs a root"):
         load_dataset("cifar10", train=True)
     with pytest.raises(FileNotFoundError, match="cifar10"):
@@ -113,8 +113,8 @@ def test_networks_for_a_folder(tmp_path: Path) -> None:
         config, _ = preset("full", str(tmp_path / folder))
         assert (config.image_size, config.channels) == ((8, 12), channels)
         assert config.filters == preset("full", like)[0].filters
-    with pytest.raises(ValueError, match="unknown data set 'mnist'"):
-        preset("full", "mnist")
+    with pytest.raises(ValueError, match="unknown data set 'imagenet'"):
+        preset("full", "imagenet")
 
 
 def test_a_model_is_trained_on_a_folder(tmp_path: Path, monkeypatch, capfd) -> None:

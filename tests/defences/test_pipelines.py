@@ -8,14 +8,16 @@ from collections import OrderedDict
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from support.helpers import SOURCE, bundled_images, real_images
 from torch.utils.data import DataLoader, Dataset, TensorDataset, default_collate
 
 import pxfast
+from pxfast.data.image_decoding import array_pillow, pillow_array
 from pxfast.defences import OnColumn
 
 
-class Images(Dataset):
+class Pictures(Dataset):
     """Bundled images as arrays (H, W), to be transformed."""
 
     def __init__(self, count: int) -> None:
@@ -44,9 +46,7 @@ def test_the_data_loaders_of_the_document():
     ((found, labels),) = names["loader"]
     assert torch.equal(found, expected)
     assert labels.tolist() == list(range(6))
-    from PIL import Image
-
-    names["dataset"] = Images(6)
+    names["dataset"] = Pictures(6)
     names["dataset"].images = [Image.fromarray(image) for image in names["dataset"].images]
     exec(transformed, names)
     assert torch.equal(torch.stack([names["dataset"][i] for i in range(6)]), expected)
@@ -105,18 +105,107 @@ def test_it_can_be_sent_to_other_processes(tiny_model):
     assert torch.equal(again({"data": images})["data"], purifier(images))
 
 
-def test_a_dataset_of_hugging_face_is_mapped(tiny_model, monkeypatch):
+def hugging_face(monkeypatch):
+    """Hugging Face's library, which asks no host for anything."""
     datasets = pytest.importorskip("datasets", reason="Hugging Face datasets is not installed")
     monkeypatch.setattr(datasets.config, "HF_DATASETS_OFFLINE", True)
+    return datasets
+
+
+@pytest.mark.external
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_dataset_of_hugging_face_with_pictures_is_mapped(tiny_model, tiny_colour_model, monkeypatch, channels):
+    datasets = hugging_face(monkeypatch)
+    images, model = real_images(channels, (8, 8), 5), tiny_model if channels == 1 else tiny_colour_model
+    pictures = [array_pillow(image) for image in images.numpy()]
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.Value("int64")})
+    names = {
+        "dataset": datasets.Dataset.from_dict({"image": pictures, "label": list(range(5))}, features=features),
+        "purifier": pxfast.Purifier(16, model=model),
+    }
+    exec(python_blocks("Hugging Face datasets")[0], names)
+    expected = pxfast.purify(images, 16, model=model).numpy()
+    one_by_one = names["dataset"].map(names["OnColumn"](names["purifier"]))
+    for found in (names["purified"], one_by_one):
+        assert found.features == features
+        assert list(found["label"]) == list(range(5))
+        assert all(isinstance(picture, Image.Image) for picture in found["image"])
+        np.testing.assert_array_equal([pillow_array(picture, "it") for picture in found["image"]], expected)
+
+
+@pytest.mark.external
+def test_a_dataset_of_hugging_face_with_arrays_is_mapped(tiny_model, monkeypatch):
+    datasets = hugging_face(monkeypatch)
     images = real_images(1, (8, 8), 5).numpy()
     features = datasets.Features({"image": datasets.Array3D((1, 8, 8), "uint8"), "label": datasets.Value("int64")})
     names = {
         "dataset": datasets.Dataset.from_dict({"image": images, "label": np.arange(5)}, features=features),
         "purifier": pxfast.Purifier(16, model=tiny_model),
     }
-    (block,) = python_blocks("Hugging Face datasets")
-    exec(block, names)
+    expected = pxfast.purify(images, 16, model=tiny_model)
+    as_lists, as_arrays = python_blocks("Hugging Face datasets")
+    exec(as_lists, names)
+    assert names["purified"].features == features
+    np.testing.assert_array_equal(names["purified"].with_format("numpy")[:]["image"], expected)
+    exec(as_arrays, names)
     found = names["purified"][:]
-    np.testing.assert_array_equal(found["image"], pxfast.purify(images, 16, model=tiny_model))
+    np.testing.assert_array_equal(found["image"], expected)
     assert found["image"].dtype == np.uint8
     assert list(found["label"]) == list(range(5))
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        lambda images: images.numpy().tolist(),
+        lambda images: (images.double() / 255).numpy().tolist(),
+        lambda images: list(images),
+        lambda images: list(images.numpy()),
+        lambda images: [array_pillow(image) for image in images.numpy()],
+        lambda images: images[0].numpy().tolist(),
+        lambda images: array_pillow(images[0].numpy()),
+    ],
+)
+def test_a_column_comes_back_as_it_came(tiny_colour_model, form):
+    images = real_images(3, (8, 8), 3)
+    purifier = pxfast.Purifier(16, model=tiny_colour_model)
+    given = form(images)
+    found = OnColumn(purifier)({"image": given})["image"]
+    assert type(found) is type(given) or isinstance(given, Image.Image)
+    expected = form(purifier(images))
+    if isinstance(given, list):
+        assert type(found[0]) is type(given[0])
+        assert all(
+            np.array_equal(np.asarray(ours), np.asarray(theirs)) for ours, theirs in zip(found, expected, strict=True)
+        )
+    else:
+        assert (found.mode, found.size) == (given.mode, given.size)
+        assert np.array_equal(np.asarray(found), np.asarray(expected))
+
+
+def test_an_empty_column_is_passed_on():
+    assert OnColumn(lambda images: images)({"image": []}) == {"image": []}
+
+
+@pytest.mark.parametrize(
+    ("column", "error", "words"),
+    [
+        (
+            [Image.new("L", (8, 8)), Image.new("L", (8, 4))],
+            ValueError,
+            r"one shape .* image 1 .*\(1, 8, 8\) and \(1, 4",
+        ),
+        ([Image.new("RGBA", (8, 8))], ValueError, "image 0 in 'image' has pixels of mode RGBA with transparency"),
+        ([Image.new("I;16", (8, 8))], ValueError, "image 0 in 'image' has pixels of mode I;16, expected 8-bit grey"),
+        (Image.new("CMYK", (8, 8)), ValueError, "the image in 'image' has pixels of mode CMYK"),
+        ([Image.new("L", (8, 8)), "a.png"], TypeError, "expected Pillow's images in 'image', got one of str"),
+        ([np.zeros((1, 8, 8)), torch.zeros(1, 8, 8)], TypeError, "expected images of ndarray in 'image'"),
+        ([[[1, 2], [3]]], ValueError, "expected lists of numbers of one shape"),
+        (["a.png", "b.png"], ValueError, "expected lists of numbers of one shape"),
+        ([[[0, 256]]], ValueError, r"expected integers in 0\.\.255 in 'image', got 0 to 256"),
+        ("a.png", TypeError, "got str"),
+    ],
+)
+def test_columns_of_other_things_are_refused(tiny_model, column, error, words):
+    with pytest.raises(error, match=words):
+        OnColumn(pxfast.Purifier(16, model=tiny_model))({"image": column})

@@ -17,6 +17,7 @@ PACKAGES = (
     "pxfast",
     "pxfast.attacks",
     "pxfast.classifiers",
+    "pxfast.data",
     "pxfast.defences",
     "pxfast.evaluation",
     "pxfast.serving",

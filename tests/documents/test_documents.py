@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from support.helpers import SOURCE, bundled_images, whole_command
+from support.torchvision_files import write_mnist
 from torch.utils.data import TensorDataset
 
 DOCUMENTS = sorted(
@@ -142,9 +143,11 @@ def test_the_readmes_python_runs_as_pasted(tmp_path: Path, monkeypatch: pytest.M
 
 def test_the_python_of_the_guide_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+    write_mnist(tmp_path / "DATA")  # what is there is not downloaded
     names: dict[str, torch.Tensor] = {}
     for block in code_blocks(SOURCE / "docs" / "guide.md", "python"):
         exec(re.sub(r"steps=\d+", "steps=2", block).replace("runs=10", "runs=2, steps=2"), names)
+    assert names["digits"].shape == (5, 1, 28, 28)
     assert names["averaged"].shape == names["logits"].shape == (2, 10)
     assert (names["broken"].int() - names["images"].int()).abs().max() <= 8
     assert (tmp_path / "mine.safetensors").is_file()

@@ -95,6 +95,8 @@ def _content(path: Path) -> Any:
         return {name: (tensor.dtype, tensor.tolist()) for name, tensor in load_file(path).items()}
     if path.suffix == ".json":
         return _timeless(json.loads(path.read_text()))
+    if path.suffix == ".jsonl":
+        return [_timeless(json.loads(line)) for line in path.read_text().splitlines()]
     return path.read_bytes()
 
 

@@ -36,6 +36,7 @@ from pxfast.adp.score_network import ScoreNetwork, ScoreNetworkConfig
 from pxfast.adp.training import ScoreSettings, ScoreTrainer, read_score_settings
 from pxfast.attacks.result import AttackResult
 from pxfast.attacks.resumable import read_part, write_part
+from pxfast.base import durations
 from pxfast.base.parts import Parts
 from pxfast.classifiers import ResNetConfig, VGGConfig, WideResNetConfig, build
 from pxfast.classifiers.training import ClassifierSettings, ClassifierTrainer
@@ -57,6 +58,7 @@ from pxfast.pixelcnn.shipped import SHIPPED
 from pxfast.pixelcnn.training import Trainer, read_settings
 from pxfast.pixeldefend.detection import Detector
 from pxfast.training import checkpoints
+from pxfast.training.log import TrainingLog, has_checkpoint
 
 SECONDS = 5
 MEMORY = 1 << 30
@@ -159,6 +161,11 @@ def training_kinds(folder: Path) -> list[Kind]:
     scores.save(folder / "large.safetensors")
     shard = min(folder.glob("large.a-*"))
 
+    log = TrainingLog(folder / "model.safetensors", own=False, force=True)
+    for step in range(1, 5):
+        log.write(step, {"seconds": 0.5 * step, "train_loss": 1.0 / step})
+    log.close()
+
     def read_shards(path: Path) -> None:
         scores.restore(folder / "large.safetensors")
 
@@ -170,6 +177,7 @@ def training_kinds(folder: Path) -> list[Kind]:
         Kind(folder / "classifier.checkpoint.safetensors", classifiers.restore, ways),
         Kind(folder / "large.safetensors", scores.restore, ways, named="large."),
         Kind(shard, read_shards, ways, named="large."),
+        Kind(log.path, has_checkpoint),
     ]
 
 
@@ -239,8 +247,11 @@ def kernel_kinds(folder: Path) -> list[Kind]:
     (folder / "tiles.json").write_text(dump({"sm_90": {"bf16 row": Tile(128, 64, 64, 8, 3)}}))
     trust.record_file = lambda: folder / "cache" / "trials.json"
     trust._write_record({"triton, a GPU": None, "cuda, a GPU": "wrong"})
+    durations.record_file = lambda: folder / "cache" / "durations.json"
+    durations.keep_time("compiling a step", 290.5)
     return [
         Kind(folder / "tiles.json", read_tiles, (json_text,)),
+        Kind(durations.record_file(), lambda path: durations.last_time("compiling a step"), (json_text,)),
         Kind(trust.record_file(), lambda path: trust._read_record(), (json_text,)),
     ]
 

@@ -11,6 +11,7 @@ from support.helpers import environment, real_images
 from support.small_training import CONFIG, SETTINGS
 
 from pxfast.pixelcnn.training import Trainer, train
+from pxfast.training.log import log_path
 from pxfast.training.outputs import run_outputs
 from pxfast.training.run import checkpoint_path
 
@@ -57,7 +58,7 @@ def test_a_model_that_appears_during_a_run_is_not_replaced(tmp_path, monkeypatch
     assert out.read_bytes() == b"precious"
     out.unlink()
     short_run(out, resume=True)
-    assert {path.name for path in tmp_path.iterdir()} == {out.name, checkpoint_path(out).name}
+    assert {path.name for path in tmp_path.iterdir()} == {out.name, checkpoint_path(out).name, log_path(out).name}
 
 
 OTHER = """

@@ -31,7 +31,11 @@ from . import pictures
 from .series import DensityMeasurements, Series, nats_to_bits_per_dim
 
 ATTACKS = ("rand", "fgsm", "bim", "deepfool")  # the paper also has cw_linf, which takes long
-EPS = {"fashion-mnist": (25, 32), "cifar10": (8, 16)}  # of attack and purification: the paper's Figures 10 and 11
+EPS = {
+    "fashion-mnist": (25, 32),
+    "mnist": (25, 32),
+    "cifar10": (8, 16),
+}  # of attack and purification: the paper's Figures 10 and 11
 LBFGS_IMAGES = 10  # the paper's Figure 5
 
 

@@ -13,6 +13,7 @@ from matplotlib import rc_context
 from ...base.checks import check_count
 from ...base.files import claimed, made_folder
 from ...base.streams import shown_name
+from ...data.datasets import TITLES
 from ...pixelcnn.shipped import model_for
 from ...pixeldefend.detection import permutation_p_values
 from ...pixeldefend.sampling import sample
@@ -27,7 +28,6 @@ from .series import DensityMeasurements, Series, nats_to_bits_per_dim
 
 TRAIN_IMAGES = 1000  # that p-values compare with, where no log-likelihoods are shipped
 LBFGS_IMAGES = 10  # the paper's Figure 5
-TITLES = {"cifar10": "CIFAR-10", "fashion-mnist": "Fashion-MNIST"}
 EXAMPLE_EPS = {"cifar10": 8, "fashion-mnist": 25}  # the paper's: Figures 1 to 7 and 11; 10
 
 

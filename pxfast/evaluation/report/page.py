@@ -17,6 +17,7 @@ from ...base.checks import check_path
 from ...base.files import output_files
 from ...base.reading import regular_file
 from ...base.version import __version__
+from ...data.datasets import TITLES
 from ..results import Figure, Table, figures_folder, read_figures, read_tables, tables_folder
 from . import formats
 from .comparison import LARGE, SMALL, shortfalls, view_table
@@ -26,7 +27,6 @@ from .network_facts import model_facts
 MIME_TYPES = {".png": "image/png", ".svg": "image/svg+xml", ".jpg": "image/jpeg"}
 ORDER = ("table2", "table1", "reproduction", "adaptive", "adaptive-fashion-mnist")  # others follow, by name
 ADAPTIVE = "adaptive"  # what the names of tables of attacks that know the purifier begin with
-DATASETS = {"cifar10": "CIFAR-10", "fashion-mnist": "Fashion-MNIST"}
 SHORTFALLS_SHOWN = 12  # the rest are folded away on a screen
 
 
@@ -114,7 +114,7 @@ def _environment() -> jinja2.Environment:
         lstrip_blocks=True,
     )
     environment.filters.update(
-        dataset=lambda name: DATASETS.get(name, name),
+        dataset=lambda name: TITLES.get(name, name),
         percent=formats.percent,
         points=formats.points,
         number=formats.number,

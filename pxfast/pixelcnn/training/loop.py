@@ -10,15 +10,19 @@ import torch
 from torch import Tensor
 
 from ...base.checks import check_instance, check_path
+from ...base.durations import phase
+from ...training.compilation import duration_key, settle_compilation
+from ...training.loop import run_to_the_end
 from ...training.outputs import run_outputs
 from ...training.processes import Processes
 from ...training.provenance import training_notes, training_parts
-from ...training.run import check_training_images, checkpoint_path, run_settings, run_to_the_end
+from ...training.run import check_training_images, checkpoint_path
+from ...training.settings import run_settings
 from ..files import load_model, read_metadata, save
 from ..network import PixelCNN, PixelCNNConfig
 from .branch import ENDING
 from .settings import TrainingSettings
-from .trainer import Trainer, mean_bits_per_dim
+from .trainer import INITIAL_IMAGES, Trainer, mean_bits_per_dim
 
 
 def train(
@@ -78,7 +82,11 @@ def train(
     with run_outputs(out, resume=resume, force=force, processes=processes, progress=progress) as files:
         if processes.device.type == "cuda":
             torch.backends.cudnn.benchmark = True  # all batches have one shape
+        check_training_images(images, (config.channels, *config.image_size))
+        before = files.checkpoint if files.resumed else None
+        settings, why = settle_compilation(settings, config, len(images), processes, before, progress=progress)
         trainer = Trainer(config, settings, images, processes)
+        trainer.compilation = why
         if files.resumed:
             trainer.restore(files.checkpoint)
             earlier = training_parts(read_metadata(out)[1])[:-1] if os.path.exists(out) else earlier
@@ -86,19 +94,26 @@ def train(
             trainer.restore(checkpoint_path(branch), changed_settings=ENDING)
             earlier = training_parts(read_metadata(branch)[1])[:-1] if os.path.exists(branch) else earlier
         else:
-            trainer.initialise(start)
+            title = f"initialising the weights by {INITIAL_IMAGES} images"
+            with phase(title, duration_key(title, config, settings, processes.device), shown=progress):
+                trainer.initialise(start)
         best: PixelCNN | None = None
+        weights, measured = "", dict[str, float]()
         recent: float | None = trainer.history[-1].get("train_bits_per_dim") if trainer.history else None
 
+        def measure() -> dict[str, float]:
+            nonlocal best, weights, measured
+            if processes.first:
+                best, weights = trainer.best()
+                if validation is not None:
+                    measured = {"validation_bits_per_dim": trainer.evaluate(best, validation)}
+            return measured
+
         def keep() -> None:
-            nonlocal best
-            if not processes.first:
+            if best is None:  # another process keeps it
                 return
-            best, weights = trainer.best()
             entry = {"step": trainer.step, "seconds": round(trainer.seconds, 1), "train_bits_per_dim": recent}
-            if validation is not None:
-                entry["validation_bits_per_dim"] = trainer.evaluate(best, validation)
-            trainer.history.append(entry)
+            trainer.history.append({**entry, **measured})
             trainer.save(files.checkpoint)
             with files.model.written() as temporary:
                 save(best, temporary, notes=training_notes({**trainer.facts(), "weights": weights}, earlier))
@@ -109,7 +124,16 @@ def train(
             return f"{recent:.3f} bits/dim"
 
         progress = progress and processes.first
-        run_to_the_end(trainer, keep, describe, checkpoint_interval=checkpoint_interval, progress=progress)
+        run_to_the_end(
+            trainer,
+            keep,
+            describe,
+            config=config,
+            log=files.log,
+            measure=measure,
+            checkpoint_interval=checkpoint_interval,
+            progress=progress,
+        )
         return (best or trainer.best()[0]).eval()
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from ...base.checks import check_text
-from ...data.datasets import DATASETS, image_shape
+from ...data.datasets import DATASETS, image_shape, is_mirrored
 from ..network import PixelCNNConfig
 from .settings import TrainingSettings
 
@@ -44,26 +44,27 @@ PRESETS = {
     ),
     # the paper's network by this package's own recipe, for a GPU and hours instead of weeks
     "full": Preset(PAPER_FILTERS, resnets=5, dropout=0.0, settings=TrainingSettings(optimiser="muon")),
-    # what a CPU trains in hours; compiling costs minutes at first, and makes up for them
+    # what a CPU trains in hours; compiling costs minutes at first, and makes up for them in a run that is long enough
     "small": Preset(
         {"fashion-mnist": 32, "cifar10": 32},
         resnets=2,
         dropout=0.0,
-        settings=TrainingSettings(batch_size=16, learning_rate=3e-3, optimiser="muon", compile=True),
+        settings=TrainingSettings(batch_size=16, learning_rate=3e-3, optimiser="muon", compile=None),
     ),
 }
 
 
 def preset(name: str, dataset: str) -> tuple[PixelCNNConfig, TrainingSettings]:
-    """The network and settings of a preset for a data set; CIFAR-10's images are flipped but for the paper's preset.
+    """The network and settings of a preset for a data set.
 
-    dataset: a known name, or a folder of images, for which the network is as wide as for the known one of as many
-    channels. ValueError for an unknown preset or data set.
+    dataset: a known name, or a folder of images. The network is as wide as for Fashion-MNIST or CIFAR-10, whichever has
+    as many channels. CIFAR-10's and CIFAR-100's images are flipped but for the paper's preset. ValueError for an
+    unknown preset or data set.
     """
     if check_text("a preset", name) not in PRESETS:
         raise ValueError(f"unknown preset {name!r}; known: {', '.join(PRESETS)}")
     chosen, (channels, H, W) = PRESETS[name], image_shape(dataset)
-    like = next(known for known, shape in DATASETS.items() if known == dataset or shape[0] == channels)
+    like = next(known for known in chosen.filters if DATASETS[known][0] == channels)
     config = PixelCNNConfig((H, W), channels, chosen.filters[like], chosen.resnets, dropout=chosen.dropout)
-    flips = dataset == "cifar10" and name != "paper"
+    flips = is_mirrored(dataset) and name != "paper"
     return config, dataclasses.replace(chosen.settings, horizontal_flips=flips)

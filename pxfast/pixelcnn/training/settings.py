@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from ...base.checks import check_choice, check_flag, put
-from ...training.run import RunSettings
+from ...training.settings import RunSettings
 
 OPTIMISERS = ("adam", "muon")
 SCHEDULES = ("cosine", "linear", "exponential", "wsd")
@@ -13,7 +13,7 @@ SCHEDULES = ("cosine", "linear", "exponential", "wsd")
 
 @dataclasses.dataclass(frozen=True)
 class TrainingSettings(RunSettings):
-    """How to train: see :class:`pxfast.training.run.RunSettings`, and more.
+    """How to train: see :class:`pxfast.training.settings.RunSettings`, and more.
 
     ``batch_size``: images a step, of all processes together. ``optimiser``: 'adam', or 'muon' for the directions of
     the convolutions' weights and Adam for everything else (pxfast/pixelcnn/training/muon.py). ``learning_rate`` is

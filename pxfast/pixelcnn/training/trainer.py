@@ -166,6 +166,14 @@ class Trainer(AveragedRun):
         self.count_step(time.perf_counter() - started)
         return bits_per_dim
 
+    def losses(self, found: float) -> dict[str, float]:
+        return {"train_bits_per_dim": found}
+
+    def rates(self) -> dict[str, float]:
+        """Adam's, and Muon's where that optimises."""
+        rates = [each.param_groups[0]["lr"] for each in reversed(self.optimisers)]
+        return dict(zip(("learning_rate", "muon_learning_rate"), rates, strict=False))
+
     def _record(self, images: Tensor) -> None:
         """From now on, replay what the passes over a batch of this shape start on the GPU."""
         device, bf16 = self.processes.device.type, self.settings.precision == "bf16"
@@ -216,6 +224,7 @@ def mean_bits_per_dim(model: PixelCNN, images: Tensor, *, progress: bool = False
         progress_of(len(images), shown=progress) as shown,
         torch.backends.cudnn.flags(enabled=True, allow_tf32=False),
     ):
+        shown.entitle("measuring")
         for part in images.split(EVALUATED_AT_ONCE):
             total += model.log_prob(part.to(device)).double().sum().cpu()
             shown.advance(len(part))
