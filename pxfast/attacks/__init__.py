@@ -1,5 +1,6 @@
-"""Attacks on classifiers: classes, made with their options and called with uint8 images (N, C, H, W).
+"""Attacks on classifiers: classes, made with their options and called with images (N, C, H, W).
 
+The images are uint8, or floating in [0, 1], and what comes back is of the same type.
 ``BIM(steps=10)(classifier, images, labels, eps=8)`` gives the attacked images. ``BIM(steps=10).run(...)`` takes the
 same and also says which images are misclassified before and after rounding to the grid.
 """

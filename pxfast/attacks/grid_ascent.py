@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Sequence
 import torch
 from torch import Tensor, nn
 
-from ..base.checks import check_count, check_optional_count
+from ..base.checks import check_optional_count, check_steps_of_grid
 from ..base.progress import progress_of
 from ..defences.defended import Defended
 from ..defences.protocol import DifferentiablePurifier, ScoredPurifier, is_stochastic
@@ -137,7 +137,7 @@ class GridAscent(Attack):
     block = 256  # enough for a purifier's own batches even when most of the images are done
 
     def __init__(self, step: int, max_queries: int | None, max_gradients: int | None) -> None:
-        self.step: int = check_count("step", step, 1)
+        self.step: int = check_steps_of_grid("step", step)
         self.max_queries: int | None = check_optional_count("max_queries", max_queries)
         self.max_gradients: int | None = check_optional_count("max_gradients", max_gradients)
 

@@ -47,9 +47,9 @@ def attack_to_file(
 ) -> AttackResult:
     """Attack images, write them to ``out`` (.npy, uint8 (N, C, H, W)) and their labels beside it, and return both.
 
-    Arguments are those of :meth:`Attack.run`. While this runs, every finished block of images is kept in the folder
-    OUT.npy.parts, with everything that they depend on; a killed run that is started again takes them from there. They
-    are removed once both files are written; a run that was killed in between is finished by the next one.
+    Of floating images the file has the values 0..255, and the result is floating. Arguments are those of
+    :meth:`Attack.run`. While this runs, every finished block of images is kept in the folder OUT.npy.parts, with
+    everything that they depend on; a killed run that is started again takes them from there. They are removed once both files are written; a run that was killed in between is finished by the next one.
     Raises FileExistsError when ``out`` or its labels exist, ValueError for another suffix or when the parts are of
     another run (with ``force`` they and the files are replaced), BlockingIOError where another process writes ``out``,
     and what the attack raises.

@@ -13,7 +13,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from ...attacks import find_attack
-from ...base.checks import check_count, check_integer, check_seed
+from ...base.checks import check_count, check_eps, check_seed
 from ...base.files import made_folder, output_files
 from ...base.machine import parse_device
 from ...base.progress import progress_of
@@ -110,7 +110,7 @@ def measure_density(
         check_count(name, value, least)
     for name, eps in (("attack_eps", attack_eps), ("purify_eps", purify_eps)):
         if eps is not None:
-            check_integer(name, eps, 256)
+            check_eps(eps, name)
     seed = check_seed(seed)
     for attack in attacks or ():
         find_attack(attack)
