@@ -51,8 +51,9 @@ def sample(
     from ..base.files import output_files
     from ..base.machine import parse_device
     from ..base.streams import note
-    from ..data.image_files import check_output, write_npy, write_png
+    from ..data.image_files import write_npy, write_png
     from ..data.image_grid import image_grid
+    from ..data.image_writers import check_output
     from ..engines.registry import select
     from ..pixeldefend.sampling import sample as draw
     from .machine import engine_on, use_threads

@@ -248,7 +248,10 @@ CALLS: dict[str, tuple[Call, dict[str, Kind]]] = {
         of(defences.FeatureSqueezing),
         {"colours": count(2, optional=True, most=65536), "padding": choice(), "backward": BACKWARD, "clip": FLAG},
     ),
-    "Defended": (lambda place, **options: pxfast.Defended(attack_fixture().network, **options), {"seed": SEED, "clip": FLAG}),
+    "Defended": (
+        lambda place, **options: pxfast.Defended(attack_fixture().network, **options),
+        {"seed": SEED, "clip": FLAG},
+    ),
     "RandomAboveThreshold": (
         lambda place, **options: classifiers.RandomAboveThreshold(attack_fixture().network, **options),
         {"threshold": number(), "model": MODEL, "seed": SEED, "clip": FLAG},
