@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ..base.checks import check_flag, check_instance, check_path, is_number
-from ..base.files import check_encodable, claimed, output_files, refuse_existing, refuse_folder, whole_file
+from ..base.files import check_encodable, check_outputs, claimed, output_files, refuse_existing, whole_file
 from ..base.parts import Parts, parts_path
 from ..base.progress import progress_of
 from ..data.image_files import numbered, write_npy, write_png
@@ -54,13 +54,13 @@ def check_attack_output(out: str | os.PathLike[str], *others: Path, force: bool)
     out = check_path("out", out)
     check_encodable(out)
     folder = check_output(out, *KINDS) == ""
-    files = [*others] if folder else [out, labels_path(out), *others]
-    for path in files:
-        refuse_folder(path)
-    for path in {out, *files}:
-        refuse_existing(path, force=force or parts_path(out).exists())
-    with claimed(out):
-        return out
+    force = force or parts_path(out).exists()
+    if folder:
+        refuse_existing(out, force=force)
+        with claimed(out):
+            pass
+    check_outputs(*([] if folder else [out, labels_path(out)]), *others, force=force)
+    return out
 
 
 def attack_to_file(

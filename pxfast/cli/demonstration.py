@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..base.files import output_files
+from ..base.files import claimed, output_files
 from ..base.machine import parse_device
 from ..classifiers import load_classifier, predict
 from ..data.image_writers import check_output
@@ -94,6 +94,8 @@ def run(
     """
     settings: dict[str, Any] = {"device": device, "engine": engine, "threads": threads, "progress": progress}
     if out is None:
+        with contextlib.suppress(BlockingIOError), claimed("pxfast-demo.png"):  # a folder that can be written to
+            pass
         demo, stages, seconds = stages_of_shipped_images(**settings)
         return Demonstration(demo, stages, seconds, write_picture(draw(stages[:3], demo)))
     check_output(Path(out), ".png")

@@ -58,6 +58,10 @@ OptionalImagesOption = Annotated[int | None, _IMAGES]
 _OUT = typer.Option(help="The file or the folder to write.")
 OutOption = Annotated[Path, _OUT]
 OptionalOutOption = Annotated[Path | None, _OUT]
+GridOption = Annotated[
+    Path | None,
+    typer.Option(help="A PNG of the first 30 images before and after, with labels and bits/dim, to write as well."),
+]
 ForceOption = Annotated[bool, typer.Option("--force", help="Replace an output that exists.")]
 
 # networks, defences and attacks

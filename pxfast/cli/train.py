@@ -89,12 +89,14 @@ def train(
     fall; the settings are the other run's, whose files stay as they are.
     `torchrun --nproc-per-node 2 -m pxfast.cli train ...` trains on two GPUs.
     """
+    from ..base.machine import parse_device
     from ..data.datasets import load_dataset
     from ..pixelcnn.files import load_model, read_metadata
     from ..pixelcnn.shipped import model_path
     from ..pixelcnn.training import branch_settings, network_size, read_settings, record_bits_per_dim
     from ..pixelcnn.training import preset as preset_called
     from ..pixelcnn.training import train as train_model
+    from ..training.outputs import check_run_outputs
     from ..training.processes import join
     from ..training.provenance import training_parts
     from ..training.run import checkpoint_path
@@ -134,6 +136,8 @@ def train(
     )
     interval = parse_budget(checkpoint_interval, "checkpoint interval")
     use_threads(threads)
+    parse_device(device)
+    check_run_outputs(out, resume=resume, force=force)
     first, earlier = None, []
     if start is not None:
         path = model_path(start, (config.channels, *config.image_size))

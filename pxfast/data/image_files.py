@@ -77,7 +77,8 @@ def check_collection(collection: Collection, size: int = 256) -> None:
 def numbered(count: int, stems: Sequence[str] | None = None) -> list[str]:
     """Names of ``count`` images whose order is that of their numbers. stems: what the names add to these."""
     digits = max(5, len(str(count - 1)))
-    return [f"{i:0{digits}d}" + ("" if stems is None else f"-{stems[i]}") for i in range(count)]
+    numbers = [f"{i:0{digits}d}" for i in range(count)]
+    return [n if stems is None or stems[i] == n else f"{n}-{stems[i]}" for i, n in enumerate(numbers)]
 
 
 def stem(name: str) -> str:

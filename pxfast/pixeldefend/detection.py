@@ -98,7 +98,7 @@ class Detector:
         Raises TypeError or ValueError for bad input, ValueError when the model's weights are no longer those that gave
         the log-likelihoods, and RuntimeError when there are no log-likelihoods of the model.
         """
-        values, form, _ = self._p_values(images, batch_size, progress)
+        values, form = self._p_values(images, batch_size, progress)
         return form.per_image(values)
 
     @in_plain_torch
@@ -119,9 +119,7 @@ class Detector:
     ) -> tuple[ImagesT, ImagesT]:
         """:meth:`p_value` and :meth:`is_adversarial` of each image, for the work of one of them."""
         alpha = check_number("alpha", alpha, 0.0, 1.0, ends="()")
-        values, form, count = self._p_values(images, batch_size, progress)
-        if alpha * (count + 1) < 1.0:
-            raise ValueError(f"no p-value is at most alpha = {alpha:g} with {count} training images: use more of them")
+        values, form = self._p_values(images, batch_size, progress, alpha)
         return form.per_image(values), form.per_image(values <= alpha)
 
     def save(self, path: str | os.PathLike[str], *, force: bool = False, notes: dict[str, Any] | None = None) -> None:
@@ -166,8 +164,10 @@ class Detector:
         fitted = "not fitted" if self.log_likelihoods is None else f"{len(self.log_likelihoods)} training images"
         return f"Detector(model={model}; {fitted})"
 
-    def _p_values(self, images: ImagesT, batch_size: int, progress: bool) -> tuple[Tensor, ImageForm[ImagesT], int]:
-        """The p-values (M,) float64 of M images, on the CPU, the form of the images, and N."""
+    def _p_values(
+        self, images: ImagesT, batch_size: int, progress: bool, alpha: float = 1.0
+    ) -> tuple[Tensor, ImageForm[ImagesT]]:
+        """The p-values (M,) float64 of M images, on the CPU, and the form of the images. alpha: which they may meet."""
         grid, form = to_grid(images, clip=self.clip)
         model = model_for(self.model, grid.shape[1:])
         if self.log_likelihoods is None:
@@ -175,8 +175,11 @@ class Detector:
         else:
             self._check_fingerprint(model_fingerprint(model))
             known = self.log_likelihoods
+        if alpha * (len(known) + 1) < 1.0:
+            many = f"with {len(known)} training images"
+            raise ValueError(f"no p-value is at most alpha = {alpha:g} {many}: use more of them")
         found = _log_likelihoods(grid, model, batch_size, progress)
-        return permutation_p_values(known, found), form, len(known)
+        return permutation_p_values(known, found), form
 
     def _check_fingerprint(self, fingerprint: str) -> None:
         if fingerprint != self._fingerprint:
