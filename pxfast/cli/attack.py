@@ -90,11 +90,11 @@ def attack(
     check_attack_output(out, *grids, force=force)
     if dataset not in DATASETS and out.resolve() == Path(dataset).resolve():
         raise ValueError(f"{out} is the input folder; write elsewhere")
+    defences = parse_defences(defence or [], engine=engine, threads=threads)
+    chosen.check_defences(defences)
     given, stored = load_dataset(dataset, root, train=None)
     given, stored = given[:images], stored[:images]
     names = None if dataset in DATASETS else image_names(dataset)[:images]
-    defences = parse_defences(defence or [], engine=engine, threads=threads)
-    chosen.check_defences(defences)
     network = classifier or default_classifier(dataset, tuple(given.shape[1:]))
     model = load_classifier(network).to(place)
     labels = None if bool((stored == UNLABELLED).all()) else stored.to(place)

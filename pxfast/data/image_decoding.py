@@ -58,7 +58,7 @@ def _decoded(file: BoundedFile) -> tuple[Array | None, str]:
         if tags.get(TILE_WIDTH, 0) * tags.get(TILE_LENGTH, 0) > MOST_PIXELS:
             return None, f"has tiles of more than {MOST_PIXELS} pixels"
         if getattr(image, "is_animated", False):
-            return None, "has several frames, expected one"
+            return None, "has several frames, expected one: save the one that is meant as an image of its own"
         if (bits := _bits(opened)) > 8:
             return None, f"has {bits} bits a channel, expected 8"
         image.load()  # what stands behind the pixels in the file is known only now

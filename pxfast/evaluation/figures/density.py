@@ -128,7 +128,6 @@ def measure_density(
         usual[1] if purify_eps is None else purify_eps,
     )
     place = parse_device(device)
-    model = SHIPPED.resolve(model)
     if classifier is None and dataset in SHIPPED_CLASSIFIERS:
         classifier = dataset
     if attacks is None:
@@ -138,6 +137,7 @@ def measure_density(
             check_indifferent(attack)
     if lbfgs_images and attacks:
         require("scipy.optimize", "evaluate")
+    model = SHIPPED.resolve(model)
     if isinstance(classifier, str):
         classifier = load_classifier(classifier).to(place)
     test, labels = load_dataset(dataset, root, train=False)
