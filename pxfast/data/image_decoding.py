@@ -101,4 +101,6 @@ def _bits(image: ImageFile.ImageFile) -> int:
     if image.format == "PPM" and image.tile[0][0].startswith("ppm") and image.mode != "1":
         _, largest = typing.cast("tuple[str, int]", image.tile[0][3])
         return largest.bit_length()
+    if image.format == "PPM" and image.mode == "I":
+        return 16
     return 8
