@@ -139,6 +139,8 @@ def test_a_bad_output_file_is_noticed_first(
         out = Path("file") / out
     elif not Path("/proc/self").is_dir():
         pytest.skip("there is no /proc, in which nobody can write")
+    elif command.startswith("report"):
+        return  # it makes no lock beside what it reads, and has no work to lose
     else:
         out = Path("/proc") / out
     before = {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
