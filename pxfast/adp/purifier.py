@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from ..base.checks import check_between, check_number, check_progress, check_seed, check_seeds
+from ..base.checks import check_between, check_flag, check_number, check_progress, check_seed, check_seeds, is_number
 from ..base.progress import reporting
-from ..data.images import ImagesT, check_range, to_grid
+from ..data.images import ImagesT, check_range, clipped, to_grid
 from ..tensors.ambient import in_plain_torch
 from ..tensors.batches import FIXED_BATCH, in_fixed_batches
 from ..tensors.copies import Copies
@@ -79,7 +79,8 @@ class ADPPurifier(nn.Module):
     until a is 1e-3 or less (:func:`descend`). runs: over how many runs, each with noise of its own, a defended
     classifier (:class:`pxfast.defences.Defended`) averages its logits. model: a ScoreNetwork, a shipped one's name, the
     path of a file, or None for the shipped one of the images' shape. seed: of the noise, with the image itself, an
-    integer in 0..2^63 - 1: an image's result is the same in every batch. progress: as :func:`pxfast.purify` takes it.
+    integer in 0..2^63 - 1: an image's result is the same in every batch. clip, progress: as :func:`pxfast.purify`
+    takes them.
 
     backward: 'straight-through' (the identity's gradient, so that gradient attacks are BPDA), 'error' (asking for one
     raises RuntimeError), or 'full': that of the noise and all steps, for which the memory of two evaluations a step is
@@ -107,17 +108,21 @@ class ADPPurifier(nn.Module):
         model: Scorer | None = None,
         backward: str = "straight-through",
         seed: int = 0,
+        clip: bool = False,
         progress: bool | Callable[[int], None] = False,
     ) -> None:
         super().__init__()
         hint = "; it is the noise's deviation on images in [0, 1], not in steps of the 0..255 grid"
+        if is_number(sigma) and 2.0 <= sigma <= 255.0:
+            hint += f": for {sigma:g} of these write {sigma:g} / 255"
         self.sigma: float = check_number("sigma", sigma, 0.0, 1.0, hint=hint)
         self.steps: int = check_between("steps", steps, 0, 10_000)
         self.runs: int = check_between("runs", runs, 1, 10_000)
-        object.__setattr__(self, "model", SHIPPED.resolve(model))
         self.backward: str = check_backward(backward, "full")
         self.seed: int = check_seed(seed)
+        self.clip: bool = check_flag("clip", clip)
         self.progress: bool | Callable[[int], None] = check_progress(progress)
+        object.__setattr__(self, "model", SHIPPED.resolve(model))  # which may take a while: last
 
     def forward(self, images: ImagesT) -> ImagesT:
         """One run. Images (N, C, H, W) or (C, H, W), of the types that ``purify`` takes; the same form comes back.
@@ -126,9 +131,9 @@ class ADPPurifier(nn.Module):
         noise depends on ``seed`` and on each image's own values.
         """
         if isinstance(images, Tensor) and images.is_floating_point() and images.dim() in (3, 4):
-            batch = images if images.dim() == 4 else images[None]
+            batch = clipped(images if images.dim() == 4 else images[None], self.clip)
             return self.draw(batch, image_seeds(batch, self.seed)).view_as(images)
-        grid, form = to_grid(images, keep_device=True)
+        grid, form = to_grid(images, keep_device=True, clip=self.clip)
         return form.images(self.purify_grid(grid))
 
     @in_plain_torch
@@ -183,6 +188,7 @@ class ADPPurifier(nn.Module):
         seeds = check_seeds(seeds, len(images))
         if not len(images):
             return images.clone()
+        images = clipped(images, self.clip)
         check_range(images)
         wide = images.to(torch.promote_types(images.dtype, torch.float32))
         noisy = (wide + self.sigma * standard_normal(seeds, wide)).clamp(0.0, 1.0)

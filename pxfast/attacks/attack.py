@@ -6,16 +6,19 @@ import abc
 import dataclasses
 import inspect
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..base.checks import check_eps, check_instance, check_progress, check_seed
+from ..base.checks import check_eps, check_flag, check_instance, check_progress, check_seed
+from ..base.extras import require
 from ..base.progress import reporting
 from ..classifiers.contract import Labels, checked_logits, class_labels
+from ..data.images import TORCH_DTYPES, ImageForm
+from ..data.images import to_grid as grid_of
 from ..defences.defended import Defended
 from ..tensors.ambient import in_plain_torch
 from ..tensors.batches import FIXED_BATCH, in_fixed_batches
@@ -52,7 +55,9 @@ class FixedBatch(nn.Module):
 def fix_batches(classifier: nn.Module, size: int) -> FixedBatch | Defended:
     """The classifier in batches of one size. Its purifiers depend on no batch, and get all images at once."""
     if isinstance(classifier, Defended):
-        return Defended(FixedBatch(classifier.classifier, size), classifier.defences, seed=classifier.seed)
+        return Defended(
+            FixedBatch(classifier.classifier, size), classifier.defences, seed=classifier.seed, clip=classifier.clip
+        )
     return FixedBatch(classifier, size)
 
 
@@ -68,8 +73,9 @@ def image_generators(x: Tensor, seed: int) -> list[np.random.Generator]:
 class Attack(abc.ABC):
     """An attack on a classifier: made with its options, and called with images as often as one likes.
 
-    ``Attack(...)(classifier, images, labels, eps=8, seed=0)`` gives uint8 images; :meth:`run` takes the same, and also
-    says which images are misclassified before and after rounding to the grid.
+    ``Attack(...)(classifier, images, labels, eps=8, seed=0)`` gives images of the type that it was given, uint8 or
+    floating; :meth:`run` takes the same, and also says which images are misclassified before and after rounding to the
+    grid.
 
     A subclass takes its options as keywords, checks them in its constructor (TypeError, ValueError), keeps each in an
     attribute of the same name, and has the method :meth:`perturb`. What is true of all its instances are attributes of
@@ -79,7 +85,8 @@ class Attack(abc.ABC):
     whether it stays within ±eps. needs_gradient: whether the classifier must be differentiable. on_grid: its results
     are grid values but for rounding errors. random: they depend on the seed. batch: how many images the classifier
     sees at once. block: how many images are attacked at once. targeted: whether :meth:`perturb` also takes
-    ``targets``, int64 (N,).
+    ``targets``, int64 (N,). knows_defences: whether it is one on the defences in front of a classifier. library: the
+    module of the extra ``attacks`` that it calls, or None.
     """
 
     name: ClassVar[str]
@@ -91,6 +98,8 @@ class Attack(abc.ABC):
     batch: ClassVar[int] = BATCH
     block: ClassVar[int] = BLOCK
     targeted: ClassVar[bool] = False
+    knows_defences: ClassVar[bool] = False
+    library: ClassVar[str | None] = None
 
     @abc.abstractmethod
     def perturb(self, classifier: nn.Module, x: Tensor, labels: Tensor, eps: float = 1.0, *, seed: int = 0) -> Tensor:
@@ -117,10 +126,11 @@ class Attack(abc.ABC):
         *,
         seed: int = 0,
         targets: Labels | None = None,
+        clip: bool = False,
         progress: bool | Callable[[int], None] = False,
     ) -> Tensor:
-        """The attacked images: uint8 (N, C, H, W), as :meth:`run` gives them, with the same arguments and errors."""
-        return self._run(classifier, images, labels, eps, seed, targets, progress, judge=not self.on_grid).images
+        """The attacked images (N, C, H, W), as :meth:`run` gives them, with the same arguments and errors."""
+        return self._run(classifier, images, labels, eps, seed, targets, clip, progress, judge=not self.on_grid).images
 
     def run(
         self,
@@ -131,23 +141,37 @@ class Attack(abc.ABC):
         *,
         seed: int = 0,
         targets: Labels | None = None,
+        clip: bool = False,
         progress: bool | Callable[[int], None] = False,
     ) -> AttackResult:
         """Attack images, and say which ones are misclassified before and after rounding.
 
         classifier: in eval mode, takes floating images (N, C, H, W) in [0, 1], gives finite logits (N, classes), at
-        least two; on the images' device. Its modules keep their modes, and it runs without autocast. images: uint8
-        (N, C, H, W). labels: integers (N,), the true ones, by which success is counted; None: the classifier's own.
-        eps: 0..255, in steps of the grid; None for attacks that are not bounded. seed: of the random numbers.
-        targets: integers (N,), the classes to reach, for attacks that are ``targeted``; None: any wrong one.
-        progress: True shows a bar; a function is called with the number of images done.
+        least two; on the images' device. Its modules keep their modes, and it runs without autocast. images:
+        (N, C, H, W), uint8, or floating in [0, 1], which are rounded to the nearest multiple of 1/255 first.
+        labels: integers (N,), the true ones, by which success is counted; None: the classifier's own. eps: an integer
+        in 0..255, in steps of the grid (8 is 8/255 of [0, 1]); None for attacks that are not bounded. seed: of the
+        random numbers. targets: integers (N,), the classes to reach, for attacks that are ``targeted``; None: any wrong
+        one. clip: as :func:`pxfast.purify` has it. progress: True shows a bar; a function is called with the number of
+        images done.
 
-        The images stay on the grid, and within ±eps if the attack is bounded; they are on the given images' device.
+        The result has the given images' type and device. It stays on the grid, and within ±eps of the images on the
+        grid if the attack is bounded.
         An image's result depends on no other image, unless the attack says so.
         Raises TypeError or ValueError for bad input and for logits or gradients that are not finite, NoGradient (a
         ValueError) for a classifier without a gradient.
         """
-        return self._run(classifier, images, labels, eps, seed, targets, progress, judge=True)
+        return self._run(classifier, images, labels, eps, seed, targets, clip, progress, judge=True)
+
+    def check_installed(self) -> None:
+        """ImportError, naming the extra, where the library that this attack calls is not there."""
+        if self.library is not None:
+            require(self.library, "attacks")
+
+    def check_defences(self, defences: Sequence[nn.Module]) -> None:
+        """ValueError where this attack can't be one on a classifier behind these ``defences``."""
+        if self.knows_defences and not len(defences):
+            raise ValueError(f"{self.name} attacks a purifier and the classifier behind it: it needs a defence")
 
     def check_eps(self, eps: int | None) -> int | None:
         """``eps`` as this attack takes it. TypeError or ValueError when it is none."""
@@ -168,14 +192,17 @@ class Attack(abc.ABC):
         eps: int | None,
         seed: int,
         targets: Labels | None,
+        clip: bool,
         progress: bool | Callable[[int], None],
         *,
         judge: bool,
     ) -> AttackResult:
-        fixed, known, aims = prepared(classifier, images, labels, targets, self.batch)
+        self.check_installed()
         eps = self.check_eps(eps)
         seed = check_seed(seed)
         check_progress(progress)
+        grid, form = attackable(classifier, images, clip)
+        fixed, known, aims = prepared(classifier, grid, labels, targets, self.batch)
         if aims is not None and not self.targeted:
             raise ValueError(f"{self.name} leads to any wrong class: it takes no targets")
 
@@ -194,7 +221,8 @@ class Attack(abc.ABC):
             result = _settled(fixed, block, x, moved.detach(), given, clean, eps)
             return dataclasses.replace(result, **costs, seconds=seconds)
 
-        return join([_nothing(images), *_by_block(attack, images, known, aims, self.block, progress)])
+        found = join([_nothing(grid), *_by_block(attack, grid, known, aims, self.block, progress)])
+        return dataclasses.replace(found, images=form.images(found.images))
 
     def _counted(
         self,
@@ -235,36 +263,47 @@ class ClippedAttack(Attack):
         images: Tensor,
         labels: Labels | None,
         *,
+        clip: bool = False,
         progress: bool | Callable[[int], None] = False,
     ) -> Tensor:
         """What the attack finds before eps clips it: fp32 (N, C, H, W) in [0, 1], for :meth:`clip`.
 
         The arguments and errors are those of :meth:`run`.
         """
+        self.check_installed()
         check_progress(progress)
-        fixed, known, _ = prepared(classifier, images, labels, None, self.batch)
+        grid, _ = attackable(classifier, images, clip)
+        fixed, known, _ = prepared(classifier, grid, labels, None, self.batch)
 
         def find(block: Tensor, given: Tensor | None, _: Tensor | None) -> Tensor:
             x = _to_float(block)
             given = predicted(fixed, x) if given is None else given
             return self.find(fixed, x, given).detach().float()
 
-        nothing = torch.zeros(0, *images.shape[1:], device=images.device)
-        return torch.cat([nothing, *_by_block(find, images, known, None, self.block, progress)])
+        nothing = torch.zeros(0, *grid.shape[1:], device=grid.device)
+        return torch.cat([nothing, *_by_block(find, grid, known, None, self.block, progress)])
 
     @in_plain_torch
     def clip(
-        self, classifier: nn.Module, images: Tensor, labels: Labels | None, found: Tensor, eps: int
+        self,
+        classifier: nn.Module,
+        images: Tensor,
+        labels: Labels | None,
+        found: Tensor,
+        eps: int,
+        *,
+        clip: bool = False,
     ) -> AttackResult:
         """What :meth:`run` gives with this eps, from what :meth:`unclipped` found for the same images and labels.
 
         found: fp32 of the images' shape. Raises what :meth:`run` raises, and ValueError for another shape.
         """
-        fixed, known, _ = prepared(classifier, images, labels, None, self.batch)
         bound = check_eps(eps)
+        grid, form = attackable(classifier, images, clip)
+        fixed, known, _ = prepared(classifier, grid, labels, None, self.batch)
         check_instance("found", found, Tensor)
-        if found.shape != images.shape or not found.is_floating_point():
-            raise ValueError(f"expected floating images {tuple(images.shape)}, got {found.dtype} {tuple(found.shape)}")
+        if found.shape != grid.shape or not found.is_floating_point():
+            raise ValueError(f"expected floating images {tuple(grid.shape)}, got {found.dtype} {tuple(found.shape)}")
         parts = iter(torch.split(found, self.block))
 
         def settle(block: Tensor, given: Tensor | None, _: Tensor | None) -> AttackResult:
@@ -274,7 +313,8 @@ class ClippedAttack(Attack):
             moved = x + (next(parts) - x).clamp(-bound / 255.0, bound / 255.0)
             return _settled(fixed, block, x, moved, given, prediction != given, bound)
 
-        return join([_nothing(images), *_by_block(settle, images, known, None, self.block, False)])
+        result = join([_nothing(grid), *_by_block(settle, grid, known, None, self.block, False)])
+        return dataclasses.replace(result, images=form.images(result.images))
 
 
 @torch.no_grad()
@@ -283,9 +323,8 @@ def prepared(
 ) -> tuple[FixedBatch | Defended, Tensor | None, Tensor | None]:
     """The classifier in batches of one size, and labels and targets as int64 (N,) of its classes, None where not given.
 
-    TypeError or ValueError unless an attack can take these: see :meth:`Attack.run`.
+    images: uint8, as :func:`attackable` gives them. TypeError or ValueError unless an attack can take the labels.
     """
-    check_images(classifier, images)
     fixed = fix_batches(classifier, batch)
     inner = fixed.classifier if isinstance(fixed, Defended) else fixed
     known = {"labels": labels, "targets": targets}
@@ -301,16 +340,21 @@ def prepared(
     return fixed, found["labels"], found["targets"]
 
 
-def check_images(classifier: nn.Module, images: Tensor) -> None:
-    """Raise TypeError or ValueError unless an attack can take these."""
-    if not isinstance(images, Tensor) or images.dtype != torch.uint8:
+def attackable(classifier: nn.Module, images: Tensor, clip: bool) -> tuple[Tensor, ImageForm[Tensor]]:
+    """The images as uint8, where they are, and how they came. TypeError or ValueError unless an attack can take them.
+
+    The classifier is looked at, too: an attack needs it in eval mode.
+    """
+    clip = check_flag("clip", clip)
+    if not isinstance(images, Tensor) or images.dtype not in TORCH_DTYPES:
         what = images.dtype if isinstance(images, Tensor) else type(images).__name__
-        raise TypeError(f"expected a tensor of uint8 images, got {what}")
+        raise TypeError(f"expected a tensor of uint8 images, or of floating ones in [0, 1], got {what}")
     if images.dim() != 4:
         raise ValueError(f"expected images (N, C, H, W), got {tuple(images.shape)}")
     check_instance("classifier", classifier, nn.Module)
     if classifier.training:
         raise ValueError("the classifier must be in eval mode; in training mode each image depends on its batch")
+    return grid_of(images, keep_device=True, clip=clip)
 
 
 def _settled(

@@ -12,10 +12,10 @@ from torch import Tensor
 class AttackResult:
     """Attacked images, and which of them the classifier gets wrong: before the attack, and before and after rounding.
 
-    images: uint8 (N, C, H, W). The rest are bool (N,), true where the classifier's label is not the given one:
-    clean: of the images as they came; unrounded: of the attack's floating-point result; nearest: of that result
-    rounded to the nearest grid values; rounded: of ``images``, where perturbations that rounding had disarmed were
-    stretched until they worked again.
+    images: (N, C, H, W), of the type that was given. The rest are bool (N,), true where the classifier's label is not
+    the given one: clean: of the images as they came; unrounded: of the attack's floating-point result; nearest: of that
+    result rounded to the nearest grid values; rounded: of ``images``, where perturbations that rounding had disarmed
+    were stretched until they worked again.
 
     queries, gradients: int64 (N,), what each image cost, as :class:`Meter` has it; None where the attack counts none.
     seconds: spent on the attack itself, without the judging.

@@ -3,34 +3,64 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import hashlib
 import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from ..base.checks import check_instance, check_path, is_number
-from ..base.files import check_encodable, output_files, whole_file
-from ..base.parts import Parts
+from ..base.checks import check_flag, check_instance, check_path, is_number
+from ..base.files import check_encodable, check_outputs, claimed, output_files, refuse_existing, whole_file
+from ..base.parts import Parts, parts_path
 from ..base.progress import progress_of
-from ..data.image_files import write_npy
+from ..data.image_files import numbered, write_npy, write_png
+from ..data.image_writers import check_one_png, check_output, check_output_suffix, folder_writer, png_folder
 from ..defences.protocol import HidesNetworks
 from ..tensors.safetensors import metadata_json, read_safetensors
-from .attack import Attack
+from .attack import Attack, attackable
 from .result import COSTS, STAGES, AttackResult, join
 
+KINDS = (".npy", ".png", "")
 PART_FORMAT = "pxfast-attack-part"
 LIBRARIES = ("pxfast", "torch", "numpy", "scipy", "foolbox", "pyautoattack")
 
 
+LABELS = "labels.npy"  # in a folder of attacked images
+
+
 def labels_path(out: str | os.PathLike[str]) -> Path:
-    """Where the labels of a file of attacked images go: OUT.npy has them in OUT.labels.npy."""
-    return Path(out).with_suffix(".labels.npy")
+    """Where the labels of attacked images go: OUT.npy has them in OUT.labels.npy, a folder in its own labels.npy."""
+    return Path(out) / LABELS if is_folder(Path(out)) else Path(out).with_suffix(".labels.npy")
+
+
+def is_folder(out: Path) -> bool:
+    """Whether attacked images go to ``out`` as a folder of PNG files, not as one file."""
+    return check_output_suffix(out, *KINDS) == ""
+
+
+def check_attack_output(out: str | os.PathLike[str], *others: Path, force: bool) -> Path:
+    """The path itself, unless :func:`attack_to_file` is sure to refuse it: with what that raises, before any work.
+
+    others: files that are to appear beside it. An output that exists is left for later where there are parts of a run
+    that may have published it.
+    """
+    out = check_path("out", out)
+    check_encodable(out)
+    folder = check_output(out, *KINDS) == ""
+    force = force or parts_path(out).exists()
+    if folder:
+        refuse_existing(out, force=force)
+        with claimed(out):
+            pass
+    check_outputs(*([] if folder else [out, labels_path(out)]), *others, force=force)
+    return out
 
 
 def attack_to_file(
@@ -42,41 +72,52 @@ def attack_to_file(
     *,
     eps: int | None = None,
     seed: int = 0,
+    names: Sequence[str] | None = None,
+    beside: Mapping[Path, Callable[[AttackResult, Path], object]] | None = None,
     force: bool = False,
     progress: bool = False,
 ) -> AttackResult:
-    """Attack images, write them to ``out`` (.npy, uint8 (N, C, H, W)) and their labels beside it, and return both.
+    """Attack images, write them and their labels, and return both.
 
-    Arguments are those of :meth:`Attack.run`. While this runs, every finished block of images is kept in the folder
-    OUT.npy.parts, with everything that they depend on; a killed run that is started again takes them from there. They
-    are removed once both files are written; a run that was killed in between is finished by the next one.
+    out: a .npy file, uint8 (N, C, H, W), whose labels go to OUT.labels.npy; a .png of a single image, whose label does
+    so too; or, without a suffix, a folder of PNG files 00000.png, 00001.png and so on, whose labels are in its
+    labels.npy, in this order. Of floating images the files have the values 0..255, and the result is floating.
+    names: what the names of such PNG files add to their numbers, one for each image. beside: other files that appear
+    together with these, each with a function that writes it, of the result on the grid and a temporary path. The other
+    arguments are those of :meth:`Attack.run`.
+
+    While this runs, every finished block of images is kept in the folder OUT.parts, with everything that they depend
+    on; a killed run that is started again takes them from there. They are removed once all is written; a run that was
+    killed in between is finished by the next one.
     Raises FileExistsError when ``out`` or its labels exist, ValueError for another suffix or when the parts are of
     another run (with ``force`` they and the files are replaced), BlockingIOError where another process writes ``out``,
     and what the attack raises.
     """
     check_instance("attack", attack, Attack)
-    out = check_path("out", out)
-    if out.suffix.lower() != ".npy":
-        raise ValueError(f"{out}: attacked images are written to a file with the suffix .npy")
-    check_encodable(out)
-    if not out.absolute().parent.is_dir():
-        raise FileNotFoundError(f"no such folder: {out.absolute().parent}")
-    if not len(images):
-        raise ValueError("expected at least one image")
+    out = check_attack_output(out, *(beside or {}), force=check_flag("force", force))
+    attack.check_installed()
     attack.check_eps(eps)
-    outputs = [labels_path(out), out]
-    parts = Parts(out, describe(attack, classifier, images, labels, eps, seed))
-    with output_files(*outputs, force=force or parts.published(outputs)) as temporaries:
+    grid, form = attackable(classifier, images, clip=False)
+    if not len(grid):
+        raise ValueError("expected at least one image")
+    kind = check_output_suffix(out, *KINDS)
+    check_one_png(out, kind, len(grid))
+    if names is not None and len(names) != len(grid):
+        raise ValueError(f"expected {len(grid)} names, one an image, got {len(names)}")
+    others = dict(beside or {})
+    outputs = [*([labels_path(out)] if kind else []), out, *others]
+    parts = Parts(out, describe(attack, classifier, grid, labels, eps, seed))
+    with published(out, kind, list(others), force=force or parts.published(outputs)) as temporary:
         parts.open(force=force)
         results = []
         try:
-            with progress_of(len(images), shown=progress) as shown:
-                for start in range(0, len(images), attack.block):
+            with progress_of(len(grid), shown=progress) as shown:
+                for start in range(0, len(grid), attack.block):
                     part = parts.folder / f"{start:08d}.safetensors"
                     if not part.exists():
                         chosen = slice(start, start + attack.block)
                         given = None if labels is None else labels[chosen]
-                        write_part(attack.run(classifier, images[chosen], given, eps, seed=seed), part)
+                        write_part(attack.run(classifier, grid[chosen], given, eps, seed=seed), part)
                     results.append(read_part(part))
                     shown.advance(len(results[-1].images))
         except BaseException:
@@ -84,12 +125,38 @@ def attack_to_file(
                 parts.remove()
             raise
         joined = join(results)
-        known = torch.full((len(images),), -1) if labels is None else labels
-        write_npy(known.cpu().long().numpy(), temporaries[0])
-        write_npy(joined.images.cpu().numpy(), temporaries[1])
-        parts.promise(temporaries)
+        known = torch.full((len(grid),), -1) if labels is None else labels
+        write_npy(known.cpu().long().numpy(), temporary.labels)
+        if kind == ".npy":
+            write_npy(joined.images.cpu().numpy(), temporary.images)
+        elif kind == ".png":
+            write_png(joined.images[0], temporary.images)
+        else:
+            folder_writer(temporary.images, numbered(len(grid), names))(joined.images)
+        for write, path in zip(others.values(), temporary.others, strict=True):
+            write(joined, path)
+        parts.promise([*([temporary.labels] if kind else []), temporary.images, *temporary.others])
     parts.remove()
-    return joined
+    return dataclasses.replace(joined, images=form.images(joined.images))
+
+
+class Temporary(NamedTuple):
+    """Where the images, the labels and other files are written before they are published."""
+
+    images: Path
+    labels: Path
+    others: list[Path]
+
+
+@contextlib.contextmanager
+def published(out: Path, kind: str, others: Sequence[Path], *, force: bool) -> Iterator[Temporary]:
+    """Temporary paths of the images, of their labels and of other files, all of which appear together."""
+    if kind:
+        with output_files(labels_path(out), out, *others, force=force) as (labels, images, *rest):
+            yield Temporary(images, labels, rest)
+    else:
+        with png_folder(out, force=force, beside=[LABELS]) as folder, output_files(*others, force=force) as rest:
+            yield Temporary(folder, folder / LABELS, rest)
 
 
 def describe(

@@ -13,8 +13,8 @@ from ..base.checks import (
     check_choice,
     check_count,
     check_eps,
+    check_levels,
     check_optional_count,
-    check_optional_number,
 )
 from .attack import Attack, image_generators
 from .gradients import loss_gradient, predicted
@@ -128,7 +128,7 @@ class PGD(Attack):
     """Projected gradient descent: from a uniformly random start in ±eps, steps by the gradient's sign, away from the
     given label, each back into ±eps and 0..255.
 
-    steps: how many, at least 0. step: their size in grid levels, any number above 0; None: eps / 4. TypeError or
+    steps: how many, at least 0. step: their size in grid levels, a number of at least 1/8; None: eps / 4. TypeError or
     ValueError for others.
 
     Source: Madry et al. 2018, section 2.1.
@@ -140,7 +140,7 @@ class PGD(Attack):
 
     def __init__(self, *, steps: int = 20, step: float | None = None) -> None:
         self.steps: int = check_count("steps", steps)
-        self.step: float | None = check_optional_number("step", step, 0.0, ends="()")
+        self.step: float | None = None if step is None else check_levels("step", step)
 
     def perturb(self, classifier: nn.Module, x: Tensor, labels: Tensor, eps: float = 1.0, *, seed: int = 0) -> Tensor:
         start = (x + uniform(image_generators(x, seed), x, eps)).clamp(0.0, 1.0)

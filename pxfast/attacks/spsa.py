@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..base.checks import check_count
+from ..base.checks import check_count, check_steps_of_grid
 from ..tensors.seeds import derived_seeds
 from .carlini_wagner import margin
 from .grid_ascent import STEP, GridAscent, ascend, target_of
@@ -37,6 +37,7 @@ class SPSA(GridAscent):
     """
 
     name = "spsa"
+    knows_defences = True
     source = (
         "Uesato et al. 2018 as in Yoon et al. 2021, Table 1: steps of 2/255 by the sign of the mean of "
         "(L(x + delta v) - L(x - delta v)) / (2 delta) v over N random v in {-1, 1}^D, L the best wrong logit minus "
@@ -57,7 +58,7 @@ class SPSA(GridAscent):
         super().__init__(step, max_queries, max_gradients)
         self.steps: int = check_count("steps", steps)
         self.pairs: int = check_count("pairs", pairs, 1)
-        self.delta: int = check_count("delta", delta, 1)
+        self.delta: int = check_steps_of_grid("delta", delta)
 
     def climb(self, classifier: nn.Module, x: Tensor, labels: Tensor, eps: float, meter: Meter) -> Tensor:
         target = target_of(self.name, classifier)

@@ -6,6 +6,7 @@ integer without a dimension; bools are no integers. What a check gives is Python
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import numbers
@@ -20,6 +21,7 @@ from .records import shown
 MOST_SEEDS = 1 << 63  # what generators take
 LONGEST_SIDE = 1 << 14  # pixels, of an image that a network may be made for
 PRECISIONS = ("fp32", "bf16")
+SMALLEST_LEVELS = 0.125  # steps of the grid, of a distance that need not be whole
 
 
 def integer_of(value: object) -> int | None:
@@ -213,18 +215,68 @@ def put(record: object, **values: object) -> None:
         object.__setattr__(record, name, value)
 
 
-def check_eps(eps: int) -> int:
+def part_of_range(value: object) -> float | None:
+    """``value`` as a part of the range [0, 1], which is how the field writes eps: 8/255, 0.03, or the text '8/255'.
+
+    None for integers, numbers outside (0, 1), and anything else.
+    """
+    found: float | None = None
+    with contextlib.suppress(ValueError, ArithmeticError):
+        if isinstance(value, str):
+            numerator, slash, denominator = value.partition("/")
+            if slash or not numerator.strip().isdigit():
+                found = float(numerator) / (float(denominator) if slash else 1.0)
+        elif is_number(value) or _dtype_of_scalar(value).startswith(("float", "bfloat")):
+            found = float(value)  # type: ignore[arg-type]
+    return found if found is not None and 0.0 < found < 1.0 else None
+
+
+def grid_conversion(name: str, value: object) -> str:
+    """What an error adds where ``value``, to be counted in steps of the grid, is a part of [0, 1]; empty otherwise."""
+    part = part_of_range(value)
+    if part is None:
+        return ""
+    steps = 255.0 * part
+    meant = max(1, round(steps))
+    if abs(steps - meant) < 0.02:
+        return f"; it counts steps of 0..255: for {meant}/255 write {name}={meant}"
+    return f"; it counts steps of 0..255: {part:.3g} is {steps:.4g}/255, write {name}={meant} for {meant}/255"
+
+
+def check_eps(eps: int, name: str = "eps") -> int:
     """``eps``, in steps of the 0..255 grid, as a Python int; raises what :func:`check_integer` does.
 
-    Elsewhere eps is a part of the range [0, 1], 8/255 say. The error for such a one names the integer meant.
+    Elsewhere eps is a part of the range [0, 1], 8/255 say. The error for such a one names the integer meant. name: of
+    the argument.
     """
     try:
-        return check_integer("eps", eps, 256)
+        return check_integer(name, eps, 256)
     except TypeError as error:
-        if isinstance(eps, numbers.Real) and 0.0 < eps < 1.0:
-            meant = round(255 * float(eps))
-            raise TypeError(f"{error}; it counts steps of 0..255: for {meant}/255 write eps={meant}") from None
-        raise
+        raise TypeError(f"{error}{grid_conversion(name, eps)}") from None
+
+
+def check_steps_of_grid(name: str, value: int) -> int:
+    """A step's size in steps of the grid, at least 1, as a Python int; raises what :func:`check_count` does.
+
+    The error for a part of the range [0, 1] names the integer meant.
+    """
+    try:
+        return check_count(name, value, 1)
+    except TypeError as error:
+        raise TypeError(f"{error}{grid_conversion(name, value)}") from None
+
+
+def check_levels(name: str, value: float) -> float:
+    """A distance in steps of the grid that need not be whole, as a Python float: a number of at least 1/8.
+
+    TypeError or ValueError for others. A smaller one is hardly ever meant: 2/255 is the field's way to write 2, which
+    the error says.
+    """
+    value = check_number(name, value, 0.0, ends="()", hint=grid_conversion(name, value))
+    if value < SMALLEST_LEVELS:
+        expected = f"{name} must be a number of at least {SMALLEST_LEVELS:g}, in steps of the grid"
+        raise ValueError(f"{expected}, got {shown(value)}{grid_conversion(name, value)}")
+    return value
 
 
 def check_precision(precision: str) -> str:

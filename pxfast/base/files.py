@@ -43,6 +43,30 @@ def check_encodable(path: AnyPath) -> None:
         raise ValueError(f"{os.fspath(path)}: this output must have a path in UTF-8") from None
 
 
+def check_outputs(*paths: AnyPath, force: bool) -> None:
+    """Raise what :func:`output_files` would for these paths; nothing is written. For a look before the work.
+
+    The work itself claims them later.
+    """
+    for path in paths:
+        refuse_folder(path)
+        refuse_existing(path, force=force)
+        with claimed(path):
+            pass
+
+
+def check_output_folder(path: AnyPath) -> None:
+    """Raise NotADirectoryError or PermissionError where there can't be a folder of outputs; none is made yet."""
+    target = Path(path).absolute()
+    for place in (target, *target.parents):
+        if os.path.lexists(place):
+            if not place.is_dir():
+                raise NotADirectoryError(f"{place} is not a folder, expected one for outputs, or none yet")
+            if not os.access(place, os.W_OK | os.X_OK):
+                raise PermissionError(f"no file can be written in {place}: permission denied")
+            return
+
+
 @contextlib.contextmanager
 def claimed(path: AnyPath) -> Iterator[None]:
     """Be the only process that writes ``path``: it exists or not, and is a file or a folder.

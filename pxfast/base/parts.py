@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 from collections.abc import Sequence
@@ -58,8 +59,8 @@ class Parts:
         _write(self.folder / SETTINGS, self.settings)
 
     def promise(self, outputs: Sequence[Path]) -> None:
-        """Note what is about to be published: files that have the names of the outputs."""
-        _write(self.folder / OUTPUTS, {path.name: file_digest(path) for path in outputs})
+        """Note what is about to be published: files, or folders of files, that have the names of the outputs."""
+        _write(self.folder / OUTPUTS, {path.name: _digest(path) for path in outputs})
 
     def published(self, outputs: Sequence[Path]) -> bool:
         """Whether those of the outputs that exist are what a killed run of the same settings has published.
@@ -71,11 +72,22 @@ class Parts:
             return False
         promised = _read(self.folder / OUTPUTS)
         there = [path for path in outputs if os.path.lexists(path)]
-        return promised is not None and all(p.is_file() and promised.get(p.name) == file_digest(p) for p in there)
+        return promised is not None and all((promised.get(path.name) or "none") == _digest(path) for path in there)
 
     def remove(self) -> None:
         """The work is done, or nothing of it was."""
         remove_folder(self.folder)
+
+
+def _digest(path: Path) -> str | None:
+    """SHA-256 of a file, or of a folder's files and their names; None for anything else."""
+    if path.is_file():
+        return file_digest(path)
+    if not path.is_dir() or not all(file.is_file() for file in path.iterdir()):
+        return None
+    names = sorted(file.name for file in path.iterdir())
+    text = json.dumps([[name, file_digest(path / name)] for name in names])
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _read(path: Path) -> dict[str, Any] | None:

@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..base.checks import check_instance, check_number, check_seed
-from ..data.images import to_grid
+from ..base.checks import check_flag, check_instance, check_number, check_seed
+from ..data.images import clipped, to_grid
 from ..pixelcnn.likelihood import bits_per_dim
 from ..pixelcnn.network import PixelCNN
 from ..pixelcnn.shipped import SHIPPED, Model
@@ -25,7 +25,7 @@ class RandomAboveThreshold(nn.Module):
 
     classifier: gives logits (N, classes) of images as they are given here. threshold: an image of at least as many
     bits/dim gets a random label. model: as :func:`pxfast.purify` takes it; it is no submodule. seed: of the labels,
-    0 to 2^63 - 1.
+    0 to 2^63 - 1. clip: bring floating values outside [0, 1] to its nearest end first.
     A label is random in that it is drawn from a hash of the seed and the image's own values 0..255: the same image
     always gets the same one, whatever else is in its batch. Raises TypeError or ValueError for others.
     """
@@ -37,19 +37,28 @@ class RandomAboveThreshold(nn.Module):
         def __call__(self, images: Tensor) -> Tensor: ...
 
     def __init__(
-        self, classifier: nn.Module, *, threshold: float = 4.5, model: Model | None = None, seed: int = 0
+        self,
+        classifier: nn.Module,
+        *,
+        threshold: float = 4.5,
+        model: Model | None = None,
+        seed: int = 0,
+        clip: bool = False,
     ) -> None:
         super().__init__()
         self.classifier: nn.Module = check_instance("classifier", classifier, nn.Module)
         self.threshold: float = check_number("threshold", threshold, 0.0)
         object.__setattr__(self, "model", SHIPPED.resolve(model))
         self.seed: int = check_seed(seed)
+        self.clip: bool = check_flag("clip", clip)
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits (N, classes) of images (N, C, H, W), uint8 or floating in [0, 1]; one-hot where they are random.
 
         Raises TypeError or ValueError for bad input, as :func:`pxfast.bits_per_dim` does.
         """
+        if isinstance(images, Tensor):
+            images = clipped(images, self.clip)
         grid, form = to_grid(images)
         if not form.batched:
             raise ValueError(f"expected images (N, C, H, W), got {tuple(images.shape)}")

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..base.checks import check_choice, check_path, check_text
+from ..base.checks import check_choice, check_levels, check_path, check_text
 from ..base.durations import phase
 from ..data.datasets import load_dataset
 from ..tensors.safetensors import fill, stored_tensors
@@ -70,6 +70,7 @@ class ClassifierSettings(RunSettings):
         check_choice("defence", self.defence, DEFENCES)
         self._number("momentum", "smoothing", high=1.0, ends="[)")
         self._number("delta", ends="()")
+        check_levels("delta", self.delta)
         if self.start is not None:
             check_text("start", self.start)
 

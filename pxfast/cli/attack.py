@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -14,6 +15,7 @@ from .options import (
     DownloadOption,
     EpsOption,
     ForceOption,
+    GridOption,
     JsonOption,
     OptionalImagesOption,
     OutOption,
@@ -48,6 +50,7 @@ def attack(
         ),
     ] = None,
     steps: Annotated[int | None, typer.Option(min=0, help="The same as --option steps=N.")] = None,
+    grid: GridOption = None,
     seed: SeedOption = 0,
     device: DeviceOption = "auto",
     threads: ThreadsOption = None,
@@ -57,46 +60,74 @@ def attack(
 ) -> None:
     """Attack a classifier's images, and count what it gets wrong before and after rounding; a killed run goes on.
 
-    The images of a data set called by name are its test images. OUT is a .npy file of the attacked ones; their labels
-    go to OUT.labels.npy. Defences stand in front of the classifier, and the attack knows of them. An attack without a
-    bound takes no --eps.
+    The images of a data set called by name are its test images. OUT is a .npy file of the attacked ones, a .png of a
+    single one or, without a suffix, a folder of PNG files; their labels go to OUT.labels.npy, or labels.npy in the
+    folder. Defences stand in front of the classifier, and the attack knows of them. An attack without a bound takes no
+    --eps.
     """
     from ..attacks import attack_to_file, find_attack
-    from ..attacks.resumable import labels_path
+    from ..attacks.resumable import check_attack_output, labels_path
+    from ..base.checks import check_seed
     from ..base.machine import parse_device
     from ..classifiers import load_classifier
-    from ..data.datasets import UNLABELLED, check_classes, fetch_dataset, load_dataset
+    from ..data.datasets import DATASETS, UNLABELLED, check_classes, fetch_dataset, image_names, load_dataset
+    from ..data.image_writers import check_output
     from ..defences import Defended
+    from .grid import SHOWN, Judges, class_names, density_of, write_grid
     from .machine import engine_on, parse_defences, use_threads
     from .output import print_json
 
     use_threads(threads)
     settings = [*(option or []), *([] if steps is None else [f"steps={steps}"])]
     chosen = find_attack(name, **parse_options(name, settings))
-    place = parse_device(device)
-    defences = parse_defences(defence or [], engine=engine_on(device, "auto"), threads=threads)
+    bound = chosen.check_eps(8 if eps is None and chosen.bounded else eps)
+    check_seed(seed)
+    place, engine = parse_device(device), engine_on(device, "auto")
+    if defence is None:
+        chosen.check_defences([])
+    chosen.check_installed()
+    grids = [] if grid is None else [grid]
+    for path in grids:
+        check_output(path, ".png")
+    check_attack_output(out, *grids, force=force)
+    if dataset not in DATASETS and out.resolve() == Path(dataset).resolve():
+        raise ValueError(f"{out} is the input folder; write elsewhere")
+    defences = parse_defences(defence or [], engine=engine, threads=threads)
+    chosen.check_defences(defences)
     if download:
         fetch_dataset(dataset, root, progress=not quiet)
     given, stored = load_dataset(dataset, root, train=None)
     given, stored = given[:images], stored[:images]
-    model = load_classifier(classifier or default_classifier(dataset, tuple(given.shape[1:]))).to(place)
+    names = None if dataset in DATASETS else image_names(dataset)[:images]
+    network = classifier or default_classifier(dataset, tuple(given.shape[1:]))
+    model = load_classifier(network).to(place)
     labels = None if bool((stored == UNLABELLED).all()) else stored.to(place)
     if labels is not None:
         check_classes(dataset, model.config.classes)
+    target = Defended(model, defences) if defences else model
+    judges = Judges(target, density_of(None, tuple(given.shape[1:])), class_names(network)) if grids else Judges()
+
+    def draw(result: AttackResult, temporary: Path) -> None:
+        words = [name, *([] if bound is None else [f"eps {bound}"])]
+        stages = [("given", [], given[:SHOWN].to(place)), ("attacked", words, result.images[:SHOWN].to(place))]
+        write_grid(temporary, stages, judges, None if labels is None else labels[:SHOWN])
+
     result = attack_to_file(
         chosen,
-        Defended(model, defences) if defences else model,
+        target,
         given.to(place),
         labels,
         out,
-        eps=8 if eps is None and chosen.bounded else eps,
+        eps=bound,
         seed=seed,
+        names=names,
+        beside=dict.fromkeys(grids, draw),
         force=force,
         progress=not quiet,
     )
     facts = summary(result, model, given.to(place), labels, defended=bool(defences))
     if as_json:
-        print_json({**facts, "files": [out, labels_path(out)]})
+        print_json({**facts, "files": [out, labels_path(out), *grids]})
     else:
         print("\n".join([str(result), *describe(facts)]))
 

@@ -33,12 +33,18 @@ def bench(
     from ..base.checks import PRECISIONS, check_precision
     from ..base.progress import progress_of
     from ..engines import benchmark
+    from ..engines.cpu import isa_of
+    from ..engines.registry import select
     from ..engines.settings import DecodeSettings
     from .output import print_json
 
     isas: list[str | None] = [*isa] if isa else [None]
     ways = [DecodeSettings(threads=threads, isa=each) for each in isas]
     names = network or benchmark.NETWORKS
+    benchmark.check_networks(names)
+    select("cpu")
+    for way in ways:
+        isa_of(way)
     precisions = PRECISIONS if check_precision(precision) == "auto" else (precision,)
     rows = []
     with progress_of(len(names) * len(ways) * len(precisions), "row", shown=not quiet, leave=False) as progress:

@@ -38,15 +38,17 @@ def bpd(
     OUT is a .tsv file for the lines, or a .json file of what --json prints; a killed run of it goes on.
     """
     from ..base.machine import parse_device
-    from ..data.image_files import open_collection
+    from ..data.image_files import check_collection, open_collection
     from ..pixelcnn.likelihood import bits_per_dim
     from .machine import use_threads
     from .output import print_json
-    from .rows import describe, rows_to
+    from .rows import check_rows_output, describe, rows_to
 
     use_threads(threads)
     place = parse_device(device)
+    check_rows_output(out, force=force)
     collection = open_collection(source)
+    check_collection(collection)
 
     def measure(grid: Tensor) -> list[Row]:
         return [[bits] for bits in bits_per_dim(grid.to(place), model=model).tolist()]

@@ -13,18 +13,18 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from ..base.files import output_files
+from ..base.files import claimed, output_files
 from ..base.machine import parse_device
 from ..classifiers import load_classifier, predict
-from ..data.image_files import check_output
+from ..data.image_writers import check_output
 from ..pixelcnn.likelihood import bits_per_dim
 from ..pixelcnn.shipped import load
 from ..pixeldefend.purify import purify
 from ..tensors.safetensors import read_safetensors
+from .stage_picture import Row, bits_line, difference_row, draw_rows, label_line
 
 if TYPE_CHECKING:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -94,6 +94,8 @@ def run(
     """
     settings: dict[str, Any] = {"device": device, "engine": engine, "threads": threads, "progress": progress}
     if out is None:
+        with contextlib.suppress(BlockingIOError), claimed("pxfast-demo.png"):  # a folder that can be written to
+            pass
         demo, stages, seconds = stages_of_shipped_images(**settings)
         return Demonstration(demo, stages, seconds, write_picture(draw(stages[:3], demo)))
     check_output(Path(out), ".png")
@@ -188,20 +190,7 @@ def table(stages: list[Stage], truth: Tensor) -> list[str]:
     return [*lines, rule, f"{'all':<9}" + "".join(cells)]
 
 
-SCALE = 3  # screen pixels per image pixel
-GAP, LEFT, TOP, CAPTION = 12, 136, 14, 38  # screen pixels
 COLUMNS = len(CLASSES)
-
-
-def cell(row: int, column: int, side: int) -> tuple[int, int]:
-    """Left and top edge, in screen pixels from the top left, of an image in the picture."""
-    return LEFT + column * (SCALE * side + GAP), TOP + row * (SCALE * side + CAPTION)
-
-
-def picture_size(columns: int, side: int) -> tuple[int, int]:
-    """Width and height of the picture in screen pixels."""
-    left, top = cell(4, columns, side)
-    return left, top - CAPTION + TOP
 
 
 def draw(stages: list[Stage], demo: DemoImages) -> FigureCanvasAgg:
@@ -210,50 +199,17 @@ def draw(stages: list[Stage], demo: DemoImages) -> FigureCanvasAgg:
     One column per image, the first ten of them; the rows' means are over these. Under each image the classifier's
     label, a wrong one in bold red after a cross, and its bits/dim.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    columns, side = min(COLUMNS, len(demo.labels)), demo.clean.shape[-1]
-    width, height = picture_size(columns, side)
-    dpi = 100
-    figure = Figure((width / dpi, height / dpi), dpi=dpi, facecolor="white")
-    canvas = FigureCanvasAgg(figure)
-
-    def text(x: float, y: float, string: str, **style: Any) -> None:
-        # DejaVu Sans comes with matplotlib, and has the cross
-        figure.text(x, height - y, string, transform=None, va="top", family="DejaVu Sans", **style)
-
-    def image(row: int, column: int, values: Tensor) -> tuple[int, int]:
-        left, top = cell(row, column, side)
-        pixels = np.kron(values[0].numpy(), np.ones((SCALE, SCALE), np.uint8))
-        figure.figimage(np.repeat(pixels[:, :, None], 3, axis=2), left, height - top - SCALE * side, origin="upper")
-        return left + SCALE * side // 2, top + SCALE * side
-
-    _, attacked, purified = stages
-    change = purified.images.int() - attacked.images.int()
-    difference = (128 + 8 * change).clamp(0, 255).to(torch.uint8)
-    notes = ["", f"FGSM, eps {demo.attack_eps}", f"eps {PURIFY_EPS}", "purified - attacked"]
-    for row, name in enumerate(["clean", "attacked", "purified", "difference \u00d78"]):
-        top = cell(row, 0, side)[1] + SCALE * side // 2
-        lines = [notes[row]] if notes[row] else []
-        if row < 3:
-            right = stages[row].labels[:columns] == demo.labels[:columns]
-            lines += [
-                f"{float(stages[row].bits[:columns].mean()):.2f} bits/dim",
-                f"{int(right.sum())} of {columns} right",
-            ]
-        text(10, top - 32, name, fontsize=11, weight="bold", color="#222222")
-        for line, note in enumerate(lines):
-            text(10, top - 14 + 15 * line, note, fontsize=8, color="#444444")
-        for column in range(columns):
-            if row == 3:
-                image(row, column, difference[column])
-                continue
-            centre, below = image(row, column, stages[row].images[column])
-            given = int(stages[row].labels[column])
-            correct = given == int(demo.labels[column])
-            style = {"color": "#1b5e20"} if correct else {"color": "#c62828", "weight": "bold"}
-            text(centre, below + 4, ("" if correct else "\u2717 ") + CLASSES[given], ha="center", fontsize=8.5, **style)
-            bits = f"{float(stages[row].bits[column]):.2f} bits/dim"
-            text(centre, below + 18, bits, ha="center", fontsize=7, color="#444444")
-    return canvas
+    columns = min(COLUMNS, len(demo.labels))
+    truth = demo.labels[:columns]
+    notes = {"attacked": [f"FGSM, eps {demo.attack_eps}"], "purified": [f"eps {PURIFY_EPS}"]}
+    rows = []
+    for stage in stages:
+        labels, bits = stage.labels[:columns], stage.bits[:columns]
+        found = [f"{float(bits.mean()):.2f} bits/dim", f"{int((labels == truth).sum())} of {columns} right"]
+        captions = [
+            [label_line(int(given), int(true), CLASSES), bits_line(float(each))]
+            for given, true, each in zip(labels, truth, bits, strict=True)
+        ]
+        rows.append(Row(stage.name, [*notes.get(stage.name, []), *found], stage.images[:columns], captions))
+    attacked, purified = (row.images for row in rows[-2:])
+    return draw_rows([*rows, difference_row("purified - attacked", attacked, purified, 8)], columns)

@@ -53,18 +53,23 @@ def detect(
 
     OUT is a .tsv file for the lines, or a .json file of what --json prints; a killed run of it goes on.
     """
+    from ..base.checks import check_number
     from ..base.files import file_digest
     from ..base.machine import parse_device
-    from ..data.image_files import open_collection
+    from ..data.image_files import check_collection, open_collection
     from ..pixeldefend.detection import Detector
     from .machine import use_threads
     from .output import print_json
-    from .rows import describe, rows_to
+    from .rows import check_rows_output, describe, rows_to
 
     use_threads(threads)
     place = parse_device(device)
-    fitted = Detector(model) if detector is None else Detector.load(detector, model)
+    check_number("alpha", alpha, 0.0, 1.0, ends="()")
+    check_rows_output(out, force=force)
     collections = [open_collection(source) for source in sources]
+    for collection in collections:
+        check_collection(collection)
+    fitted = Detector(model) if detector is None else Detector.load(detector, model)
     names = [
         name if len(sources) == 1 else label(source, name)
         for source, collection in zip(sources, collections, strict=True)

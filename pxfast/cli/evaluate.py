@@ -164,7 +164,8 @@ def figures(
 
     The columns are the attacks to draw. A --model is of one data set.
     """
-    from ..evaluation.figures.evaluate import evaluate_figures
+    from ..data.datasets import load_dataset
+    from ..evaluation.figures.evaluate import check_figures, evaluate_figures
     from ..evaluation.specification import load_table
     from .output import print_files
 
@@ -183,8 +184,14 @@ def figures(
         runner=runner,
         batch_size=batch_size,
     )
+    names = list(dict.fromkeys(dataset or FIGURES))
+    for name in names:  # of all of them, before the first one's work
+        check_figures(load_table(FIGURES[name]), out, settings, parse_names(columns), lbfgs_images)
+    if len(names) > 1:
+        for name in names:
+            load_dataset(name, root, train=False)
     written = []
-    for name in dataset or FIGURES:
+    for name in names:
         written += evaluate_figures(
             load_table(FIGURES[name]),
             root,

@@ -27,6 +27,7 @@ from .options import (
     ThreadsOption,
     TrainImagesOption,
     parse_names,
+    steps_of_grid,
 )
 
 app: typer.Typer = command_group("Draw the paper's figures.")
@@ -47,8 +48,22 @@ def density(
             help="Only these attacks, by name: a,b; by default rand, fgsm, bim, deepfool, or rand without a classifier."
         ),
     ] = None,
-    attack_eps: Annotated[int | None, typer.Option(help="By default the paper's: 25, and 8 for cifar10.")] = None,
-    purify_eps: Annotated[int | None, typer.Option(help="By default the paper's: 32, and 16 for cifar10.")] = None,
+    attack_eps: Annotated[
+        int | None,
+        typer.Option(
+            parser=steps_of_grid("--attack-eps"),
+            metavar="INTEGER",
+            help="In steps of 0..255; by default the paper's: 25, and 8 for cifar10.",
+        ),
+    ] = None,
+    purify_eps: Annotated[
+        int | None,
+        typer.Option(
+            parser=steps_of_grid("--purify-eps"),
+            metavar="INTEGER",
+            help="In steps of 0..255; by default the paper's: 32, and 16 for cifar10.",
+        ),
+    ] = None,
     lbfgs_images: LbfgsImagesOption = 10,
     lbfgs_starts: LbfgsStartsOption = 1,
     seed: SeedOption = 0,

@@ -20,6 +20,21 @@ def among(*values: str) -> Callable[[str], list[str]]:
     return lambda incomplete: [value for value in values if value.startswith(incomplete)]
 
 
+def steps_of_grid(flag: str, kind: Callable[[str], Any] = int) -> Callable[[str], Any]:
+    """What reads the value of a flag that counts steps of 0..255: for 8/255 its error says what to write."""
+
+    def parse(text: str) -> Any:
+        try:
+            return kind(text)
+        except ValueError:
+            from ..base.checks import grid_conversion
+
+            expected = "an integer in 0..255" if kind is int else "a number"
+            raise typer.BadParameter(f"expected {expected}, got {text!r}{grid_conversion(flag, text)}") from None
+
+    return parse
+
+
 # what is worked on, and what is written
 
 DatasetArgument = Annotated[
@@ -46,6 +61,10 @@ OptionalImagesOption = Annotated[int | None, _IMAGES]
 _OUT = typer.Option(help="The file or the folder to write.")
 OutOption = Annotated[Path, _OUT]
 OptionalOutOption = Annotated[Path | None, _OUT]
+GridOption = Annotated[
+    Path | None,
+    typer.Option(help="A PNG of the first 30 images before and after, with labels and bits/dim, to write as well."),
+]
 ForceOption = Annotated[bool, typer.Option("--force", help="Replace an output that exists.")]
 
 # networks, defences and attacks
@@ -68,7 +87,11 @@ DefenceOption = Annotated[
 ]
 EpsOption = Annotated[
     int | None,
-    typer.Option(help="Largest change of a value, in steps of 0..255; unless given, 16 to purify and 8 to attack."),
+    typer.Option(
+        parser=steps_of_grid("--eps"),
+        metavar="INTEGER",
+        help="Largest change of a value, in steps of 0..255; unless given, 16 to purify and 8 to attack.",
+    ),
 ]
 ColumnsOption = Annotated[str | None, typer.Option(help="Only these columns of the table, by name: a,b.")]
 HeadOption = Annotated[

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -10,11 +11,13 @@ import typer
 
 from .options import (
     BatchSizeOption,
+    ClassifierOption,
     DefenceOption,
     DeviceOption,
     EngineOption,
     EpsOption,
     ForceOption,
+    GridOption,
     JsonOption,
     ModelOption,
     PrecisionOption,
@@ -28,11 +31,19 @@ if TYPE_CHECKING:
     from torch import Tensor, device, nn
 
     from ..base.progress import Progress
+    from ..pixelcnn.network import PixelCNN
+    from .grid import Judges
 
 
 def purify(
     source: SourceArgument,
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="Written whole, as the same kind; images as PNG.")],
+    out: Annotated[
+        Path,
+        typer.Argument(
+            metavar="OUT",
+            help="Written whole, as its suffix says: .npy, .pt, .png for one image, or none for a folder of PNG files.",
+        ),
+    ],
     eps: EpsOption = None,
     adaptive: Annotated[
         str | None,
@@ -52,6 +63,8 @@ def purify(
     device: DeviceOption = "auto",
     threads: ThreadsOption = None,
     batch_size: BatchSizeOption = 256,
+    grid: GridOption = None,
+    classifier: ClassifierOption = None,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
     force: ForceOption = False,
@@ -59,41 +72,65 @@ def purify(
     """Move images to the likeliest ones within ±eps: PixelDefend.
 
     With --defence, images pass that defence instead, or several of them. Of a single one, --eps, --adaptive,
-    --threshold and --model are settings, where it has them. --engine and --precision are PixelDefend's.
+    --threshold and --model are settings, where it has them. --engine and --precision are PixelDefend's. The labels in
+    a --grid are the --classifier's, by default those of the shipped one of the images' shape.
     """
+    import torch
+
     from ..base.machine import parse_device
     from ..base.progress import progress_of
     from ..base.streams import note
-    from ..data.image_files import open_collection
+    from ..data.image_files import check_collection, open_collection
+    from ..data.image_writers import check_output, image_writer
     from ..data.images import to_grid
+    from .grid import SHOWN, density_of, write_grid
     from .machine import engine_on, parse_defences, use_threads
     from .output import print_json
 
     use_threads(threads)
+    place, engine = parse_device(device), engine_on(device, engine)
     collection = open_collection(source)
-    defences = parse_defences(
-        defence or ["purifier"],
-        engine=engine_on(device, engine),
-        precision=precision,
-        threads=threads,
-        eps=eps,
-        adaptive=adaptive,
-        threshold=threshold,
-        model=model,
-    )
-    place, started = parse_device(device), time.perf_counter()
-    with collection.writer(out, force=force) as write, progress_of(len(collection.names), shown=not quiet) as progress:
-        for batch in collection.batches(batch_size):
-            grid, form = to_grid(batch)
-            write(form.images(defended(grid, defences, place, progress)))
-    seconds, count = time.perf_counter() - started, len(collection.names)
+    grids = [] if grid is None else [grid]
+    for path in grids:
+        check_output(path, ".png")
+        if not collection.names:
+            raise ValueError(f"{path}: there is no image to show")
+    contents = collection.contents()
+    with image_writer(out, contents, *grids, force=force, source=source) as (write, pictures):
+        check_collection(collection)
+        defences = parse_defences(
+            defence or ["purifier"],
+            engine=engine,
+            precision=precision,
+            threads=threads,
+            eps=eps,
+            adaptive=adaptive,
+            threshold=threshold,
+            model=model,
+        )
+        judges = judges_of(classifier, density_of(model, contents.shape), contents.shape) if grids else None
+        started = time.perf_counter()
+        shown: list[tuple[Tensor, Tensor]] = []
+        with progress_of(len(collection.names), shown=not quiet) as progress:
+            for batch in collection.batches(batch_size):
+                given, form = to_grid(batch)
+                purified = defended(given, defences, place, progress)
+                write(form.images(purified))
+                if grids and sum(len(each) for each, _ in shown) < SHOWN:
+                    shown.append((given[:SHOWN], purified[:SHOWN]))
+        seconds = time.perf_counter() - started
+        if judges is not None:
+            given, purified = torch.cat([each for each, _ in shown]), torch.cat([each for _, each in shown])
+            stages = [("given", [], given), ("purified", [name_of(each) for each in defences], purified)]
+            write_grid(pictures[0], stages, judges)
+    count = len(collection.names)
     facts = {
         "images": count,
         "seconds": seconds,
         "images_per_second": count / seconds,
         "defences": defence or ["purifier"],
         **ran_on(defences),
-        "files": [out],
+        "files": [out, *grids],
     }
     if as_json:
         print_json(facts)
@@ -116,6 +153,25 @@ def defended(grid: Tensor, defences: list[nn.Module], place: device, progress: P
         images = each(images)
         report(len(grid))
     return images.cpu()
+
+
+def judges_of(classifier: str | None, density: PixelCNN | None, shape: tuple[int, ...]) -> Judges:
+    """Who judges images (C, H, W) in the grid. classifier: a name or a file; None: the shipped one of the shape."""
+    from ..classifiers import load_classifier
+    from ..classifiers.weights import SHIPPED
+    from .grid import Judges, class_names
+
+    if classifier is None:
+        with contextlib.suppress(ValueError):
+            classifier = SHIPPED.name_for(shape)
+    network = None if classifier is None else load_classifier(classifier)
+    return Judges(network, density, class_names(classifier))
+
+
+def name_of(defence: nn.Module) -> str:
+    """A defence in a few words."""
+    eps = getattr(defence, "eps", None)
+    return type(defence).__name__ + ("" if eps is None else f", eps {eps}")
 
 
 def ran_on(defences: list[nn.Module]) -> dict[str, Any]:

@@ -96,12 +96,27 @@ def _is_row(row: Any, like: Any) -> bool:
     return isinstance(row, list) and len(row) == len(like) and all(isinstance(each, (int, float)) for each in row)
 
 
+def check_rows_output(out: Path | None, *, force: bool) -> None:
+    """Raise what :func:`rows_to` is sure to raise for this output: before any work.
+
+    An output that exists is left for later where there are parts of a run that may have published it.
+    """
+    from ..base.files import check_outputs
+    from ..base.parts import parts_path
+
+    if out is None:
+        return
+    if out.suffix.lower() not in SUFFIXES:
+        raise ValueError(f"{out}: this output must have the suffix {' or '.join(SUFFIXES)}")
+    check_outputs(out, force=force or parts_path(out).exists())
+
+
 @contextlib.contextmanager
 def rows_to(out: Path | None, settings: Callable[[], dict[str, Any]], *, force: bool) -> Iterator[Rows]:
     """Rows that go to a .tsv or .json file ``out``, or to none. settings: of everything that they depend on.
 
     Finished rows are kept in OUT.parts until the file is there. Raises what :func:`pxfast.base.files.output_files` and
-    :meth:`pxfast.base.parts.Parts.open` raise, ValueError for another suffix.
+    :meth:`pxfast.base.parts.Parts.open` raise.
     """
     if out is None:
         yield Rows()
@@ -109,8 +124,6 @@ def rows_to(out: Path | None, settings: Callable[[], dict[str, Any]], *, force: 
     from ..base.files import output_files
     from ..base.parts import Parts
 
-    if out.suffix.lower() not in SUFFIXES:
-        raise ValueError(f"{out}: this output must have the suffix {' or '.join(SUFFIXES)}")
     parts = Parts(out, settings())
     with output_files(out, force=force or parts.published([out])) as (temporary,):
         parts.open(force=force)

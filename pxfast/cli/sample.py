@@ -48,11 +48,12 @@ def sample(
 
     import torch
 
-    from ..base.files import output_files
+    from ..base.files import check_outputs, output_files
     from ..base.machine import parse_device
     from ..base.streams import note
-    from ..data.image_files import check_output, write_npy, write_png
+    from ..data.image_files import write_npy, write_png
     from ..data.image_grid import image_grid
+    from ..data.image_writers import check_output
     from ..engines.registry import select
     from ..pixeldefend.sampling import sample as draw
     from .machine import engine_on, use_threads
@@ -63,6 +64,7 @@ def sample(
     for path, suffix in ((grid, ".png"), (out, ".npy")):
         if path is not None:
             check_output(path, suffix)
+            check_outputs(path, force=force)
     use_threads(threads)
     place, chosen = parse_device(device), select(engine_on(device, engine))
     if precision == "auto":

@@ -92,6 +92,7 @@ def train(
     `torchrun --nproc-per-node 2 -m pxfast.cli train ...` trains on two GPUs.
     """
     from ..base.durations import phase
+    from ..base.machine import parse_device
     from ..base.streams import note
     from ..data.datasets import fetch_dataset, load_dataset
     from ..pixelcnn.files import load_model, read_metadata
@@ -99,6 +100,7 @@ def train(
     from ..pixelcnn.training import branch_settings, network_size, read_settings, record_bits_per_dim
     from ..pixelcnn.training import preset as preset_called
     from ..pixelcnn.training import train as train_model
+    from ..training.outputs import check_run_outputs
     from ..training.processes import join
     from ..training.provenance import training_parts
     from ..training.run import checkpoint_path
@@ -138,6 +140,8 @@ def train(
     )
     interval = parse_budget(checkpoint_interval, "checkpoint interval")
     use_threads(threads)
+    parse_device(device)
+    check_run_outputs(out, resume=resume, force=force)
     first, earlier = None, []
     if start is not None:
         path = model_path(start, (config.channels, *config.image_size))

@@ -81,8 +81,10 @@ def train_adp(
     from ..adp.files import load_score_network, read_score_metadata
     from ..adp.training import read_score_settings, record_quality, score_preset, train_score_network
     from ..base.durations import phase
+    from ..base.machine import parse_device
     from ..data.datasets import fetch_dataset, load_dataset
     from ..training.compilation import duration_key
+    from ..training.outputs import check_run_outputs
     from ..training.processes import join
     from ..training.provenance import training_parts
     from ..training.run import checkpoint_path
@@ -113,6 +115,8 @@ def train_adp(
     )
     interval = parse_budget(checkpoint_interval, "checkpoint interval")
     use_threads(threads)
+    parse_device(device)
+    check_run_outputs(out, resume=resume, force=force)
     first = None if start is None else load_score_network(start)
     earlier = () if start is None else training_parts(read_score_metadata(start)[1])
     if download:

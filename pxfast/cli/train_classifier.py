@@ -30,6 +30,7 @@ from .options import (
     among,
     parse_budget,
     settled,
+    steps_of_grid,
 )
 
 
@@ -46,7 +47,14 @@ def train_classifier(
             autocompletion=among("none", "fgsm", "bim", "label-smoothing"),
         ),
     ] = "none",
-    delta: Annotated[float, typer.Option(help="Spread of the eps of fgsm and bim, in grey levels.")] = 8.0,
+    delta: Annotated[
+        float,
+        typer.Option(
+            parser=steps_of_grid("--delta", float),
+            metavar="FLOAT",
+            help="Spread of the eps of fgsm and bim, in steps of 0..255.",
+        ),
+    ] = 8.0,
     smoothing: Annotated[float, typer.Option(help="What label-smoothing takes from the right class.")] = 0.1,
     epochs: EpochsOption = 12.0,
     budget: BudgetOption = None,

@@ -18,14 +18,19 @@ def tune(
     is a multiple of 16.
     """
     from ..base.streams import note
+    from ..engines.benchmark import check_networks
     from ..engines.benchmark import network as load_network
     from ..engines.schedule import schedule_for
+    from ..engines.triton_tuning import check_tunable
     from ..engines.triton_tuning import tune as measure
     from .output import print_files
 
     chosen = settled(precision) or "bf16"
     if batch_size % 16:
         raise ValueError(f"batch-size must be a multiple of 16, got {batch_size}")
+    names = network or ["paper-cifar10"]
+    check_networks(names)
+    check_tunable()
     paths = [
         measure(
             schedule_for(load_network(name)),
@@ -33,6 +38,6 @@ def tune(
             precision=chosen,
             log=lambda line: note(line, quiet=quiet),
         )
-        for name in network or ["paper-cifar10"]
+        for name in names
     ]
     print_files(paths[-1:], as_json=as_json)

@@ -78,7 +78,7 @@ def check_values(images: ImagesT, path: Path) -> ImagesT:
     tensor = images if isinstance(images, torch.Tensor) else _floating(images)
     if tensor is not None and tensor.is_floating_point() and tensor.numel():
         try:
-            check_range(tensor)
+            check_range(tensor, hint="")
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from None
     return images

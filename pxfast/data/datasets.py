@@ -81,6 +81,11 @@ def image_shape(dataset: str | os.PathLike[str]) -> tuple[int, int, int]:
     return channels, H, W
 
 
+def image_names(dataset: str | os.PathLike[str]) -> list[str]:
+    """The names, without suffixes, of the files of a folder's images, as ``load_dataset(..., train=None)`` has them."""
+    return [file.stem for file in _folder_files(Path(dataset), None)[0]]
+
+
 def class_count(dataset: str | os.PathLike[str]) -> int:
     """How many classes a data set has. ValueError for a folder that has no folders of classes, or as load_dataset."""
     if os.fspath(dataset) in DATASETS:

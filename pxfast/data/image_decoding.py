@@ -96,7 +96,7 @@ def _pixels(image: Image.Image) -> tuple[Array | None, str]:
     """The pixels (H, W) or (H, W, 3) uint8 of one of Pillow's images; or None and why it is refused."""
     mode = image.mode
     if getattr(image, "is_animated", False):
-        return None, "has several frames, expected one"
+        return None, "has several frames, expected one: save the one that is meant as an image of its own"
     if getattr(image, "tile", None) and (bits := _bits(typing.cast("ImageFile.ImageFile", image))) > 8:
         return None, f"has {bits} bits a channel, expected 8"
     image.load()  # what stands behind the pixels in the file is known only now
@@ -139,4 +139,6 @@ def _bits(image: ImageFile.ImageFile) -> int:
     if image.format == "PPM" and image.tile[0][0].startswith("ppm") and image.mode != "1":
         _, largest = typing.cast("tuple[str, int]", image.tile[0][3])
         return largest.bit_length()
+    if image.format == "PPM" and image.mode == "I":
+        return 16
     return 8

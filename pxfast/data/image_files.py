@@ -1,39 +1,54 @@
-"""Collections of images on disk, read and written in batches: a folder, one image file, a .npy or a .pt file."""
+"""Collections of images on disk, read in batches: a folder, one image file, a .npy or a .pt file.
+
+:mod:`pxfast.data.image_writers` writes them.
+"""
 
 from __future__ import annotations
 
-import contextlib
-import io
+import dataclasses
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import BinaryIO, Protocol, TypeAlias
+from typing import BinaryIO, Protocol
 
 import numpy as np
 import torch
 
-from ..base.files import output_files, output_folder
 from .arrays import check_images, check_values, map_array
 from .image_decoding import IMAGE_SUFFIXES, array_pillow, read_image
 from .images import Array, Images, to_grid
 from .tensor_pickle import read_tensor
 
-Write: TypeAlias = Callable[[Images], object]
+
+@dataclasses.dataclass(frozen=True)
+class Contents:
+    """What is to be written. names: of the images, without a suffix, as files in a folder have them. shape: (C, H, W).
+    dtype: of the values. batched: whether a file of one image has an axis for it.
+    """
+
+    names: Sequence[str]
+    shape: tuple[int, ...]
+    dtype: torch.dtype = torch.uint8
+    batched: bool = True
+
+    @property
+    def full_shape(self) -> tuple[int, ...]:
+        return (len(self.names), *self.shape) if self.batched else self.shape
 
 
 class Collection(Protocol):
     """Images of one shape on disk.
 
-    names: one per image. batches: the images in order, at most ``size`` at a time, in a form that ``pxfast.purify``
-    takes. writer: gives a function that takes such batches in the same order and writes ``out``, a collection of the
-    same kind; ``out`` appears whole when the block ends, and not at all when it ends by an exception.
+    path: where they are. names: one per image. batches: the images in order, at most ``size`` at a time, in a form that
+    ``pxfast.purify`` takes. contents: what a file of as many other such images holds.
     """
 
+    path: Path
     names: list[str]
 
     def batches(self, size: int) -> Iterator[Images]: ...
 
-    def writer(self, out: Path, *, force: bool) -> contextlib.AbstractContextManager[Write]: ...
+    def contents(self) -> Contents: ...
 
 
 def open_collection(path: str | os.PathLike[str]) -> Collection:
@@ -52,6 +67,24 @@ def open_collection(path: str | os.PathLike[str]) -> Collection:
     return kind(path)
 
 
+def check_collection(collection: Collection, size: int = 256) -> None:
+    """Read all images once, so that no wrong one among them ends the work in its midst. Raises what ``batches`` do."""
+    for _ in collection.batches(size):
+        pass
+
+
+def numbered(count: int, stems: Sequence[str] | None = None) -> list[str]:
+    """Names of ``count`` images whose order is that of their numbers. stems: what the names add to these."""
+    digits = max(5, len(str(count - 1)))
+    numbers = [f"{i:0{digits}d}" for i in range(count)]
+    return [n if stems is None or stems[i] == n else f"{n}-{stems[i]}" for i, n in enumerate(numbers)]
+
+
+def stem(name: str) -> str:
+    """A file's name without its suffix."""
+    return os.path.splitext(name)[0]
+
+
 def write_png(image: Images, path: Path | BinaryIO) -> None:
     """Write one (C, H, W) image losslessly. An OSError leaves a partial file: give it a temporary path."""
     grid, _ = to_grid(image)
@@ -64,19 +97,8 @@ def write_npy(array: Array, path: Path) -> None:
         np.save(file, array, allow_pickle=False)
 
 
-def check_output(out: Path, suffix: str) -> None:
-    """Refuse an output with another suffix ('' is a folder), or in a folder that isn't there."""
-    if suffix and out.suffix.lower() != suffix:
-        lossy = ", never a lossy format" if suffix == ".png" else ""
-        raise ValueError(f"{out}: this output must have the suffix {suffix}{lossy}")
-    if not suffix and out.suffix.lower() in KINDS:
-        raise ValueError(f"{out}: the output of a folder is a folder, not a {out.suffix} file")
-    if not out.absolute().parent.is_dir():
-        raise FileNotFoundError(f"no such folder: {out.absolute().parent}")
-
-
 class ImageFile:
-    """A single image file. It is written as PNG."""
+    """A single image file."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -85,18 +107,12 @@ class ImageFile:
     def batches(self, size: int) -> Iterator[Array]:
         yield read_image(self.path)[None]
 
-    @contextlib.contextmanager
-    def writer(self, out: Path, *, force: bool) -> Iterator[Write]:
-        check_output(out, ".png")
-        with output_files(out, force=force) as (temporary,):
-            yield lambda images: write_png(images[0], temporary)
+    def contents(self) -> Contents:
+        return Contents([stem(self.path.name)], read_image(self.path).shape)
 
 
 class ImageFolder:
-    """The image files directly in a folder, by name; hidden and other files are left out.
-
-    They are written as PNG, under their names with the suffix .png.
-    """
+    """The image files directly in a folder, by name; hidden and other files are left out."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -120,35 +136,12 @@ class ImageFolder:
                 batch.append(image)
             yield np.stack(batch)
 
-    @contextlib.contextmanager
-    def writer(self, out: Path, *, force: bool) -> Iterator[Write]:
-        targets = [Path(name).with_suffix(".png").name for name in self.names]
-        twice = {name for name in targets if targets.count(name) > 1}
-        if twice:
-            raise ValueError(f"{self.path} has several images that would be written as {min(twice)}")
-        check_output(out, "")
-        with output_folder(out, force=force, check=self._check_replaceable) as folder:
-            remaining = iter(targets)
-
-            def write(images: Images) -> None:
-                for image in images:
-                    write_png(image, folder / next(remaining))
-
-            yield write
-
-    def _check_replaceable(self, out: Path) -> None:
-        """A folder is replaced only when it holds nothing but PNG files, and not when the inputs are in it."""
-        if out.is_symlink() or not out.is_dir():
-            raise ValueError(f"{out} is not a folder; remove it, or write elsewhere")
-        if out.resolve() == self.path.resolve():
-            raise ValueError(f"{out} is the input folder; write elsewhere")
-        for file in out.iterdir():
-            if file.suffix.lower() != ".png" or not file.is_file():
-                raise ValueError(f"{out} is not replaced, because it holds more than PNG files, such as {file.name}")
+    def contents(self) -> Contents:
+        return Contents([stem(name) for name in self.names], read_image(self.files[0]).shape)
 
 
 class ArrayFile:
-    """A .npy file, (N, C, H, W) or (C, H, W), read through a memory map and written batch after batch."""
+    """A .npy file, (N, C, H, W) or (C, H, W), read through a memory map."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -160,14 +153,9 @@ class ArrayFile:
         for start in range(0, len(self.batched), size):
             yield check_values(self.batched[start : start + size], self.path)
 
-    @contextlib.contextmanager
-    def writer(self, out: Path, *, force: bool) -> Iterator[Write]:
-        check_output(out, ".npy")
-        dtype = self.array.dtype.newbyteorder("=")
-        header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": self.array.shape}
-        with output_files(out, force=force) as (temporary,), open(temporary, "wb") as file:
-            np.lib.format.write_array_header_2_0(file, header)
-            yield lambda images: file.write(np.ascontiguousarray(images).data)
+    def contents(self) -> Contents:
+        dtype = torch.from_numpy(np.zeros(0, self.array.dtype.newbyteorder("="))).dtype
+        return Contents(numbered(len(self.names)), self.batched.shape[1:], dtype, self.array.ndim == 4)
 
 
 class TensorFile:
@@ -184,20 +172,9 @@ class TensorFile:
             for batch in self.batched.split(size):
                 yield check_values(batch, self.path)
 
-    @contextlib.contextmanager
-    def writer(self, out: Path, *, force: bool) -> Iterator[Write]:
-        check_output(out, ".pt")
-        with output_files(out, force=force) as (temporary,):
-            parts: list[torch.Tensor] = []
-
-            def write(images: Images) -> None:
-                parts.append(torch.as_tensor(images))
-
-            yield write
-            result = torch.cat(parts) if parts else self.batched.clone()
-            buffer = io.BytesIO()  # torch.save itself hides why a write failed
-            torch.save(result.reshape(self.tensor.shape), buffer)
-            temporary.write_bytes(buffer.getbuffer())
+    def contents(self) -> Contents:
+        shape = tuple(self.batched.shape[1:])
+        return Contents(numbered(len(self.names)), shape, self.tensor.dtype, self.tensor.ndim == 4)
 
 
 KINDS: dict[str, Callable[[Path], Collection]] = {

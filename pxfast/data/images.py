@@ -10,6 +10,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from ..base.checks import check_flag
+
 Array: TypeAlias = npt.NDArray[Any]
 Images: TypeAlias = Tensor | Array
 # what comes in goes out: tensors for tensors, arrays for arrays; the third is for callers who do not know which
@@ -17,6 +19,8 @@ ImagesT = TypeVar("ImagesT", Tensor, Array, Tensor | Array)
 
 TORCH_DTYPES = (torch.uint8, torch.float16, torch.bfloat16, torch.float32, torch.float64)
 NUMPY_DTYPES = tuple(map(np.dtype, ("uint8", "float16", "float32", "float64")))
+
+ROUNDING = 1e-6  # by so much a value may be out of [0, 1]: by the rounding of whoever computed it
 
 EXPECTED = (
     "expected a torch tensor or NumPy array (N, C, H, W) or (C, H, W), uint8 in 0..255 or floating point in [0, 1]"
@@ -55,14 +59,16 @@ class ImageForm(Generic[ImagesT]):
         return form
 
 
-def to_grid(images: ImagesT, *, keep_device: bool = False) -> tuple[Tensor, ImageForm[ImagesT]]:
+def to_grid(images: ImagesT, *, keep_device: bool = False, clip: bool = False) -> tuple[Tensor, ImageForm[ImagesT]]:
     """Check images and bring them to the grid: contiguous uint8 (N, C, H, W) on the CPU, detached.
 
     images: torch tensor or NumPy array, (N, C, H, W) or (C, H, W), any device, uint8 or floating point in [0, 1].
-    Floating-point values are rounded to the nearest multiple of 1/255. keep_device: leave images on a GPU there.
+    Floating-point values are rounded to the nearest multiple of 1/255; less than 1e-6 out of [0, 1] is rounding, too.
+    keep_device: leave images on a GPU there. clip: bring values outside [0, 1] to its nearest end.
     Raises TypeError for another type or dtype, and within a transform of torch.func; ValueError for another shape, NaN,
-    or values outside [0, 1].
+    or values outside [0, 1] without ``clip``.
     """
+    clip = check_flag("clip", clip)
     if isinstance(images, np.ndarray):
         if images.dtype.newbyteorder("=") not in NUMPY_DTYPES:
             raise TypeError(f"{EXPECTED}; got a NumPy array of {images.dtype}")
@@ -85,23 +91,42 @@ def to_grid(images: ImagesT, *, keep_device: bool = False) -> tuple[Tensor, Imag
     if not keep_device:
         tensor = tensor.cpu()
     if tensor.dtype.is_floating_point:
-        tensor = _round(tensor)
+        tensor = _round(tensor, clip)
     return tensor.contiguous(), form
 
 
-def _round(tensor: Tensor) -> Tensor:
+def _round(tensor: Tensor, clip: bool) -> Tensor:
     """Floating point in [0, 1] to uint8, to nearest."""
     if tensor.numel() == 0:
         return tensor.to(torch.uint8)
     tensor = tensor.to(torch.promote_types(tensor.dtype, torch.float32))
-    check_range(tensor)
+    check_range(tensor, clip=clip)
+    if clip:
+        tensor = tensor.clamp(0.0, 1.0)
     return (tensor * 255).round_().to(torch.uint8)
 
 
-def check_range(tensor: Tensor) -> None:
-    """ValueError unless all values of a floating-point tensor that has some are in [0, 1]."""
+def clipped(images: Tensor, clip: bool) -> Tensor:
+    """Floating images within [0, 1], if ``clip``, by an operation that autograd follows; others as they are.
+
+    ValueError for NaN, which no end is the nearest of.
+    """
+    if not clip or not images.is_floating_point() or images.numel() == 0:
+        return images
+    check_range(images, clip=True)
+    return images.clamp(0.0, 1.0)
+
+
+def check_range(tensor: Tensor, *, clip: bool = False, hint: str = "; clip=True clips them") -> None:
+    """ValueError unless all values of a floating-point tensor that has some are in [0, 1], but for rounding.
+
+    clip: only NaN is refused. hint: what the message adds.
+    """
     lowest, highest = (float(value) for value in tensor.detach().aminmax())
     if lowest != lowest or highest != highest:
         raise ValueError("floating-point images must be in [0, 1], got NaN")
-    if lowest < 0.0 or highest > 1.0:
-        raise ValueError(f"floating-point images must be in [0, 1], got values from {lowest:g} to {highest:g}")
+    if not clip and (lowest < -ROUNDING or highest > 1.0 + ROUNDING):
+        values = f"values from {lowest:.9g} to {highest:.9g}"
+        if hint and highest >= 2.0:  # clipped, they would all be white
+            hint = "; values in 0..255 have to be uint8, or divided by 255"
+        raise ValueError(f"floating-point images must be in [0, 1], got {values}{hint}")

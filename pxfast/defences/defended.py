@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from ..base.checks import check_seed, check_seeds
+from ..base.checks import check_flag, check_seed, check_seeds
 from ..base.records import shown
-from ..data.images import TORCH_DTYPES
+from ..data.images import TORCH_DTYPES, clipped
 from ..tensors.seeds import derived_seeds, image_seeds
 from .protocol import is_stochastic
 
@@ -25,7 +25,8 @@ class Defended(nn.Module):
 
     Gradients are what the defences make of them, by default straight-through: a gradient-based attack on this module
     is then BPDA (Athalye et al. 2018). The module starts in the classifier's mode, training or eval. Values outside
-    [0, 1] are an error of the purifier, not clipped.
+    [0, 1] are an error of the purifier, unless by less than 1e-6, which is rounding. clip: they are brought to the
+    nearest end first, where their gradient is zero; for pipelines that overshoot, such as preprocessing of Foolbox's.
 
     Where a defence is stochastic (see :mod:`pxfast.defences.protocol`), the logits are the mean over as many draws as
     it asks for. Their random numbers depend on the image's own values and on ``seed``, 0 to
@@ -38,7 +39,9 @@ class Defended(nn.Module):
 
         def __call__(self, images: Tensor) -> Tensor: ...
 
-    def __init__(self, classifier: nn.Module, defences: Iterable[nn.Module] = (), *, seed: int = 0) -> None:
+    def __init__(
+        self, classifier: nn.Module, defences: Iterable[nn.Module] = (), *, seed: int = 0, clip: bool = False
+    ) -> None:
         super().__init__()
         expected = "expected a classifier and a list of defences, all nn.Module"
         if not isinstance(defences, Iterable):
@@ -51,6 +54,7 @@ class Defended(nn.Module):
         self.defences: nn.Sequential = nn.Sequential(*defences)
         self.classifier = classifier
         self.seed: int = check_seed(seed)
+        self.clip: bool = check_flag("clip", clip)
         self.training: bool = classifier.training  # the parts themselves keep their modes
         self.defences.training = classifier.training
 
@@ -65,7 +69,7 @@ class Defended(nn.Module):
             raise TypeError(f"expected a tensor of uint8 images, or of floating ones in [0, 1], got {kind}")
         if images.dim() != 4:
             raise ValueError(f"expected images (N, C, H, W), got {tuple(images.shape)}")
-        x = images.float() / 255 if images.dtype == torch.uint8 else images
+        x = images.float() / 255 if images.dtype == torch.uint8 else clipped(images, self.clip)
         if not self.runs:
             defended: Tensor = self.defences(x)
             return defended
@@ -78,9 +82,11 @@ class Defended(nn.Module):
         if not self.runs or not isinstance(images, Tensor) or images.dim() != 4:  # the last two: defend's errors
             logits: Tensor = self.classifier(self.defend(images))
             return logits
+        images = clipped(images, self.clip)
         seeds = image_seeds(images / 255 if images.dtype == torch.uint8 else images, self.seed)
         draws = (self.classifier(self.defend(images, derived_seeds(seeds, run))) for run in range(self.runs))
         return torch.stack(list(draws)).mean(dim=0)
 
     def extra_repr(self) -> str:
-        return f"seed={self.seed}" if self.runs else ""
+        shown = [f"seed={self.seed}"] if self.runs else []
+        return ", ".join([*shown, "clip=True"] if self.clip else shown)

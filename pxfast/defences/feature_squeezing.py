@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..base.checks import check_between, check_choice
-from ..data.images import TORCH_DTYPES
+from ..base.checks import check_between, check_choice, check_flag
+from ..data.images import TORCH_DTYPES, clipped
 from ..tensors.straight_through import check_backward, with_backward
 
 MOST_COLOURS = 1 << 16
@@ -42,7 +42,8 @@ class FeatureSqueezing(nn.Module):
     colours: evenly spaced values per channel, 2 to 65536; None: 8 for images of one channel, 32 for three. padding: of
     the median filter, see :func:`median_2x2`. backward: the gradient of the colours' reduction, which has none,
     'straight-through' (the identity's) or 'error' (asking for it raises RuntimeError); the median passes the gradient
-    on to the value it picked. Raises TypeError or ValueError for other settings.
+    on to the value it picked. clip: bring floating values outside [0, 1] to its nearest end first. Raises TypeError or
+    ValueError for other settings.
     """
 
     if TYPE_CHECKING:
@@ -50,12 +51,18 @@ class FeatureSqueezing(nn.Module):
         def __call__(self, images: Tensor) -> Tensor: ...
 
     def __init__(
-        self, colours: int | None = None, *, padding: str = "symmetric", backward: str = "straight-through"
+        self,
+        colours: int | None = None,
+        *,
+        padding: str = "symmetric",
+        backward: str = "straight-through",
+        clip: bool = False,
     ) -> None:
         super().__init__()
         self.colours: int | None = None if colours is None else check_between("colours", colours, 2, MOST_COLOURS)
         self.padding: str = check_choice("padding", padding, PADDINGS)
         self.backward: str = check_backward(backward)
+        self.clip: bool = check_flag("clip", clip)
 
     def forward(self, images: Tensor) -> Tensor:
         """Squeeze images (N, C, H, W), uint8, or floating point in [0, 1].
@@ -70,6 +77,7 @@ class FeatureSqueezing(nn.Module):
             raise ValueError(f"expected images (N, C, H, W) of 1 or 3 channels, got {tuple(images.shape)}")
         colours = COLOURS[images.shape[1]] if self.colours is None else self.colours
         # in fp32 for the short types: the levels are not numbers that bfloat16 has
+        images = clipped(images, self.clip)
         wide = torch.promote_types(images.dtype, torch.float32)
         x = images.to(wide) / 255 if images.dtype == torch.uint8 else images.to(wide)
         squeezed = median_2x2(with_backward(x, reduce_colours(x.detach(), colours), self.backward), self.padding)
@@ -78,4 +86,5 @@ class FeatureSqueezing(nn.Module):
         return squeezed.to(images.dtype)
 
     def extra_repr(self) -> str:
-        return f"colours={self.colours}, padding={self.padding!r}, backward={self.backward!r}"
+        clip = ", clip=True" if self.clip else ""
+        return f"colours={self.colours}, padding={self.padding!r}, backward={self.backward!r}{clip}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from typing import Any
 
 from torch import nn
@@ -19,11 +20,19 @@ DEFENCES: dict[str, type[nn.Module]] = {
 }
 
 
+def fraction(text: str) -> float:
+    """'16/255' as a number. ValueError for other texts."""
+    match = re.fullmatch(r"(\d+)/([1-9]\d*)", text, re.ASCII)
+    if match is None:
+        raise ValueError(f"expected a fraction, got {text!r}")
+    return int(match[1]) / int(match[2])
+
+
 def parse_value(text: str) -> bool | int | float | str:
-    """True or false or a number where the text is one, or else the text itself."""
+    """True or false or a number where the text is one, as a fraction too (16/255), or else the text itself."""
     if text in ("true", "false"):
         return text == "true"
-    for kind in (int, float):
+    for kind in (int, float, fraction):
         try:
             return kind(text)
         except ValueError:

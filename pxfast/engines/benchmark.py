@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor
@@ -60,6 +60,13 @@ class Row:
         return f"{percent}, yardstick disturbed" if self.fraction_of_limit > 1 else percent
 
 
+def check_networks(names: Iterable[str]) -> None:
+    """ValueError for a name that is none of ``NETWORKS``."""
+    for name in names:
+        if name not in NETWORKS:
+            raise ValueError(f"unknown network {name!r}; known: {', '.join(NETWORKS)}")
+
+
 @functools.cache
 def network(name: str) -> PixelCNN:
     """A network of the benchmark: the paper's sizes with random weights, or a shipped model.
@@ -67,8 +74,7 @@ def network(name: str) -> PixelCNN:
     Random weights are initialised from data, so that activations are of the size they have in a trained network.
     Raises ValueError for an unknown name.
     """
-    if name not in NETWORKS:
-        raise ValueError(f"unknown network {name!r}; known: {', '.join(NETWORKS)}")
+    check_networks([name])
     if name not in PAPER_NETWORKS:
         return load(name.removeprefix("shipped-"))
     config = PAPER_NETWORKS[name]

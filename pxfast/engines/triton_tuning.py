@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from ..base.environment import tiles_file
-from ..base.files import whole_file
+from ..base.files import check_output_folder, whole_file
 from . import triton as engine
 from .schedule import Schedule
 
@@ -27,6 +27,14 @@ def candidates(kind: str, architecture: str) -> list[tuple[int, int, int, int, i
     return list(itertools.product(m, (32, 64), (64, 128), (4, 8), (1, 2) if amd else (3, 4)))
 
 
+def check_tunable() -> None:
+    """RuntimeError where there is no GPU to measure on; PermissionError where the result can't be kept."""
+    reason = engine.unavailable()
+    if reason is not None:
+        raise RuntimeError(f"pxfast tune measures on a GPU, and none can be used here: {reason}")
+    check_output_folder(tiles_file().parent)
+
+
 def tune(
     schedule: Schedule, *, images: int = 1024, precision: str = "bf16", log: Callable[[str], None] = print
 ) -> Path:
@@ -35,9 +43,7 @@ def tune(
     The file is written after every kind; what it holds for other architectures and kinds stays. log: told a line per
     kind. Returns the file. Raises RuntimeError where there is no GPU, or where none of a kind's tiles fit into it.
     """
-    reason = engine.unavailable()
-    if reason is not None:
-        raise RuntimeError(f"pxfast tune measures on a GPU, and none can be used here: {reason}")
+    check_tunable()
     from ..kernels.launch import Tile
     from ..kernels.tiles import KINDS, architecture, dump, read_tiles, tiles_for
 

@@ -42,6 +42,7 @@ from .classifier_needs import TRAIN_BUDGET, ClassifierNeed
 from .defences import Context, Description, describe
 from .networks import ClassifierFile, ModelFiles
 from .pipeline import SHARD, Computed, Pipeline, attack_code
+from .preflight import check_libraries, check_table
 from .results import Cell, Column, Row, Table, read_table, table_path, write_table
 from .runners import RUNNERS, make_runner
 from .specification import ColumnSpecification, RowSpecification, TableSpecification
@@ -175,6 +176,8 @@ def evaluate_table(
     check_instance("specification", specification, TableSpecification)
     settings = Settings() if settings is None else check_instance("settings", settings, Settings)
     check_path("out", out)
+    check_libraries(settings.runner)
+    check_table(specification.chosen(rows, columns), out)
     chosen = specification.chosen(rows, columns)
     prepared = prepare(chosen, root, out, settings, check_flag("progress", progress))
     path = table_path(out, specification.name)

@@ -44,7 +44,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ..attacks import find_attack
-from ..base.checks import check_eps, check_instance, check_names, check_path
+from ..base.checks import check_eps, check_instance, check_names, check_path, grid_conversion
 from ..base.reading import check_depth, read_text
 from ..base.records import record, shown
 from ..classifiers.architectures import ARCHITECTURES
@@ -196,6 +196,10 @@ def parse_table(values: dict[str, Any]) -> TableSpecification:
     Every field is checked, those of rows, columns and defences as well, and the options of attacks by the attacks.
     """
     check_instance("values", values, dict)
+    given = values.get("attack_eps")
+    for eps in given if isinstance(given, list) else ():
+        if grid_conversion("eps", eps):
+            check_eps(eps, "attack_eps")
     rows = [_entry(RowSpecification, row, "row") for row in _tables(values, "rows")]
     columns = [_entry(ColumnSpecification, column, "column") for column in _tables(values, "columns")]
     table = record(TableSpecification, {**values, "rows": rows, "columns": columns}, f"table {_name_of(values)}")

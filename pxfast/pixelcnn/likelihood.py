@@ -36,21 +36,33 @@ def _log_prob(grid: Tensor, model: PixelCNN, batch_size: int, progress: bool) ->
 
 
 @in_plain_torch
-def log_prob(images: ImagesT, *, model: Model | None = None, batch_size: int = 64, progress: bool = False) -> ImagesT:
+def log_prob(
+    images: ImagesT,
+    *,
+    model: Model | None = None,
+    batch_size: int = 64,
+    clip: bool = False,
+    progress: bool = False,
+) -> ImagesT:
     """log p(X) in nats of each image: (N,) float64, or 0-d for a single (C, H, W) image.
 
-    images and model: as :func:`pxfast.purify` takes them; the result is of the same library and on the same device.
-    Images on a GPU are judged there.
+    images, model and clip: as :func:`pxfast.purify` takes them; the result is of the same library and on the same
+    device. Images on a GPU are judged there.
     batch_size: images per pass of the network. progress: show a bar. Raises TypeError or ValueError for bad input.
     """
     batch_size, progress = check_count("batch_size", batch_size, 1), check_flag("progress", progress)
-    grid, form = to_grid(images, keep_device=True)
+    grid, form = to_grid(images, keep_device=True, clip=clip)
     return form.per_image(_log_prob(grid, model_for(model, grid.shape[1:]), batch_size, progress))
 
 
 @in_plain_torch
 def bits_per_dim(
-    images: ImagesT, *, model: Model | None = None, batch_size: int = 64, progress: bool = False
+    images: ImagesT,
+    *,
+    model: Model | None = None,
+    batch_size: int = 64,
+    clip: bool = False,
+    progress: bool = False,
 ) -> ImagesT:
     """-log2 p(X) / (C H W) of each image, its mean bits per sub-pixel: (N,) float32, or 0-d for one (C, H, W) image.
 
@@ -58,7 +70,7 @@ def bits_per_dim(
     are those of :func:`log_prob`.
     """
     batch_size, progress = check_count("batch_size", batch_size, 1), check_flag("progress", progress)
-    grid, form = to_grid(images, keep_device=True)
+    grid, form = to_grid(images, keep_device=True, clip=clip)
     nats = _log_prob(grid, model_for(model, grid.shape[1:]), batch_size, progress)
     return form.per_image((-nats / (math.log(2.0) * grid[:1].numel())).float() if len(grid) else nats.float())
 
@@ -71,22 +83,22 @@ def relaxable(model: PixelCNN) -> PixelCNN:
 
 
 @in_plain_torch
-def log_prob_gradient(images: Tensor, *, model: Model | None = None) -> Tensor:
+def log_prob_gradient(images: Tensor, *, model: Model | None = None, clip: bool = False) -> Tensor:
     """The gradient of log p(X) with respect to the image: the direction in which it becomes likelier.
 
     images: floating (N, C, H, W) in [0, 1], not rounded to the grid; :func:`pxfast.pixeldefend.lbfgs.lbfgs_purify` says
     what log p is between the integers. model: as :func:`pxfast.purify` takes it, with a mixture of logistics as its
-    head. Returns nats per unit of [0, 1], of the images' shape, type and device; each image's independent of its batch.
-    Raises TypeError or ValueError for bad input.
+    head. clip: bring values outside [0, 1] to its nearest end. Returns nats per unit of [0, 1], of the images' shape,
+    type and device; each image's independent of its batch. Raises TypeError or ValueError for bad input.
     """
-    grid, _ = to_grid(images)  # its checks
+    grid, _ = to_grid(images, clip=clip)  # its checks
     if not isinstance(images, Tensor) or not images.is_floating_point() or images.dim() != 4:
         raise TypeError("expected a tensor of floating images (N, C, H, W) in [0, 1]")
     network = oracle(relaxable(model_for(model, grid.shape[1:])), "fp32", images.device)
 
     def gradient(batch: Tensor) -> Tensor:
         with torch.enable_grad():
-            x = batch.detach().requires_grad_()
+            x = batch.detach().clamp(0.0, 1.0).requires_grad_()
             (found,) = torch.autograd.grad(network.log_prob(255.0 * x).sum(), x)
         return found
 

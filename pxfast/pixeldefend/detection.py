@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ..base.checks import check_number, check_path, notes_json
+from ..base.checks import check_flag, check_number, check_path, notes_json
 from ..base.extras import require
 from ..base.files import output_files
 from ..base.records import shown
@@ -37,13 +37,15 @@ class Detector:
     nothing has to be fitted.
 
     model: as :func:`pxfast.purify` takes it; with None a detector that is not fitted takes the shipped model of the
-    images' shape, and one that is fitted the model that it was fitted with.
+    images' shape, and one that is fitted the model that it was fitted with. clip: of all images, as
+    :func:`pxfast.purify` has it.
     log_likelihoods: None, or log p(X_i) in nats of the training images, in their order: (N,) float32. The p-value
     compares with a log-likelihood of the same precision. Up to its rounding log p(X) also depends on the machine and
     the batch, so that an image may lose a tie with itself.
     """
 
-    def __init__(self, model: Model | None = None) -> None:
+    def __init__(self, model: Model | None = None, *, clip: bool = False) -> None:
+        self.clip: bool = check_flag("clip", clip)
         self.model: PixelCNN | None = SHIPPED.resolve(model)
         self.log_likelihoods: Tensor | None = None
         self._fingerprint: str | None = None  # of the weights that gave the log-likelihoods
@@ -55,7 +57,9 @@ class Detector:
         them or on their like. batch_size, progress: as :func:`pxfast.log_prob` has them.
         Raises TypeError or ValueError for bad input.
         """
-        fitted = Detector(self.model).partial_fit(train_images, batch_size=batch_size, progress=progress)
+        fitted = Detector(self.model, clip=self.clip).partial_fit(
+            train_images, batch_size=batch_size, progress=progress
+        )
         self.model, self.log_likelihoods = fitted.model, fitted.log_likelihoods
         self._fingerprint = fitted._fingerprint
         return self
@@ -63,7 +67,7 @@ class Detector:
     @in_plain_torch
     def partial_fit(self, train_images: Images, *, batch_size: int = 64, progress: bool = False) -> Detector:
         """As :meth:`fit`, but more training images are added to those already there."""
-        grid, _ = to_grid(train_images)
+        grid, _ = to_grid(train_images, clip=self.clip)
         if len(grid) == 0:
             raise ValueError("expected at least one training image, got none")
         model = model_for(self.model, grid.shape[1:])
@@ -82,7 +86,7 @@ class Detector:
         It orders images as the p-value does, the other way round, without its N + 1 steps: what :func:`roc_curve`
         needs. images, result and errors are those of :func:`pxfast.bits_per_dim`: (N,) float32. No fit is needed.
         """
-        return bits_per_dim(images, model=self.model, batch_size=batch_size, progress=progress)
+        return bits_per_dim(images, model=self.model, batch_size=batch_size, clip=self.clip, progress=progress)
 
     @in_plain_torch
     def p_value(self, images: ImagesT, *, batch_size: int = 64, progress: bool = False) -> ImagesT:
@@ -94,7 +98,7 @@ class Detector:
         Raises TypeError or ValueError for bad input, ValueError when the model's weights are no longer those that gave
         the log-likelihoods, and RuntimeError when there are no log-likelihoods of the model.
         """
-        values, form, _ = self._p_values(images, batch_size, progress)
+        values, form = self._p_values(images, batch_size, progress)
         return form.per_image(values)
 
     @in_plain_torch
@@ -115,9 +119,7 @@ class Detector:
     ) -> tuple[ImagesT, ImagesT]:
         """:meth:`p_value` and :meth:`is_adversarial` of each image, for the work of one of them."""
         alpha = check_number("alpha", alpha, 0.0, 1.0, ends="()")
-        values, form, count = self._p_values(images, batch_size, progress)
-        if alpha * (count + 1) < 1.0:
-            raise ValueError(f"no p-value is at most alpha = {alpha:g} with {count} training images: use more of them")
+        values, form = self._p_values(images, batch_size, progress, alpha)
         return form.per_image(values), form.per_image(values <= alpha)
 
     def save(self, path: str | os.PathLike[str], *, force: bool = False, notes: dict[str, Any] | None = None) -> None:
@@ -138,11 +140,11 @@ class Detector:
             save_file({"log_likelihoods": self.log_likelihoods}, temporary, metadata=metadata)
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str], model: Model | None = None) -> Detector:
+    def load(cls, path: str | os.PathLike[str], model: Model | None = None, *, clip: bool = False) -> Detector:
         """A detector that :meth:`save` wrote, for the same model.
 
-        model: as :func:`pxfast.purify` takes it. Raises FileNotFoundError, or ValueError when the file is truncated or
-        foreign, or holds the log-likelihoods of another model.
+        model, clip: as :func:`pxfast.purify` takes them. Raises FileNotFoundError, or ValueError when the file is
+        truncated or foreign, or holds the log-likelihoods of another model.
         """
         log_likelihoods, fingerprint, image_shape = _read(check_path("path", path))
         try:
@@ -153,7 +155,7 @@ class Detector:
             raise ValueError(
                 f"{os.fspath(path)} holds the log-likelihoods of another model; fit a detector of this one"
             )
-        detector = cls(fitted)
+        detector = cls(fitted, clip=clip)
         detector.log_likelihoods, detector._fingerprint = log_likelihoods, fingerprint
         return detector
 
@@ -162,17 +164,22 @@ class Detector:
         fitted = "not fitted" if self.log_likelihoods is None else f"{len(self.log_likelihoods)} training images"
         return f"Detector(model={model}; {fitted})"
 
-    def _p_values(self, images: ImagesT, batch_size: int, progress: bool) -> tuple[Tensor, ImageForm[ImagesT], int]:
-        """The p-values (M,) float64 of M images, on the CPU, the form of the images, and N."""
-        grid, form = to_grid(images)
+    def _p_values(
+        self, images: ImagesT, batch_size: int, progress: bool, alpha: float = 1.0
+    ) -> tuple[Tensor, ImageForm[ImagesT]]:
+        """The p-values (M,) float64 of M images, on the CPU, and the form of the images. alpha: which they may meet."""
+        grid, form = to_grid(images, clip=self.clip)
         model = model_for(self.model, grid.shape[1:])
         if self.log_likelihoods is None:
             known = shipped_log_likelihoods(model)
         else:
             self._check_fingerprint(model_fingerprint(model))
             known = self.log_likelihoods
+        if alpha * (len(known) + 1) < 1.0:
+            many = f"with {len(known)} training images"
+            raise ValueError(f"no p-value is at most alpha = {alpha:g} {many}: use more of them")
         found = _log_likelihoods(grid, model, batch_size, progress)
-        return permutation_p_values(known, found), form, len(known)
+        return permutation_p_values(known, found), form
 
     def _check_fingerprint(self, fingerprint: str) -> None:
         if fingerprint != self._fingerprint:

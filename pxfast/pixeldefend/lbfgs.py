@@ -50,6 +50,7 @@ def lbfgs_purify(
     starts: int = 1,
     max_iterations: int = 100,
     seed: int = 0,
+    clip: bool = False,
     progress: bool = False,
 ) -> LBFGSPurification[ImagesT]:
     """Look for the likeliest image within ±eps by SciPy's L-BFGS-B, which follows the gradient of log p(X).
@@ -60,9 +61,9 @@ def lbfgs_purify(
     continuous but no probability of anything. The bounds are v - eps and v + eps within 0..255, each start is uniform
     in them, and the end is rounded to the nearest integers, which are within them too.
 
-    images, eps, model: as :func:`pxfast.purify` takes them; the head must be a mixture of logistics. starts: random
-    starts per image (the paper: 100). max_iterations: of L-BFGS-B, which ends earlier where it converges or finds no
-    better point; each costs a forward and a backward pass or a few. seed: of the starts, 0 to 2^63 - 1.
+    images, eps, model, clip: as :func:`pxfast.purify` takes them; the head must be a mixture of logistics. starts:
+    random starts per image (the paper: 100). max_iterations: of L-BFGS-B, which ends earlier where it converges or
+    finds no better point; each costs a forward and a backward pass or a few. seed: of the starts, 0 to 2^63 - 1.
     progress: show a bar.
 
     Needs the extra 'evaluate'. Raises TypeError or ValueError for bad input, ImportError without the extra.
@@ -72,7 +73,7 @@ def lbfgs_purify(
     starts = check_count("starts", starts, 1)
     max_iterations = check_count("max_iterations", max_iterations, 1)
     seed, progress = check_seed(seed), check_flag("progress", progress)
-    grid, form = to_grid(images)
+    grid, form = to_grid(images, clip=clip)
     model = relaxable(model_for(model, grid.shape[1:]))
     network = oracle(model, "fp32")
     relaxed = torch.empty(len(grid), starts)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
-from ..base.checks import check_eps, check_precision, check_progress
+from ..base.checks import check_eps, check_flag, check_precision, check_progress
 from ..base.progress import reporting
 from ..data.images import ImagesT, to_grid
 from ..engines.choosers import Greedy
@@ -36,6 +36,7 @@ def purify(
     engine: str = "auto",
     precision: str = "auto",
     threads: int | None = None,
+    clip: bool = False,
     progress: bool | Callable[[int], None] = False,
 ) -> ImagesT:
     """Move every sub-pixel, in raster and channel order, to its likeliest value within ±eps of what was given.
@@ -53,8 +54,9 @@ def purify(
     model: a PixelCNN, a shipped model's name, the path of a model file, or None
     for the shipped model of the images' shape. engine: 'auto', or a name that ``pxfast info`` lists. precision:
     'fp32', 'bf16' or 'auto', the engine's fastest. threads: of the CPU engine, which change no bit of the result; by
-    default one for each processor that this process may use. progress: True shows a bar; a function is called now and
-    then with the number of images finished so far.
+    default one for each processor that this process may use. clip: floating values outside [0, 1] count as its nearest
+    end, for pipelines that overshoot; otherwise they are a ValueError, unless by less than 1e-6, which is rounding.
+    progress: True shows a bar; a function is called now and then with the number of images finished so far.
 
     Returns a new tensor or array of the same type, shape, dtype and device; floats are multiples of 1/255. Each
     image's result is independent of its batch. There is no gradient: inputs that require one are detached.
@@ -68,7 +70,7 @@ def purify(
     check_progress(progress)
     settings = DecodeSettings(threads=threads)
     chosen = select(engine)
-    grid, form = to_grid(images, keep_device=chosen.gpu)
+    grid, form = to_grid(images, keep_device=chosen.gpu, clip=clip)
     model = model_for(model, grid.shape[1:])
     if precision == "auto":
         precision = chosen.best_precision(settings)
@@ -118,8 +120,8 @@ class Purifier(nn.Module):
 
     Purification has no gradient. backward: 'straight-through' puts the identity's in its place, so that gradient
     attacks on a network behind the purifier are BPDA (Athalye et al. 2018); with 'error', asking for the gradient
-    raises RuntimeError. Raises what :func:`purify` raises for these settings, and TypeError or ValueError for another
-    ``backward``.
+    raises RuntimeError. clip: as :func:`purify` has it; the gradient is the identity's there, too. Raises what
+    :func:`purify` raises for these settings, and TypeError or ValueError for another ``backward``.
     """
 
     model: PixelCNN | None
@@ -139,6 +141,7 @@ class Purifier(nn.Module):
         precision: str = "auto",
         threads: int | None = None,
         backward: str = "straight-through",
+        clip: bool = False,
         progress: bool | Callable[[int], None] = False,
     ) -> None:
         super().__init__()
@@ -147,12 +150,13 @@ class Purifier(nn.Module):
         check_adaptive(adaptive, threshold)
         self.adaptive = adaptive
         self.threshold = threshold
-        object.__setattr__(self, "model", SHIPPED.resolve(model))
         self.engine = engine
         self.precision: str = check_precision(precision)
         self.threads: int | None = DecodeSettings(threads=threads).threads
         self.backward: str = check_backward(backward)
+        self.clip: bool = check_flag("clip", clip)
         self.progress: bool | Callable[[int], None] = check_progress(progress)
+        object.__setattr__(self, "model", SHIPPED.resolve(model))  # which may take a while: last
 
     def forward(self, images: ImagesT) -> ImagesT:
         """Purify images, (N, C, H, W) or (C, H, W): same type, shape, dtype and device; errors as :func:`purify`'s."""
@@ -165,6 +169,7 @@ class Purifier(nn.Module):
             engine=self.engine,
             precision=self.precision,
             threads=self.threads,
+            clip=self.clip,
             progress=self.progress,
         )
         if isinstance(images, Tensor) and isinstance(purified, Tensor) and images.is_floating_point():
@@ -175,7 +180,7 @@ class Purifier(nn.Module):
         """The gradient of the model's log p(X) with respect to the image, as
         :func:`pxfast.pixelcnn.likelihood.log_prob_gradient` has it.
         """
-        return log_prob_gradient(images, model=self.model)
+        return log_prob_gradient(images, model=self.model, clip=self.clip)
 
     def hidden_networks(self, image_shape: tuple[int, ...]) -> list[nn.Module]:
         """The density model for images of shape ``image_shape`` = (C, H, W), which is no submodule."""
@@ -185,5 +190,6 @@ class Purifier(nn.Module):
         model = "by image shape" if self.model is None else self.model.config
         adaptive = "" if self.adaptive is None else f"adaptive={self.adaptive!r}, threshold={self.threshold}, "
         backward = "" if self.backward == "straight-through" else f"backward={self.backward!r}, "
-        settings = f"{adaptive}{backward}engine={self.engine!r}, precision={self.precision!r}"
+        clip = "clip=True, " if self.clip else ""
+        settings = f"{adaptive}{backward}{clip}engine={self.engine!r}, precision={self.precision!r}"
         return f"eps={self.eps}, {settings}, model={model}"

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from ..base.checks import check_eps, check_instance, check_number
-from ..data.images import to_grid
+from ..base.checks import check_eps, check_flag, check_instance, check_number
+from ..data.images import clipped, to_grid
 from ..pixelcnn.heads import LogisticHead, log_bin_mass
 from ..pixelcnn.likelihood import relaxable
 from ..pixelcnn.oracle import oracle
@@ -33,7 +33,8 @@ class RelaxedPurifier(nn.Module):
     need not be on the grid, and its result depends on no other image, but for rounding.
 
     eps: in steps of the grid. model: a PixelCNN with a mixture of logistics as its head, a shipped model's name or a
-    path. temperature: positive. Raises TypeError or ValueError for other ones.
+    path. temperature: positive. clip: bring values outside [0, 1] to its nearest end first. Raises TypeError or
+    ValueError for other ones.
     """
 
     model: Model
@@ -42,10 +43,11 @@ class RelaxedPurifier(nn.Module):
 
         def __call__(self, images: Tensor) -> Tensor: ...
 
-    def __init__(self, eps: int, model: Model, *, temperature: float = 1.0) -> None:
+    def __init__(self, eps: int, model: Model, *, temperature: float = 1.0, clip: bool = False) -> None:
         super().__init__()
         self.eps: int = check_eps(eps)
         self.temperature: float = check_number("temperature", temperature, 0.0, ends="()")
+        self.clip: bool = check_flag("clip", clip)
         if model is None:
             raise TypeError("model must be a PixelCNN, a shipped model's name or a path, got None")
         object.__setattr__(self, "model", SHIPPED.resolve(model))
@@ -56,16 +58,17 @@ class RelaxedPurifier(nn.Module):
         check_instance("purifier", purifier, Purifier)
         if purifier.adaptive is not None:
             raise ValueError(f"expected a purifier without an adaptive rule, got adaptive={purifier.adaptive!r}")
-        return cls(purifier.eps, model_for(purifier.model, image_shape), temperature=temperature)
+        model = model_for(purifier.model, image_shape)
+        return cls(purifier.eps, model, temperature=temperature, clip=purifier.clip)
 
     @in_plain_torch
     def forward(self, images: Tensor) -> Tensor:
-        grid, _ = to_grid(images)  # its checks
+        grid, _ = to_grid(images, clip=self.clip)  # its checks
         model = relaxable(model_for(self.model, grid.shape[1:]))
         network = oracle(model, "fp32", images.device)
         head = network.head
         assert isinstance(head, LogisticHead)  # relaxable's
-        given = 255.0 * images.float()
+        given = 255.0 * clipped(images, self.clip).float()
         _, C, H, W = given.shape
         offsets = torch.arange(-self.eps, self.eps + 1, device=given.device, dtype=given.dtype)
         done = given

@@ -108,6 +108,7 @@ def verify(
     threshold: float | None = None,
     model: Model | None = None,
     precision: str = "fp32",
+    clip: bool = False,
 ) -> Verification:
     """How far ``purified`` is from a fixed point of Algorithm 1 on ``images``, by one teacher-forced fp32 pass.
 
@@ -115,15 +116,15 @@ def verify(
     within ±eps of the input's is; the chosen one should be the best. This judges a result without decoding again, and
     unlike comparing pixels it isn't thrown off by near-ties, after which two correct roundings part ways.
 
-    images, purified: of one shape, each as :func:`pxfast.purify` takes them. eps, adaptive, threshold, model: what they
-    were purified with. precision: of the engine under test; for
+    images, purified: of one shape, each as :func:`pxfast.purify` takes them. eps, adaptive, threshold, model, clip:
+    what they were purified with. precision: of the engine under test; for
     'bf16' the oracle's weights are rounded likewise. Raises TypeError or ValueError for bad input.
     """
     eps = check_eps(eps)
     check_adaptive(adaptive, threshold)
     check_choice("precision", precision, PRECISIONS)
-    given, _ = to_grid(images)
-    chosen, _ = to_grid(purified)
+    given, _ = to_grid(images, clip=clip)
+    chosen, _ = to_grid(purified, clip=clip)
     if given.shape != chosen.shape:
         raise ValueError(f"images and purified differ in shape: {tuple(given.shape)} and {tuple(chosen.shape)}")
     model = model_for(model, given.shape[1:])

@@ -89,6 +89,16 @@ def _is_worthless(log: Path) -> bool:
         return False
 
 
+def check_run_outputs(out: str | os.PathLike[str], *, resume: bool, force: bool) -> None:
+    """Raise what :func:`run_outputs` would: before data and networks are loaded. Of many processes the first one looks.
+
+    It is for the process's own beginning, when it knows no :class:`Processes` yet.
+    """
+    if os.environ.get("RANK", "0") == "0":
+        with run_outputs(out, resume=resume, force=force, progress=False):
+            pass
+
+
 def _is_of_the_run(model: Path, checkpoint: Path) -> bool:
     """Whether a model's file was written with the settings of a checkpoint; True for what is no checkpoint."""
     try:

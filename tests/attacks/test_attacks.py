@@ -367,8 +367,10 @@ def test_gradient_is_that_of_the_summed_cross_entropy() -> None:
 
 def test_bad_input() -> None:
     network, images, labels = FIXTURE.network, FIXTURE.images, FIXTURE.labels
-    with pytest.raises(TypeError, match=r"uint8.*float32"):
+    with pytest.raises(ValueError, match=r"in \[0, 1\], got .* to 250; values in 0\.\.255 have to be uint8"):
         BIM()(network, images.float(), None, 8)
+    with pytest.raises(TypeError, match=r"uint8.*int64"):
+        BIM()(network, images.long(), None, 8)
     with pytest.raises(TypeError, match=r"uint8.*ndarray"):
         BIM()(network, images.numpy(), None, 8)
     with pytest.raises(ValueError, match=r"\(1, 10, 10\)"):

@@ -97,7 +97,7 @@ def test_empty_batch(classifier: ResNet) -> None:
 
 def test_bad_input(classifier: ResNet) -> None:
     images = bundled_images(1)[:2]
-    with pytest.raises(TypeError, match=r"uint8.*float32"):
+    with pytest.raises(ValueError, match=r"in \[0, 1\], got values from 0 to 255; .* uint8"):
         FGSM()(classifier, images.float(), None, 8)
     with pytest.raises(ValueError, match=r"\(1, 28, 28\)"):
         FGSM()(classifier, images[0], None, 8)

@@ -118,9 +118,10 @@ PURIFIER = {
     "precision": PRECISION,
     "threads": THREADS,
     "model": MODEL,
+    "clip": FLAG,
     "progress": PROGRESS,
 }
-LIKELIHOOD = {"model": MODEL, "batch_size": count(1), "progress": FLAG}
+LIKELIHOOD = {"model": MODEL, "batch_size": count(1), "clip": FLAG, "progress": FLAG}
 OPTIONAL_FLAG = Kind(tuple(wrong for wrong in FLAG.wrong if wrong.value is not None))
 RUN = {
     "batch_size": count(1),
@@ -190,14 +191,14 @@ ATTACKS: dict[str, dict[str, Kind]] = {
 CALLS: dict[str, tuple[Call, dict[str, Kind]]] = {
     **{name: (of(attacks.find_attack, name), options) for name, options in ATTACKS.items()},
     "find_attack": (of(attacks.find_attack), {"name": named("an attack must be", "unknown attack 'other'")}),
-    "an attack": (attacked("bim"), {"eps": Kind(EPS.wrong[:-1]), "seed": SEED, "progress": PROGRESS}),
+    "an attack": (attacked("bim"), {"eps": Kind(EPS.wrong[:-1]), "seed": SEED, "clip": FLAG, "progress": PROGRESS}),
     "purify": (with_tiny(pxfast.purify, IMAGES), PURIFIER),
     "Purifier": (with_tiny(pxfast.Purifier), {**PURIFIER, "backward": BACKWARD}),
     "Purifier, by image": (of(pxfast.Purifier, adaptive="image"), {"threshold": THRESHOLD}),
     "purify, by sub-pixel": (of(pxfast.purify, IMAGES, adaptive="sub-pixel"), {"threshold": THRESHOLD}),
     "verify": (
         with_tiny(pxfast.verify, IMAGES, IMAGES),
-        {"eps": EPS, "adaptive": ADAPTIVE, "model": MODEL, "precision": choice(unknown="auto")},
+        {"eps": EPS, "adaptive": ADAPTIVE, "model": MODEL, "precision": choice(unknown="auto"), "clip": FLAG},
     ),
     "sample": (
         with_tiny(pxfast.sample, 1),
@@ -217,11 +218,19 @@ CALLS: dict[str, tuple[Call, dict[str, Kind]]] = {
     "bits_per_dim": (with_tiny(pxfast.bits_per_dim, IMAGES), LIKELIHOOD),
     "lbfgs_purify": (
         with_tiny(lbfgs_purify, IMAGES),
-        {"eps": EPS, "starts": count(1), "max_iterations": count(1), "seed": SEED, "progress": FLAG, "model": MODEL},
+        {
+            "eps": EPS,
+            "starts": count(1),
+            "max_iterations": count(1),
+            "seed": SEED,
+            "clip": FLAG,
+            "progress": FLAG,
+            "model": MODEL,
+        },
     ),
     "RelaxedPurifier": (
         lambda place, **options: RelaxedPurifier(**{"eps": 4, "model": tiny(), **options}),
-        {"eps": EPS, "model": Kind((*MODEL.wrong, Wrong(None, TypeError))), "temperature": POSITIVE},
+        {"eps": EPS, "model": Kind((*MODEL.wrong, Wrong(None, TypeError))), "temperature": POSITIVE, "clip": FLAG},
     ),
     "ADPPurifier": (
         of(pxfast.ADPPurifier),
@@ -232,19 +241,23 @@ CALLS: dict[str, tuple[Call, dict[str, Kind]]] = {
             "model": MODEL,
             "backward": BACKWARD,
             "seed": SEED,
+            "clip": FLAG,
             "progress": PROGRESS,
         },
     ),
     "FeatureSqueezing": (
         of(defences.FeatureSqueezing),
-        {"colours": count(2, optional=True, most=65536), "padding": choice(), "backward": BACKWARD},
+        {"colours": count(2, optional=True, most=65536), "padding": choice(), "backward": BACKWARD, "clip": FLAG},
     ),
-    "Defended": (lambda place, **options: pxfast.Defended(attack_fixture().network, **options), {"seed": SEED}),
+    "Defended": (
+        lambda place, **options: pxfast.Defended(attack_fixture().network, **options),
+        {"seed": SEED, "clip": FLAG},
+    ),
     "RandomAboveThreshold": (
         lambda place, **options: classifiers.RandomAboveThreshold(attack_fixture().network, **options),
-        {"threshold": number(), "model": MODEL, "seed": SEED},
+        {"threshold": number(), "model": MODEL, "seed": SEED, "clip": FLAG},
     ),
-    "Detector": (of(pxfast.Detector), {"model": MODEL}),
+    "Detector": (of(pxfast.Detector), {"model": MODEL, "clip": FLAG}),
     "Detector.fit": (
         lambda place, **options: pxfast.Detector(tiny()).fit(IMAGES, **options),
         {"batch_size": count(1), "progress": FLAG},

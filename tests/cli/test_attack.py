@@ -91,7 +91,8 @@ def test_wrong_requests_are_refused_and_write_nothing(monkeypatch, capfd, folder
     out = tmp_path / "attacked.npy"
     for arguments, said in [
         (["--attack", "zoo", "--out", out], "unknown attack"),
-        (["--out", tmp_path / "attacked.png"], ".npy"),
+        (["--out", tmp_path / "attacked.png"], "a .png holds one image, and there are 3"),
+        (["--out", tmp_path / "attacked.jpg"], ".npy"),
         (["--attack", "saliency-map", "--eps", 8, "--out", out], "no eps"),
         (["--option", "speed=3", "--out", out], "steps, label_rule"),
         (["--out", tmp_path / "nowhere" / "attacked.npy"], "no such folder"),

@@ -15,7 +15,8 @@ from PIL import Image
 from support.helpers import environment, error_line
 
 from pxfast.base.files import claimed
-from pxfast.cli.demonstration import CLASSES, SCALE, Stage, cell, load_demo_images, picture_size, table, write_picture
+from pxfast.cli.demonstration import CLASSES, Stage, load_demo_images, table, write_picture
+from pxfast.cli.stage_picture import cell, picture_size, scale_of
 
 pytestmark = pytest.mark.process
 
@@ -77,15 +78,15 @@ def test_says_how_fast_and_where_the_picture_is(demo: Demo) -> None:
 def test_picture_shows_the_images(demo: Demo) -> None:
     """Pixel for pixel: the first two rows the shipped images, the last 8 times the difference of the two before it."""
     with Image.open(demo.folder / "pxfast-demo.png") as file:
-        assert file.size == picture_size(10, 28)
+        assert file.size == picture_size(4, 10, 28, 28)
         picture = np.asarray(file.convert("RGB")).astype(int)
     shipped = load_demo_images()
 
     def shown(row: int, column: int) -> np.ndarray:
-        left, top = cell(row, column, 28)
-        pixels = picture[top : top + 28 * SCALE, left : left + 28 * SCALE]
-        small = pixels[::SCALE, ::SCALE, 0]
-        assert (pixels == np.kron(small, np.ones((SCALE, SCALE), int))[:, :, None]).all()
+        left, top = cell(row, column, 28, 28)
+        pixels = picture[top : top + 28 * scale_of(28, 28), left : left + 28 * scale_of(28, 28)]
+        small = pixels[:: scale_of(28, 28), :: scale_of(28, 28), 0]
+        assert (pixels == np.kron(small, np.ones((scale_of(28, 28), scale_of(28, 28)), int))[:, :, None]).all()
         return small
 
     for column in range(10):
@@ -95,8 +96,8 @@ def test_picture_shows_the_images(demo: Demo) -> None:
         assert 0 < abs(purified - attacked).max() <= 32
         assert (difference == np.clip(128 + 8 * (purified - attacked), 0, 255)).all()
     for row in range(3):  # captions under the images
-        left, top = cell(row, 0, 28)
-        assert (picture[top + 28 * SCALE : cell(row + 1, 0, 28)[1], left:] < 128).any()
+        left, top = cell(row, 0, 28, 28)
+        assert (picture[top + 28 * scale_of(28, 28) : cell(row + 1, 0, 28, 28)[1], left:] < 128).any()
 
 
 def test_an_existing_picture_is_not_overwritten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -91,7 +91,7 @@ def test_purify_refuses_bad_input_in_one_line(refused, model, images, reference,
         ("cut.pt", tmp_path / "out.pt", "cut.pt is truncated"),
         ("dictionary.pt", tmp_path / "out.pt", "expected a tensor of images, found dict"),
         ("empty", tmp_path / "out", "has no image files"),
-        ("in.npy", tmp_path / "out.pt", "must have the suffix .npy"),
+        ("in.npy", tmp_path / "out.txt", "must have the suffix .npy"),
         ("in.npy", tmp_path / "nowhere" / "out.npy", "no such folder"),
     ):
         assert said in refused("purify", tmp_path / source, target, *reference)

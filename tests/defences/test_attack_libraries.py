@@ -101,6 +101,20 @@ def test_foolbox(defended: Defended, x: Tensor, labels: Tensor, expected: Tensor
     assert torch.equal(success, defended(attacked).argmax(1) != labels)
 
 
+def test_foolbox_preprocessing_that_overshoots(classifier: nn.Module, x: Tensor, labels: Tensor) -> None:
+    foolbox = library("foolbox")
+    preprocessing = {"mean": [-0.01], "std": [1.0], "axis": -3}  # 1 becomes 1.01
+    squeezed = [FeatureSqueezing(8), pxfast.Purifier(eps=2)]
+    attack = foolbox.attacks.LinfFastGradientAttack()
+    target = foolbox.PyTorchModel(Defended(classifier, squeezed[1:]), bounds=(0, 1), preprocessing=preprocessing)
+    with pytest.raises(ValueError, match=r"in \[0, 1\], got values from .* to 1\.0"):
+        attack(target, x, labels, epsilons=EPS)
+    model = Defended(classifier, squeezed, clip=True)
+    target = foolbox.PyTorchModel(model, bounds=(0, 1), preprocessing=preprocessing)
+    _, attacked, success = attack(target, x, labels, epsilons=EPS)
+    assert torch.equal(success, model((attacked + 0.01).clamp(0, 1)).argmax(1) != labels)
+
+
 def test_autoattack(defended: Defended, x: Tensor, labels: Tensor) -> None:
     """Its own checks for randomness and vanishing gradients have nothing to say; few iterations, to save time."""
     pyautoattack = library("pyautoattack")

@@ -13,8 +13,9 @@ import numpy as np
 from torch import Tensor, nn
 
 from ...attacks import find_attack
-from ...base.checks import check_count, check_integer, check_seed
-from ...base.files import made_folder, output_files
+from ...base.checks import check_count, check_eps, check_seed
+from ...base.extras import require
+from ...base.files import check_output_folder, made_folder, output_files
 from ...base.machine import parse_device
 from ...base.progress import progress_of
 from ...base.streams import shown_name
@@ -60,14 +61,20 @@ class Indifferent(nn.Module):
         return images.new_zeros(len(images), 2)
 
 
+def check_indifferent(name: str) -> None:
+    """ValueError where the attack of this name goes by a classifier."""
+    attack = find_attack(name)
+    if attack.needs_gradient or not attack.on_grid:
+        raise ValueError(f"the attack {name!r} needs a classifier: pass one, or attack by 'rand' alone")
+
+
 def attacked_images(
     name: str, classifier: nn.Module | None, images: Tensor, labels: Tensor, eps: int, seed: int
 ) -> Tensor:
     """The attack of this name on uint8 images (N, C, H, W). ValueError when it needs a classifier and there is none."""
     attack = find_attack(name)
     if classifier is None:
-        if attack.needs_gradient or not attack.on_grid:
-            raise ValueError(f"the attack {name!r} needs a classifier: pass one, or attack by 'rand' alone")
+        check_indifferent(name)
         return attack(Indifferent().eval(), images, None, eps if attack.bounded else None, seed=seed)
     return attack(classifier, images, labels, eps if attack.bounded else None, seed=seed)
 
@@ -114,10 +121,10 @@ def measure_density(
         check_count(name, value, least)
     for name, eps in (("attack_eps", attack_eps), ("purify_eps", purify_eps)):
         if eps is not None:
-            check_integer(name, eps, 256)
+            check_eps(eps, name)
     seed = check_seed(seed)
     for attack in attacks or ():
-        find_attack(attack)
+        find_attack(attack).check_installed()
     name = Path(dataset).name
     usual = EPS.get(name, (8, 16))
     attack_eps, purify_eps = (
@@ -125,16 +132,21 @@ def measure_density(
         usual[1] if purify_eps is None else purify_eps,
     )
     place = parse_device(device)
-    model = SHIPPED.resolve(model)
     if classifier is None and dataset in SHIPPED_CLASSIFIERS:
         classifier = dataset
+    if attacks is None:
+        attacks = ATTACKS if classifier is not None else ("rand",)
+    if classifier is None:
+        for attack in attacks:
+            check_indifferent(attack)
+    if lbfgs_images and attacks:
+        require("scipy.optimize", "evaluate")
+    model = SHIPPED.resolve(model)
     if isinstance(classifier, str):
         classifier = load_classifier(classifier).to(place)
     test, labels = load_dataset(dataset, root, train=False)
     clean, labels = test[:images].to(place), labels[:images].to(place)
     network = model_for(model, clean.shape[1:])
-    if attacks is None:
-        attacks = ATTACKS if classifier is not None else ("rand",)
     detector, log_likelihoods = fitted_detector(network, dataset, root, train_images)
 
     with (
@@ -238,6 +250,8 @@ def density_figures(
     prefix = f"density-{Path(dataset).name}"
     if folder.exists() and not folder.is_dir():
         raise FileExistsError(f"{folder} is not a folder")
+    check_output_folder(folder)
+    require("sklearn.metrics", "evaluate")  # of the ROC curves, which are drawn last
     paths = [folder / f"{prefix}-{name}{suffix}" for name, suffix in pictures.FILES]
     numbers = folder / f"{prefix}.json"
     with made_folder(folder), output_files(*paths, numbers, force=force) as temporaries:

@@ -17,6 +17,7 @@ from ...data.datasets import TITLES
 from ...pixelcnn.shipped import model_for
 from ...pixeldefend.detection import permutation_p_values
 from ...pixeldefend.sampling import sample
+from ..preflight import check_libraries, check_table
 from ..results import figures_folder
 from ..run import Settings, prepare, progress_bars
 from ..specification import TableSpecification
@@ -37,6 +38,18 @@ def only_run(specification: TableSpecification, out: str | os.PathLike[str]) -> 
     folder = figures_folder(out)
     with made_folder(folder), claimed(folder / specification.name):
         yield
+
+
+def check_figures(
+    specification: TableSpecification,
+    out: str | os.PathLike[str],
+    settings: Settings,
+    columns: list[str] | None,
+    lbfgs_images: int,
+) -> None:
+    """What :func:`evaluate_figures` looks at before any work: raises what is wrong with its arguments and libraries."""
+    check_libraries(settings.runner, roc=True, lbfgs=lbfgs_images > 0)
+    check_table(specification.chosen(None, columns), out)
 
 
 def evaluate_figures(
@@ -64,6 +77,7 @@ def evaluate_figures(
         ("lbfgs_starts", lbfgs_starts, 1),
     ):
         check_count(name, value, least)
+    check_figures(specification, out, settings or Settings(), columns, lbfgs_images)
     with only_run(specification, out):
         row = purified_row(specification)
         chosen = [column for column in specification.chosen(None, columns).columns if column.attack is not None]
@@ -120,6 +134,8 @@ def evaluate_violins(
 
     Arguments as :func:`evaluate_figures` has them. Returns the path of the figure's description.
     """
+    check_libraries((settings or Settings()).runner)
+    check_table(specification, out)
     with only_run(specification, out):
         row = purified_row(specification)
         columns = [column for column in specification.columns if column.attack is not None]

@@ -14,7 +14,7 @@ import jinja2
 import markupsafe
 
 from ...base.checks import check_path
-from ...base.files import output_files
+from ...base.files import output_files, refuse_existing, refuse_folder
 from ...base.reading import regular_file
 from ...base.version import __version__
 from ...data.datasets import TITLES
@@ -53,6 +53,10 @@ def write_report(
         raise ValueError(f"{path}: this output must have the suffix .html")
     if not folder.is_dir():
         raise FileNotFoundError(f"no such folder: {folder}")
+    refuse_folder(path)
+    refuse_existing(path, force=force)
+    if not path.absolute().parent.is_dir():
+        raise FileNotFoundError(f"no such folder: {path.absolute().parent}")
     page = render_report(folder)  # before anything is written beside what it reads
     with output_files(path, force=force) as (temporary,):
         temporary.write_text(page, encoding="utf-8", errors="replace")  # names of files may be no text
