@@ -13,7 +13,7 @@ from .autoattack import AutoAttack
 from .box_lbfgs import LBFGS
 from .carlini_wagner import CWL2, CWLinf
 from .deepfool import DeepFool
-from .defence_aware import BPDA, BPDAEOT, BlindPGD, FullGradient, JointFull, JointScore, UnrolledBIM
+from .defence_aware import BPDA, BPDAEOT, BlindPGD, FullGradient, JointFull, JointScore
 from .foolbox_attacks import (
     ContrastReduction,
     DeepFoolL2,
@@ -30,6 +30,7 @@ from .resumable import attack_to_file
 from .saliency_map import SaliencyMap
 from .sign_steps import BIM, FGSM, PGD, Rand, bim_steps
 from .spsa import SPSA
+from .unrolled_bim import UnrolledBIM
 
 PAPER: tuple[type[Attack], ...] = (Rand, FGSM, BIM, DeepFool, CWL2, CWLinf)  # of Song et al. 2018
 REPRODUCTION: tuple[type[Attack], ...] = (  # the ten of its first reproduction, in the order of its table

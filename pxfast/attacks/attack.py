@@ -6,7 +6,7 @@ import abc
 import dataclasses
 import inspect
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, TypeVar
 
 import numpy as np
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ..base.checks import check_eps, check_instance, check_progress, check_seed
+from ..base.extras import require
 from ..base.progress import reporting
 from ..classifiers.contract import Labels, checked_logits, class_labels
 from ..defences.defended import Defended
@@ -79,7 +80,8 @@ class Attack(abc.ABC):
     whether it stays within ±eps. needs_gradient: whether the classifier must be differentiable. on_grid: its results
     are grid values but for rounding errors. random: they depend on the seed. batch: how many images the classifier
     sees at once. block: how many images are attacked at once. targeted: whether :meth:`perturb` also takes
-    ``targets``, int64 (N,).
+    ``targets``, int64 (N,). knows_defences: whether it is one on the defences in front of a classifier. library: the
+    module of the extra ``attacks`` that it calls, or None.
     """
 
     name: ClassVar[str]
@@ -91,6 +93,8 @@ class Attack(abc.ABC):
     batch: ClassVar[int] = BATCH
     block: ClassVar[int] = BLOCK
     targeted: ClassVar[bool] = False
+    knows_defences: ClassVar[bool] = False
+    library: ClassVar[str | None] = None
 
     @abc.abstractmethod
     def perturb(self, classifier: nn.Module, x: Tensor, labels: Tensor, eps: float = 1.0, *, seed: int = 0) -> Tensor:
@@ -148,6 +152,16 @@ class Attack(abc.ABC):
         ValueError) for a classifier without a gradient.
         """
         return self._run(classifier, images, labels, eps, seed, targets, progress, judge=True)
+
+    def check_installed(self) -> None:
+        """ImportError, naming the extra, where the library that this attack calls is not there."""
+        if self.library is not None:
+            require(self.library, "attacks")
+
+    def check_defences(self, defences: Sequence[nn.Module]) -> None:
+        """ValueError where this attack can't be one on a classifier behind these ``defences``."""
+        if self.knows_defences and not len(defences):
+            raise ValueError(f"{self.name} attacks a purifier and the classifier behind it: it needs a defence")
 
     def check_eps(self, eps: int | None) -> int | None:
         """``eps`` as this attack takes it. TypeError or ValueError when it is none."""

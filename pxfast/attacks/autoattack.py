@@ -26,6 +26,7 @@ class AutoAttack(Attack):
     """
 
     name = "autoattack"
+    library = "pyautoattack"
     source = (
         "Croce and Hein 2020, standard version, by pyautoattack; random numbers are drawn for 128 images as a whole"
     )

@@ -79,6 +79,7 @@ class LBFGS(Attack):
     """
 
     name = "lbfgs"
+    library = "scipy.optimize"
     source = (
         "Szegedy et al. 2014: L-BFGS-B on distance and cross-entropy of the likeliest wrong class, with the "
         "smallest constant that misclassifies, found by doubling and bisection; the nearest image seen on the way"

@@ -15,16 +15,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..base.checks import check_choice, check_count, check_flag, check_number, check_optional_count
+from ..base.checks import check_choice, check_count, check_flag, check_number
 from ..defences.defended import Defended
-from ..pixeldefend.purify import Purifier
-from ..pixeldefend.relaxed import RelaxedPurifier
 from ..tensors.seeds import derived_seeds
 from .attack import BLOCK
 from .gradients import input_gradient, loss_gradient
-from .grid_ascent import STEP, STEPS, GridAscent, Target, ascend, names, target_of
+from .grid_ascent import STEP, STEPS, GridAscent, Target, ascend, target_of, the_differentiable, the_scored
 from .meter import Meter
-from .sign_steps import bim_steps
 
 TABLE_1 = "Yoon et al. 2021, Table 1"
 DRAWS = 15  # of the published BPDA + EOT against ADP
@@ -132,6 +129,7 @@ class BPDA(GridAscent):
     """
 
     name = "bpda"
+    knows_defences = True
     source = (
         f"Athalye et al. 2018; {TABLE_1}: the gradient at the purified image, straight through the purifier; 100 "
         "steps of 2/255 from the image itself"
@@ -270,12 +268,16 @@ class JointScore(_Joint):
     """
 
     name = "joint-score"
+    knows_defences = True
     source = (
         f"{TABLE_1}: half the sign of the score, half that of the classifier's gradient, 40 steps of 2/255. The "
         "table has the gradient at the image; at='purified' has it at the purified one, averaged over 15 runs, as the "
         "authors' code does"
     )
     by_score = True
+
+    def check_defences(self, defences: Sequence[nn.Module]) -> None:
+        the_scored(self.name, defences)
 
 
 class JointFull(_Joint):
@@ -293,6 +295,7 @@ class JointFull(_Joint):
     """
 
     name = "joint-full"
+    knows_defences = True
     source = (
         f"{TABLE_1}: half the sign of f(x) - x, averaged over 15 runs of a stochastic purifier, half that of the "
         "classifier's gradient, 40 steps of 2/255; at='purified' has the gradient at the purified image"
@@ -313,6 +316,7 @@ class FullGradient(GridAscent):
     """
 
     name = "full-gradient"
+    knows_defences = True
     source = (
         f"{TABLE_1}: the gradient of the classifier and the purifier in one, where the latter can be "
         "differentiated; averaged over 15 runs of a stochastic one, 40 steps of 2/255"
@@ -331,6 +335,10 @@ class FullGradient(GridAscent):
         super().__init__(step, max_queries, max_gradients)
         self.steps: int = check_count("steps", steps)
         self.draws: int = check_count("draws", draws, 1)
+
+    def check_defences(self, defences: Sequence[nn.Module]) -> None:
+        super().check_defences(defences)
+        the_differentiable(self.name, defences)
 
     def climb(self, classifier: nn.Module, x: Tensor, labels: Tensor, eps: float, meter: Meter) -> Tensor:
         target = target_of(self.name, classifier)
@@ -356,65 +364,4 @@ class FullGradient(GridAscent):
             step=self.step,
             queries=runs,
             gradients=runs,
-        )
-
-
-class UnrolledBIM(GridAscent):
-    """BIM on PixelDefend unrolled from end to end, its relaxation standing in for it; for small images, since every
-    sub-pixel is a pass of the network that the gradient goes through.
-
-    It attacks a :class:`pxfast.defences.Defended` whose only defence is a :class:`pxfast.Purifier` without an adaptive
-    rule; ValueError for another classifier.
-
-    steps: how many, at least 0; None: floor(min(eps + 4, 1.25 eps)). step: their size in grid levels, an integer of at
-    least 1. temperature: of the relaxation, above 0. max_queries, max_gradients: what an image may cost of each, at
-    least 0; None: no limit. TypeError or ValueError for others.
-
-    Source: Song et al. 2018 (PixelDefend), section 4.4.
-    """
-
-    name = "unrolled-bim"
-    source = (
-        "Song et al. 2018, section 4.4: BIM on PixelDefend unrolled end to end, with RelaxedPurifier in its place; "
-        "for small images, since every sub-pixel is a pass of the network that the gradient goes through"
-    )
-    block = BLOCK
-
-    def __init__(
-        self,
-        *,
-        steps: int | None = None,
-        step: int = 1,
-        temperature: float = 1.0,
-        max_queries: int | None = None,
-        max_gradients: int | None = None,
-    ) -> None:
-        super().__init__(step, max_queries, max_gradients)
-        self.steps: int | None = check_optional_count("steps", steps)
-        self.temperature: float = check_number("temperature", temperature, 0.0, ends="()")
-
-    def climb(self, classifier: nn.Module, x: Tensor, labels: Tensor, eps: float, meter: Meter) -> Tensor:
-        target = target_of(self.name, classifier)
-        defences = list(target.defended.defences)
-        if len(defences) != 1 or not isinstance(defences[0], Purifier):
-            raise ValueError(f"{self.name} needs a pxfast.Purifier as the only defence, got {names(defences)}")
-        C, H, W = x.shape[1:]
-        relaxed = RelaxedPurifier.of(defences[0], (C, H, W), temperature=self.temperature)
-
-        def direction(x: Tensor, labels: Tensor, seeds: Sequence[int]) -> tuple[Tensor, None]:
-            with torch.enable_grad():
-                start = x.detach().requires_grad_()
-                logits = target.classifier(relaxed(start))
-                return input_gradient(F.cross_entropy(logits, labels, reduction="sum"), start).sign(), None
-
-        return ascend(
-            x,
-            labels,
-            eps,
-            meter,
-            direction,
-            steps=bim_steps(round(255.0 * eps)) if self.steps is None else self.steps,
-            step=self.step,
-            queries=1,
-            gradients=1,
         )

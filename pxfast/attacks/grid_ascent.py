@@ -35,6 +35,23 @@ def names(modules: Iterable[nn.Module]) -> str:
     return ", ".join(type(module).__name__ for module in modules)
 
 
+def the_scored(name: str, defences: Sequence[nn.Module]) -> ScoredPurifier:
+    """The only defence, which has a score. ValueError, naming the attack, for others."""
+    if len(defences) != 1 or not isinstance(defences[0], ScoredPurifier):
+        raise ValueError(f"{name} needs a single purifier with a score, got {names(defences) or 'none'}")
+    return defences[0]
+
+
+def the_differentiable(name: str, defences: Sequence[nn.Module]) -> list[DifferentiablePurifier]:
+    """The defences, each of which can be differentiated. ValueError, naming the attack, for others."""
+    found: list[DifferentiablePurifier] = []
+    for defence in defences:
+        if not isinstance(defence, DifferentiablePurifier):
+            raise ValueError(f"{name} needs purifiers that can be differentiated, got {names([defence])}")
+        found.append(defence)
+    return found
+
+
 @dataclasses.dataclass(frozen=True)
 class Target:
     """A defended classifier taken apart: the purifier f and the classifier g behind it."""
@@ -55,16 +72,11 @@ class Target:
 
     def log_prob_gradient(self, x: Tensor) -> Tensor:
         """The score of the only defence, at x. ValueError unless there is one such."""
-        defences = list(self.defended.defences)
-        if len(defences) != 1 or not isinstance(defences[0], ScoredPurifier):
-            raise ValueError(f"{self.name} needs a single purifier with a score, got {names(defences)}")
-        return defences[0].log_prob_gradient(x).detach()
+        return the_scored(self.name, list(self.defended.defences)).log_prob_gradient(x).detach()
 
     def differentiate(self, x: Tensor, seeds: Sequence[int]) -> Tensor:
         """f(x) with its own gradient. ValueError where a defence has none."""
-        for place, defence in enumerate(self.defended.defences):
-            if not isinstance(defence, DifferentiablePurifier):
-                raise ValueError(f"{self.name} needs purifiers that can be differentiated, got {names([defence])}")
+        for place, defence in enumerate(the_differentiable(self.name, list(self.defended.defences))):
             x = defence.differentiate(x, derived_seeds(seeds, place) if is_stochastic(defence) else seeds)
         return x
 

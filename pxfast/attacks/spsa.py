@@ -37,6 +37,7 @@ class SPSA(GridAscent):
     """
 
     name = "spsa"
+    knows_defences = True
     source = (
         "Uesato et al. 2018 as in Yoon et al. 2021, Table 1: steps of 2/255 by the sign of the mean of "
         "(L(x + delta v) - L(x - delta v)) / (2 delta) v over N random v in {-1, 1}^D, L the best wrong logit minus "
