@@ -31,7 +31,7 @@ from .options import (
 )
 
 if TYPE_CHECKING:
-    from ..evaluation.run import Settings
+    from ..evaluation.preparation import Settings
 
 REPRODUCTION = "reproduction"
 TRAIN_BUDGET = "30m"
@@ -209,7 +209,7 @@ def settings_of(
     batch_size: int,
 ) -> Settings:
     """The options that all these commands share, as settings. From here on the process has so many ``threads``."""
-    from ..evaluation.run import Settings
+    from ..evaluation.preparation import Settings
     from .machine import engine_on, use_threads
 
     use_threads(threads)

@@ -4,9 +4,10 @@
 ``write_report`` makes a page of all that the folder holds. :mod:`pxfast.evaluation.figures` draws the figures.
 """
 
+from .preparation import Settings
 from .report import render_report, write_report
 from .results import Cell, Column, Figure, Row, Table, read_figure, read_figures, read_table, read_tables
-from .run import Settings, evaluate_table
+from .run import evaluate_table
 from .specification import (
     TABLES,
     ColumnSpecification,
