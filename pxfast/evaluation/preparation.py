@@ -131,29 +131,30 @@ def prepare(
             files[need] = ClassifierFile.of(path, shape, specification.dataset)
         classifiers[row.name] = files[need]
     paths = {file.key: str(file.path) for file in files.values()}
-    pipeline = make_pipeline(out, ModelFiles(paths, {}), density, shape, device, settings)
+    context = make_context(density, shape, device, settings)
+    pipeline = make_pipeline(out, ModelFiles(paths, {}), density, context, settings)
     return Prepared(images, labels, classifiers, missing, density, pipeline)
 
 
-def make_pipeline(
-    out: str | os.PathLike[str],
-    files: ModelFiles,
-    density: Path | None,
-    shape: tuple[int, ...],
-    device: str,
-    settings: Settings,
-) -> Pipeline:
-    """The way to results that are kept in ``out``/store.
-
-    files: of the classifiers. density: the density model's, or None. shape: (C, H, W) of the images. device: where
+def make_context(density: Path | None, shape: tuple[int, ...], device: str, settings: Settings) -> Context:
+    """What defences share. density: the density model's file, or None. shape: (C, H, W) of the images. device: where
     networks run, 'cpu', 'cuda' or 'cuda:N'; that of the settings may be 'auto'.
     """
-    fingerprint = None
-    if density is not None:
-        fingerprint = model_fingerprint(model_for(density, shape))
-        files = dataclasses.replace(files, densities={fingerprint: str(density)})
-    context = Context(fingerprint, shape[0], settings.engine, settings.precision, device)
-    runner = make_runner(settings.runner, files, device, settings.threads)
+    fingerprint = None if density is None else model_fingerprint(model_for(density, shape))
+    return Context(fingerprint, shape[0], settings.engine, settings.precision, device)
+
+
+def density_paths(density: Path | None, context: Context) -> dict[str, str]:
+    """The density model's file by the name that recipes give it; empty where there is none."""
+    return {} if density is None or context.density is None else {context.density: str(density)}
+
+
+def make_pipeline(
+    out: str | os.PathLike[str], classifiers: ModelFiles, density: Path | None, context: Context, settings: Settings
+) -> Pipeline:
+    """The way to results that are kept in ``out``/store. classifiers: without density models."""
+    files = dataclasses.replace(classifiers, densities=density_paths(density, context))
+    runner = make_runner(settings.runner, files, context.device, settings.threads)
     store = Store(Path(out) / "store")
     store.remove_leftovers()
     return Pipeline(store, runner, context, shard=settings.shard)
