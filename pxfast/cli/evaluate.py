@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from .evaluate_classifier import classifier
 from .groups import add_command, command_group
 from .options import (
     BatchSizeOption,
@@ -269,4 +270,5 @@ def run_table(
 for _name, _help in TABLES.items():
     add_command(app, _name, named_table, help=_help)
 add_command(app, "table", table)
+add_command(app, "classifier", classifier)
 add_command(app, "figures", figures)

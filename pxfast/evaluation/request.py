@@ -10,10 +10,10 @@ from ..attacks import ATTACKS, find_attack
 from ..base.checks import check_eps, check_names, check_text
 from ..defences.named import parse_setting
 from .defences import DEFENCES, check_defence
+from .results import UNDEFENDED
 from .specification import ColumnSpecification, RowSpecification
 
 NONE = "none"
-UNDEFENDED = "No defence"
 PURIFICATION_EPS = {1: 32, 3: 16}  # the paper's, by channels
 # by name: the kind of defence, what it is called, and settings that are not its own defaults
 NAMED_DEFENCES: dict[str, tuple[str, str, dict[str, Any]]] = {
