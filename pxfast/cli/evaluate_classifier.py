@@ -25,7 +25,7 @@ from .options import (
 
 
 def classifier(
-    model: Annotated[
+    source: Annotated[
         str,
         typer.Argument(
             metavar="MODULE:NAME",
@@ -61,7 +61,7 @@ def classifier(
     ] = None,
     eps: EpsOption = None,
     name: Annotated[str | None, typer.Option(help="What the classifier is called; by default its class.")] = None,
-    density: ModelOption = None,
+    model: ModelOption = None,
     seed: SeedOption = 0,
     engine: EngineOption = "auto",
     precision: PrecisionOption = "auto",
@@ -85,7 +85,7 @@ def classifier(
     place = parse_device(device)
     chosen = engine_on(device, engine)
     result = benchmark(
-        load_model(model).to(place),
+        load_model(source).to(place),
         dataset,
         out=out,
         root=root,
@@ -94,7 +94,7 @@ def classifier(
         eps=8 if eps is None else eps,
         images=images,
         name=name,
-        density=density,
+        density=model,
         engine=chosen,
         precision=precision,
         threads=threads,

@@ -23,9 +23,9 @@ def load_model(text: str) -> nn.Module:
     its own words, for a function that fails, TypeError where what comes is no nn.Module.
     """
     module_name, colon, name = text.partition(":")
-    if not colon or not all(part.isidentifier() for part in (*module_name.split("."), *name.split("."))):
-        hint = ": a file's path is no module's name" if module_name.endswith(".py") else ""
-        raise ValueError(f"{FORM}, got {text!r}{hint}")
+    is_file = module_name.endswith(".py") or "/" in module_name
+    if not colon or is_file or not all(part.isidentifier() for part in (*module_name.split("."), *name.split("."))):
+        raise ValueError(f"{FORM}, got {text!r}{': a file is no name of a module' if is_file else ''}")
     found: object = _imported(module_name)
     for part in name.split("."):
         if not hasattr(found, part):
