@@ -118,7 +118,7 @@ def _called(classifier: nn.Module, x: Tensor) -> Tensor:
 def _failure(classifier: nn.Module, x: Tensor, error: Exception) -> Exception:
     """What to say of a call that failed: that the images are expected in another order, or the module's own words."""
     kind = type(error).__name__
-    what = f"{kind}: {' '.join(str(error).split())[:400]}" if str(error) else kind
+    what = f"{kind}: {' '.join(str(error).split())[:200]}" if str(error) else kind
     try:
         output: Any = classifier(x.permute(0, 2, 3, 1).contiguous())
     except Exception:
@@ -219,7 +219,9 @@ def _check_gradient(classifier: nn.Module, x: Tensor) -> None:
             (gradient,) = torch.autograd.grad((best - second).sum(), given, allow_unused=True)
         except RuntimeError as error:
             if "does not require grad" not in str(error):
-                raise ValueError(f"{expected}, got {type(error).__name__}: {' '.join(str(error).split())}") from error
+                raise ValueError(
+                    f"{expected}, got {type(error).__name__}: {' '.join(str(error).split())[:200]}"
+                ) from error
             gradient = None
     if gradient is None:
         raise ValueError(f"{expected}, got none: {hint}")

@@ -19,6 +19,7 @@ from ..base.checks import (
     check_channels,
     check_count,
     check_flag,
+    check_names,
     check_path,
     check_seed,
     check_text,
@@ -128,21 +129,24 @@ def benchmark(
     folder = _checked_folder(out)
     title = type(model).__name__ if name is None else check_text("name", name)
     if not NAME.fullmatch(title):
-        raise ValueError(f"name must have letters, digits, spaces and any of _.+- alone, at most 100, got {title!r}")
+        raise ValueError(f"name must be of letters, digits, spaces and any of _.+- alone, at most 100, got {title!r}")
     settings = Settings(
         images=check_count("images", images, 1),
-        model=density,
+        model=None if density is None else check_path("density", density),
         train=False,
         device=str(place),
         engine=engine,
         precision=precision,
         threads=threads,
-        shard=batch_size,
+        shard=check_count("batch_size", batch_size, 1),
     )
     columns = requested_columns(DEFAULT_ATTACKS if attacks is None else attacks)
     bounds = requested_eps(eps)
+    chosen = DEFAULT_DEFENCES if defences is None else check_names("defences", defences)
+    requested_rows(chosen, title, 3)  # their names and settings, before any file is read; eps by channels comes later
+    check_seed(seed)
     data = _data(dataset, root, images)
-    rows = requested_rows(DEFAULT_DEFENCES if defences is None else defences, title, data.images.shape[1])
+    rows = requested_rows(chosen, title, data.images.shape[1])
     specification = TableSpecification(
         name="benchmark",
         title=f"{data.title}: {title}",
@@ -154,7 +158,7 @@ def benchmark(
         columns=columns,
         rows=rows,
         attack_eps=bounds,
-        seed=check_seed(seed),
+        seed=seed,
     )
     specification.check_installed()
     note(f"checking {title} on {min(len(data.images), FIXED_BATCH)} images", quiet=not progress)

@@ -231,11 +231,11 @@ WRONG = {
     "other labels": ({"dataset": (torch.zeros(4, 1, 8, 8), [0, 1, 2, 9])}, ValueError, "in 0..4, the classifier's 5"),
     "channels": ({"dataset": (torch.zeros(4, 2, 8, 8), [0, 1, 2, 3])}, ValueError, "channels must be 1 or 3, got 2"),
     "range": ({"dataset": (torch.full((4, 1, 8, 8), 9.0), [0] * 4)}, ValueError, r"must be in \[0, 1\], got values"),
-    "name": ({"name": "my/net"}, ValueError, "name must have letters"),
+    "name": ({"name": "my/net"}, ValueError, "name must be of letters"),
     "no density": ({"density": None}, ValueError, "no shipped model takes images of shape"),
     "density": ({"density": "nothing"}, ValueError, "unknown model 'nothing'"),
     "engine": ({"engine": "abacus"}, ValueError, "unknown engine 'abacus'"),
-    "batch": ({"batch_size": 0}, ValueError, "shard must be an integer of at least 1"),
+    "batch": ({"batch_size": 0}, ValueError, "batch_size must be an integer of at least 1"),
     "seed": ({"seed": -1}, ValueError, "seed must be"),
     "progress": ({"progress": 1}, TypeError, "progress must be True or False"),
 }
