@@ -141,7 +141,8 @@ def benchmark(
         shard=check_count("batch_size", batch_size, 1),
     )
     columns = requested_columns(DEFAULT_ATTACKS if attacks is None else attacks)
-    bounds = requested_eps(eps)
+    used = [find_attack(column.attack, **column.options) for column in columns if column.attack is not None]
+    bounds = requested_eps(eps) if any(attack.bounded for attack in used) else ()
     chosen = DEFAULT_DEFENCES if defences is None else check_names("defences", defences)
     requested_rows(chosen, title, 3)  # their names and settings, before any file is read; eps by channels comes later
     check_seed(seed)
@@ -150,9 +151,8 @@ def benchmark(
     specification = TableSpecification(
         name="benchmark",
         title=f"{data.title}: {title}",
-        caption=f"Accuracy in % of {title} on {len(data.images)} images, of which attacks change no value by more than "
-        f"eps {'/'.join(map(str, bounds))} of 255. Attacks are made on the classifier alone, unless their note says "
-        "that they know the defences.",
+        caption=f"Accuracy in % of {title} on {len(data.images)} images. Attacks change a value by at most eps of 255, "
+        "and are made on the classifier alone, unless their notes say otherwise.",
         dataset=data.name,
         images=len(data.images),
         columns=columns,
@@ -162,7 +162,6 @@ def benchmark(
     )
     specification.check_installed()
     note(f"checking {title} on {min(len(data.images), FIXED_BATCH)} images", quiet=not progress)
-    used = [find_attack(column.attack, **column.options) for column in columns if column.attack is not None]
     logits = check_classifier(
         model,
         data.images[:FIXED_BATCH],

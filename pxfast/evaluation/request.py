@@ -119,9 +119,12 @@ def _column(text: str) -> ColumnSpecification:
     words = [f"{option} {value}" for option, value in given.items()]
     if knows and not attack.knows_defences:
         words.append("through defences")
-    note = "on the row's defences and classifier" if knows else "on the classifier alone"
+    notes = ["on the row's defences and classifier"] if knows else []
+    notes += [] if attack.bounded else ["of any size"]
     label = ", ".join([LABELS.get(name, name), *words])
-    return ColumnSpecification(_name(" ".join([name, *words])), label, name, given, knows, note=note)
+    return ColumnSpecification(
+        _name(" ".join([name, *words])), label, name, given, knows, note=", ".join(notes) or None
+    )
 
 
 def requested_eps(eps: int | Sequence[int]) -> tuple[int, ...]:

@@ -132,7 +132,8 @@ class TableRun:
                     if not column.applies_to(row):
                         continue
                     for eps in column.eps(chosen.attack_eps):
-                        yield row, column, eps
+                        if not column.strongest or self._attacks(row, eps):
+                            yield row, column, eps
 
     def adopt(self, earlier: Table | None, chosen: TableSpecification) -> None:
         """Take over what an earlier run of the same settings says of cells that this one is not to compute."""
@@ -191,13 +192,17 @@ class TableRun:
         correct = int((predicted.values == prepared.labels).sum())
         return correct, round(sum(step.seconds for step in (*steps, defended, predicted)), 3)
 
-    def _strongest(self, row: RowSpecification, eps: int | None) -> Cell | None:
-        """The row's cell of the attack that leaves the least accuracy, saying which one it is; None without attacks."""
-        attacks = [
+    def _attacks(self, row: RowSpecification, eps: int | None) -> list[ColumnSpecification]:
+        """The columns of attacks of this eps that can be made on the row."""
+        return [
             column
             for column in self.specification.columns
             if column.attack is not None and column.applies_to(row) and eps in column.eps(self.specification.attack_eps)
         ]
+
+    def _strongest(self, row: RowSpecification, eps: int | None) -> Cell | None:
+        """The row's cell of the attack that leaves the least accuracy, saying which one it is; None without attacks."""
+        attacks = self._attacks(row, eps)
         there = [column for column in attacks if (row.name, column.name, eps) in self.cells]
         if not there:
             return None

@@ -205,6 +205,28 @@ def test_without_a_density_model_the_rows_that_need_it_are_named(world: World, t
     assert "left out: SmallCNN, PixelDefend: there is no density model" in str(table)
 
 
+def test_rows_that_no_attack_can_be_made_on_and_attacks_without_eps(world: World, tmp_path):
+    chosen = {"defences": ["none", "feature-squeezing"], "eps": 4}
+    knowing = evaluate(world, SmallCNN().eval(), tmp_path, attacks=["bpda:steps=1", "joint-score:steps=1"], **chosen)
+    places = {(cell.row, cell.column) for cell in knowing.cells}
+    squeezed = {("feature-squeezing", column) for column in ("clean", "bpda steps 1", "strongest")}
+    assert places == {("none", "clean"), *squeezed}
+    assert knowing.finished
+    assert "be made on this</span>" in knowing.report.read_text()
+    unbounded = evaluate(world, SmallCNN().eval(), tmp_path, attacks=["saliency-map"], **chosen)
+    assert unbounded.finished
+    assert {(cell.column, cell.eps) for cell in unbounded.cells} == {
+        ("clean", None),
+        ("saliency-map", None),
+        ("strongest", None),
+    }
+    through = evaluate(
+        world, SmallCNN().eval(), tmp_path, attacks=["fgsm", "fgsm:knows_defences=true"], report=False, **chosen
+    )
+    assert through.settings["attacks"]["fgsm through defences"]["knows the defences"]
+    assert through.cell("none", "fgsm through defences", 4).correct == through.cell("none", "fgsm", 4).correct
+
+
 WRONG = {
     "training mode": ({"model": SmallCNN()}, ValueError, "in eval mode"),
     "a name": ({"model": "resnet"}, TypeError, "a classifier is an nn.Module .* got str"),

@@ -108,7 +108,7 @@ def _render(folder: Path, tables: list[Table], figures: list[Figure]) -> str:
 def _is_adaptive(table: Table) -> bool:
     """Whether attackers who know the purifier are in a table."""
     attacks = table.settings.get("attacks", {}).values()
-    return table.name.startswith(ADAPTIVE) or any(each["knows the defences"] for each in attacks)
+    return table.name.startswith(ADAPTIVE) or any(each.get("knows the defences") is True for each in attacks)
 
 
 def _environment() -> jinja2.Environment:
