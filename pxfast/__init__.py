@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from .adp.purifier import ADPPurifier
     from .defences.defended import Defended
     from .engines.registry import list_engines
+    from .evaluation.benchmark import benchmark
     from .pixelcnn.files import save
     from .pixelcnn.likelihood import bits_per_dim, log_prob
     from .pixelcnn.network import PixelCNN, PixelCNNConfig
@@ -31,6 +32,7 @@ __all__ = [
     "Verification",
     "__version__",
     "attacks",
+    "benchmark",
     "bits_per_dim",
     "classifiers",
     "data",
@@ -56,6 +58,7 @@ _ORIGINS = {
     "PixelCNNConfig": "pixelcnn.network",
     "Purifier": "pixeldefend.purify",
     "Verification": "pixeldefend.verify",
+    "benchmark": "evaluation.benchmark",
     "bits_per_dim": "pixelcnn.likelihood",
     "list_engines": "engines.registry",
     "list_models": "pixelcnn.shipped",

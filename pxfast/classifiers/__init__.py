@@ -2,6 +2,7 @@
 
 from .architectures import ARCHITECTURES, architecture, build
 from .classifier import Classifier, ClassifierConfig, standardise
+from .inspection import check_classifier
 from .prediction import accuracy, predict
 from .random_above_threshold import RandomAboveThreshold
 from .resnet import ResNet, ResNetConfig
@@ -28,6 +29,7 @@ __all__ = [
     "accuracy",
     "architecture",
     "build",
+    "check_classifier",
     "load_classifier",
     "predict",
     "save_classifier",

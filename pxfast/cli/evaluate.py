@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from .evaluate_classifier import classifier
 from .groups import add_command, command_group
 from .options import (
     BatchSizeOption,
@@ -32,7 +33,7 @@ from .options import (
 )
 
 if TYPE_CHECKING:
-    from ..evaluation.run import Settings
+    from ..evaluation.preparation import Settings
 
 REPRODUCTION = "reproduction"
 TRAIN_BUDGET = "30m"
@@ -221,7 +222,7 @@ def settings_of(
     batch_size: int,
 ) -> Settings:
     """The options that all these commands share, as settings. From here on the process has so many ``threads``."""
-    from ..evaluation.run import Settings
+    from ..evaluation.preparation import Settings
     from .machine import engine_on, use_threads
 
     use_threads(threads)
@@ -286,4 +287,5 @@ def run_table(
 for _name, _help in TABLES.items():
     add_command(app, _name, named_table, help=_help)
 add_command(app, "table", table)
+add_command(app, "classifier", classifier)
 add_command(app, "figures", figures)

@@ -4,9 +4,11 @@
 ``write_report`` makes a page of all that the folder holds. :mod:`pxfast.evaluation.figures` draws the figures.
 """
 
+from .benchmark import BenchmarkTable
+from .preparation import Settings
 from .report import render_report, write_report
 from .results import Cell, Column, Figure, Row, Table, read_figure, read_figures, read_table, read_tables
-from .run import Settings, evaluate_table
+from .run import evaluate_table
 from .specification import (
     TABLES,
     ColumnSpecification,
@@ -19,6 +21,7 @@ from .text import table_text
 
 __all__ = [
     "TABLES",
+    "BenchmarkTable",
     "Cell",
     "Column",
     "ColumnSpecification",

@@ -29,17 +29,21 @@ from .networks import Models
 
 Description = dict[str, Any]
 
+PURIFIER_OPTIONS = ("eps", "adaptive", "threshold")
+SQUEEZING_OPTIONS = ("colours", "padding")
+ADP_OPTIONS = ("sigma", "steps", "runs", "model")
 SHIPPED_SCORES = {1: "fashion-mnist", 3: "cifar10"}  # by channels
 
 
 @dataclasses.dataclass(frozen=True)
 class Context:
-    """What defences share in an evaluation. density: the fingerprint of the density model. channels: of the images.
+    """What defences share in an evaluation. density: the fingerprint of the density model, None where there is none.
+    channels: of the images.
 
     engine, precision: as :func:`pxfast.purify` takes them. device: 'cpu' or 'cuda', where networks run.
     """
 
-    density: str
+    density: str | None
     channels: int
     engine: str = "auto"
     precision: str = "auto"
@@ -50,18 +54,21 @@ class Context:
 class DefenceKind:
     """How a kind of defence is made. check: raises TypeError or ValueError for wrong options. describe: of its options,
     which are right, and the context, a description without ``kind``. build: the module. kept: whether defended images
-    are costly enough to be kept; others are made again for each prediction.
+    are costly enough to be kept; others are made again for each prediction. options: their names. example: such a
+    module, of no particular settings.
     """
 
     check: Callable[[dict[str, Any]], object]
     describe: Callable[[dict[str, Any], Context], Description]
     build: Callable[[Description, Models], nn.Module]
     kept: bool
+    options: tuple[str, ...]
+    example: Callable[[], nn.Module]
 
 
 def check_purifier(options: dict[str, Any]) -> None:
     """Options: eps, adaptive and threshold, as :func:`pxfast.purify` takes them."""
-    unknown = set(options) - {"eps", "adaptive", "threshold"}
+    unknown = set(options) - set(PURIFIER_OPTIONS)
     if unknown or "eps" not in options:
         raise ValueError(f"a purifier takes eps, adaptive and threshold, got {', '.join(sorted(options)) or 'nothing'}")
     check_eps(options["eps"])
@@ -69,6 +76,9 @@ def check_purifier(options: dict[str, Any]) -> None:
 
 
 def purifier_description(options: dict[str, Any], context: Context) -> Description:
+    """FileNotFoundError where there is no density model."""
+    if context.density is None:
+        raise FileNotFoundError("there is no density model of images of this shape")
     eps, adaptive, threshold = options["eps"], options.get("adaptive"), options.get("threshold")
     if threshold is None and adaptive is not None:
         threshold = IMAGE_THRESHOLD[context.channels] if adaptive == "image" else SUB_PIXEL_THRESHOLD
@@ -100,7 +110,7 @@ def build_purifier(description: Description, models: Models) -> Purifier:
 
 def check_squeezing(options: dict[str, Any]) -> None:
     """Options: colours and padding, as :class:`pxfast.defences.FeatureSqueezing` takes them."""
-    if unknown := set(options) - {"colours", "padding"}:
+    if unknown := set(options) - set(SQUEEZING_OPTIONS):
         raise ValueError(f"feature-squeezing takes colours and padding, got {', '.join(sorted(unknown))}")
     check_text("padding", options.get("padding"))
     FeatureSqueezing(**options)
@@ -118,7 +128,7 @@ def check_adp(options: dict[str, Any]) -> None:
     """Options: sigma, steps and runs, as :class:`pxfast.ADPPurifier` takes them, and model, a score network's file;
     without it the shipped one of so many channels.
     """
-    unknown = set(options) - {"sigma", "steps", "runs", "model"}
+    unknown = set(options) - set(ADP_OPTIONS)
     if unknown or "sigma" not in options:
         raise ValueError(f"adp takes sigma, steps, runs and model, got {', '.join(sorted(options)) or 'nothing'}")
     check_text("model", options.get("model"))
@@ -153,9 +163,14 @@ def build_adp(description: Description, models: Models) -> ADPPurifier:
 
 
 DEFENCES: dict[str, DefenceKind] = {
-    "purifier": DefenceKind(check_purifier, purifier_description, build_purifier, kept=True),
-    "feature-squeezing": DefenceKind(check_squeezing, squeezing_description, build_squeezing, kept=False),
-    "adp": DefenceKind(check_adp, adp_description, build_adp, kept=False),  # random: it is the logits that are averaged
+    "purifier": DefenceKind(
+        check_purifier, purifier_description, build_purifier, True, PURIFIER_OPTIONS, lambda: Purifier(0)
+    ),
+    "feature-squeezing": DefenceKind(
+        check_squeezing, squeezing_description, build_squeezing, False, SQUEEZING_OPTIONS, FeatureSqueezing
+    ),
+    # random: it is the logits that are averaged
+    "adp": DefenceKind(check_adp, adp_description, build_adp, False, ADP_OPTIONS, ADPPurifier),
 }
 
 

@@ -4,15 +4,54 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any, Protocol
 
 import torch
+from torch import nn
 
 from ..base.files import file_digest
-from ..classifiers import Classifier, load_classifier
+from ..classifiers import load_classifier
+from ..classifiers.weights import read_notes
 from ..data.datasets import check_classes
 from ..pixelcnn.files import load_model
 from ..pixelcnn.fingerprint import model_fingerprint
 from ..pixelcnn.network import PixelCNN
+
+
+class EvaluatedClassifier(Protocol):
+    """A classifier of a table.
+
+    key: SHA-256, in hexadecimal, of what it computes, by which recipes name it. modules: Python modules of pxfast that
+    have its network. name: as shown.
+    """
+
+    @property
+    def key(self) -> str: ...
+    @property
+    def modules(self) -> tuple[str, ...]: ...
+    @property
+    def name(self) -> str: ...
+    def notes(self) -> dict[str, Any]:
+        """What is known of it, JSON-able."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class ClassifierModule:
+    """A classifier in memory: any module, whose ``key`` depends on all that it computes with."""
+
+    network: nn.Module
+    key: str
+    name: str
+
+    @property
+    def modules(self) -> tuple[str, ...]:
+        return ()  # the key has its code
+
+    def notes(self) -> dict[str, Any]:
+        kind = type(self.network)
+        parameters = sum(parameter.numel() for parameter in self.network.parameters())
+        return {"class": f"{kind.__module__}.{kind.__qualname__}", "parameters": parameters}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,6 +61,17 @@ class ClassifierFile:
     path: Path
     key: str
     module: str
+
+    @property
+    def modules(self) -> tuple[str, ...]:
+        return (self.module,)
+
+    @property
+    def name(self) -> str:
+        return self.path.stem
+
+    def notes(self) -> dict[str, Any]:
+        return read_notes(self.path)
 
     @classmethod
     def of(cls, path: Path, image_shape: tuple[int, ...], dataset: str) -> ClassifierFile:
@@ -44,11 +94,13 @@ class ClassifierFile:
 class ModelFiles:
     """Where the networks lie: paths of classifiers by the SHA-256 of their files, of density models by fingerprints.
 
-    Picklable, so that other processes can load the same networks from the same places.
+    Picklable, so that other processes can load the same networks from the same places. in_memory: classifiers without
+    a file, by their keys, for workers in this process alone.
     """
 
     classifiers: dict[str, str]
     densities: dict[str, str]
+    in_memory: dict[str, nn.Module] = dataclasses.field(default_factory=dict)
 
 
 class Models:
@@ -61,11 +113,11 @@ class Models:
         self.files = files
         self.device: torch.device = torch.device(device)
         self.threads = threads
-        self._classifiers: dict[str, Classifier] = {}
+        self._classifiers: dict[str, nn.Module] = dict(files.in_memory)
         self._densities: dict[str, PixelCNN] = {}
 
-    def classifier(self, key: str) -> Classifier:
-        """The classifier whose file has this SHA-256, in eval mode, on the device."""
+    def classifier(self, key: str) -> nn.Module:
+        """The classifier whose file has this SHA-256, in eval mode, on the device; or that in memory, as it is."""
         if key not in self._classifiers:
             path = self.files.classifiers[key]
             if file_digest(path) != key:

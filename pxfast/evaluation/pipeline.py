@@ -14,7 +14,7 @@ from ..attacks.resumable import library_versions
 from . import stages
 from .code import ELSEWHERE, code_hash
 from .defences import Context, Description, find_kind, processor
-from .networks import ClassifierFile
+from .networks import EvaluatedClassifier
 from .runners import Runner
 from .stages import Task, Tensors
 from .store import Entry, Recipe, Store, digest
@@ -57,7 +57,7 @@ class Pipeline:
         self,
         images: Tensor,
         labels: Tensor,
-        classifier: ClassifierFile,
+        classifier: EvaluatedClassifier,
         attack: str,
         eps: int | None,
         *,
@@ -100,13 +100,15 @@ class Pipeline:
             images, seconds = step.values, seconds + step.seconds
         return Computed(images, seconds), list(defences[through:])
 
-    def predicted(self, images: Tensor, classifier: ClassifierFile, defences: Sequence[Description] = ()) -> Computed:
+    def predicted(
+        self, images: Tensor, classifier: EvaluatedClassifier, defences: Sequence[Description] = ()
+    ) -> Computed:
         """The classifier's labels (N,) int64 of images behind the defences."""
         recipe = {
             "stage": "predict",
             "classifier": classifier.key,
             "defences": list(defences),
-            "code": code_hash(stages.predict, classifier.module, without=ELSEWHERE),
+            "code": code_hash(stages.predict, *classifier.modules, without=ELSEWHERE),
             "libraries": self._libraries(ENGINE_LIBRARIES),
             "processor": processor(self.context.device),
         }
@@ -137,7 +139,7 @@ class Pipeline:
     def _attack_recipe(
         self,
         attack: Attack,
-        classifier: ClassifierFile,
+        classifier: EvaluatedClassifier,
         seed: int,
         through: Sequence[Description],
     ) -> Recipe:
@@ -148,7 +150,7 @@ class Pipeline:
             "options": attack.options,
             "seed": seed if attack.random else None,
             "code": attack_code(attack.name),
-            "classifier code": code_hash(classifier.module),
+            "classifier code": code_hash(*classifier.modules),
             "libraries": self._libraries(),
             "processor": processor(self.context.device),
         }

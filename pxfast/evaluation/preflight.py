@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 
-from ..attacks import find_attack
 from ..base.extras import require
 from ..base.files import check_output_folder
 from .specification import TableSpecification
@@ -23,7 +22,5 @@ def check_libraries(runner: str, *, roc: bool = False, lbfgs: bool = False) -> N
 
 def check_table(chosen: TableSpecification, out: str | os.PathLike[str]) -> None:
     """ImportError where an attack's library is missing, and what :func:`check_output_folder` raises of ``out``."""
-    for column in chosen.columns:
-        if column.attack is not None:
-            find_attack(column.attack, **column.options).check_installed()
+    chosen.check_installed()
     check_output_folder(out)

@@ -24,6 +24,7 @@ FIGURE_FORMAT = "pxfast-figure"
 VERSION = 1
 CONFIDENCE = 0.95
 NAME = re.compile(r"\w[\w.+ -]{0,99}")  # of tables, rows and columns: of files, and in lists on the command line
+UNDEFENDED = "No defence"  # the technique of a classifier alone, where there is nothing else to say of it
 MOST_IMAGES = 10**9
 LONGEST = 1e12  # seconds
 

@@ -7,150 +7,30 @@ import dataclasses
 import os
 import platform
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from ..attacks import find_attack
 from ..attacks.resumable import library_versions
 from ..base.checks import (
-    check_count,
     check_flag,
     check_instance,
-    check_number,
-    check_optional_count,
     check_path,
-    check_precision,
-    check_text,
-    put,
 )
-from ..base.files import check_encodable, claimed, file_digest, made_folder
-from ..base.machine import parse_device, processor_name, usable_processors
+from ..base.files import claimed, file_digest, made_folder
+from ..base.machine import processor_name, usable_processors
 from ..base.progress import Progress, progress_of
 from ..base.streams import shown_name
 from ..base.version import __version__
-from ..classifiers.weights import read_notes
-from ..data.datasets import load_dataset
-from ..engines.registry import check_engine
-from ..engines.settings import DecodeSettings
 from ..pixelcnn.files import read_metadata
-from ..pixelcnn.fingerprint import model_fingerprint
-from ..pixelcnn.shipped import SHIPPED, model_for, model_path
-from .classifier_needs import TRAIN_BUDGET, ClassifierNeed
-from .defences import Context, Description, describe
-from .networks import ClassifierFile, ModelFiles
-from .pipeline import SHARD, Computed, Pipeline, attack_code
+from .defences import Description, describe
+from .pipeline import Computed, Pipeline, attack_code
 from .preflight import check_libraries, check_table
+from .preparation import Prepared, Settings, prepare
 from .results import Cell, Column, Row, Table, read_table, table_path, write_table
-from .runners import RUNNERS, make_runner
 from .specification import ColumnSpecification, RowSpecification, TableSpecification
-from .store import Store, digest
-
-
-@dataclasses.dataclass(frozen=True)
-class Settings:
-    """How a table is computed, where its specification leaves that open.
-
-    images: how many of the test images, the first ones; None: the specification's number. model: as
-    :func:`pxfast.load` takes it; None: the shipped one of the images' shape. classifiers: the folder of classifiers;
-    None: a folder of that name in the output folder. train: whether missing classifiers are trained, for
-    ``train_budget`` seconds each. device, engine, precision: for networks and purification. threads: of the CPU
-    engine. runner: a name that :data:`pxfast.evaluation.runners.RUNNERS` knows. shard: images computed and kept at a
-    time. Raises TypeError or ValueError for other values.
-    """
-
-    images: int | None = None
-    model: str | os.PathLike[str] | None = None
-    classifiers: str | os.PathLike[str] | None = None
-    train: bool = True
-    train_budget: float = TRAIN_BUDGET
-    device: str = "auto"
-    engine: str = "auto"
-    precision: str = "auto"
-    threads: int | None = None
-    runner: str = "local"
-    shard: int = SHARD
-
-    def __post_init__(self) -> None:
-        parse_device(self.device)
-        if check_text("runner", self.runner) not in RUNNERS:
-            raise ValueError(f"unknown runner {self.runner!r}; known: {', '.join(RUNNERS)}")
-        for name in ("model", "classifiers"):
-            if getattr(self, name) is not None:
-                check_path(name, getattr(self, name))
-        if self.model is not None:
-            SHIPPED.path(self.model)
-        put(
-            self,
-            images=check_optional_count("images", self.images, 1),
-            train=check_flag("train", self.train),
-            train_budget=check_number("train_budget", self.train_budget, 0.0, ends="()"),
-            engine=check_engine(self.engine),
-            precision=check_precision(self.precision),
-            threads=DecodeSettings(threads=self.threads).threads,
-            shard=check_count("shard", self.shard, 1),
-        )
-
-
-@dataclasses.dataclass(frozen=True)
-class Prepared:
-    """What cells are computed from: images uint8 (N, C, H, W) and labels int64 (N,), the classifier of each row that
-    has one, why the others have none, the density model's file, and the way to results.
-    """
-
-    images: Tensor
-    labels: Tensor
-    classifiers: dict[str, ClassifierFile]
-    missing: dict[str, str]
-    density: Path
-    pipeline: Pipeline
-
-
-def prepare(
-    specification: TableSpecification,
-    root: str | os.PathLike[str] | None,
-    out: str | os.PathLike[str],
-    settings: Settings,
-    progress: bool = False,
-) -> Prepared:
-    """Load the data and find or train the classifiers. Raises ValueError or FileNotFoundError for what is not there."""
-    count = specification.images if settings.images is None else settings.images
-    if count < 1:
-        raise ValueError(f"images must be positive, got {count}")
-    check_encodable(out)
-    device = str(parse_device(settings.device))
-    images, labels = load_dataset(specification.dataset, root, train=False)
-    if count > len(images):
-        raise ValueError(f"{specification.dataset} has {len(images)} test images, and {count} were asked for")
-    if bool((labels < 0).any()):
-        raise ValueError(f"{specification.dataset} has no labels: an evaluation needs a subfolder for each class")
-    images, labels = images[:count], labels[:count]
-    shape = tuple(images.shape[1:])
-    density = model_path(settings.model, shape)
-    fingerprint = model_fingerprint(model_for(density, shape))
-    folder = Path(out) / "classifiers" if settings.classifiers is None else Path(settings.classifiers)
-    files: dict[ClassifierNeed, ClassifierFile] = {}
-    classifiers, missing = {}, {}
-    for row in specification.rows:
-        need = ClassifierNeed.of(specification.dataset, row)
-        if need not in files:
-            path = need.find(folder)
-            if path is None and settings.train:
-                path = need.train(root, folder, settings.train_budget, settings.device, progress)
-            if path is None:
-                missing[row.name] = f"there is no {need.file_name}"
-                continue
-            files[need] = ClassifierFile.of(path, shape, specification.dataset)
-        classifiers[row.name] = files[need]
-    model_files = ModelFiles({file.key: str(file.path) for file in files.values()}, {fingerprint: str(density)})
-    context = Context(fingerprint, shape[0], settings.engine, settings.precision, device)
-    runner = make_runner(settings.runner, model_files, device, settings.threads)
-    store = Store(Path(out) / "store")
-    store.remove_leftovers()
-    pipeline = Pipeline(store, runner, context, shard=settings.shard)
-    return Prepared(images, labels, classifiers, missing, density, pipeline)
+from .store import digest
 
 
 def evaluate_table(
@@ -176,10 +56,24 @@ def evaluate_table(
     check_instance("specification", specification, TableSpecification)
     settings = Settings() if settings is None else check_instance("settings", settings, Settings)
     check_path("out", out)
-    check_libraries(settings.runner)
-    check_table(specification.chosen(rows, columns), out)
     chosen = specification.chosen(rows, columns)
+    check_libraries(settings.runner)
+    check_table(chosen, out)
     prepared = prepare(chosen, root, out, settings, check_flag("progress", progress))
+    return compute(specification, chosen, prepared, out, progress)
+
+
+def compute(
+    specification: TableSpecification,
+    chosen: TableSpecification,
+    prepared: Prepared,
+    out: str | os.PathLike[str],
+    progress: bool,
+) -> Table:
+    """Compute the cells of ``chosen``, those of a table's rows and columns that are wanted; see :func:`evaluate_table`.
+
+    prepared: what they are computed from.
+    """
     path = table_path(out, specification.name)
     with made_folder(path.parent), claimed(path):  # two runs of other cells would each drop the other's
         run = TableRun(specification, prepared)
@@ -228,7 +122,7 @@ class TableRun:
                 self.defences[row.name] = [describe(each, prepared.pipeline.context) for each in row.defences]
             except FileNotFoundError as error:  # of a network that a defence needs
                 self.missing[row.name] = str(error)
-        self.models: list[dict[str, Any]] = [_density_entry(prepared), *_classifier_entries(prepared)]
+        self.models: list[dict[str, Any]] = [*_density_entries(prepared), *_classifier_entries(prepared)]
         self.settings: dict[str, Any] = self._settings()
         self.earlier_rates: list[dict[str, Any]] = []
 
@@ -237,8 +131,11 @@ class TableRun:
         for row in chosen.rows:
             if row.name not in self.missing:
                 for column in sorted(chosen.columns, key=lambda column: column.strongest):
+                    if not column.applies_to(row):
+                        continue
                     for eps in column.eps(chosen.attack_eps):
-                        yield row, column, eps
+                        if not column.strongest or self._attacks(row, eps):
+                            yield row, column, eps
 
     def adopt(self, earlier: Table | None, chosen: TableSpecification) -> None:
         """Take over what an earlier run of the same settings says of cells that this one is not to compute."""
@@ -297,10 +194,17 @@ class TableRun:
         correct = int((predicted.values == prepared.labels).sum())
         return correct, round(sum(step.seconds for step in (*steps, defended, predicted)), 3)
 
+    def _attacks(self, row: RowSpecification, eps: int | None) -> list[ColumnSpecification]:
+        """The columns of attacks of this eps that can be made on the row."""
+        return [
+            column
+            for column in self.specification.columns
+            if column.attack is not None and column.applies_to(row) and eps in column.eps(self.specification.attack_eps)
+        ]
+
     def _strongest(self, row: RowSpecification, eps: int | None) -> Cell | None:
         """The row's cell of the attack that leaves the least accuracy, saying which one it is; None without attacks."""
-        attacks = [column for column in self.specification.columns if column.attack is not None]
-        attacks = [column for column in attacks if eps in column.eps(self.specification.attack_eps)]
+        attacks = self._attacks(row, eps)
         there = [column for column in attacks if (row.name, column.name, eps) in self.cells]
         if not there:
             return None
@@ -360,30 +264,30 @@ class TableRun:
         }
 
 
-def _density_entry(prepared: Prepared) -> dict[str, Any]:
+def _density_entries(prepared: Prepared) -> list[dict[str, Any]]:
+    """That of the density model, where there is one."""
+    if prepared.density is None:
+        return []
     _, notes = read_metadata(prepared.density)
-    return {
-        "role": "density model",
-        "name": prepared.density.stem,
-        "sha256": file_digest(prepared.density),
-        "notes": notes,
-    }
+    sha256 = file_digest(prepared.density)
+    return [{"role": "density model", "name": prepared.density.stem, "sha256": sha256, "notes": notes}]
 
 
 def _classifier_entries(prepared: Prepared) -> list[dict[str, Any]]:
-    """An entry for each classifier's file, with the rows that it stands in."""
-    rows: dict[ClassifierFile, list[str]] = {}
-    for row, file in prepared.classifiers.items():
-        rows.setdefault(file, []).append(row)
+    """An entry for each classifier, with the rows that it stands in."""
+    rows: dict[str, list[str]] = {}
+    for row, classifier in prepared.classifiers.items():
+        rows.setdefault(classifier.key, []).append(row)
+    found = {classifier.key: classifier for classifier in prepared.classifiers.values()}
     return [
         {
             "role": "classifier",
-            "name": file.path.stem,
-            "sha256": file.key,
+            "name": found[key].name,
+            "sha256": key,
             "rows": names,
-            "notes": read_notes(file.path),
+            "notes": found[key].notes(),
         }
-        for file, names in rows.items()
+        for key, names in rows.items()
     ]
 
 

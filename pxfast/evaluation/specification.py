@@ -48,7 +48,7 @@ from ..base.checks import check_eps, check_instance, check_names, check_path, gr
 from ..base.reading import check_depth, read_text
 from ..base.records import record, shown
 from ..classifiers.architectures import ARCHITECTURES
-from .defences import check_defence
+from .defences import check_defence, find_kind
 from .results import NAME
 
 if sys.version_info >= (3, 11):
@@ -87,6 +87,17 @@ class ColumnSpecification:
         if self.attack is not None and not find_attack(self.attack).bounded:
             return (None,)
         return attack_eps or (None,)
+
+    def applies_to(self, row: RowSpecification) -> bool:
+        """Whether the row has a cell here: not where the attack is one on defences other than the row's."""
+        if self.attack is None or not self.knows_defences:
+            return True
+        attack = find_attack(self.attack, **self.options)
+        try:
+            attack.check_defences([find_kind(defence["kind"]).example() for defence in row.defences])
+        except ValueError:
+            return False
+        return True
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,6 +154,12 @@ class TableSpecification:
             printed = "/".join(f"{value:g}" for value in values)
             note = "; ".join(filter(None, (f"printed as {printed}, the first of which stands here", note)))
         return note
+
+    def check_installed(self) -> None:
+        """ImportError, naming the extra, where a library that an attack calls is not there."""
+        for column in self.columns:
+            if column.attack is not None:
+                find_attack(column.attack, **column.options).check_installed()
 
     def chosen(self, rows: Iterable[str] | None, columns: Iterable[str] | None) -> TableSpecification:
         """The table with these rows and columns alone; None: all. ValueError for a name that is not there."""
@@ -266,6 +283,8 @@ def _check_column(table: TableSpecification, column: ColumnSpecification) -> Non
             attack = find_attack(column.attack, **column.options)
         except (TypeError, ValueError) as error:
             raise type(error)(f"column {column.name!r}: {error}") from None
+        if attack.knows_defences and not column.knows_defences:
+            raise ValueError(f"column {column.name!r}: {column.attack} is on defences: it needs knows_defences = true")
         if attack.bounded and not table.attack_eps:
             raise ValueError(f"column {column.name!r} needs attack_eps")
     elif column.options:

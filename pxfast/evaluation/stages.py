@@ -64,7 +64,7 @@ def target(models: Models, recipe: Recipe) -> nn.Module:
     """What is attacked: the classifier alone or, by an attacker who knows of them, behind its defences, ``through``."""
     classifier = models.classifier(recipe["classifier"])
     through = [defences.build(description, models) for description in recipe["through"]]
-    return Defended(classifier, through).eval() if through else classifier
+    return Defended(classifier, through) if through else classifier
 
 
 def attack(models: Models, recipe: Recipe, inputs: Tensors) -> Tensors:
@@ -106,7 +106,7 @@ def defend(models: Models, recipe: Recipe, inputs: Tensors) -> Tensors:
 def predict(models: Models, recipe: Recipe, inputs: Tensors) -> Tensors:
     """Images through the remaining defences and the classifier to labels (N,) int64, in batches of one size."""
     classifier = models.classifier(recipe["classifier"])
-    defended = Defended(classifier, [defences.build(description, models) for description in recipe["defences"]]).eval()
+    defended = Defended(classifier, [defences.build(description, models) for description in recipe["defences"]])
     images = inputs["images"]
     logits = FixedBatch(defended)(images.float() / 255 if images.dtype == torch.uint8 else images)
     return {"labels": logits.argmax(1)}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from ..base.checks import check_instance
 from .results import Cell, Column, Row, Table
 
@@ -17,13 +19,16 @@ def table_text(table: Table) -> str:
     eps = sorted({cell.eps for cell in table.cells if cell.eps is not None})
     head = f"{table.title}; {table.images} images"
     bounds = f" Several numbers: eps {'/'.join(map(str, eps))}." if len(eps) > 1 else ""
-    lines = [head, f"Accuracy in %; below it the published one.{bounds}", ""]
+    published = any(cell.published is not None for cell in table.cells)
+    below = "the published one" if published else "its 95 % interval"
+    lines = [head, f"Accuracy in %; below it {below}.{bounds}", ""]
     grid = {
         (row.name, column.name): [cell for cell in table.cells if (cell.row, cell.column) == (row.name, column.name)]
         for row in table.rows
         for column in table.columns
     }
-    widths = [_width(column, [grid[row.name, column.name] for row in table.rows]) for column in table.columns]
+    below_it = _published if published else _ranges
+    widths = [_width(column, below_it, [grid[row.name, column.name] for row in table.rows]) for column in table.columns]
     for block in _blocks(widths):
         columns = [table.columns[i] for i in block]
         sizes = [widths[i] for i in block]
@@ -31,8 +36,9 @@ def table_text(table: Table) -> str:
         for row in table.rows:
             cells = [grid[row.name, column.name] for column in columns]
             if any(cells):
-                lines.append(_line(row.technique, "ours", [_ours(found) for found in cells], sizes))
-                lines.append(_line(f"  {row.network}", "paper", [_published(found) for found in cells], sizes))
+                ours, paper = ("ours", "paper") if published else ("", "")
+                lines.append(_line(row.technique, ours, [_ours(found) for found in cells], sizes))
+                lines.append(_line(f"  {row.network}", paper, [below_it(found) for found in cells], sizes))
     lines += _intervals(table)
     lines += [f"left out: {row.network}, {row.technique}: {row.missing}" for row in table.rows if row.missing]
     if not table.finished:
@@ -53,8 +59,8 @@ def _blocks(widths: list[int]) -> list[list[int]]:
     return blocks
 
 
-def _width(column: Column, cells: list[list[Cell]]) -> int:
-    texts = [text for found in cells for text in (_ours(found), _published(found))]
+def _width(column: Column, below: Callable[[list[Cell]], str], cells: list[list[Cell]]) -> int:
+    texts = [text for found in cells for text in (_ours(found), below(found))]
     return max(5, min(len(column.label), LABEL_MOST), *map(len, texts))
 
 
@@ -70,6 +76,11 @@ def _ours(cells: list[Cell]) -> str:
 def _published(cells: list[Cell]) -> str:
     numbers = ["-" if cell.published is None else f"{cell.published:.0f}" for cell in cells]
     return "/".join(numbers) if set(numbers) != {"-"} else ""
+
+
+def _ranges(cells: list[Cell]) -> str:
+    """The 95 % intervals, in %."""
+    return "/".join(f"{100 * cell.interval[0]:.0f}-{100 * cell.interval[1]:.0f}" for cell in cells)
 
 
 def _intervals(table: Table) -> list[str]:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from support.attack_network import attack_fixture
+from support.own_classifiers import SmallCNN
 from support.wrong_values import (
     ENGINE,
     EPS,
@@ -87,6 +88,11 @@ def trained_classifier(place: Path, **options: Any) -> None:
 
 def evaluated(place: Path, **options: Any) -> None:
     evaluation.evaluate_table(evaluation.load_table("table1"), place, **{"out": place / "out", **options})
+
+
+def benchmarked(place: Path, **options: Any) -> None:
+    given = {"defences": ["none"], "attacks": ["rand"], "out": place / "out", "progress": False, **options}
+    pxfast.benchmark(SmallCNN().eval(), (IMAGES, [0, 1]), **given)
 
 
 def drawn(place: Path, **options: Any) -> None:
@@ -364,6 +370,30 @@ CALLS: dict[str, tuple[Call, dict[str, Kind]]] = {
             "runner": named("must be", "unknown runner 'other'"),
             "shard": count(1),
         },
+    ),
+    "benchmark": (
+        benchmarked,
+        {
+            "out": PATH,
+            "defences": Kind(NAMES.wrong[:5]),
+            "attacks": Kind(NAMES.wrong[:5]),
+            "eps": Kind(tuple(wrong for wrong in EPS.wrong if wrong.value != [1])),
+            "images": count(1),
+            "name": Kind((Wrong(3, TypeError), Wrong("a/b", ValueError), Wrong("", ValueError))),
+            "density": MODEL,
+            "device": choice(),
+            "engine": ENGINE,
+            "precision": PRECISION,
+            "threads": THREADS,
+            "batch_size": count(1),
+            "seed": SEED,
+            "report": FLAG,
+            "progress": FLAG,
+        },
+    ),
+    "check_classifier": (
+        of(classifiers.check_classifier, SmallCNN().eval(), IMAGES),
+        {"classes": count(2, optional=True), "gradients": FLAG},
     ),
     "density_figures": (
         drawn,

@@ -167,6 +167,23 @@ def test_the_python_of_attacks_runs() -> None:
     assert names["result"].queries.max() <= 50
 
 
+def test_the_python_of_evaluation_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from support.own_classifiers import plain
+
+    from pxfast.classifiers import load_classifier
+
+    monkeypatch.chdir(tmp_path)
+    images, labels = bundled_images(1)[:2], torch.tensor([0, 0])  # wrong ones: attacks that know it are done at once
+    monkeypatch.setattr("pxfast.evaluation.benchmark.load_dataset", lambda *_, **__: (images, labels))
+    model = plain(load_classifier("fashion-mnist"))
+    names: dict[str, object] = {"pxfast": __import__("pxfast"), "model": model, "images": images, "labels": labels}
+    first, second = code_blocks(SOURCE / "docs" / "evaluation.md", "python")
+    exec(first.replace('images=500, out="mine"', 'defences=["pixeldefend"], attacks=["bpda-eot"], out="mine"'), names)
+    assert names["table"].finished
+    exec(re.sub(r"steps=\d+", "steps=1", second).replace("(2, 8)", "8"), names)
+    assert len(list((tmp_path / "mine" / "tables").glob("*.json"))) == 2
+
+
 def test_the_python_of_data_loaders_runs() -> None:
     blocks = code_blocks(SOURCE / "docs" / "pipelines.md", "python")
     names: dict[str, object] = {"dataset": TensorDataset(bundled_images(1)[:3], torch.arange(3))}

@@ -17,8 +17,9 @@ from pxfast.attacks import BPDAEOT, SPSA, BlindPGD, JointScore
 from pxfast.classifiers import load_classifier
 from pxfast.data.datasets import load_dataset
 from pxfast.defences import Defended
+from pxfast.evaluation.preparation import Settings
 from pxfast.evaluation.results import Table
-from pxfast.evaluation.run import Settings, evaluate_table
+from pxfast.evaluation.run import evaluate_table
 from pxfast.evaluation.specification import load_table
 
 TABLE = """

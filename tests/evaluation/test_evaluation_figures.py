@@ -17,8 +17,8 @@ from pxfast.classifiers import load_classifier
 from pxfast.data.datasets import load_dataset
 from pxfast.evaluation.figures import attack_pictures
 from pxfast.evaluation.figures.evaluate import evaluate_figures, evaluate_violins
+from pxfast.evaluation.preparation import Settings
 from pxfast.evaluation.results import read_figures
-from pxfast.evaluation.run import Settings
 from pxfast.evaluation.specification import load_table
 from pxfast.pixeldefend.detection import roc_auc_score
 

@@ -22,8 +22,9 @@ from pxfast.classifiers import load_classifier, save_classifier
 from pxfast.data.datasets import load_dataset
 from pxfast.defences import Defended, FeatureSqueezing
 from pxfast.engines.registry import select
+from pxfast.evaluation.preparation import Settings
 from pxfast.evaluation.results import Table, read_table, table_path
-from pxfast.evaluation.run import Settings, evaluate_table
+from pxfast.evaluation.run import evaluate_table
 from pxfast.evaluation.specification import load_table
 from pxfast.evaluation.store import FORMAT
 from pxfast.evaluation.text import table_text

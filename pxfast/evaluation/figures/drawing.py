@@ -10,8 +10,8 @@ import matplotlib.figure
 import numpy as np
 from torch import Tensor
 
+from ..preparation import Prepared
 from ..results import Figure, figure_path, write_figure
-from ..run import Prepared
 from ..specification import RowSpecification, TableSpecification
 from . import attack_pictures, pictures
 from .density import summary

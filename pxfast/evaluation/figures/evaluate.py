@@ -18,8 +18,9 @@ from ...pixelcnn.shipped import model_for
 from ...pixeldefend.detection import permutation_p_values
 from ...pixeldefend.sampling import sample
 from ..preflight import check_libraries, check_table
+from ..preparation import Settings, prepare
 from ..results import figures_folder
-from ..run import Settings, prepare, progress_bars
+from ..run import progress_bars
 from ..specification import TableSpecification
 from . import pictures
 from .density import measure_baseline

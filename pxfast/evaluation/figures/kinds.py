@@ -14,7 +14,7 @@ from ...data.datasets import load_dataset
 from ...pixelcnn.shipped import model_for
 from ...pixeldefend.detection import shipped_log_likelihoods
 from ..defences import describe
-from ..run import Prepared
+from ..preparation import Prepared
 from ..specification import ColumnSpecification, RowSpecification, TableSpecification
 from .series import nats_to_bits_per_dim
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from ..results import Row, Table
+from ..results import UNDEFENDED, Row, Table
 from .comparison import STRONGEST, Comparison, attack_columns, eps_values, find_cell, is_defended
 
 USUAL_EPS = 8  # the one that both data sets' tables have
@@ -68,4 +68,4 @@ def defence_of(row: Row, other: Row) -> str | None:
     if row.network != other.network or not is_defended(other):
         return None
     base, _, added = (part.strip() for part in other.technique.rpartition("+"))
-    return added if base.casefold() == row.technique.strip().casefold() else None
+    return added if (base or UNDEFENDED).casefold() == row.technique.strip().casefold() else None

@@ -92,7 +92,7 @@ def _render(folder: Path, tables: list[Table], figures: list[Figure]) -> str:
         version=__version__,
         date=_date(folder),
         views=views,
-        adaptive=[(table, survivors(table)) for table in tables if table.name.startswith(ADAPTIVE)],
+        adaptive=[(table, survivors(table)) for table in tables if _is_adaptive(table)],
         headlines=[found for found in map(headline, tables) if found],
         pictures=[_picture(folder, figure) for figure in figures],
         below=[each for each in below if not each.compared.within],
@@ -107,6 +107,12 @@ def _render(folder: Path, tables: list[Table], figures: list[Figure]) -> str:
         small=SMALL,
         large=LARGE,
     )
+
+
+def _is_adaptive(table: Table) -> bool:
+    """Whether attackers who know the purifier are in a table."""
+    attacks = table.settings.get("attacks", {}).values()
+    return table.name.startswith(ADAPTIVE) or any(each.get("knows the defences") is True for each in attacks)
 
 
 def _environment() -> jinja2.Environment:

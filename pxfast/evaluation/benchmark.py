@@ -1,0 +1,323 @@
+"""Any classifier behind the defences and under the attacks: a table of accuracies with intervals."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import time
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..attacks import find_attack
+from ..base.checks import (
+    check_channels,
+    check_count,
+    check_flag,
+    check_names,
+    check_path,
+    check_seed,
+    check_text,
+)
+from ..base.files import check_encodable
+from ..base.machine import parse_device
+from ..base.streams import note, shown_name
+from ..classifiers.contract import class_labels
+from ..classifiers.inspection import SAME_BATCH, check_classifier, check_module, device_of, difference
+from ..data.datasets import DATASETS, UNLABELLED, class_count, load_dataset
+from ..data.images import Images, to_grid
+from ..pixelcnn.shipped import model_path
+from ..tensors.batches import FIXED_BATCH
+from . import defences as kinds
+from .identity import identity_of
+from .networks import ClassifierModule, EvaluatedClassifier, ModelFiles, Models
+from .pipeline import SHARD
+from .preparation import Prepared, Settings, density_paths, make_context, make_pipeline
+from .report import write_report
+from .request import DEFAULT_ATTACKS, DEFAULT_DEFENCES, requested_columns, requested_eps, requested_rows
+from .results import NAME, Table, read_tables
+from .run import compute
+from .specification import RowSpecification, TableSpecification
+from .store import Entry, Store, digest
+from .text import table_text
+
+TITLES = {"cifar10": "CIFAR-10", "fashion-mnist": "Fashion-MNIST"}
+PARTS = ("store", "tables", "figures", "classifiers", "report.html")  # of an evaluation's folder
+MOST_TRIALS = 100  # of functions that one key stood for
+REPORT_TRIALS, REPORT_PAUSE = 100, 0.1  # seconds
+Dataset = str | os.PathLike[str] | tuple[Images, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class BenchmarkTable(Table):
+    """What :func:`pxfast.benchmark` gives: a :class:`Table` that prints itself, and where it is kept.
+
+    out: the output folder. report: the page of all tables in it; None where none was written.
+    """
+
+    out: Path
+    report: Path | None
+
+    def __str__(self) -> str:
+        return table_text(self)
+
+    def to_json(self) -> str:
+        """The table as JSON: the fields of :class:`Table`, ``columns``, ``rows`` and ``cells`` among them."""
+        fields = {field.name for field in dataclasses.fields(Table)}
+        values = {name: value for name, value in dataclasses.asdict(self).items() if name in fields}
+        return json.dumps(values, indent=1, allow_nan=False)
+
+
+def benchmark(
+    model: nn.Module,
+    dataset: Dataset = "cifar10",
+    *,
+    out: str | os.PathLike[str],
+    root: str | os.PathLike[str] | None = None,
+    defences: Iterable[str] | None = None,
+    attacks: Iterable[str] | None = None,
+    eps: int | Sequence[int] = 8,
+    images: int = 1000,
+    name: str | None = None,
+    density: str | os.PathLike[str] | None = None,
+    device: str = "auto",
+    engine: str = "auto",
+    precision: str = "auto",
+    threads: int | None = None,
+    batch_size: int = SHARD,
+    seed: int = 0,
+    report: bool = True,
+    progress: bool = True,
+) -> BenchmarkTable:
+    """How accurate a classifier is, clean and attacked, without defences and behind them, with 95 % intervals.
+
+    model: the classifier, any module in eval mode that takes floating images (N, C, H, W) in [0, 1], with its
+    preprocessing inside, and gives logits (N, classes). What it gives is checked first
+    (:func:`pxfast.classifiers.check_classifier`). It stays as it is.
+    dataset: 'cifar10' or 'fashion-mnist', whose test images lie under ``root``, torchvision's root folder; a folder of
+    image files with a folder for each class; or images (N, C, H, W), uint8 or floating in [0, 1], of 1 or 3 channels,
+    and their labels, integers (N,). images: how many of them, the first ones, or of a folder evenly spread ones; all,
+    where there are fewer.
+    defences: rows of the table, each 'none', 'pixeldefend', 'adaptive-pixeldefend', 'adp' or 'feature-squeezing', with
+    settings as in 'pixeldefend:eps=8', several joined by '+' in the order in which images meet them. None: these five,
+    but for those that images of this shape have no network for.
+    attacks: columns, each a name of :data:`pxfast.attacks.ATTACKS`, with options as in 'bim:steps=20', or 'paper' or
+    'adaptive' for those of the tables. None: fgsm, bim, deepfool, blind-pgd and bpda-eot. Attacks on defences know
+    those of their row; others are made on the classifier alone, unless their options have knows_defences=true. The
+    table has clean images and the strongest attack, too. eps: of the attacks, in 0..255, one or several.
+    out: the output folder, made when it isn't there. Every step is kept in it, under a key of all that it depends on,
+    the model's weights and code included: a killed run goes on where it was, and no other model gets its results.
+    Several may share a folder. name: of the model, as shown; None: its class's.
+    density: of PixelDefend, as :func:`pxfast.load` takes it; None: the shipped one of the images' shape. device:
+    'auto' is where the model is; another one is an error. engine, precision, threads: of PixelDefend. batch_size:
+    images computed and kept at a time; another one computes anew. seed: of random attacks. report: whether
+    ``out``/report.html is written, with all tables of the folder. progress: show bars and what is being checked.
+
+    Raises TypeError or ValueError for bad input and for a model that breaks the contract, FileNotFoundError for data
+    that are not there, ImportError where an attack needs an extra, and BlockingIOError where another process computes
+    the same table; all of these before work starts.
+    """
+    for what, value in (("report", report), ("progress", progress)):
+        check_flag(what, value)
+    check_module(model)
+    place = _place(model, device)
+    folder = _checked_folder(out)
+    title = type(model).__name__ if name is None else check_text("name", name)
+    if not NAME.fullmatch(title):
+        raise ValueError(f"name must be of letters, digits, spaces and any of _.+- alone, at most 100, got {title!r}")
+    settings = Settings(
+        images=check_count("images", images, 1),
+        model=None if density is None else check_path("density", density),
+        train=False,
+        device=str(place),
+        engine=engine,
+        precision=precision,
+        threads=threads,
+        shard=check_count("batch_size", batch_size, 1),
+    )
+    columns = requested_columns(DEFAULT_ATTACKS if attacks is None else attacks)
+    used = [find_attack(column.attack, **column.options) for column in columns if column.attack is not None]
+    bounds = requested_eps(eps) if any(attack.bounded for attack in used) else ()
+    chosen = DEFAULT_DEFENCES if defences is None else check_names("defences", defences)
+    requested_rows(chosen, title, 3)  # their names and settings, before any file is read; eps by channels comes later
+    check_seed(seed)
+    data = _data(dataset, root, images)
+    rows = requested_rows(chosen, title, data.images.shape[1])
+    specification = TableSpecification(
+        name="benchmark",
+        title=f"{data.title}: {title}",
+        caption=f"Accuracy in % of {title} on {len(data.images)} images. Attacks change a value by at most eps of 255, "
+        "and are made on the classifier alone, unless their notes say otherwise.",
+        dataset=data.name,
+        images=len(data.images),
+        columns=columns,
+        rows=rows,
+        attack_eps=bounds,
+        seed=seed,
+    )
+    specification.check_installed()
+    note(f"checking {title} on {min(len(data.images), FIXED_BATCH)} images", quiet=not progress)
+    logits = check_classifier(
+        model,
+        data.images[:FIXED_BATCH],
+        data.labels[:FIXED_BATCH],
+        classes=data.classes,
+        gradients=any(attack.needs_gradient for attack in used),
+    )
+    class_labels(data.labels, len(data.labels), classes=logits.shape[1])
+    shape = tuple(data.images.shape[1:])
+    path = _density(density, shape, rows, chosen=defences is not None)
+    context = make_context(path, shape, str(place), settings)
+    missing = _missing(rows, context, ModelFiles({}, density_paths(path, context)), threads, data.images[:1],
+                       chosen=defences is not None)  # fmt: skip
+    if report and folder.is_dir():
+        read_tables(folder)  # a broken one would end the report, after all the work
+    key = _key(model, data.images[:FIXED_BATCH], logits, Store(folder / "store"))
+    classifier = ClassifierModule(model, key, title)
+    pipeline = make_pipeline(folder, ModelFiles({}, {}, {key: model}), path, context, settings)
+    classifiers: dict[str, EvaluatedClassifier] = {row.name: classifier for row in rows if row.name not in missing}
+    prepared = Prepared(data.images, data.labels, classifiers, missing, path, pipeline)
+    specification = dataclasses.replace(specification, name=f"{data.name}-{title}"[:90].rstrip() + f"-{key[:8]}")
+    table = compute(specification, specification, prepared, folder, progress)
+    page = _write_report(folder) if report else None
+    fields = {field.name: getattr(table, field.name) for field in dataclasses.fields(Table)}
+    return BenchmarkTable(**fields, out=folder, report=page)
+
+
+def _write_report(folder: Path) -> Path:
+    """The page of all tables of the folder. Another process may be writing it, for a moment."""
+    for _ in range(REPORT_TRIALS):
+        try:
+            return write_report(folder, force=True)
+        except BlockingIOError:
+            time.sleep(REPORT_PAUSE)
+    return write_report(folder, force=True)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Data:
+    """Images uint8 (N, C, H, W), labels int64 (N,), what they are called, and how many classes there are, if known."""
+
+    images: Tensor
+    labels: Tensor
+    name: str
+    title: str
+    classes: int | None
+
+
+def _data(dataset: Dataset, root: str | os.PathLike[str] | None, count: int) -> _Data:
+    """At most ``count`` images with labels. Raises what :func:`benchmark` says."""
+    if isinstance(dataset, (tuple, list)):
+        if len(dataset) != 2:
+            raise ValueError(f"expected a data set's name, a folder or (images, labels), got {len(dataset)} values")
+        images, _ = to_grid(dataset[0])
+        labels = class_labels(dataset[1], len(images))
+        images, labels, name, classes = images[:count], labels[:count], "images", None
+    else:
+        check_path("dataset", dataset)
+        images, labels = load_dataset(dataset, root, train=False)
+        if bool((labels == UNLABELLED).any()):
+            raise ValueError(f"{os.fspath(dataset)} has no labels: a benchmark needs a subfolder for each class")
+        name, classes = shown_name(dataset), class_count(dataset)
+        if os.fspath(dataset) not in DATASETS and len(images) > count:  # ordered by class
+            chosen = torch.arange(count) * len(images) // count
+            images, labels = images[chosen], labels[chosen]
+        images, labels = images[:count], labels[:count]
+    if len(images) < 2:
+        raise ValueError(f"expected at least 2 images, got {len(images)}")
+    check_channels(images.shape[1])
+    name = "".join(letter if letter.isalnum() or letter in "_.+-" else "_" for letter in name).lstrip(".+-") or "images"
+    return _Data(images.contiguous(), labels, name, TITLES.get(name, name), classes)
+
+
+def _place(model: nn.Module, device: str) -> torch.device:
+    """Where the model is. ValueError where another device was asked for."""
+    place = device_of(model)
+    if check_text("device", device) != "auto":
+        asked = parse_device(device)
+        if asked.type != place.type or (asked.index is not None and asked.index != place.index):
+            raise ValueError(f"expected a classifier on {device}, got one on {place}: move it, by model.to({device!r})")
+    return parse_device(str(place))
+
+
+def _checked_folder(out: str | os.PathLike[str]) -> Path:
+    """The output folder. NotADirectoryError for a file, FileExistsError for a folder of other things."""
+    folder = check_path("out", out)
+    check_encodable(folder)
+    if folder.exists() and not folder.is_dir():
+        raise NotADirectoryError(f"{folder} is a file, expected a folder for the results")
+    if folder.is_dir():
+        found = [entry.name for entry in folder.iterdir() if not entry.name.startswith(".")]
+        if found and not set(found) & set(PARTS):
+            raise FileExistsError(
+                f"{folder} holds other things, such as {min(found)}: pass an empty folder, or a new one"
+            )
+    return folder
+
+
+def _density(
+    density: str | os.PathLike[str] | None, shape: tuple[int, ...], rows: Sequence[RowSpecification], *, chosen: bool
+) -> Path | None:
+    """The density model's file; None where no row needs one, or none is there for rows that nobody has chosen."""
+    if density is None and not any(each["kind"] == "purifier" for row in rows for each in row.defences):
+        return None
+    try:
+        return model_path(density, shape)
+    except ValueError:
+        if chosen or density is not None:
+            raise
+        return None
+
+
+@torch.no_grad()
+def _missing(
+    rows: Sequence[RowSpecification],
+    context: kinds.Context,
+    files: ModelFiles,
+    threads: int | None,
+    image: Tensor,
+    *,
+    chosen: bool,
+) -> dict[str, str]:
+    """Why rows can't be computed, by name. Each row's defences are tried on an image; ``chosen`` ones raise errors."""
+    models = Models(files, context.device, threads)
+    found = {}
+    for row in rows:
+        defended = image.to(models.device).float() / 255.0
+        try:
+            for defence in row.defences:
+                defended = kinds.build(kinds.describe(defence, context), models)(defended)
+        except (ValueError, FileNotFoundError) as error:
+            if chosen:
+                raise
+            found[row.name] = str(error)
+    return found
+
+
+def _key(model: nn.Module, images: Tensor, logits: Tensor, store: Store) -> str:
+    """SHA-256, in hexadecimal, of what the model computes with, and of what it gives.
+
+    Its logits of the images are kept under that hash. Where others are found there, its function has changed by
+    something that the hash does not see: it gets a key of its own.
+    """
+    identity = identity_of(model)
+    tolerance = SAME_BATCH / 10 if identity.complete else 0.0  # for another number of threads
+    for trial in range(MOST_TRIALS):
+        recipe = {"stage": "trial", "classifier": identity.key, "images": digest(images), "number": trial}
+        entry = store.read(recipe)
+        known = None if entry is None else entry.tensors.get("logits")
+        given = logits.cpu()
+        if known is None:
+            store.write(recipe, Entry({"logits": given}, 0.0))
+            break
+        if known.shape == given.shape and difference(known.double(), given.double()) <= tolerance:
+            break
+    else:
+        raise ValueError(f"{store.folder} has results of {MOST_TRIALS} functions of this classifier, of the same code "
+                         "and weights, already: pass another folder")  # fmt: skip
+    return identity.key if trial == 0 else hashlib.sha256(f"{identity.key} {trial}".encode()).hexdigest()

@@ -1,0 +1,160 @@
+"""What a table is computed from: its settings, the images, the classifiers and the way to results."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from pathlib import Path
+
+from torch import Tensor
+
+from ..base.checks import (
+    check_count,
+    check_flag,
+    check_number,
+    check_optional_count,
+    check_path,
+    check_precision,
+    check_text,
+    put,
+)
+from ..base.files import check_encodable
+from ..base.machine import parse_device
+from ..data.datasets import load_dataset
+from ..engines.registry import check_engine
+from ..engines.settings import DecodeSettings
+from ..pixelcnn.fingerprint import model_fingerprint
+from ..pixelcnn.shipped import SHIPPED, model_for, model_path
+from .classifier_needs import TRAIN_BUDGET, ClassifierNeed
+from .defences import Context
+from .networks import ClassifierFile, EvaluatedClassifier, ModelFiles
+from .pipeline import SHARD, Pipeline
+from .runners import RUNNERS, make_runner
+from .specification import TableSpecification
+from .store import Store
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """How a table is computed, where its specification leaves that open.
+
+    images: how many of the test images, the first ones; None: the specification's number. model: as
+    :func:`pxfast.load` takes it; None: the shipped one of the images' shape. classifiers: the folder of classifiers;
+    None: a folder of that name in the output folder. train: whether missing classifiers are trained, for
+    ``train_budget`` seconds each. device, engine, precision: for networks and purification. threads: of the CPU
+    engine. runner: a name that :data:`pxfast.evaluation.runners.RUNNERS` knows. shard: images computed and kept at a
+    time. Raises TypeError or ValueError for other values.
+    """
+
+    images: int | None = None
+    model: str | os.PathLike[str] | None = None
+    classifiers: str | os.PathLike[str] | None = None
+    train: bool = True
+    train_budget: float = TRAIN_BUDGET
+    device: str = "auto"
+    engine: str = "auto"
+    precision: str = "auto"
+    threads: int | None = None
+    runner: str = "local"
+    shard: int = SHARD
+
+    def __post_init__(self) -> None:
+        parse_device(self.device)
+        if check_text("runner", self.runner) not in RUNNERS:
+            raise ValueError(f"unknown runner {self.runner!r}; known: {', '.join(RUNNERS)}")
+        for name in ("model", "classifiers"):
+            if getattr(self, name) is not None:
+                check_path(name, getattr(self, name))
+        if self.model is not None:
+            SHIPPED.path(self.model)
+        put(
+            self,
+            images=check_optional_count("images", self.images, 1),
+            train=check_flag("train", self.train),
+            train_budget=check_number("train_budget", self.train_budget, 0.0, ends="()"),
+            engine=check_engine(self.engine),
+            precision=check_precision(self.precision),
+            threads=DecodeSettings(threads=self.threads).threads,
+            shard=check_count("shard", self.shard, 1),
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Prepared:
+    """What cells are computed from: images uint8 (N, C, H, W) and labels int64 (N,), the classifier of each row that
+    has one, why the others have none, the density model's file, None where no defence can have one, and the way to
+    results.
+    """
+
+    images: Tensor
+    labels: Tensor
+    classifiers: dict[str, EvaluatedClassifier]
+    missing: dict[str, str]
+    density: Path | None
+    pipeline: Pipeline
+
+
+def prepare(
+    specification: TableSpecification,
+    root: str | os.PathLike[str] | None,
+    out: str | os.PathLike[str],
+    settings: Settings,
+    progress: bool = False,
+) -> Prepared:
+    """Load the data and find or train the classifiers. Raises ValueError or FileNotFoundError for what is not there."""
+    count = specification.images if settings.images is None else settings.images
+    if count < 1:
+        raise ValueError(f"images must be positive, got {count}")
+    check_encodable(out)
+    device = str(parse_device(settings.device))
+    images, labels = load_dataset(specification.dataset, root, train=False)
+    if count > len(images):
+        raise ValueError(f"{specification.dataset} has {len(images)} test images, and {count} were asked for")
+    if bool((labels < 0).any()):
+        raise ValueError(f"{specification.dataset} has no labels: an evaluation needs a subfolder for each class")
+    images, labels = images[:count], labels[:count]
+    shape = tuple(images.shape[1:])
+    density = model_path(settings.model, shape)
+    folder = Path(out) / "classifiers" if settings.classifiers is None else Path(settings.classifiers)
+    files: dict[ClassifierNeed, ClassifierFile] = {}
+    classifiers: dict[str, EvaluatedClassifier] = {}
+    missing: dict[str, str] = {}
+    for row in specification.rows:
+        need = ClassifierNeed.of(specification.dataset, row)
+        if need not in files:
+            path = need.find(folder)
+            if path is None and settings.train:
+                path = need.train(root, folder, settings.train_budget, settings.device, progress)
+            if path is None:
+                missing[row.name] = f"there is no {need.file_name}"
+                continue
+            files[need] = ClassifierFile.of(path, shape, specification.dataset)
+        classifiers[row.name] = files[need]
+    paths = {file.key: str(file.path) for file in files.values()}
+    context = make_context(density, shape, device, settings)
+    pipeline = make_pipeline(out, ModelFiles(paths, {}), density, context, settings)
+    return Prepared(images, labels, classifiers, missing, density, pipeline)
+
+
+def make_context(density: Path | None, shape: tuple[int, ...], device: str, settings: Settings) -> Context:
+    """What defences share. density: the density model's file, or None. shape: (C, H, W) of the images. device: where
+    networks run, 'cpu', 'cuda' or 'cuda:N'; that of the settings may be 'auto'.
+    """
+    fingerprint = None if density is None else model_fingerprint(model_for(density, shape))
+    return Context(fingerprint, shape[0], settings.engine, settings.precision, device)
+
+
+def density_paths(density: Path | None, context: Context) -> dict[str, str]:
+    """The density model's file by the name that recipes give it; empty where there is none."""
+    return {} if density is None or context.density is None else {context.density: str(density)}
+
+
+def make_pipeline(
+    out: str | os.PathLike[str], classifiers: ModelFiles, density: Path | None, context: Context, settings: Settings
+) -> Pipeline:
+    """The way to results that are kept in ``out``/store. classifiers: without density models."""
+    files = dataclasses.replace(classifiers, densities=density_paths(density, context))
+    runner = make_runner(settings.runner, files, context.device, settings.threads)
+    store = Store(Path(out) / "store")
+    store.remove_leftovers()
+    return Pipeline(store, runner, context, shard=settings.shard)

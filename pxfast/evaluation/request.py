@@ -1,0 +1,147 @@
+"""Rows and columns of a table by short names: 'pixeldefend:eps=8+feature-squeezing', 'bim:steps=20'."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from ..attacks import ATTACKS, find_attack
+from ..base.checks import check_eps, check_names, check_text
+from ..defences.named import parse_setting
+from .defences import DEFENCES, check_defence
+from .results import UNDEFENDED
+from .specification import ColumnSpecification, RowSpecification
+
+NONE = "none"
+PURIFICATION_EPS = {1: 32, 3: 16}  # the paper's, by channels
+# by name: the kind of defence, what it is called, and settings that are not its own defaults
+NAMED_DEFENCES: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "pixeldefend": ("purifier", "PixelDefend", {}),
+    "adaptive-pixeldefend": ("purifier", "Adaptive PixelDefend", {"adaptive": "image"}),
+    "adp": ("adp", "ADP", {"sigma": 0.25}),
+    "feature-squeezing": ("feature-squeezing", "Feature Squeezing", {}),
+    "purifier": ("purifier", "PixelDefend", {}),
+}
+# sets of attacks by one name: those of the paper's tables, and those of the table of attackers who know the defence
+ATTACK_SETS: dict[str, tuple[str, ...]] = {
+    "paper": ("rand", "fgsm", "bim", "deepfool", "cw-linf"),
+    "adaptive": ("blind-pgd", "bpda-eot", "spsa", "joint-score:at=purified", "joint-full:at=purified"),
+}
+DEFAULT_DEFENCES = (NONE, "feature-squeezing", "pixeldefend", "adaptive-pixeldefend", "adp")
+DEFAULT_ATTACKS = ("fgsm", "bim", "deepfool", "blind-pgd", "bpda-eot")
+LABELS = {
+    "rand": "RAND",
+    "fgsm": "FGSM",
+    "bim": "BIM",
+    "pgd": "PGD",
+    "deepfool": "DeepFool",
+    "cw-linf": "CW",
+    "cw-l2": "CW (L2)",
+    "autoattack": "AutoAttack",
+    "blind-pgd": "Blind PGD",
+    "bpda": "BPDA",
+    "bpda-eot": "BPDA+EOT",
+    "spsa": "SPSA",
+    "joint-score": "Joint (score)",
+    "joint-full": "Joint (full)",
+    "full-gradient": "Full gradient",
+    "unrolled-bim": "Unrolled BIM",
+}
+KNOWS = "knows_defences"
+
+
+def requested_rows(defences: Iterable[str], network: str, channels: int) -> tuple[RowSpecification, ...]:
+    """A row for each of the texts: 'none', or 'NAME[:SETTING=VALUE,...]', several joined by '+' in their order.
+
+    network: of the classifier, as shown. channels: of the images.
+    TypeError or ValueError, which lists the known names, for others, and for the same row twice.
+    """
+    rows = [_row(text, network, channels) for text in check_names("defences", defences)]
+    _check_once("defence", [row.name for row in rows])
+    return tuple(rows)
+
+
+def _row(text: str, network: str, channels: int) -> RowSpecification:
+    parts = [part.strip() for part in text.split("+")]
+    chain = () if parts == [NONE] else tuple(_defence(part, channels) for part in parts)
+    technique = " + ".join(label for label, _ in chain) or UNDEFENDED
+    return RowSpecification(
+        name=_name(" + ".join(parts)),
+        network=network,
+        technique=technique,
+        architecture="",
+        defences=tuple(defence for _, defence in chain),
+    )
+
+
+def _defence(text: str, channels: int) -> tuple[str, dict[str, Any]]:
+    """What a defence is called, and its table."""
+    name, _, rest = text.partition(":")
+    if name not in NAMED_DEFENCES:
+        known = ", ".join((NONE, *NAMED_DEFENCES))
+        raise ValueError(f"unknown defence {name!r}; known: {known}; several are joined by +")
+    kind, label, settings = NAMED_DEFENCES[name]
+    given = dict(parse_setting(part, list(DEFENCES[kind].options)) for part in rest.split(",") if part)
+    if kind == "purifier":
+        settings = {"eps": PURIFICATION_EPS[channels], **settings}
+    defence = {"kind": kind, **settings, **given}
+    check_defence(defence)
+    return ", ".join([label, *(f"{setting} {value}" for setting, value in given.items())]), defence
+
+
+def requested_columns(attacks: Iterable[str]) -> tuple[ColumnSpecification, ...]:
+    """The columns of clean images, of each attack, 'NAME[:OPTION=VALUE,...]' or a set's name, and of the strongest one.
+
+    An attack on defences, such as bpda, knows those of its row; others are made on the classifier alone, unless their
+    options have knows_defences=true. TypeError or ValueError, which lists the known names, for others, and for the same
+    column twice.
+    """
+    texts = [each for text in check_names("attacks", attacks) for each in ATTACK_SETS.get(text, (text,))]
+    columns = [_column(text) for text in texts]
+    _check_once("attack", [column.name for column in columns])
+    clean = ColumnSpecification("clean", "Clean")
+    strongest = ColumnSpecification("strongest", "Strongest attack", strongest=True)
+    return (clean, *columns, strongest)
+
+
+def _column(text: str) -> ColumnSpecification:
+    name, _, rest = check_text("an attack", text).partition(":")
+    if name not in ATTACKS:
+        known = ", ".join((*ATTACKS, *ATTACK_SETS))
+        raise ValueError(f"unknown attack {name!r}; known: {known}")
+    known_options = [*inspect.signature(ATTACKS[name]).parameters, KNOWS]
+    given = dict(parse_setting(part, known_options) for part in rest.split(",") if part)
+    knows = given.pop(KNOWS, ATTACKS[name].knows_defences)
+    if not isinstance(knows, bool) or (ATTACKS[name].knows_defences and not knows):
+        raise ValueError(f"{KNOWS} must be true or false, and true for {name if knows is False else 'such attacks'}")
+    attack = find_attack(name, **given)
+    words = [f"{option} {value}" for option, value in given.items()]
+    if knows and not attack.knows_defences:
+        words.append("through defences")
+    notes = ["on the row's defences and classifier"] if knows else []
+    notes += [] if attack.bounded else ["of any size"]
+    label = ", ".join([LABELS.get(name, name), *words])
+    return ColumnSpecification(
+        _name(" ".join([name, *words])), label, name, given, knows, note=", ".join(notes) or None
+    )
+
+
+def requested_eps(eps: int | Sequence[int]) -> tuple[int, ...]:
+    """Attacks' eps in 0..255, one or several, each once, in order. TypeError or ValueError for others."""
+    found = sorted(map(check_eps, eps)) if isinstance(eps, (list, tuple, range)) else [check_eps(eps)]  # type: ignore[arg-type]
+    if not found:
+        raise ValueError("eps must be an integer in 0..255, or several, got none")
+    _check_once("eps", [str(each) for each in found])
+    return tuple(found)
+
+
+def _name(text: str) -> str:
+    """A text as a name of rows and columns: letters, digits, spaces and any of _.+- alone."""
+    return "".join(letter if letter.isalnum() or letter in "_.+- " else " " for letter in text)[:100]
+
+
+def _check_once(what: str, names: Sequence[str]) -> None:
+    twice = [name for number, name in enumerate(names) if name in names[:number]]
+    if twice:
+        raise ValueError(f"each {what} must be there once, got {twice[0]!r} twice")
