@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import signal
 import threading
 import time
@@ -15,6 +16,7 @@ from .compilation import compiling_key, duration_key, step_key, usual_compiling
 from .log import TrainingLog
 from .run import TrainingRun
 
+ANNOTATED = 1.0  # seconds, between two texts behind the bar where steps are slow
 LONG_ENOUGH = 6 * SHORT  # seconds of steps that tell how long one takes
 
 
@@ -119,10 +121,12 @@ def run_to_the_end(
         first = run.step, run.seconds
         shown = stack.enter_context(progress_of(total, "step", shown=progress, done=run.step))
         shown.entitle("training")
+        annotated_at = -math.inf
         while not over:
             stopping = run.agree(interrupted.is_set())
             over = run.progress >= 1.0 or stopping
-            if run.step % 10 == 0 or run.step == first[0]:
+            if run.step % 10 == 0 or time.monotonic() - annotated_at >= ANNOTATED:
+                annotated_at = time.monotonic()
                 left = f"{100 * run.progress:.0f} % of budget, " if settings.budget is not None else ""
                 rate = f", {shown.rate * settings.batch_size:.0f} images/s" if shown.rate else ""
                 shown.annotate(f"{left}{text}{rate}")
