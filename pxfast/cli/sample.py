@@ -64,13 +64,13 @@ def sample(
     for path, suffix in ((grid, ".png"), (out, ".npy")):
         if path is not None:
             check_output(path, suffix)
-            check_outputs(path, force=force)
+    files = [path for path in (out, grid) if path is not None]
+    check_outputs(*files, force=force)
     use_threads(threads)
     place, chosen = parse_device(device), select(engine_on(device, engine))
     if precision == "auto":
         precision = chosen.best_precision()
     started = time.perf_counter()
-    files = [path for path in (out, grid) if path is not None]
     with output_files(*files, force=force) as temporaries:
         with torch.cuda.device(place) if place.type == "cuda" else contextlib.nullcontext():
             images = draw(
