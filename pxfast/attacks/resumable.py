@@ -20,6 +20,7 @@ from ..base.checks import check_flag, check_instance, check_path, is_number
 from ..base.files import check_encodable, check_outputs, claimed, output_files, refuse_existing, whole_file
 from ..base.parts import Parts, parts_path
 from ..base.progress import progress_of
+from ..base.unfinished import remove_leftovers
 from ..data.image_files import numbered, write_npy, write_png
 from ..data.image_writers import check_one_png, check_output, check_output_suffix, folder_writer, png_folder
 from ..defences.protocol import HidesNetworks
@@ -56,9 +57,9 @@ def check_attack_output(out: str | os.PathLike[str], *others: Path, force: bool)
     folder = check_output(out, *KINDS) == ""
     force = force or parts_path(out).exists()
     if folder:
-        refuse_existing(out, force=force)
         with claimed(out):
-            pass
+            remove_leftovers(out)
+            refuse_existing(out, force=force)
     check_outputs(*([] if folder else [out, labels_path(out)]), *others, force=force)
     return out
 

@@ -44,15 +44,12 @@ def check_encodable(path: AnyPath) -> None:
 
 
 def check_outputs(*paths: AnyPath, force: bool) -> None:
-    """Raise what :func:`output_files` would for these paths; nothing is written. For a look before the work.
+    """Raise what :func:`output_files` raises for these paths, before any work, which claims them again.
 
-    The work itself claims them later.
+    Nothing is written. What killed processes left of them is put in order, as it would be then.
     """
-    for path in paths:
-        refuse_folder(path)
-        refuse_existing(path, force=force)
-        with claimed(path):
-            pass
+    with output_files(*paths, force=force):
+        pass
 
 
 def check_output_folder(path: AnyPath) -> None:

@@ -63,7 +63,10 @@ OutOption = Annotated[Path, _OUT]
 OptionalOutOption = Annotated[Path | None, _OUT]
 GridOption = Annotated[
     Path | None,
-    typer.Option(help="A PNG of the first 30 images before and after, with labels and bits/dim, to write as well."),
+    typer.Option(
+        help="A PNG of images side by side: of all samples; or of the first 30 images before and after, with labels "
+        "and bits/dim."
+    ),
 ]
 ForceOption = Annotated[bool, typer.Option("--force", help="Replace an output that exists.")]
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -13,6 +12,7 @@ from .options import (
     DeviceOption,
     EngineOption,
     ForceOption,
+    GridOption,
     JsonOption,
     OptionalOutOption,
     PrecisionOption,
@@ -25,7 +25,7 @@ from .options import (
 def sample(
     count: Annotated[int, typer.Argument(metavar="N", min=1, help="How many images.")] = 64,
     model: Annotated[str, MODEL] = "cifar10",
-    grid: Annotated[Path | None, typer.Option(help="A PNG of all of them, side by side.")] = None,
+    grid: GridOption = None,
     out: OptionalOutOption = None,
     per_row: Annotated[int | None, typer.Option(min=1, help="Images in a row of the grid.")] = None,
     enlarge: Annotated[int, typer.Option(min=1, help="Screen pixels to the side of a pixel in the grid.")] = 2,
@@ -64,13 +64,13 @@ def sample(
     for path, suffix in ((grid, ".png"), (out, ".npy")):
         if path is not None:
             check_output(path, suffix)
-            check_outputs(path, force=force)
+    files = [path for path in (out, grid) if path is not None]
+    check_outputs(*files, force=force)
     use_threads(threads)
     place, chosen = parse_device(device), select(engine_on(device, engine))
     if precision == "auto":
         precision = chosen.best_precision()
     started = time.perf_counter()
-    files = [path for path in (out, grid) if path is not None]
     with output_files(*files, force=force) as temporaries:
         with torch.cuda.device(place) if place.type == "cuda" else contextlib.nullcontext():
             images = draw(

@@ -11,7 +11,7 @@ from typing import TypeAlias
 import numpy as np
 import torch
 
-from ..base.files import output_files, output_folder, refuse_existing, refuse_folder
+from ..base.files import output_files, output_folder
 from .image_decoding import IMAGE_SUFFIXES
 from .image_files import Contents, write_png
 from .images import Images
@@ -44,11 +44,10 @@ def check_output_suffix(out: Path, *suffixes: str) -> str:
     return suffix
 
 
-def check_image_output(out: Path, contents: Contents, *, force: bool) -> str:
+def check_image_output(out: Path, contents: Contents) -> str:
     """The kind of an output: '.npy', '.pt', '.png' or '', a folder; nothing is written yet.
 
-    Raises what :func:`check_output` and :func:`pxfast.base.files.output_files` raise, and ValueError where this kind of
-    file can't hold such images.
+    Raises what :func:`check_output` raises, and ValueError where this kind of file can't hold such images.
     """
     kind = check_output(out, *ARRAYS, ".png", "")
     check_one_png(out, kind, len(contents.names))
@@ -56,9 +55,6 @@ def check_image_output(out: Path, contents: Contents, *, force: bool) -> str:
         raise ValueError(f"{out}: PNG files are of 1 or 3 channels, and the images have {contents.shape[0]}")
     if kind == ".npy" and contents.dtype == torch.bfloat16:
         raise ValueError(f"{out}: a .npy file can't hold bfloat16; write a .pt file")
-    if kind:
-        refuse_folder(out)
-    refuse_existing(out, force=force)
     return kind
 
 
@@ -76,10 +72,10 @@ def image_writer(
     temporary paths of ``others``, files that appear beside it.
 
     ``out`` appears whole when the block ends, and not at all when it ends by an exception. source: where the images
-    come from, which is not replaced. Raises what :func:`check_image_output` raises, also for an output that another
-    process is writing.
+    come from, which is not replaced. Raises what :func:`check_image_output` and
+    :func:`pxfast.base.files.output_files` raise.
     """
-    kind = check_image_output(out, contents, force=force)
+    kind = check_image_output(out, contents)
     if not kind:
         with png_folder(out, source, force=force) as folder, output_files(*others, force=force) as rest:
             yield folder_writer(folder, contents.names), rest

@@ -16,6 +16,7 @@ import markupsafe
 from ...base.checks import check_path
 from ...base.files import output_files, refuse_existing, refuse_folder
 from ...base.reading import regular_file
+from ...base.unfinished import remove_leftovers
 from ...base.version import __version__
 from ...data.datasets import TITLES
 from ..results import Figure, Table, figures_folder, read_figures, read_tables, tables_folder
@@ -53,6 +54,7 @@ def write_report(
         raise ValueError(f"{path}: this output must have the suffix .html")
     if not folder.is_dir():
         raise FileNotFoundError(f"no such folder: {folder}")
+    remove_leftovers(path)
     refuse_folder(path)
     refuse_existing(path, force=force)
     if not path.absolute().parent.is_dir():
