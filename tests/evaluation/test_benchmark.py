@@ -22,6 +22,7 @@ from pxfast.classifiers import load_classifier
 from pxfast.data.datasets import load_dataset
 from pxfast.evaluation import BenchmarkTable, read_table
 from pxfast.evaluation.preparation import Settings
+from pxfast.evaluation.report.comparison import view_table
 from pxfast.evaluation.results import table_path, wilson_interval
 from pxfast.evaluation.run import evaluate_table
 from pxfast.evaluation.specification import load_table
@@ -249,6 +250,7 @@ def test_rows_that_no_attack_can_be_made_on_and_attacks_without_eps(world: World
     assert places == {("none", "clean"), *squeezed}
     assert knowing.finished
     assert "be made on this</span>" in knowing.report.read_text()
+    assert view_table(knowing).planned == len(knowing.cells) + 2  # joint-score, which squeezing has no score for
     unbounded = evaluate(world, SmallCNN().eval(), tmp_path, attacks=["saliency-map"], **chosen)
     assert unbounded.finished
     assert {(cell.column, cell.eps) for cell in unbounded.cells} == {
