@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor, nn
 
@@ -26,7 +28,7 @@ class AutoAttack(Attack):
     """
 
     name = "autoattack"
-    library = "pyautoattack"
+    library: ClassVar[str | None] = "pyautoattack"
     source = (
         "Croce and Hein 2020, standard version, by pyautoattack; random numbers are drawn for 128 images as a whole"
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -79,7 +80,7 @@ class LBFGS(Attack):
     """
 
     name = "lbfgs"
-    library = "scipy.optimize"
+    library: ClassVar[str | None] = "scipy.optimize"
     source = (
         "Szegedy et al. 2014: L-BFGS-B on distance and cross-entropy of the likeliest wrong class, with the "
         "smallest constant that misclassifies, found by doubling and bisection; the nearest image seen on the way"

@@ -80,7 +80,7 @@ class _Searching(Attack):
     """A Foolbox attack that looks for the smallest magnitude itself."""
 
     bounded = False
-    library = "foolbox"
+    library: ClassVar[str | None] = "foolbox"
 
     @abc.abstractmethod
     def foolbox_attack(self) -> Any:
@@ -234,7 +234,7 @@ class UniformNoise(Attack):
     """
 
     name = "uniform-noise"
-    library = "foolbox"
+    library: ClassVar[str | None] = "foolbox"
     source = "growing uniform noise, by Foolbox"
     bounded = False
     needs_gradient = False
@@ -267,7 +267,7 @@ class SaltAndPepper(Attack):
     """
 
     name = "salt-and-pepper"
-    library = "foolbox"
+    library: ClassVar[str | None] = "foolbox"
     source = "growing salt and pepper noise, by Foolbox"
     bounded = False
     needs_gradient = False

@@ -43,7 +43,7 @@ from .request import DEFAULT_ATTACKS, DEFAULT_DEFENCES, requested_columns, reque
 from .results import NAME, Table, read_tables
 from .run import compute
 from .specification import RowSpecification, TableSpecification
-from .store import Entry, Store, digest
+from .store import Entry, Store, canonical, digest
 from .text import table_text
 
 TITLES = {"cifar10": "CIFAR-10", "fashion-mnist": "Fashion-MNIST"}
@@ -303,7 +303,7 @@ def _key(model: nn.Module, images: Tensor, logits: Tensor, store: Store) -> str:
     """SHA-256, in hexadecimal, of what the model computes with, and of what it gives.
 
     Its logits of the images are kept under that hash. Where others are found there, its function has changed by
-    something that the hash does not see: it gets a key of its own.
+    something that the hash does not see: it gets a key of its own, as it does for other images.
     """
     identity = identity_of(model)
     tolerance = SAME_BATCH / 10 if identity.complete else 0.0  # for another number of threads
@@ -320,4 +320,4 @@ def _key(model: nn.Module, images: Tensor, logits: Tensor, store: Store) -> str:
     else:
         raise ValueError(f"{store.folder} has results of {MOST_TRIALS} functions of this classifier, of the same code "
                          "and weights, already: pass another folder")  # fmt: skip
-    return identity.key if trial == 0 else hashlib.sha256(f"{identity.key} {trial}".encode()).hexdigest()
+    return hashlib.sha256(canonical(recipe).encode()).hexdigest()

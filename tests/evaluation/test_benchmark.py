@@ -22,6 +22,7 @@ from pxfast.classifiers import load_classifier
 from pxfast.data.datasets import load_dataset
 from pxfast.evaluation import BenchmarkTable, read_table
 from pxfast.evaluation.preparation import Settings
+from pxfast.evaluation.report.comparison import view_table
 from pxfast.evaluation.results import table_path, wilson_interval
 from pxfast.evaluation.run import evaluate_table
 from pxfast.evaluation.specification import load_table
@@ -115,6 +116,42 @@ def test_a_second_run_computes_nothing_and_has_the_same_table(world: World, whol
     before = entries(out)
     assert numbers(evaluate(world, SmallCNN().eval(), out)) == numbers(table)
     assert entries(out) == before
+
+
+def test_the_command_prints_the_same_table(world: World, whole, run_here):
+    out, table = whole
+    before = entries(out)
+    words = [word for defence in DEFENCES for word in ("--row", defence)]
+    words += [word for attack in ATTACKS for word in ("--column", attack)]
+    words += ["--dataset", world.data, "--model", world.model, "--images", 12, "--batch-size", 4, "--eps", 12]
+    text, _ = run_here("evaluate", "classifier", "support.own_classifiers:small", *words, "--out", out, "--json")
+    cells = json.loads(text)["cells"]
+    assert [cell["correct"] for cell in cells] == [cell.correct for cell in table.cells if cell.eps in (None, 12)]
+    assert entries(out) == before
+
+
+@pytest.mark.process
+def test_two_at_once_are_told_apart(world: World, tmp_path):
+    """Two models in one folder, at once: each gets its own table, and the report has both."""
+    code = (
+        "import sys, pxfast\nfrom support.own_classifiers import SmallCNN\n"
+        "data, density, out, seed = sys.argv[1:]\n"
+        "table = pxfast.benchmark(SmallCNN(int(seed)).eval(), data, density=density, out=out, attacks=['fgsm', 'bim'],"
+        " defences=['none', 'pixeldefend:eps=16'], images=12, batch_size=4, progress=False)\n"
+        "print(sorted((cell.row, cell.column, cell.correct) for cell in table.cells))"
+    )
+    words = [sys.executable, "-c", code, str(world.data), str(world.model)]
+    options = {"env": environment(), "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    together = [subprocess.Popen([*words, str(tmp_path / "both"), seed], **options) for seed in ("1", "2")]
+    said = [process.communicate(timeout=200) for process in together]
+    assert [process.returncode for process in together] == [0, 0], said
+    for seed, (text, _) in zip((1, 2), said, strict=True):
+        chosen = {"attacks": ["fgsm", "bim"], "defences": ["none", "pixeldefend:eps=16"], "eps": 8}
+        alone = evaluate(world, SmallCNN(seed).eval(), tmp_path / str(seed), report=False, **chosen)
+        assert text.strip() == str(sorted((cell.row, cell.column, cell.correct) for cell in alone.cells))
+    assert len(list((tmp_path / "both" / "tables").glob("*.json"))) == 2
+    page = (tmp_path / "both" / "report.html").read_text()
+    assert page.count('class="table"') == 2
 
 
 def test_models_in_one_folder_do_not_get_each_others_results(world: World, whole, tmp_path):
@@ -213,6 +250,7 @@ def test_rows_that_no_attack_can_be_made_on_and_attacks_without_eps(world: World
     assert places == {("none", "clean"), *squeezed}
     assert knowing.finished
     assert "be made on this</span>" in knowing.report.read_text()
+    assert view_table(knowing).planned == len(knowing.cells) + 2  # joint-score, which squeezing has no score for
     unbounded = evaluate(world, SmallCNN().eval(), tmp_path, attacks=["saliency-map"], **chosen)
     assert unbounded.finished
     assert {(cell.column, cell.eps) for cell in unbounded.cells} == {

@@ -256,6 +256,17 @@ def test_the_command_prints_the_table(world: World, whole, tmp_path, run_here) -
     assert json.loads(as_json)["cells"] == json.loads(table_path(whole[0], "small").read_text())["cells"]
 
 
+def test_what_attacks_need_is_asked_for_first(world: World, tmp_path, monkeypatch) -> None:
+    monkeypatch.setitem(sys.modules, "foolbox", None)
+    with pytest.raises(ImportError, match=r"foolbox is not installed: pip install 'pxfast\[attacks\]'"):
+        evaluate_table(load_table("reproduction"), tmp_path, tmp_path / "out")
+    table = tmp_path / "blind.toml"
+    table.write_text(world.table.read_text().replace('attack = "fgsm"', 'attack = "bpda"'))
+    with pytest.raises(ValueError, match=r"column 'fgsm': bpda is on defences: it needs knows_defences = true"):
+        load_table(table)
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -139,6 +139,11 @@ def attack_columns(table: Table) -> list[Column]:
     return [column for column in table.columns if column.name in table.settings.get("attacks", {})]
 
 
+def knows_defences(table: Table, column: Column) -> bool:
+    """Whether a column is of an attack on defences, which has no cell where there are none."""
+    return table.settings.get("attacks", {}).get(column.name, {}).get("knows the defences") is True
+
+
 def title_of(row: Row) -> str:
     return f"{row.network}, {row.technique}"
 
@@ -180,7 +185,13 @@ def view_table(table: Table) -> TableView:
     attacks = {column.name for column in attack_columns(table)} - {
         cell.column for cell in table.cells if cell.eps is None
     }
-    planned = sum(len(panels) if column.name in {*attacks, STRONGEST} else 1 for column in table.columns)
+    defended = table.settings.get("defences", {})
+    planned = sum(
+        len(panels) if column.name in {*attacks, STRONGEST} else 1
+        for row in table.rows
+        for column in table.columns
+        if not row.missing and (row.name in defended or not knows_defences(table, column))
+    )
     return TableView(
         table,
         panels,
@@ -189,7 +200,7 @@ def view_table(table: Table) -> TableView:
         turned,
         any(cell.published is not None for cell in table.cells),
         len(table.cells),
-        planned * sum(1 for row in table.rows if not row.missing),
+        planned,
     )
 
 

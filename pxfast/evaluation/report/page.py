@@ -21,7 +21,7 @@ from ...base.version import __version__
 from ...data.datasets import TITLES
 from ..results import Figure, Table, figures_folder, read_figures, read_tables, tables_folder
 from . import formats
-from .comparison import LARGE, SMALL, shortfalls, view_table
+from .comparison import LARGE, SMALL, knows_defences, shortfalls, view_table
 from .headline import headline, survivors
 from .network_facts import model_facts
 
@@ -113,8 +113,7 @@ def _render(folder: Path, tables: list[Table], figures: list[Figure]) -> str:
 
 def _is_adaptive(table: Table) -> bool:
     """Whether attackers who know the purifier are in a table."""
-    attacks = table.settings.get("attacks", {}).values()
-    return table.name.startswith(ADAPTIVE) or any(each.get("knows the defences") is True for each in attacks)
+    return table.name.startswith(ADAPTIVE) or any(knows_defences(table, column) for column in table.columns)
 
 
 def _environment() -> jinja2.Environment:
