@@ -41,7 +41,8 @@ def sample(
     ``sample(2, first=3)`` continues ``sample(3)``. within: the least and the greatest value of every sub-pixel, as
     :func:`pxfast.purify` takes them: each is drawn from its distribution normalised over its range. The random numbers
     are counter-based and the same for all engines (see :mod:`pxfast.engines.choosers`), whose rounding differs, so that
-    another engine's image i mostly but not always is the same. engine, precision, threads, progress: as for :func:`pxfast.purify`.
+    another engine's image i mostly but not always is the same. engine, precision, threads, progress: as for
+    :func:`pxfast.purify`.
 
     Returns uint8 (n, C, H, W). Raises TypeError or ValueError for bad arguments, RuntimeError for an engine that can't
     run here.
