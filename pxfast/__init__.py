@@ -8,8 +8,11 @@ from typing import TYPE_CHECKING, Any
 from .base.version import __version__
 
 if TYPE_CHECKING:
-    from . import attacks, classifiers, defences, evaluation
+    from . import attacks, certification, classifiers, defences, evaluation
     from .adp.purifier import ADPPurifier
+    from .certification.certificates import Certificates
+    from .certification.smoothing import certify_l2
+    from .certification.splitting import certify
     from .defences.defended import Defended
     from .engines.registry import list_engines
     from .pixelcnn.files import save
@@ -23,6 +26,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ADPPurifier",
+    "Certificates",
     "Defended",
     "Detector",
     "PixelCNN",
@@ -32,6 +36,9 @@ __all__ = [
     "__version__",
     "attacks",
     "bits_per_dim",
+    "certification",
+    "certify",
+    "certify_l2",
     "classifiers",
     "defences",
     "evaluation",
@@ -48,6 +55,7 @@ __all__ = [
 # where the names above come from; imported when they are first asked for, so that `pxfast --help` need not import torch
 _ORIGINS = {
     "ADPPurifier": "adp.purifier",
+    "Certificates": "certification.certificates",
     "Defended": "defences.defended",
     "Detector": "pixeldefend.detection",
     "PixelCNN": "pixelcnn.network",
@@ -55,6 +63,8 @@ _ORIGINS = {
     "Purifier": "pixeldefend.purify",
     "Verification": "pixeldefend.verify",
     "bits_per_dim": "pixelcnn.likelihood",
+    "certify": "certification.splitting",
+    "certify_l2": "certification.smoothing",
     "list_engines": "engines.registry",
     "list_models": "pixelcnn.shipped",
     "load": "pixelcnn.shipped",
@@ -64,7 +74,7 @@ _ORIGINS = {
     "save": "pixelcnn.files",
     "verify": "pixeldefend.verify",
 }
-_PACKAGES = ("attacks", "classifiers", "defences", "evaluation")
+_PACKAGES = ("attacks", "certification", "classifiers", "defences", "evaluation")
 
 
 def __getattr__(name: str) -> Any:
