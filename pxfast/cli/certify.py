@@ -104,7 +104,7 @@ def certify(
         raise ValueError(f"{page}: this output must have the suffix .html")
     require("matplotlib", "evaluate")
     use_threads(threads)
-    place = parse_device(device)
+    place, chosen = parse_device(device), engine_on(device, engine)
     given, labels = load_dataset(dataset, root, train=None)
     given, labels = given[:images], labels[:images]
     if bool((labels == UNLABELLED).any()):
@@ -114,7 +114,7 @@ def certify(
     options: dict[str, Any] = {
         "model": model,
         "seed": seed,
-        "engine": engine_on(device, engine),
+        "engine": chosen,
         "precision": precision,
         "threads": threads,
     }
