@@ -40,8 +40,9 @@ Guess: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 def shifts(image_shape: tuple[int, int, int], width: int, seed: int = 0) -> Tensor:
     """v: where the cells of each sub-pixel begin, int64 (C, H, W) in 0..width - 1.
 
-    v_i is floor(width u_i), where u_i is the uniform number (:func:`pxfast.engines.choosers.uniforms`) of ``seed``,
-    image i = (c H + row) W + column and position 0. The same everywhere, and known to an attacker.
+    image_shape: (C, H, W). width: of a cell in grey levels. v_i is floor(width u_i), where u_i is the uniform number
+    (:func:`pxfast.engines.choosers.uniforms`) of ``seed``, image i = (c H + row) W + column and position 0. The same
+    everywhere, and known to an attacker.
     """
     count = int(np.prod(image_shape))
     found = np.floor(uniforms(seed, np.arange(count, dtype=np.uint64), 0) * width).astype(np.int64)
@@ -51,8 +52,8 @@ def shifts(image_shape: tuple[int, int, int], width: int, seed: int = 0) -> Tens
 def cells(images: Tensor, width: int, starts: Tensor) -> tuple[Tensor, Tensor]:
     """The least and the greatest value of the cell of every sub-pixel: uint8, of the images' shape.
 
-    images: uint8 (..., C, H, W). width: of a cell, in grey levels. starts: integers that broadcast to the images; cells
-    begin at ``starts`` and every ``width`` from there, and end at 0 and 255.
+    images: uint8 (N, C, H, W), or of any other shape. width: of a cell, in grey levels. starts: integers, of a shape
+    that broadcasts with the images'; cells begin at ``starts`` and every ``width`` from there, and end at 0 and 255.
     """
     values = images.to(torch.int64)
     lower = values - (values - starts) % width

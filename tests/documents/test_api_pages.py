@@ -13,7 +13,14 @@ from types import ModuleType
 import pytest
 from support.helpers import SOURCE
 
-PACKAGES = ("pxfast", "pxfast.attacks", "pxfast.classifiers", "pxfast.defences", "pxfast.evaluation")
+PACKAGES = (
+    "pxfast",
+    "pxfast.attacks",
+    "pxfast.certification",
+    "pxfast.classifiers",
+    "pxfast.defences",
+    "pxfast.evaluation",
+)
 PAGES = sorted((SOURCE / "docs" / "api").glob("*.md"))
 SELF = ("self", "cls")
 SHAPE = r"\((?:N|n|C|S)\b[\w, /*]*\)"  # such as (N, C, H, W) or (N,)
