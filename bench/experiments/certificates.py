@@ -39,7 +39,7 @@ RUNS: dict[str, tuple[int, list[object]]] = {
     "l2-adp": (20, [*L2, "--purifier", "adp"]),
     "l2-pixeldefend": (20, [*L2, "--purifier", "pixeldefend"]),
 }
-SHOWN = {"l1": (0, 4, 8, 12, 16, 24, 32, 48, 64), "l2": (0, 0.1, 0.2, 0.3, 0.4)}
+SHOWN = {"l1": (0, 4, 8, 12, 15, 24, 31, 48, 63), "l2": (0, 0.1, 0.2, 0.3, 0.4)}
 
 
 def run(name: str, root: Path, work: Path, threads: int) -> Path:

@@ -12,11 +12,11 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 
 from ...certification import Certificates
-from .pictures import LINES, STYLE, new_figure
+from .pictures import LINES, STYLE, legend_above, new_figure
 
 UNITS = {"l1": "L1 radius, grey levels", "l2": "L2 radius, in units of [0, 1]"}
 TABLE_RADII = {
-    "l1": (0, 1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256),
+    "l1": (0, 1, 2, 4, 8, 12, 15, 24, 31, 48, 63, 96, 127, 191, 255, 383, 511),
     "l2": (0, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.75, 1, 1.5, 2, 3),
 }
 
@@ -71,7 +71,7 @@ def draw_certified(series: Mapping[str, Certificates]) -> Figure:
             axes.step(corners, heights, where="pre", linestyle=LINES[number % len(LINES)], label=name)
         axes.set(xlabel=UNITS[norm], ylabel="certified accuracy, %", xlim=(0, furthest), ylim=(0, 100))
         axes.grid(alpha=0.3)
-        axes.legend(loc="upper right")
+        legend_above(figure, axes, 2)
     return figure
 
 
