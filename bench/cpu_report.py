@@ -71,11 +71,9 @@ def profile(name: str, *, precision: str, batch: int, order: str = "auto", isa: 
     """
     model = benchmark.network(name)
     engine = cpu.packed(schedule_for(model), precision, cpu.isa_of(DecodeSettings(isa=isa)))
-    spent = engine.profile(
-        benchmark.smooth_images(batch, model.config).numpy(),
-        compiled.plain_chooser(Greedy(benchmark.EPS), batch),
-        compiled.ORDERS[order],
-    )
+    images = benchmark.smooth_images(batch, model.config)
+    chooser = compiled.chooser_for(Greedy(benchmark.EPS), images)
+    spent = engine.profile(images.numpy(), chooser, compiled.ORDERS[order])
     return {part: value / batch for part, value in spent.items()}
 
 

@@ -4,6 +4,8 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
+
 #include "common/from_python.h"
 #include "cpu/engine.h"
 
@@ -32,8 +34,8 @@ class CpuEngine {
   ByteArray decode(const ByteArray& images, const py::dict& chooser, int threads, int order,
                    const py::object& report) const {
     check(images);
-    const ByteArray eps = pxfast::eps_of(chooser, images.shape(0));
-    const pxfast::Chooser native = pxfast::to_chooser(chooser, eps);
+    const ByteArray lower = bound(chooser, "lower", images), upper = bound(chooser, "upper", images);
+    const pxfast::Chooser native = pxfast::to_chooser(chooser, lower.data(), upper.data());
     if (threads < 1) throw std::invalid_argument("threads must be positive");
     ByteArray result({images.shape(0), images.shape(1), images.shape(2), images.shape(3)});
     const uint8_t* input = images.data();
@@ -50,8 +52,8 @@ class CpuEngine {
 
   py::dict profile(const ByteArray& images, const py::dict& chooser, int order) const {
     check(images);
-    const ByteArray eps = pxfast::eps_of(chooser, images.shape(0));
-    const pxfast::Chooser native = pxfast::to_chooser(chooser, eps);
+    const ByteArray lower = bound(chooser, "lower", images), upper = bound(chooser, "upper", images);
+    const pxfast::Chooser native = pxfast::to_chooser(chooser, lower.data(), upper.data());
     std::vector<uint8_t> output(images.size());
     const uint8_t* input = images.data();
     pxfast::Profile profile;
@@ -81,6 +83,13 @@ class CpuEngine {
     if (images.ndim() != 4 || images.shape(1) != spec_.channels || images.shape(2) != spec_.height ||
         images.shape(3) != spec_.width)
       throw std::invalid_argument("images do not have the program's shape");
+  }
+
+  static ByteArray bound(const py::dict& chooser, const char* name, const ByteArray& images) {
+    const auto values = chooser[name].cast<ByteArray>();
+    if (values.ndim() != 4 || !std::equal(values.shape(), values.shape() + 4, images.shape()))
+      throw std::invalid_argument(std::string(name) + " must have the images' shape");
+    return values;
   }
 };
 

@@ -2,11 +2,11 @@
 
 What is chosen is what ``pxfast.engines.choosers`` says. Only the values in range are evaluated; ties go to the
 smallest. A component's mass in the bin [a, b) (edges in units of its scale) is sigmoid(b) * sigmoid(-a) *
-(1 - exp(a - b)), without cancellation; where every mass of a range underflows, the choice is made again from
-logarithms in double precision.
+(1 - exp(a - b)), without cancellation; where every mass of a range underflows, the likeliest is found by logarithms in
+double precision.
 
 The sum over components is a loop, in their order: an image's choice does not depend on how many values or images a
-program holds, hence not on the eps of its neighbours.
+program holds, hence not on the ranges of its neighbours.
 """
 
 from __future__ import annotations
@@ -196,7 +196,8 @@ def _choose_channel(
     start,
     given,
     tables,
-    eps,
+    low,
+    high,
     image,
     settings,
     generator,
@@ -212,23 +213,18 @@ def _choose_channel(
     BLOCK: tl.constexpr,
     VALUES: tl.constexpr,
 ):
-    """One channel's values (BLOCK,) int32 for BLOCK images."""
-    if SAMPLE:
-        low = tl.zeros((BLOCK,), dtype=tl.int32)
-        high = low + 255
-    else:
-        low = tl.maximum(given - eps, 0)
-        high = tl.minimum(given + eps, 255)
+    """One channel's values (BLOCK,) int32 for BLOCK images, out of low..high."""
     z = low[:, None] + tl.arange(0, VALUES)[None, :]
     inside = z <= high[:, None]
     z = tl.minimum(z, 255)
     if HEAD == SOFTMAX:
-        every = tl.zeros((BLOCK, 256), dtype=tl.int32) + tl.arange(0, 256)[None, :]
-        logits = _softmax_logits(parameters, start, tables, every, red, green, CHANNEL)
-        masses = tl.exp(logits - tl.max(logits, axis=1)[:, None])
         if SAMPLE:
-            scores = masses
+            logits = tl.where(inside, _softmax_logits(parameters, start, tables, z, red, green, CHANNEL), float("-inf"))
+            scores = tl.exp(logits - tl.max(logits, axis=1)[:, None])
         else:
+            every = tl.zeros((BLOCK, 256), dtype=tl.int32) + tl.arange(0, 256)[None, :]
+            logits = _softmax_logits(parameters, start, tables, every, red, green, CHANNEL)
+            masses = tl.exp(logits - tl.max(logits, axis=1)[:, None])
             scores = _softmax_logits(parameters, start, tables, z, red, green, CHANNEL)
             total = tl.sum(masses, axis=1)
             mass = tl.sum(tl.where(every == given[:, None], masses, 0.0), axis=1)
@@ -236,15 +232,19 @@ def _choose_channel(
         scores, total, highest = _mixture_masses(parameters, start, z, red, green, CHANNEL, CHANNELS, K, HEAD, BINS)
         mass = tl.sum(tl.where(inside & (z == given[:, None]), scores, 0.0), axis=1)
     if SAMPLE:
-        value = _draw(scores, z, image, tl.load(generator), position + CHANNEL, tl.load(settings + 1))
+        scores = tl.where(inside, scores, 0.0)
+        best = tl.sum(scores, axis=1)
+        place = _draw(scores, z, image, tl.load(generator), position + CHANNEL, tl.load(settings + 1))
+        value = tl.minimum(low + place, high)
     else:
         value, best = _smallest_best(tl.where(inside, scores, float("-inf")), z, low)
-        if HEAD != SOFTMAX:
-            far_out = best <= TOO_SMALL
-            if tl.max(far_out.to(tl.int32), axis=0) > 0:
-                logs = _log_masses_far_out(parameters, start, z, red, green, highest, CHANNEL, CHANNELS, K, HEAD, BINS)
-                again, _ = _smallest_best(tl.where(inside, logs, float("-inf")), z, low)
-                value = tl.where(far_out, again, value)
+    if HEAD != SOFTMAX:
+        far_out = best <= TOO_SMALL
+        if tl.max(far_out.to(tl.int32), axis=0) > 0:
+            logs = _log_masses_far_out(parameters, start, z, red, green, highest, CHANNEL, CHANNELS, K, HEAD, BINS)
+            again, _ = _smallest_best(tl.where(inside, logs, float("-inf")), z, low)
+            value = tl.where(far_out, again, value)
+    if not SAMPLE:
         value = tl.where(mass >= tl.load(settings) * total, given, value)
     return value
 
@@ -257,7 +257,8 @@ def choose_kernel(
     caches,
     entry,  # int32: the row, and where column 0 of it is in the cache of pixels, in units of 16 elements
     tables,  # of the softmax head: (pairs, 256, 256) fp32
-    eps,  # (images,) uint8
+    lower,  # as given: the least value of every sub-pixel
+    upper,  # and the greatest
     settings,  # fp32: keep_probability, 1 / temperature
     generator,  # int64: seed, number of the first image
     column,
@@ -279,7 +280,6 @@ def choose_kernel(
     PLANE: tl.constexpr = HEIGHT * WIDTH
     at = image * (CHANNELS * PLANE) + pixel
     number = tl.load(generator + 1) + image.to(tl.int64)
-    radius = tl.load(eps + image).to(tl.int32)
     EVEN: tl.constexpr = CHANNELS + 1 + (CHANNELS + 1) % 2
     seen = caches + tl.load(entry + 1).to(tl.int64) * UNIT + (column * images + image) * EVEN
     red = image * 0
@@ -290,7 +290,8 @@ def choose_kernel(
             start,
             tl.load(given + at + channel * PLANE).to(tl.int32),
             tables,
-            radius,
+            tl.load(lower + at + channel * PLANE).to(tl.int32),
+            tl.load(upper + at + channel * PLANE).to(tl.int32),
             number,
             settings,
             generator,
@@ -324,7 +325,8 @@ def choose(
     caches: Tensor,
     entry: Tensor,
     tables: Tensor,
-    eps: Tensor,
+    lower: Tensor,
+    upper: Tensor,
     settings: Tensor,
     generator: Tensor,
     *,
@@ -339,11 +341,11 @@ def choose(
 
     parameters: (images, P) fp32 of the head. given, result: (images, C, H, W) uint8, the input and what is decoded; of
     result only this pixel is written. caches: gets the network's view of the pixel, in the cache of pixels, whose
-    column 0 of this row begins at element 16 * entry[1]. tables: of the softmax head, any fp32 tensor for others. eps:
-    (images,) uint8. settings: fp32 (2,), the probability from which on an input's value is kept (2: none is) and
-    1 / temperature, for ``sample``, which ignores eps. generator: int64 (2,), seed and number of the first image.
-    values: a power of two, at least the number of values in the widest range, 256 if ``sample``. block: images per
-    program; divides their number.
+    column 0 of this row begins at element 16 * entry[1]. tables: of the softmax head, any fp32 tensor for others.
+    lower, upper: (images, C, H, W) uint8, the least and the greatest value of every sub-pixel. settings: fp32 (2,), the
+    probability from which on an input's value is kept (2: none is) and 1 / temperature, for ``sample``. generator:
+    int64 (2,), seed and number of the first image. values: a power of two, at least the number of values in the widest
+    range, 256 if ``sample``. block: images per program; divides their number.
     """
     images, C, H, W = given.shape
     if images % block:
@@ -358,7 +360,8 @@ def choose(
             "caches": caches,
             "entry": entry,
             "tables": tables,
-            "eps": eps,
+            "lower": lower,
+            "upper": upper,
             "settings": settings,
             "generator": generator,
             "column": column,
@@ -382,9 +385,11 @@ def choose(
     )
 
 
-def values_for(eps: int) -> int:
-    """Values that a program holds for ranges of ±eps: a power of two, one of few, so that few kernels are compiled."""
-    return next(values for values in (64, 256) if values >= min(256, 2 * eps + 1))
+def values_for(widest: int) -> int:
+    """Values that a program holds for ranges of up to ``widest``: a power of two, one of few, so that few kernels are
+    compiled.
+    """
+    return next(values for values in (64, 256) if values >= widest)
 
 
 class Head(Protocol):
@@ -396,18 +401,22 @@ class Head(Protocol):
 class Chooser(Protocol):
     """What is asked of a chooser of ``pxfast.engines.choosers``."""
 
-    def choose(self, log_probs: Tensor, given: Tensor, position: int) -> Tensor: ...
+    def choose(self, log_probs: Tensor, given: Tensor, ranges: tuple[Tensor, Tensor], position: int) -> Tensor: ...
 
 
-def choose_twin(head: Head, chooser: Chooser, parameters: Tensor, given: Tensor, position: int) -> Tensor:
+def choose_twin(
+    head: Head, chooser: Chooser, parameters: Tensor, given: Tensor, ranges: tuple[Tensor, Tensor], position: int
+) -> Tensor:
     """What :func:`choose` chooses: (N, C) uint8, by a module of ``pxfast.pixelcnn.heads`` and a chooser's own
     definition.
 
-    parameters: (N, P) fp32. given: (N, C) uint8, the input's pixel. position: of its first channel in raster order.
+    parameters: (N, P) fp32. given: (N, C) uint8, the input's pixel. ranges: (N, C) uint8 both, the least and the
+    greatest values there. position: of its first channel in raster order.
     """
     N, C = given.shape
     pixel = torch.zeros(N, C, 1, 1, dtype=torch.uint8)
     for channel in range(C):
         log_probs = head.log_probs(parameters[:, :, None, None], pixel)[:, channel, 0, 0]
-        pixel[:, channel, 0, 0] = chooser.choose(log_probs, given[:, channel], position + channel)
+        own = ranges[0][:, channel], ranges[1][:, channel]
+        pixel[:, channel, 0, 0] = chooser.choose(log_probs, given[:, channel], own, position + channel)
     return pixel[:, :, 0, 0]

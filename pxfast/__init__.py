@@ -8,8 +8,11 @@ from typing import TYPE_CHECKING, Any
 from .base.version import __version__
 
 if TYPE_CHECKING:
-    from . import attacks, classifiers, data, defences, evaluation, serving
+    from . import attacks, certification, classifiers, data, defences, evaluation, serving
     from .adp.purifier import ADPPurifier
+    from .certification.certificates import Certificates
+    from .certification.smoothing import certify_l2
+    from .certification.splitting import certify
     from .defences.defended import Defended
     from .engines.registry import list_engines
     from .evaluation.benchmark import benchmark
@@ -24,6 +27,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ADPPurifier",
+    "Certificates",
     "Defended",
     "Detector",
     "PixelCNN",
@@ -34,6 +38,9 @@ __all__ = [
     "attacks",
     "benchmark",
     "bits_per_dim",
+    "certification",
+    "certify",
+    "certify_l2",
     "classifiers",
     "data",
     "defences",
@@ -52,6 +59,7 @@ __all__ = [
 # where the names above come from; imported when they are first asked for, so that `pxfast --help` need not import torch
 _ORIGINS = {
     "ADPPurifier": "adp.purifier",
+    "Certificates": "certification.certificates",
     "Defended": "defences.defended",
     "Detector": "pixeldefend.detection",
     "PixelCNN": "pixelcnn.network",
@@ -60,6 +68,8 @@ _ORIGINS = {
     "Verification": "pixeldefend.verify",
     "benchmark": "evaluation.benchmark",
     "bits_per_dim": "pixelcnn.likelihood",
+    "certify": "certification.splitting",
+    "certify_l2": "certification.smoothing",
     "list_engines": "engines.registry",
     "list_models": "pixelcnn.shipped",
     "load": "pixelcnn.shipped",
@@ -69,7 +79,7 @@ _ORIGINS = {
     "save": "pixelcnn.files",
     "verify": "pixeldefend.verify",
 }
-_PACKAGES = ("attacks", "classifiers", "data", "defences", "evaluation", "serving")
+_PACKAGES = ("attacks", "certification", "classifiers", "data", "defences", "evaluation", "serving")
 
 
 def __getattr__(name: str) -> Any:

@@ -21,7 +21,7 @@ NAMES = {
     *("benchmark", "log_prob", "bits_per_dim", "sample", "load", "save", "list_models", "list_engines"),
     *("PixelCNN", "PixelCNNConfig", "__version__"),
 }
-PACKAGES = {"attacks", "classifiers", "data", "defences", "evaluation", "serving"}
+PACKAGES = {"attacks", "certification", "classifiers", "data", "defences", "evaluation", "serving"}
 
 
 def names_for_type_checkers() -> dict[str, str]:

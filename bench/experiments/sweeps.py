@@ -48,7 +48,7 @@ def main() -> None:
     print("|---|---:|---:|---:|---:|")
     for name, images in (("clean", clean), ("noise of 8", noisy)):
         for eps in (16, 32):
-            chooser = compiled.plain_chooser(Greedy(eps), len(images))
+            chooser = compiled.chooser_for(Greedy(eps), images)
             carried = engine.profile(images.numpy(), chooser, compiled.ORDERS["speculative"])["sweeps"]
             decoded = cpu.decode(schedule_for(model), images, Greedy(eps), precision="bf16")
             given = sweeps_from_the_input(images, decoded)

@@ -62,17 +62,15 @@ inline ProgramSpec to_program(const py::dict& from) {
   return program;
 }
 
-// pxfast.engines.cpu's view of a chooser: a dictionary of plain values; 'eps' is missing when it samples.
-inline ByteArray eps_of(const py::dict& chooser, py::ssize_t images) {
-  if (!chooser.contains("eps")) return {};
-  const auto eps = chooser["eps"].cast<ByteArray>();
-  if (eps.ndim() != 1 || eps.shape(0) != images) throw std::invalid_argument("eps must have one value per image");
-  return eps;
-}
-
-inline Chooser to_chooser(const py::dict& from, const ByteArray& eps) {
-  if (from.contains("eps")) return {eps.data(), from["keep_probability"].cast<float>(), 0, 0, 1.0f};
-  return {nullptr, 2.0f, from["seed"].cast<uint64_t>(), from["first"].cast<uint64_t>(),
+// pxfast.engines.compiled's view of a chooser: a dictionary of plain values. lower, upper: the ranges, as the images lie
+// in memory, which the result points to.
+inline Chooser to_chooser(const py::dict& from, const uint8_t* lower, const uint8_t* upper) {
+  return {lower,
+          upper,
+          from["samples"].cast<bool>(),
+          from["keep_probability"].cast<float>(),
+          from["seed"].cast<uint64_t>(),
+          from["first"].cast<uint64_t>(),
           from["inverse_temperature"].cast<float>()};
 }
 

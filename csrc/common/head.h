@@ -18,7 +18,8 @@ constexpr float kWideLogScale = 80.0f;   // above it the inverse scale leaves wh
 
 // What becomes of a sub-pixel, given the model's distribution there; see pxfast/engines/choosers.py.
 struct Chooser {
-  const uint8_t* eps;         // greedy, of each image: the likeliest value within +-eps of the input's; null: sampling
+  const uint8_t *lower, *upper;  // of every sub-pixel, as the images have them: what comes into question, both included
+  bool samples;                  // a value is drawn; if not, it is the likeliest in range
   float keep_probability;     // greedy: a sub-pixel whose input value is at least so probable keeps it; above 1: none
   uint64_t seed, first;       // sampling: `first` is the number of the first image
   float inverse_temperature;  // sampling
@@ -33,46 +34,60 @@ struct Range {  // of values, both ends included
 // The chooser at one pixel of one image.
 struct PixelChooser {
   const Chooser* all;
-  int64_t image;
-  uint32_t position;  // in raster order, of the pixel's first channel
-  int eps;            // of the image; unused when sampling
+  const uint8_t* given;  // the images
+  int channels;
+  uint32_t plane;  // values of a channel of an image
+  int64_t place;   // of the first channel's value among those of all images
 
-  PXFAST_HD PixelChooser(const Chooser& all, int64_t image, uint32_t position)
-      : all(&all), image(image), position(position), eps(all.eps == nullptr ? 0 : (int)all.eps[image]) {}
+  PXFAST_HD PixelChooser(const Chooser& all, const uint8_t* given, int channels, uint32_t plane, int64_t place)
+      : all(&all), given(given), channels(channels), plane(plane), place(place) {}
 
-  PXFAST_HD bool samples() const { return all->eps == nullptr; }
+  PXFAST_HD bool samples() const { return all->samples; }
   PXFAST_HD bool keeps() const { return all->keep_probability <= 1.0f; }
   PXFAST_HD bool needs_total() const { return samples() || keeps(); }
 
-  // The values that come into question where the input has `value`.
-  PXFAST_HD Range range(int value) const {
-    if (samples()) return {0, kValues - 1};
-    return {value > eps ? value - eps : 0, value + eps < kValues - 1 ? value + eps : kValues - 1};
-  }
+  // A channel's value in the input, and the values that come into question for it.
+  PXFAST_HD int value(int channel) const { return given[place_of(channel)]; }
+  PXFAST_HD Range range(int channel) const { return {all->lower[place_of(channel)], all->upper[place_of(channel)]}; }
 
   // Whether the input's value stays, which has so much mass of the total.
   PXFAST_HD bool keeps_value(float mass, float total) const { return mass >= all->keep_probability * total; }
 
-  // The first value whose cumulative mass exceeds a uniform share of the whole. The masses of all values are changed
-  // where there is a temperature. The order of the sums is part of the result.
-  PXFAST_HD int sample(float* mass, int channel) const {
+  // The first value of a range whose cumulative mass exceeds a uniform share of the range's; -1 when the masses are too
+  // small to draw by. mass: of the values from range.low on; it is changed where there is a temperature. The order of the
+  // sums is part of the result.
+  PXFAST_HD int sample(float* mass, Range range, int channel) const {
+    const int values = range.high - range.low + 1;
     if (all->inverse_temperature != 1.0f) {
       float highest = 0.0f;
       PXFAST_UNROLL_SOME
-      for (int z = 0; z < kValues; ++z) highest = mass[z] > highest ? mass[z] : highest;
+      for (int z = 0; z < values; ++z) highest = mass[z] > highest ? mass[z] : highest;
+      if (!(highest > kLeastMass)) return -1;
       PXFAST_UNROLL_SOME
-      for (int z = 0; z < kValues; ++z) mass[z] = powf(mass[z] / highest, all->inverse_temperature);
+      for (int z = 0; z < values; ++z) mass[z] = powf(mass[z] / highest, all->inverse_temperature);
     }
     double total = 0.0, sum = 0.0;
     PXFAST_UNROLL_SOME
-    for (int z = 0; z < kValues; ++z) total += mass[z];
-    const double target = uniform_of(all->seed, all->first + (uint64_t)image, position + (uint32_t)channel) * total;
+    for (int z = 0; z < values; ++z) total += mass[z];
+    if (!(total > kLeastMass)) return -1;
+    const double target = uniform(channel) * total;
     PXFAST_UNROLL_SOME
-    for (int z = 0; z < kValues; ++z) {
+    for (int z = 0; z < values; ++z) {
       sum += mass[z];
-      if (sum > target) return z;
+      if (sum > target) return range.low + z;
     }
-    return kValues - 1;
+    return range.high;
+  }
+
+ private:
+  PXFAST_HD int64_t place_of(int channel) const { return place + (int64_t)channel * plane; }
+
+  // The random number of a channel, by the image's number and the position in raster order. They are found from the
+  // place, since nobody else needs them: fewer registers are taken.
+  PXFAST_HD float uniform(int channel) const {
+    const uint64_t values = (uint64_t)channels * plane, image = (uint64_t)place / values;
+    const uint32_t pixel = (uint32_t)((uint64_t)place - image * values);
+    return uniform_of(all->seed, all->first + image, pixel * (uint32_t)channels + (uint32_t)channel);
   }
 };
 

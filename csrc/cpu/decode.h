@@ -397,11 +397,11 @@ class Block {
     const int channels = program_.channels;
     const long pixel = (long)image * channels * plane + (long)row * program_.width + column;
     uint8_t chosen[kLanes] = {};  // room for whole vectors
-    const PixelChooser chooser(chooser_, image, (uint32_t)((row * program_.width + column) * channels));
+    const PixelChooser chooser(chooser_, input_, channels, (uint32_t)plane, pixel);
     if (program_.head == pxfast::HeadKind::kSoftmax) {
-      choose_softmax(program_, parameters, input_ + pixel, chooser, plane, chosen);
+      choose_softmax(program_, parameters, chooser, chosen);
     } else {
-      choose_logistic(program_, parameters, input_ + pixel, chooser, plane, chosen);
+      choose_logistic(program_, parameters, chooser, chosen);
     }
     bool changed = false;
     for (int c = 0; c < channels; ++c) {

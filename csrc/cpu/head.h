@@ -13,11 +13,13 @@ using pxfast::kValues;
 using pxfast::PixelChooser;
 using pxfast::Range;
 
-// Picks among the masses of a range; `total` is that of all 256 values, `value` the input's. -1 when all of them are
-// too small to tell apart.
-inline int pick(const PixelChooser& chooser, float* mass, Range range, float total, int value, int channel) {
-  if (chooser.samples()) return chooser.sample(mass, channel);
-  if (chooser.keeps() && chooser.keeps_value(mass[value - range.low], total)) return value;
+// Picks among the masses of a range; `total` is that of all 256 values. -1 when all of them are too small to tell apart.
+inline int pick(const PixelChooser& chooser, float* mass, Range range, float total, int channel) {
+  if (chooser.samples()) return chooser.sample(mass, range, channel);
+  if (chooser.keeps()) {
+    const int value = chooser.value(channel);
+    if (chooser.keeps_value(mass[value - range.low], total)) return value;
+  }
   int best = 0;
   for (int z = 1; z <= range.high - range.low; ++z)
     if (mass[z] > mass[best]) best = z;
@@ -133,21 +135,19 @@ inline void mixture_masses(const Mixture& m, Range range, float* mass) {
   if (range.high == 255) mass[values - 1] = mass_of_255;
 }
 
-// Chooses all channels of one pixel. parameters: the network's output there (readable kLanes floats past its end);
-// around: the input's values there.
-inline void choose_logistic(const pxfast::Program& program, const float* parameters, const uint8_t* around,
-                            const PixelChooser& chooser, long channel_stride, uint8_t* chosen) {
+// Chooses all channels of one pixel. parameters: the network's output there (readable kLanes floats past its end).
+inline void choose_logistic(const pxfast::Program& program, const float* parameters, const PixelChooser& chooser,
+                            uint8_t* chosen) {
   const bool shared = program.head == pxfast::HeadKind::kPixelCnnPlusPlus;
   Mixture m;
   m.components = program.mixtures;
   m.bin_width = pxfast::bin_width(program.head);
   mixture_weights(parameters, m);
   for (int c = 0; c < program.channels; ++c) {
-    const int value = around[c * channel_stride];
-    const Range range = chooser.range(value);
+    const Range range = chooser.range(c);
     const bool condition = shared && c + 1 < program.channels;
     if (range.low == range.high && !condition) {
-      chosen[c] = (uint8_t)value;
+      chosen[c] = (uint8_t)range.low;
       continue;
     }
     mixture_of_channel(parameters, program.channels, c, chosen, m);
@@ -155,18 +155,17 @@ inline void choose_logistic(const pxfast::Program& program, const float* paramet
     mixture_masses(m, range, mass);
     float total = 0.0f;
     for (int i = 0; i < m.components; ++i) total += m.weight[i];
-    const int picked = pick(chooser, mass, range, total, value, c);
+    const int picked = pick(chooser, mass, range, total, c);
     chosen[c] = (uint8_t)(picked >= 0 ? picked : argmax_far_out(m, range));
     if (condition) condition_weights(m, chosen[c]);
   }
 }
 
-inline void choose_softmax(const pxfast::Program& program, const float* parameters, const uint8_t* around,
-                           const PixelChooser& chooser, long channel_stride, uint8_t* chosen) {
+inline void choose_softmax(const pxfast::Program& program, const float* parameters, const PixelChooser& chooser,
+                           uint8_t* chosen) {
   const float* table = program.tables;
   for (int c = 0; c < program.channels; ++c) {
-    const int value = around[c * channel_stride];
-    const Range range = chooser.range(value);
+    const Range range = chooser.range(c);
     const float* logits = parameters + c * kValues;
     const float* rows[2] = {nullptr, nullptr};
     for (int earlier = 0; earlier < c; ++earlier, table += kValues * kValues)
@@ -182,12 +181,13 @@ inline void choose_softmax(const pxfast::Program& program, const float* paramete
       if (logit[z] > logit[best]) best = z;
     if (chooser.needs_total()) {
       alignas(64) float mass[kValues];
-      float highest = logit[0], total = 0.0f;
-      for (int z = 1; z < kValues; ++z) highest = logit[z] > highest ? logit[z] : highest;
+      float highest = logit[best], total = 0.0f;  // of the range alone for a draw, which then cannot underflow
+      if (!chooser.samples())
+        for (int z = 0; z < kValues; ++z) highest = logit[z] > highest ? logit[z] : highest;
       for (int z = 0; z < kValues; z += pxfast::kLanes)
         store(mass + z, exp(load(logit + z) - broadcast(highest)));
       for (int z = 0; z < kValues; ++z) total += mass[z];
-      const int picked = pick(chooser, mass + range.low, range, total, value, c);
+      const int picked = pick(chooser, mass + range.low, range, total, c);
       if (picked >= 0) best = picked;
     }
     chosen[c] = (uint8_t)best;

@@ -94,10 +94,11 @@ struct Room {
   }
 };
 
-// The chooser for a part of its batch that begins at `image`.
-Chooser from_image(const Chooser& all, int64_t image) {
+// The chooser for a part of its batch that begins at `image`; image_bytes: of each.
+Chooser from_image(const Chooser& all, int64_t image, int64_t image_bytes) {
   Chooser part = all;
-  if (part.eps != nullptr) part.eps += image;
+  part.lower += image * image_bytes;
+  part.upper += image * image_bytes;
   part.first += (uint64_t)image;
   return part;
 }
@@ -219,8 +220,8 @@ void Engine::decode(const uint8_t* input, uint8_t* output, int64_t images, const
         const int64_t image = group.image;
         if (image >= images ||
             !s.backend->decode_alone(s.program, group.room.workspace, input + image * image_bytes,
-                                     output + image * image_bytes, from_image(chooser, image), order, control, team,
-                                     member))
+                                     output + image * image_bytes, from_image(chooser, image, image_bytes), order,
+                                     control, team, member))
           return;
       }
     };
@@ -238,7 +239,8 @@ void Engine::decode(const uint8_t* input, uint8_t* output, int64_t images, const
     for (int64_t block; (block = shared.next.fetch_add(1)) < blocks;) {
       const int64_t first = first_of(block), count = first_of(block + 1) - first;
       if (count > 0 && !s.backend->decode(s.program, room.workspace, input + first * image_bytes,
-                                          output + first * image_bytes, (int)count, from_image(chooser, first), control))
+                                          output + first * image_bytes, (int)count,
+                                          from_image(chooser, first, image_bytes), control))
         return;
     }
   };
@@ -259,11 +261,11 @@ Profile Engine::profile(const uint8_t* input, uint8_t* output, int64_t images, c
   for (int64_t first = 0; first < images; first += block) {
     const uint8_t* from = input + first * image_bytes;
     uint8_t* to = output + first * image_bytes;
+    const Chooser part = from_image(chooser, first, image_bytes);
     if (alone) {
-      s.backend->decode_alone(s.program, room.workspace, from, to, from_image(chooser, first), order, control, nullptr, 0);
+      s.backend->decode_alone(s.program, room.workspace, from, to, part, order, control, nullptr, 0);
     } else {
-      s.backend->decode(s.program, room.workspace, from, to, (int)std::min(block, images - first), from_image(chooser, first),
-                        control);
+      s.backend->decode(s.program, room.workspace, from, to, (int)std::min(block, images - first), part, control);
     }
   }
   return profile;

@@ -27,11 +27,11 @@ class CudaEngine {
   }
   size_t workspace_bytes(const Plan& plan) const { return engine_.workspace_bytes(plan); }
 
-  // eps: the address of a byte for each image on the device, unused when the chooser samples
+  // lower, upper: the addresses of the chooser's ranges on the device, a byte for each of the images
   void decode(const Plan& plan, int device, uintptr_t stream, uintptr_t block, uintptr_t workspace, uintptr_t input,
-              uintptr_t output, int64_t images, uintptr_t eps, const py::dict& chooser, const py::object& report) const {
-    Chooser native = to_chooser(chooser, {});
-    native.eps = chooser.contains("eps") ? pointer<const uint8_t>(eps) : nullptr;
+              uintptr_t output, int64_t images, uintptr_t lower, uintptr_t upper, const py::dict& chooser,
+              const py::object& report) const {
+    const Chooser native = to_chooser(chooser, pointer<const uint8_t>(lower), pointer<const uint8_t>(upper));
     py::gil_scoped_release unlocked;
     select_device(device);
     engine_.decode(plan, pointer<const void>(block), pointer<void>(workspace), pointer<const uint8_t>(input),
@@ -81,8 +81,8 @@ void add_to(py::module_& m) {
            py::arg("clusters") = false)
       .def("workspace_bytes", &CudaEngine::workspace_bytes, py::arg("plan"))
       .def("decode", &CudaEngine::decode, py::arg("plan"), py::arg("device"), py::arg("stream"), py::arg("block"),
-           py::arg("workspace"), py::arg("input"), py::arg("output"), py::arg("images"), py::arg("eps"),
-           py::arg("chooser"), py::arg("report"))
+           py::arg("workspace"), py::arg("input"), py::arg("output"), py::arg("images"), py::arg("lower"),
+           py::arg("upper"), py::arg("chooser"), py::arg("report"))
       .def("bytes_per_image", &CudaEngine::bytes_per_image, py::arg("speculative") = false)
       .def_property_readonly("weight_bytes", &CudaEngine::weight_bytes);
 }

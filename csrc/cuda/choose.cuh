@@ -25,14 +25,14 @@ class Choose {
       const int column = begin + task / team_.images, image = task % team_.images;
       const int64_t pixel = team_.pixel_index(row, column, image);
       const float* parameters = stage_parameters(group, team_.parameters + (int64_t)task * team_.program.head_stride);
-      const PixelChooser pixel_chooser(team_.launch.chooser, team_.first_image + image,
-                                       (uint32_t)((row * team_.program.width + column) * team_.program.channels));
+      const PixelChooser pixel_chooser(team_.launch.chooser, team_.launch.input, team_.program.channels, (uint32_t)plane,
+                                       pixel);
       if (team_.program.head == HeadKind::kSoftmax) {
         choose_softmax(group, team_.program,
                        reinterpret_cast<const float*>(team_.launch.block + team_.program.table_offset), parameters,
-                       team_.launch.input + pixel, pixel_chooser, plane, scratch);
+                       pixel_chooser, scratch);
       } else {
-        choose_logistic(group, team_.program, parameters, team_.launch.input + pixel, pixel_chooser, plane, scratch);
+        choose_logistic(group, team_.program, parameters, pixel_chooser, scratch);
       }
       bool changed = false;
       if (group.lane() == 0) {

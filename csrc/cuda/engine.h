@@ -38,7 +38,7 @@ class Engine {
   size_t workspace_bytes(const Plan& plan) const;
   size_t bytes_per_image(bool speculative) const;  // in flight: caches, residuals, the head's parameters
 
-  // Decodes images x channels x height x width bytes that lie on the device, as chooser.eps does. Rows are launched one
+  // Decodes images x channels x height x width bytes that lie on the device, as the chooser's ranges do. Rows are launched one
   // ahead of the one waited for; tick is called after each with the images finished so far, pro rata; it may throw,
   // which ends the decode and passes the exception on once the device has finished what was launched.
   void decode(const Plan& plan, const void* block, void* workspace, const uint8_t* input, uint8_t* output,

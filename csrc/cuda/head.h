@@ -98,33 +98,41 @@ PXFAST_HD int best_value(const Group& group, const float* mass, Range range, flo
   return best;
 }
 
-// Picks among m.mass, whose values in range are known; `total` is that of all 256, `value` the input's. -1 when all of
-// them are too small to tell apart. The same for all lanes.
+// A draw from m.mass, whose values in range are known, by the first lane; -1 when all of them are too small. The same for
+// all lanes.
 template <class Group>
-PXFAST_HD int pick(const Group& group, const PixelChooser& chooser, HeadScratch& m, Range range, float total, int value,
+PXFAST_HD int draw(const Group& group, const PixelChooser& chooser, HeadScratch& m, Range range, int channel) {
+  const bool first = group.lane() == 0;
+  float known = first ? 1.0f : 0.0f;
+  int drawn = first ? chooser.sample(m.mass + range.low, range, channel) : kValues;
+  group.combine(known, drawn);
+  return drawn;
+}
+
+// Picks among m.mass, whose values in range are known; `total` is that of all 256. -1 when all of them are too small to
+// tell apart. The same for all lanes.
+template <class Group>
+PXFAST_HD int pick(const Group& group, const PixelChooser& chooser, HeadScratch& m, Range range, float total,
                    int channel) {
-  if (chooser.samples()) {
-    if (group.lane() == 0) m.chosen[3] = (uint8_t)chooser.sample(m.mass, channel);
-    group.sync();
-    return m.chosen[3];
+  if (chooser.samples()) return draw(group, chooser, m, range, channel);
+  if (chooser.keeps()) {
+    const int value = chooser.value(channel);
+    if (chooser.keeps_value(m.mass[value], total)) return value;
   }
-  if (chooser.keeps() && chooser.keeps_value(m.mass[value], total)) return value;
   float largest;
   const int best = best_value(group, m.mass, range, largest);
   return largest > kLeastMass ? best : -1;
 }
 
-// Chooses all channels of one pixel into m.chosen. parameters: the network's output there; around: the input's values.
+// Chooses all channels of one pixel into m.chosen. parameters: the network's output there.
 template <class Group>
 PXFAST_HD void choose_logistic(const Group& group, const Program& program, const float* parameters,
-                               const uint8_t* around, const PixelChooser& chooser, int64_t channel_stride,
-                               HeadScratch& m) {
+                               const PixelChooser& chooser, HeadScratch& m) {
   const bool shared = program.head == HeadKind::kPixelCnnPlusPlus;
   const MixtureShape shape{program.mixtures, bin_width(program.head)};
   mixture_weights(group, shape, parameters, m);
   for (int c = 0; c < program.channels; ++c) {
-    const int value = around[c * channel_stride];
-    const Range range = chooser.range(value);
+    const Range range = chooser.range(c);
     const float* log_scales = channel_parameters(parameters, shape.components, program.channels, c).log_scales;
     mixture_of_channel(group, shape, parameters, program.channels, c, m);
     group.sync();
@@ -132,7 +140,7 @@ PXFAST_HD void choose_logistic(const Group& group, const Program& program, const
     group.sync();
     float total = 0.0f;
     for (int i = 0; i < shape.components; ++i) total += m.weight[i];
-    int picked = pick(group, chooser, m, range, total, value, c);
+    int picked = pick(group, chooser, m, range, total, c);
     if (picked < 0) {
       group.sync();
       for (int z = range.low + group.lane(); z <= range.high; z += group.lanes())
@@ -150,12 +158,10 @@ PXFAST_HD void choose_logistic(const Group& group, const Program& program, const
 // The same for the softmax head; tables: (pairs, 256, 256), pairs R->G, R->B, G->B.
 template <class Group>
 PXFAST_HD void choose_softmax(const Group& group, const Program& program, const float* tables, const float* parameters,
-                              const uint8_t* around, const PixelChooser& chooser, int64_t channel_stride,
-                              HeadScratch& m) {
+                              const PixelChooser& chooser, HeadScratch& m) {
   const float* table = tables;
   for (int c = 0; c < program.channels; ++c) {
-    const int value = around[c * channel_stride];
-    const Range range = chooser.range(value);
+    const Range range = chooser.range(c);
     const Range needed = chooser.needs_total() ? Range{0, kValues - 1} : range;
     for (int z = needed.low + group.lane(); z <= needed.high; z += group.lanes()) {
       float logit = parameters[c * kValues + z];
@@ -168,14 +174,14 @@ PXFAST_HD void choose_softmax(const Group& group, const Program& program, const 
     float highest;
     int picked = best_value(group, m.mass, range, highest);
     if (chooser.needs_total()) {
-      best_value(group, m.mass, needed, highest);
+      if (!chooser.samples()) best_value(group, m.mass, needed, highest);  // a draw's range alone, so as not to underflow
       group.sync();
       for (int z = group.lane(); z < kValues; z += group.lanes()) m.mass[z] = expf(m.mass[z] - highest);
       group.sync();
       float total = 0.0f;
       PXFAST_UNROLL_SOME
       for (int z = 0; z < kValues; ++z) total += m.mass[z];
-      const int found = pick(group, chooser, m, range, total, value, c);
+      const int found = pick(group, chooser, m, range, total, c);
       if (found >= 0) picked = found;
     }
     group.sync();

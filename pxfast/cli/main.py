@@ -22,6 +22,7 @@ from ..base.version import __version__
 from .attack import attack
 from .bench import bench
 from .bpd import bpd
+from .certify import certify
 from .convert import app as convert_app
 from .demo import demo
 from .detect import detect
@@ -39,7 +40,7 @@ from .tune import tune
 
 COMMANDS: dict[str, dict[str, typer.Typer | Callable[..., None]]] = {
     "Use": {"purify": purify, "detect": detect, "bpd": bpd, "sample": sample},
-    "Study": {"attack": attack, "evaluate": evaluate_app, "figures": figures_app, "report": report},
+    "Study": {"attack": attack, "certify": certify, "evaluate": evaluate_app, "figures": figures_app, "report": report},
     "Make": {
         "train": train,
         "train-classifier": train_classifier,

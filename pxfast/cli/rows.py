@@ -9,29 +9,43 @@ import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from ..base.parts import Parts
     from ..data.image_files import Collection
+    from ..data.images import Images
 
 SUFFIXES = (".tsv", ".json")
 PART_SECONDS = 5.0  # of work that a kill may cost
 Row = list[Any]
 
 
-class Rows:
-    """The rows in the making. temporary: where they are to be written; parts: what keeps them until then; or None."""
+class Batches(Protocol):
+    """Images by name, in batches (N, C, H, W)."""
 
-    def __init__(self, temporary: Path | None = None, parts: Parts | None = None) -> None:
+    @property
+    def names(self) -> Sequence[str]: ...
+
+    def batches(self, size: int) -> Iterator[Images]: ...
+
+
+class Rows:
+    """The rows in the making. temporary: where they are to be written; parts: what keeps them until then; or None.
+
+    beside: where the outputs beside that file are to be written, before :meth:`write`.
+    """
+
+    def __init__(self, temporary: Path | None = None, parts: Parts | None = None, beside: Sequence[Path] = ()) -> None:
         self.temporary = temporary
         self.parts = parts
+        self.beside = beside
 
     def of(
         self,
-        collections: Sequence[Collection],
+        collections: Sequence[Batches],
         measure: Callable[[Tensor], list[Row]],
         *,
         batch_size: int,
@@ -68,7 +82,7 @@ class Rows:
         else:
             text = "".join(f"{line}\n" for line in lines)
         self.temporary.write_bytes(text.encode(errors="surrogateescape"))
-        self.parts.promise([self.temporary])
+        self.parts.promise([self.temporary, *self.beside])
 
     def _kept(self) -> list[Row]:
         """The rows that an earlier run has left. ValueError names the file when it holds something else."""
@@ -112,8 +126,12 @@ def check_rows_output(out: Path | None, *, force: bool) -> None:
 
 
 @contextlib.contextmanager
-def rows_to(out: Path | None, settings: Callable[[], dict[str, Any]], *, force: bool) -> Iterator[Rows]:
+def rows_to(
+    out: Path | None, settings: Callable[[], dict[str, Any]], *, force: bool, beside: Sequence[Path] = ()
+) -> Iterator[Rows]:
     """Rows that go to a .tsv or .json file ``out``, or to none. settings: of everything that they depend on.
+
+    beside: other outputs that appear together with ``out``.
 
     Finished rows are kept in OUT.parts until the file is there. Raises what :func:`pxfast.base.files.output_files` and
     :meth:`pxfast.base.parts.Parts.open` raise.
@@ -125,10 +143,11 @@ def rows_to(out: Path | None, settings: Callable[[], dict[str, Any]], *, force: 
     from ..base.parts import Parts
 
     parts = Parts(out, settings())
-    with output_files(out, force=force or parts.published([out])) as (temporary,):
+    outputs = [out, *beside]
+    with output_files(*outputs, force=force or parts.published(outputs)) as (temporary, *others):
         parts.open(force=force)
         try:
-            yield Rows(temporary, parts)
+            yield Rows(temporary, parts, others)
         except BaseException:
             if not any(parts.folder.glob("*.rows")):  # a wrong request leaves nothing behind
                 parts.remove()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -15,28 +16,44 @@ from torch import Tensor
 
 from ..pixelcnn.heads import LEVELS
 
+LEAST_MASS = 1e-30  # fp32 does not tell smaller ones apart
+Ranges: TypeAlias = tuple[Tensor, Tensor]  # the least and the greatest value of sub-pixels, uint8 of one shape
+
+
+def out_of(ranges: Ranges) -> Tensor:
+    """Which of the 256 values lie outside of ranges: bool, their shape and an axis of the values behind it."""
+    values = torch.arange(LEVELS, device=ranges[0].device)
+    return (values < ranges[0].unsqueeze(-1)) | (values > ranges[1].unsqueeze(-1))
+
 
 @dataclasses.dataclass(frozen=True)
 class Greedy:
-    """Algorithm 1 of PixelDefend: the likeliest value within ±eps of the input's; ties go to the smallest value.
+    """Algorithm 1 of PixelDefend: the likeliest value in a sub-pixel's range; ties go to the smallest value.
 
-    eps: an integer, or (N,) uint8, one of each image. keep_bits: a sub-pixel whose input value costs at most so many
-    bits, given what was decoded before it, keeps that value (None: no such rule).
+    eps: the range is what lies within ±eps of the input's value; an integer, or (N,) uint8, one of each image. within:
+    the least and the greatest value of every sub-pixel, uint8 of the images' shape both, in the place of eps; every
+    least is at most the greatest, and the input's values lie in between. keep_bits: a sub-pixel whose input value costs
+    at most so many bits, given what was decoded before it, keeps that value (None: no such rule).
     """
 
-    eps: int | Tensor
+    eps: int | Tensor = 0
     keep_bits: float | None = None
+    within: Ranges | None = None
 
-    def eps_of(self, N: int) -> Tensor:
-        """eps of each of N images: (N,) uint8."""
-        return self.eps if isinstance(self.eps, Tensor) else torch.full((N,), self.eps, dtype=torch.uint8)
+    def ranges(self, given: Tensor) -> Ranges:
+        """The least and the greatest value of every sub-pixel for images ``given``, uint8: of its shape and device."""
+        if self.within is not None:
+            return self.within
+        eps = self.eps if isinstance(self.eps, Tensor) else torch.tensor(self.eps, dtype=torch.uint8)
+        eps = eps.to(given.device).reshape(-1, 1, 1, 1)
+        return given - torch.minimum(given, eps), given + torch.minimum(255 - given, eps)
 
-    def choose(self, log_probs: Tensor, given: Tensor, position: int) -> Tensor:
-        """The values (N,) uint8 of one sub-pixel: log_probs (N, 256) in nats, given (N,) uint8 the input's values."""
-        distance = (torch.arange(LEVELS) - given[:, None].int()).abs()
-        best = (
-            log_probs.masked_fill(distance > self.eps_of(len(given))[:, None], -torch.inf).argmax(dim=1).to(torch.uint8)
-        )
+    def choose(self, log_probs: Tensor, given: Tensor, ranges: Ranges, position: int) -> Tensor:
+        """The values (N,) uint8 of one sub-pixel: log_probs (N, 256) in nats, given (N,) uint8 the input's values.
+
+        ranges: (N,) uint8 both, of this sub-pixel.
+        """
+        best = log_probs.masked_fill(out_of(ranges), -torch.inf).argmax(dim=1).to(torch.uint8)
         if self.keep_bits is None:
             return best
         bits = -log_probs.gather(1, given[:, None].long())[:, 0] / math.log(2.0)
@@ -47,21 +64,33 @@ class Greedy:
 class Sample:
     """A draw from the distribution to the power 1 / temperature, normalised, by inversion of its cumulative sum.
 
-    The uniform number of a sub-pixel is a function of seed, number of the image (``first`` plus its place in the
-    batch), and raster position alone: :func:`uniforms`.
+    within: the least and the greatest value of every sub-pixel, uint8 of the images' shape both: the distribution is
+    normalised over these alone. None: all 256 values. A range less probable than about ``LEAST_MASS`` gets its
+    likeliest value. The uniform number of a sub-pixel is a function of seed, number of the image (``first`` plus its
+    place in the batch), and raster position alone: :func:`uniforms`.
     """
 
     seed: int
     temperature: float = 1.0
     first: int = 0
+    within: Ranges | None = None
 
-    def choose(self, log_probs: Tensor, given: Tensor, position: int) -> Tensor:
-        """The values (N,) uint8 of the sub-pixel at ``position``; log_probs (N, 256) in nats."""
+    def ranges(self, given: Tensor) -> Ranges:
+        """The least and the greatest value of every sub-pixel, uint8: of the shape and the device of ``given``."""
+        if self.within is not None:
+            return self.within
+        return torch.zeros_like(given), torch.full_like(given, LEVELS - 1)
+
+    def choose(self, log_probs: Tensor, given: Tensor, ranges: Ranges, position: int) -> Tensor:
+        """The values (N,) uint8 of the sub-pixel at ``position``; log_probs (N, 256) in nats, ranges (N,) uint8."""
         images = np.arange(self.first, self.first + len(log_probs), dtype=np.uint64)
         u = torch.from_numpy(uniforms(self.seed, images, position))
-        cumulative = (log_probs.double() / self.temperature).softmax(dim=1).cumsum(dim=1)
+        powers = (log_probs.double() / self.temperature).masked_fill(out_of(ranges), -torch.inf)
+        cumulative = powers.softmax(dim=1).cumsum(dim=1)
         target = u[:, None] * cumulative[:, -1:]
-        return torch.searchsorted(cumulative, target, right=True)[:, 0].clamp(max=LEVELS - 1).to(torch.uint8)
+        drawn = torch.minimum(torch.searchsorted(cumulative, target, right=True)[:, 0], ranges[1].long())
+        likely = log_probs.double().masked_fill(out_of(ranges), -torch.inf)
+        return torch.where(likely.logsumexp(1).exp() > LEAST_MASS, drawn, likely.argmax(1)).to(torch.uint8)
 
 
 Chooser = Greedy | Sample

@@ -6,6 +6,7 @@ import importlib
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ..base import environment
 from .choosers import Chooser, Sample
@@ -77,10 +78,27 @@ def program_of(schedule: Schedule) -> dict[str, Any]:
     }
 
 
-def plain_chooser(chooser: Chooser, N: int) -> dict[str, Any]:
-    """A chooser for N images as the compiled engine takes it."""
+def plain_chooser(chooser: Chooser) -> dict[str, Any]:
+    """A chooser as the compiled engines take it, all but its ranges, which may lie on a device."""
     if isinstance(chooser, Sample):
-        inverse_temperature = 1.0 / chooser.temperature
-        return {"seed": chooser.seed, "first": chooser.first, "inverse_temperature": inverse_temperature}
+        return {
+            "samples": True,
+            "keep_probability": 2.0,
+            "seed": chooser.seed,
+            "first": chooser.first,
+            "inverse_temperature": 1.0 / chooser.temperature,
+        }
     keep_probability = 2.0 if chooser.keep_bits is None else 2.0**-chooser.keep_bits
-    return {"eps": chooser.eps_of(N).numpy(), "keep_probability": keep_probability}
+    return {
+        "samples": False,
+        "keep_probability": keep_probability,
+        "seed": 0,
+        "first": 0,
+        "inverse_temperature": 1.0,
+    }
+
+
+def chooser_for(chooser: Chooser, images: Tensor) -> dict[str, Any]:
+    """A chooser as the compiled CPU engine takes it for images (N, C, H, W) uint8."""
+    lower, upper = (bound.contiguous().numpy() for bound in chooser.ranges(images))
+    return {**plain_chooser(chooser), "lower": lower, "upper": upper}

@@ -13,7 +13,7 @@ from ..base import environment
 from ..base.machine import usable_processors
 from . import compiled
 from .choosers import Chooser
-from .compiled import order_of, plain_chooser, program_of
+from .compiled import chooser_for, order_of, program_of
 from .schedule import Schedule
 from .settings import DEFAULTS, DecodeSettings
 
@@ -63,6 +63,6 @@ def decode(
 ) -> Tensor:
     """See :class:`pxfast.engines.Decode`. The GIL is released; Ctrl-C raises KeyboardInterrupt within a second."""
     engine = packed(schedule, precision, isa_of(settings))
-    plain = plain_chooser(chooser, len(images))
+    plain = chooser_for(chooser, images)
     result: np.ndarray = engine.decode(images.numpy(), plain, threads_of(settings), order_of(settings), report)
     return torch.from_numpy(result)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..base import environment
 from . import compiled
-from .choosers import Chooser, Sample
+from .choosers import Chooser, Ranges, Sample
 from .gpu import gpu_problem
 from .schedule import Schedule
 from .settings import DEFAULTS, DecodeSettings
@@ -122,11 +122,8 @@ def decode(
         resident = packed(schedule, precision, device, settings)
         given = images.to(device).contiguous()
         result = torch.empty_like(given)
-        eps = None
-        if not isinstance(chooser, Sample):
-            eps = chooser.eps_of(len(images)).to(device)
-            chooser = dataclasses.replace(chooser, eps=eps.cpu())
-        plain = compiled.plain_chooser(chooser, len(images))
+        lower, upper = (bound.to(device).contiguous() for bound in chooser.ranges(given))
+        plain = compiled.plain_chooser(chooser)
         gpu = _gpu(device.index)
         bytes_per_image = resident.engine.bytes_per_image(speculative=True)
         sizes = chunks(len(images), bytes_per_image, _free_bytes(device), gpu.multiprocessors)
@@ -135,8 +132,8 @@ def decode(
             if isinstance(chooser, Sample):
                 plain["first"] = chooser.first + done
             part = slice(done, done + count)
-            some = None if eps is None else eps[part]
-            _decode_part(resident, gpu, given[part], result[part], some, plain, settings, report, done)
+            ranges = lower[part], upper[part]
+            _decode_part(resident, gpu, given[part], result[part], ranges, plain, settings, report, done)
             done += count
     return result.to(images.device)
 
@@ -146,7 +143,7 @@ def _decode_part(
     gpu: Any,
     given: Tensor,
     result: Tensor,
-    eps: Tensor | None,
+    ranges: Ranges,
     plain: dict[str, Any],
     settings: DecodeSettings,
     report: Callable[[int], None] | None,
@@ -167,7 +164,7 @@ def _decode_part(
         given.data_ptr(),
         result.data_ptr(),
         len(given),
-        0 if eps is None else eps.data_ptr(),
+        *(bound.data_ptr() for bound in ranges),
         plain,
         None if report is None else lambda finished: report(before + finished),
     )

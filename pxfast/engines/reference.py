@@ -32,6 +32,7 @@ def decode(
     model = oracle(schedule.model, precision)
     result = images.clone()
     _, C, H, W = images.shape
+    lower, upper = chooser.ranges(images)
     for i in range(H):
         for j in range(W):
             # depend on earlier pixels only; image by image, since torch rounds a batch as it likes
@@ -39,7 +40,9 @@ def decode(
             for k in range(C):
                 pixel = result[:, :, i : i + 1, j : j + 1]
                 log_probs = model.head.log_probs(features, pixel)[:, k, 0, 0]
-                result[:, k, i, j] = chooser.choose(log_probs, images[:, k, i, j], (i * W + j) * C + k)
+                result[:, k, i, j] = chooser.choose(
+                    log_probs, images[:, k, i, j], (lower[:, k, i, j], upper[:, k, i, j]), (i * W + j) * C + k
+                )
     if report is not None:
         report(len(images))
     return result

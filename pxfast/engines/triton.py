@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from .choosers import Chooser, Sample
+from .choosers import Chooser, Ranges, Sample
 from .gpu import gpu_problem
 from .schedule import Schedule
 from .settings import DEFAULTS, DecodeSettings
@@ -138,19 +138,15 @@ class Runner:
                 launch.run()
         return graph
 
-    def decode(
-        self, images: Tensor, eps: Tensor | None, shape: ChooserShape, progress: Callable[[float], None]
-    ) -> Tensor:
+    def decode(self, images: Tensor, ranges: Ranges, shape: ChooserShape, progress: Callable[[float], None]) -> Tensor:
         """The decoded images, on the CPU; progress is told the fraction done after every row."""
         from .triton_program import PHASES
 
         space, H = self.workspace, images.shape[2]
         functions = self.row_functions(shape)
-        space.given.zero_()
-        space.given[: len(images)].copy_(images)
-        space.eps.zero_()
-        if eps is not None:
-            space.eps[: len(eps)].copy_(eps)
+        for place, values in zip((space.given, space.lower, space.upper), (images, *ranges), strict=True):
+            place.zero_()
+            place[: len(images)].copy_(values)
         queued: list[Any] = []
         for row in range(H):
             space.show_row(row)
@@ -207,11 +203,9 @@ def _decode(
     from .triton_program import ChooserShape
 
     decoder = decoder_for(schedule, precision)
-    if isinstance(chooser, Sample):
-        eps, shape = None, ChooserShape(sample=True, values=256)
-    else:
-        eps = chooser.eps_of(len(images))
-        shape = ChooserShape(sample=False, values=values_for(int(eps.max())))
+    lower, upper = chooser.ranges(images)
+    sample = isinstance(chooser, Sample)
+    shape = ChooserShape(sample, values=256 if sample else values_for(int((upper - lower).max()) + 1))
     results: list[Tensor] = []
     runner = decoder.take(len(images))
     runner.follow_caller()
@@ -225,8 +219,8 @@ def _decode(
                     if report is not None:
                         report(before + int(fraction * count))
 
-                some = None if eps is None else eps[done : done + len(part)]
-                results.append(runner.decode(part, some, shape, progress))
+                some = slice(done, done + len(part))
+                results.append(runner.decode(part, (lower[some], upper[some]), shape, progress))
                 done += len(part)
     finally:
         if runner.stream is not None:

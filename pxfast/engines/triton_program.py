@@ -94,7 +94,7 @@ class Program:
         residuals = 2 * sum(W >> level for level in range(3)) * F
         steps = self.schedule.steps
         residuals += sum((W >> steps[i].level) * steps[i].outputs for i in self.early)
-        images = 2 * self.config.channels * self.config.image_size[0] * W
+        images = 4 * self.config.channels * self.config.image_size[0] * W  # given, decoded, and the ranges' ends
         item = torch.finfo(self.dtype).bits // 8
         return self.elements_per_image * item + 4 * (residuals + self.head_features) + images
 
@@ -184,7 +184,8 @@ class Workspace:
         self.parameters: Tensor = torch.zeros(images, program.head_features, device=device)
         self.given: Tensor = torch.zeros(images, config.channels, H, W, dtype=torch.uint8, device=device)
         self.result: Tensor = torch.zeros_like(self.given)
-        self.eps: Tensor = torch.zeros(images, dtype=torch.uint8, device=device)
+        self.lower: Tensor = torch.zeros_like(self.given)
+        self.upper: Tensor = torch.zeros_like(self.given)
         self.settings: Tensor = torch.zeros(2, device=device)
         self.generator: Tensor = torch.zeros(2, dtype=torch.int64, device=device)
         self.table: Tensor = program.table(images).to(device)
@@ -265,7 +266,8 @@ class Workspace:
             self.caches,
             self.entry[-SLOT:],
             self.program.tables,
-            self.eps,
+            self.lower,
+            self.upper,
             self.settings,
             self.generator,
             column=column,

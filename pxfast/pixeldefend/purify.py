@@ -20,9 +20,7 @@ from ..pixelcnn.network import PixelCNN
 from ..pixelcnn.shipped import SHIPPED, Model, model_for
 from ..tensors.ambient import in_plain_torch
 from ..tensors.straight_through import check_backward, with_backward
-from .rules import check_adaptive, greedy
-
-DEFAULT_EPS = 16
+from .rules import DEFAULT_EPS, Within, check_adaptive, check_within, greedy
 
 
 @in_plain_torch
@@ -30,6 +28,7 @@ def purify(
     images: ImagesT,
     eps: int = DEFAULT_EPS,
     *,
+    within: Within | None = None,
     adaptive: str | None = None,
     threshold: float | None = None,
     model: Model | None = None,
@@ -44,6 +43,10 @@ def purify(
     images: torch tensor (any device) or NumPy array, (N, C, H, W) or (C, H, W), uint8, or floating point in [0, 1],
     which is rounded to the nearest multiple of 1/255 first. eps: in steps of the 0..255 grid, by default 16; 0 changes
     nothing, 255 leaves the values unconstrained.
+
+    within: in the place of eps, the least and the greatest value that every sub-pixel may take: a pair of uint8 tensors
+    or arrays, of the images' shape or broadcastable to it. The images lie in between. Without an adaptive rule they say
+    nothing more: all images of the same ranges become the same. ±eps is the pair max(x - eps, 0) and min(x + eps, 255).
 
     adaptive: None, or PixelDefend's adaptive purification (section 4.2), which spares what is likely already. 'image':
     images of fewer bits/dim than ``threshold`` stay as they are (default 1.8 for one channel, 3.2 for three: the
@@ -62,9 +65,11 @@ def purify(
     image's result is independent of its batch. There is no gradient: inputs that require one are detached.
 
     Raises TypeError or ValueError for bad input (see :func:`pxfast.data.images.to_grid`), an eps that is not an integer
-    in 0..255, an unknown engine, model or adaptive rule; RuntimeError for an engine that can't run here.
+    in 0..255, ranges that are no pair of uint8, do not broadcast, are empty somewhere or leave an image out, an unknown
+    engine, model or adaptive rule; RuntimeError for an engine that can't run here.
     """
     eps = check_eps(eps)
+    check_within(within, eps)
     check_adaptive(adaptive, threshold)
     check_precision(precision)
     check_progress(progress)
@@ -74,7 +79,7 @@ def purify(
     model = model_for(model, grid.shape[1:])
     if precision == "auto":
         precision = chosen.best_precision(settings)
-    chooser = greedy(grid, model, eps, adaptive, threshold)
+    chooser = greedy(grid, model, eps, adaptive, threshold, within)
     with reporting(len(grid), progress) as report:
         result = _decode_suspicious(chosen, model, grid, chooser, precision, settings, report)
     return form.images(result)
@@ -89,15 +94,15 @@ def _decode_suspicious(
     settings: DecodeSettings,
     report: Callable[[int], None],
 ) -> Tensor:
-    """Decode the images whose eps is not 0; the others are their own result."""
+    """Decode the images that have a choice anywhere; the others are their own result."""
     result = grid.clone()
-    eps = chooser.eps_of(len(grid))
-    suspicious = eps.nonzero()[:, 0]
+    lower, upper = chooser.ranges(grid)
+    suspicious = (lower != upper).flatten(1).any(1).nonzero()[:, 0]
     spared = len(grid) - len(suspicious)
     if spared:
         report(spared)
     if len(suspicious):
-        chooser = dataclasses.replace(chooser, eps=eps[suspicious])
+        chooser = dataclasses.replace(chooser, within=(lower[suspicious], upper[suspicious]))
         decoded = engine.decode(
             schedule_for(model),
             grid[suspicious],

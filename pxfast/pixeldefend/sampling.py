@@ -15,6 +15,7 @@ from ..engines.schedule import schedule_for
 from ..engines.settings import DecodeSettings
 from ..pixelcnn.shipped import SHIPPED, Model
 from ..tensors.ambient import in_plain_torch
+from .rules import Within, check_within, ranges_of
 
 
 @in_plain_torch
@@ -25,6 +26,7 @@ def sample(
     seed: int = 0,
     temperature: float = 1.0,
     first: int = 0,
+    within: Within | None = None,
     engine: str = "auto",
     precision: str = "auto",
     threads: int | None = None,
@@ -35,10 +37,12 @@ def sample(
     n: how many. model: a PixelCNN, a shipped model's name, or the path of a model file. seed: 0 to 2^64 - 1.
     temperature: the 256 probabilities of a sub-pixel are raised to the power 1 / temperature and normalised; 1 draws
     from the model itself, less gives likelier images. first: the number of the first image. Image i of a seed depends
-    on seed, i, temperature, model, engine and precision alone: n, batches and threads don't matter, and
-    ``sample(2, first=3)`` continues ``sample(3)``. The random numbers are counter-based and the same for all engines
-    (see :mod:`pxfast.engines.choosers`), whose rounding differs, so that another engine's image i mostly but not
-    always is the same. engine, precision, threads, progress: as for :func:`pxfast.purify`.
+    on seed, i, temperature, ranges, model, engine and precision alone: n, batches and threads don't matter, and
+    ``sample(2, first=3)`` continues ``sample(3)``. within: the least and the greatest value of every sub-pixel, as
+    :func:`pxfast.purify` takes them: each is drawn from its distribution normalised over its range. The random numbers
+    are counter-based and the same for all engines (see :mod:`pxfast.engines.choosers`), whose rounding differs, so that
+    another engine's image i mostly but not always is the same. engine, precision, threads, progress: as for
+    :func:`pxfast.purify`.
 
     Returns uint8 (n, C, H, W). Raises TypeError or ValueError for bad arguments, RuntimeError for an engine that can't
     run here.
@@ -47,6 +51,7 @@ def sample(
     seed = check_seed(seed, 2**64)
     first = check_integer("first", first, 2**64 - n)
     temperature = check_number("temperature", temperature, 0.0, ends="()")
+    check_within(within)
     check_precision(precision)
     check_progress(progress)
     settings = DecodeSettings(threads=threads)
@@ -59,7 +64,7 @@ def sample(
     blank = torch.zeros((n, network.config.channels, *network.config.image_size), dtype=torch.uint8)
     if n == 0:
         return blank
-    chooser = Sample(seed, temperature, first)
+    chooser = Sample(seed, temperature, first, None if within is None else ranges_of(within, blank.shape))
     with reporting(n, progress) as report:
         return chosen.decode(
             schedule_for(network), blank, chooser, precision=precision, settings=settings, report=report

@@ -10,12 +10,11 @@ from torch import Tensor
 
 from ..base.checks import PRECISIONS, check_choice, check_eps, check_number
 from ..data.images import Images, to_grid
-from ..engines.choosers import Greedy
-from ..pixelcnn.heads import LEVELS
+from ..engines.choosers import Greedy, out_of
 from ..pixelcnn.oracle import oracle
 from ..pixelcnn.shipped import Model, model_for
 from ..tensors.ambient import in_plain_torch
-from .rules import check_adaptive, greedy
+from .rules import DEFAULT_EPS, Within, check_adaptive, check_within, greedy
 
 SUB_PIXELS_AT_ONCE = 8192  # 256 log-probabilities of each, times the mixture's components, are about 100 MB a tensor
 
@@ -31,13 +30,13 @@ class Verification:
 
     regret: (N, C, H, W) float32, nats: log-probability of the best value in range minus that of the chosen one; under
     adaptive='sub-pixel', where that explains better what was done, by how many nats the input's value is on the wrong
-    side of the threshold. bounded: whether every sub-pixel is within ±eps of the input's. precision: that of the
-    oracle's weights.
+    side of the threshold. bounded: whether every sub-pixel is in its range, which lies within ±eps of the input's, or
+    was given (eps None). precision: that of the oracle's weights.
     """
 
     regret: Tensor
     bounded: bool
-    eps: int
+    eps: int | None
     precision: str
 
     @property
@@ -60,7 +59,7 @@ class Verification:
         """Whether the images are what exact purification gives, up to the rounding of the precision.
 
         fp32: regret at most 1e-3 at 99.99 % of the sub-pixels, and 1e-5 on average. bf16: 0.005 on average. Always:
-        within ±eps.
+        every sub-pixel in its range.
         """
         if self.precision == "bf16":
             exact = self.mean_regret <= BF16_MEAN
@@ -73,7 +72,7 @@ class Verification:
             f"{'passed' if self.passed else 'FAILED'} ({self.precision}): regret mean {self.mean_regret:.2e}, "
             f"maximum {self.max_regret:.2e} nats, at most {FP32_THRESHOLD:g} at "
             f"{100 * self.fraction_within(FP32_THRESHOLD):.3f} % of {self.regret.numel()} sub-pixels; "
-            f"{'within' if self.bounded else 'NOT within'} ±{self.eps}"
+            f"{'within' if self.bounded else 'NOT within'} {'the ranges' if self.eps is None else f'±{self.eps}'}"
         )
 
     def __repr__(self) -> str:
@@ -86,9 +85,7 @@ def regret_of(log_probs: Tensor, given: Tensor, chosen: Tensor, chooser: Greedy)
     def log_prob_of(values: Tensor) -> Tensor:
         return log_probs.gather(-1, values.long().unsqueeze(-1)).squeeze(-1)
 
-    eps = chooser.eps_of(len(given)).reshape(-1, 1, 1, 1, 1)
-    distance = (torch.arange(LEVELS) - given.unsqueeze(-1).int()).abs()
-    regret = log_probs.masked_fill(distance > eps, -torch.inf).amax(dim=-1) - log_prob_of(chosen)
+    regret = log_probs.masked_fill(out_of(chooser.ranges(given)), -torch.inf).amax(dim=-1) - log_prob_of(chosen)
     if chooser.keep_bits is None:
         return regret
     spare = log_prob_of(given) + chooser.keep_bits * math.log(2.0)  # not below 0: the rule keeps the given value
@@ -102,8 +99,9 @@ def regret_of(log_probs: Tensor, given: Tensor, chosen: Tensor, chooser: Greedy)
 def verify(
     images: Images,
     purified: Images,
-    eps: int = 16,
+    eps: int = DEFAULT_EPS,
     *,
+    within: Within | None = None,
     adaptive: str | None = None,
     threshold: float | None = None,
     model: Model | None = None,
@@ -112,15 +110,17 @@ def verify(
 ) -> Verification:
     """How far ``purified`` is from a fixed point of Algorithm 1 on ``images``, by one teacher-forced fp32 pass.
 
-    At every sub-pixel the network, given the earlier sub-pixels of ``purified``, says how likely each of the values
-    within ±eps of the input's is; the chosen one should be the best. This judges a result without decoding again, and
-    unlike comparing pixels it isn't thrown off by near-ties, after which two correct roundings part ways.
+    At every sub-pixel the network, given the earlier sub-pixels of ``purified``, says how likely each of the values in
+    range is: within ±eps of the input's, or in the range of ``within``. The chosen one should be the best. This judges
+    a result without decoding again, and unlike comparing pixels it isn't thrown off by near-ties, after which two
+    correct roundings part ways.
 
-    images, purified: of one shape, each as :func:`pxfast.purify` takes them. eps, adaptive, threshold, model, clip:
-    what they were purified with. precision: of the engine under test; for
-    'bf16' the oracle's weights are rounded likewise. Raises TypeError or ValueError for bad input.
+    images, purified: of one shape, each as :func:`pxfast.purify` takes them. eps, within, adaptive, threshold, model,
+    clip: what they were purified with. precision: of the engine under test; for 'bf16' the oracle's weights are rounded
+    likewise. Raises TypeError or ValueError for bad input.
     """
     eps = check_eps(eps)
+    check_within(within, eps)
     check_adaptive(adaptive, threshold)
     check_choice("precision", precision, PRECISIONS)
     given, _ = to_grid(images, clip=clip)
@@ -129,13 +129,13 @@ def verify(
         raise ValueError(f"images and purified differ in shape: {tuple(given.shape)} and {tuple(chosen.shape)}")
     model = model_for(model, given.shape[1:])
     network = oracle(model, precision)
-    chooser = greedy(given, model, eps, adaptive, threshold)
+    chooser = greedy(given, model, eps, adaptive, threshold, within)
+    lower, upper = chooser.ranges(given)
     regret = torch.zeros(given.shape, dtype=torch.float32)
     at_once = max(1, SUB_PIXELS_AT_ONCE // max(1, given[:1].numel()))
     for start in range(0, len(given), at_once):
         part = slice(start, start + at_once)
-        part_chooser = dataclasses.replace(chooser, eps=chooser.eps_of(len(given))[part])
+        part_chooser = dataclasses.replace(chooser, within=(lower[part], upper[part]))
         regret[part] = regret_of(network.log_probs(chosen[part]), given[part], chosen[part], part_chooser)
-    distance = (chosen.int() - given.int()).abs()
-    bounded = bool((distance <= chooser.eps_of(len(given)).reshape(-1, 1, 1, 1)).all())
-    return Verification(regret, bounded, eps, precision)
+    bounded = bool(((lower <= chosen) & (chosen <= upper)).all())
+    return Verification(regret, bounded, eps if within is None else None, precision)

@@ -22,7 +22,8 @@ from ..data.image_decoding import decode_image
 from ..data.image_files import write_png
 from ..data.images import Array
 from ..pixeldefend.detection import Detector
-from ..pixeldefend.purify import DEFAULT_EPS, Purifier
+from ..pixeldefend.purify import Purifier
+from ..pixeldefend.rules import DEFAULT_EPS
 from .protected import Answer, Protected
 
 LARGEST_BODY = 4 << 20  # bytes of a request: an image of a density model has a few kB

@@ -83,6 +83,14 @@ IMAGE_CALLS: dict[str, tuple[Call, dict[str, Wrong]]] = {
         lambda images: pxfast.verify(IMAGES, images, model=tiny()),
         only(NO_PIXELS, "two channels", "another size"),
     ),
+    "certify": (
+        lambda images: pxfast.certify(classifier(), images, [0] * 2, model=tiny(), width=2),
+        only(NO_PIXELS),
+    ),
+    "certify_l2": (
+        lambda images: pxfast.certify_l2(classifier(), images, [0] * 2, samples=2),
+        only(NO_PIXELS, "two channels", "another size"),
+    ),
     "Detector.fit": (lambda images: pxfast.Detector(tiny()).fit(images), NO_PIXELS),
     "Detector.p_value": (lambda images: pxfast.Detector(tiny()).p_value(images), NO_PIXELS),
     "log_prob_gradient": (

@@ -27,6 +27,7 @@ from support.wrong_values import (
     Wrong,
     assert_refused,
     choice,
+    classifier,
     count,
     named,
     number,
@@ -220,6 +221,49 @@ CALLS: dict[str, tuple[Call, dict[str, Kind]]] = {
         },
     ),
     "samples": (of(pxfast.sample, model="cifar10"), {"n": count(most=2**31 - 1)}),
+    "certify": (
+        lambda place, **options: pxfast.certify(
+            classifier(), IMAGES, [0, 0], **{"model": tiny(), "width": 2, **options}
+        ),
+        {
+            "width": count(1, most=1024),
+            "purifier": choice(),
+            "model": MODEL,
+            "seed": SEED,
+            "engine": ENGINE,
+            "precision": PRECISION,
+            "threads": THREADS,
+            "progress": PROGRESS,
+        },
+    ),
+    "certify_l2": (
+        lambda place, **options: pxfast.certify_l2(classifier(), IMAGES, [0, 0], **{"samples": 2, **options}),
+        {
+            "sigma": POSITIVE,
+            "samples": count(1),
+            "first_samples": count(1),
+            "alpha": number(high=1.0, ends="()"),
+            "purifier": choice(),
+            "eps": count(optional=True, most=255),
+            "seed": SEED,
+            "engine": ENGINE,
+            "precision": PRECISION,
+            "threads": THREADS,
+            "progress": PROGRESS,
+        },
+    ),
+    "certify_l2, PixelDefend": (
+        lambda place, **options: pxfast.certify_l2(
+            classifier(), IMAGES, [0, 0], **{"samples": 2, "purifier": "pixeldefend", **options}
+        ),
+        {"model": MODEL},
+    ),
+    "certified_accuracy": (
+        lambda place, **options: pxfast.certify(
+            classifier(), IMAGES, [0, 0], purifier="midpoints", width=2
+        ).certified_accuracy(**{"radius": 0.0, **options}),
+        {"radius": number()},
+    ),
     "log_prob": (with_tiny(pxfast.log_prob, IMAGES), LIKELIHOOD),
     "bits_per_dim": (with_tiny(pxfast.bits_per_dim, IMAGES), LIKELIHOOD),
     "lbfgs_purify": (

@@ -115,6 +115,11 @@ COMMANDS: dict[str, Callable[[Inputs], list[object]]] = {
         *("attack", x.world.data / "test", "--attack", "fgsm", "--out", "a.npy", "--threads", 1),
         *("--classifier", x.world.classifiers / "data-resnet62-normal.safetensors"),
     ],
+    "certify": lambda x: [
+        *("certify", x.world.data / "test", "--purifier", "midpoints", "--width", 130, "--out", "c.json"),
+        *("--curve", "c.svg", "--page", "c.html", "--threads", 1),
+        *("--classifier", x.world.classifiers / "data-resnet62-normal.safetensors"),
+    ],
     "bpd": lambda x: ["bpd", x.array, "--model", x.model, "--out", "bits.json", "--batch-size", 2],
     "detect": lambda x: [
         *("detect", x.folder, x.array, "--model", x.model, "--out", "p.tsv", "--batch-size", 2),

@@ -16,6 +16,7 @@ from support.helpers import SOURCE
 PACKAGES = (
     "pxfast",
     "pxfast.attacks",
+    "pxfast.certification",
     "pxfast.classifiers",
     "pxfast.data",
     "pxfast.defences",

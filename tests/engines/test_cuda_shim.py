@@ -24,6 +24,7 @@ from support.cuda_shim import Settings
 from support.helpers import (
     assert_as_exact,
     assert_chosen,
+    cells,
     made_once,
     noisy,
     real_images,
@@ -99,11 +100,11 @@ def by_cpu_engine(name: str, images: Tensor, chooser: Chooser, precision: str) -
 def test_exact_and_as_the_cpu_engine(program, name, precision):
     images = images_of(name, 3)
     eps = (16, 255, 3)
-    result, _ = decode(program, name, images, Settings(bf16=precision == "bf16", eps=eps, multiprocessors=3))
+    chooser = Greedy(torch.tensor(eps, dtype=torch.uint8))
+    result, _ = decode(program, name, images, Settings(bf16=precision == "bf16", chooser=chooser, multiprocessors=3))
     for n, amount in enumerate(eps):
         verdict = verify(images[n : n + 1], result[n : n + 1], amount, model=model_of(name), precision=precision)
         assert verdict.passed, f"eps {amount}: {verdict}"
-    chooser = Greedy(torch.tensor(eps, dtype=torch.uint8))
     expected = by_cpu_engine(name, images, chooser, precision)
     assert_as_exact(model_of(name), images, result, expected, chooser, precision)
 
@@ -112,7 +113,7 @@ def test_exact_and_as_the_cpu_engine(program, name, precision):
 def test_a_component_wider_than_fp32_hides_no_other(program, head):
     model, images = wide_component_model(3, head), real_images(3, (4, 4), 2).clamp(min=4)
     described = compiled.program_of(schedule_for(model))
-    result, _ = cuda_shim.decode(program, described, images.numpy(), Settings(eps=(3, 3)))
+    result, _ = cuda_shim.decode(program, described, images.numpy(), Settings(chooser=Greedy(3)))
     assert torch.equal(torch.from_numpy(result.copy()).int(), (images.int() + 3).clamp(max=255))
 
 
@@ -165,21 +166,24 @@ def test_order_teams_memory_and_batch_change_no_bit(program, kernel):
 @pytest.mark.parametrize("name", ["logistic-colour", "softmax-colour", "pixelcnn++"])
 def test_the_other_choosers(program, name):
     images = images_of(name, 3)
-    result, _ = decode(program, name, images, Settings(samples=True, chooser_seed=2**40 + 3, first=7))
-    assert_chosen(model_of(name), images, result, Sample(2**40 + 3, first=7))
-    cold = Settings(samples=True, chooser_seed=5, inverse_temperature=2.0)
-    result, _ = decode(program, name, images, cold)
-    assert_chosen(model_of(name), images, result, Sample(5, temperature=0.5))
-    result, _ = decode(program, name, images, Settings(eps=16, keep_probability=2.0**-7))
-    assert_chosen(model_of(name), images, result, Greedy(16, keep_bits=7.0))
+    for chooser in (
+        Sample(2**40 + 3, first=7),
+        Sample(5, temperature=0.5),
+        Greedy(within=cells(images, 32)),
+        Greedy(within=cells(images, 250)),
+        Sample(6, within=cells(images, 100)),
+        Greedy(16, keep_bits=7.0),
+    ):
+        result, _ = decode(program, name, images, Settings(chooser=chooser))
+        assert_chosen(model_of(name), images, result, chooser)
     assert not torch.equal(result, by_cpu_engine(name, images, Greedy(16), "fp32")), "some sub-pixel is likely enough"
 
 
 def test_bounds_and_the_identity(program):
     images = torch.cat((images_of("logistic", 1), torch.zeros(1, 1, 8, 8), torch.full((1, 1, 8, 8), 255))).byte()
-    result, _ = decode(program, "logistic", images, Settings(eps=0))
+    result, _ = decode(program, "logistic", images, Settings(chooser=Greedy(0)))
     assert torch.equal(result, images)
-    result, _ = decode(program, "logistic", images, Settings(eps=40))
+    result, _ = decode(program, "logistic", images, Settings(chooser=Greedy(40)))
     assert int((result.int() - images.int()).abs().max()) <= 40
 
 
@@ -195,6 +199,7 @@ def test_sanitizers_find_nothing(sanitizer, program, tmp_path):
         (Settings(bf16=True, order=SEQUENTIAL, clusters=True, groups=True), 4),
     ):
         images = images_of("smallest", count)
+        settings = dataclasses.replace(settings, chooser=Greedy(within=cells(images, 64)))
         result, _ = decode(checking, "smallest", images, settings, **environment)
         expected, _ = decode(program, "smallest", images, settings)
         assert torch.equal(result, expected)

@@ -14,7 +14,7 @@ import torch
 from support import cpu_driver
 from support.building import compile_commands
 from support.engines import INSTRUCTION_SETS
-from support.helpers import made_once, noisy, real_images, trained_model
+from support.helpers import cells, made_once, noisy, real_images, trained_model
 from torch import Tensor
 
 from pxfast.engines import compiled, cpu
@@ -101,6 +101,11 @@ def test_the_same_bits_as_on_x86(emulated, name, isa, other, precision):
         schedule_for(model_of(name)), images, Greedy(16), precision=precision, settings=DecodeSettings(isa=other)
     )
     assert torch.equal(decode(emulated, name, images, isa, precision), expected)
+    chooser = Greedy(within=cells(images, 64))
+    expected = cpu.decode(
+        schedule_for(model_of(name)), images, chooser, precision=precision, settings=DecodeSettings(isa=other)
+    )
+    assert torch.equal(decode(emulated, name, images, isa, precision, chooser=chooser), expected)
 
 
 def test_without_bf16_instructions_neon_is_left(emulated):

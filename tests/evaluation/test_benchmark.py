@@ -285,7 +285,11 @@ WRONG = {
     "no eps": ({"eps": ()}, ValueError, "or several, got none"),
     "images": ({"images": 0}, ValueError, "images must be an integer of at least 1"),
     "one image": ({"images": 1}, ValueError, "expected at least 2 images, got 1"),
-    "dataset": ({"dataset": "imagenet"}, ValueError, "unknown data set 'imagenet'; known: cifar10, cifar100, fashion-mnist"),
+    "dataset": (
+        {"dataset": "imagenet"},
+        ValueError,
+        "unknown data set 'imagenet'; known: cifar10, cifar100",
+    ),
     "no root": ({"dataset": "cifar10"}, ValueError, "needs a root"),
     "labels": ({"dataset": (torch.zeros(4, 1, 8, 8), [0, 1, 2])}, ValueError, r"expected labels \(4,\)"),
     "other labels": ({"dataset": (torch.zeros(4, 1, 8, 8), [0, 1, 2, 9])}, ValueError, "in 0..4, the classifier's 5"),

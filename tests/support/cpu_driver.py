@@ -9,12 +9,14 @@ from typing import Any
 
 import numpy as np
 
+from pxfast.engines.choosers import Chooser, Greedy
 from pxfast.engines.compiled import ORDERS
 
 from .program_stream import Stream
 
 HERE = Path(__file__).parent
 PROGRAM = "program"
+GREEDY = Greedy(16)
 
 
 def build(folder: Path, commands: dict[str, list[str]]) -> Path:
@@ -41,7 +43,7 @@ def decode(
     precision: str,
     threads: int = 1,
     order: str = "sequential",
-    eps: int = 16,
+    chooser: Chooser = GREEDY,
 ) -> tuple[np.ndarray, list[str]]:
     """The images (N, C, H, W) uint8 decoded by the program that ``command`` starts, and the sets that are usable there.
 
@@ -51,6 +53,6 @@ def decode(
     stream.program(described)
     stream.text(isa)
     stream.integers(precision == "bf16", threads, ORDERS[order])
-    stream.chooser(images, eps=eps)
+    stream.chooser(images, chooser)
     output, said = stream.run(command)
     return np.frombuffer(output, np.uint8).reshape(images.shape).copy(), said.split()

@@ -27,7 +27,7 @@ from torch import Tensor
 from typer.main import get_command  # itself: the fixture run_here replaces it in its module
 
 from pxfast.cli.main import app
-from pxfast.engines.choosers import Chooser, Greedy, Sample, uniforms
+from pxfast.engines.choosers import LEAST_MASS, Chooser, Greedy, Ranges, Sample, out_of, uniforms
 from pxfast.evaluation.code import code_hash
 from pxfast.pixelcnn.heads import LogisticHead, make_head
 from pxfast.pixelcnn.network import PixelCNN, PixelCNNConfig
@@ -213,8 +213,7 @@ def assert_as_exact(
     All images are (N, C, H, W) uint8. How many of them differ is not asked: beside a near-tie two correct roundings
     part ways, and how many near-ties there are depends on the processor, which rounded the model's training as well.
     """
-    distance = (result.int() - images.int()).abs()
-    assert (distance <= chooser.eps_of(len(images)).reshape(-1, 1, 1, 1)).all()
+    assert_within(chooser.ranges(images), result)
     network = oracle(model, precision)
     ours, theirs = (regret_of(network.log_probs(x), images, x, chooser).double() for x in (result, other))
     mean, largest = ROOM[precision]
@@ -229,6 +228,8 @@ def assert_chosen(model: PixelCNN, images: Tensor, result: Tensor, chooser: Choo
     All images are (N, C, H, W) uint8. One teacher-forced pass gives the distributions; a sample is checked against its
     random number by inversion.
     """
+    lower, upper = chooser.ranges(images)
+    assert_within((lower, upper), result)
     log_probs = oracle(model, "fp32").log_probs(result)
     if isinstance(chooser, Greedy):
         assert float(regret_of(log_probs, images, result, chooser).max()) < 1e-3
@@ -237,18 +238,38 @@ def assert_chosen(model: PixelCNN, images: Tensor, result: Tensor, chooser: Choo
     for position in range(C * H * W):
         pixel, k = divmod(position, C)
         i, j = divmod(pixel, W)
-        assert_sampled(log_probs[:, k, i, j], result[:, k, i, j], chooser, position)
+        own = lower[:, k, i, j], upper[:, k, i, j]
+        assert_sampled(log_probs[:, k, i, j], result[:, k, i, j], chooser, own, position)
 
 
-def assert_sampled(log_probs: Tensor, values: Tensor, chooser: Sample, position: int) -> None:
-    """Values (N,) uint8 are the draws that the chooser's random numbers make; log_probs (N, 256) in nats."""
-    cumulative = (log_probs.double() / chooser.temperature).softmax(-1).cumsum(-1)
+def assert_within(ranges: Ranges, values: Tensor) -> None:
+    """Every value is in its range, uint8 all."""
+    assert ((ranges[0] <= values) & (values <= ranges[1])).all()
+
+
+def cells(images: Tensor, width: int, seed: int = 0) -> Ranges:
+    """The cell of ``width`` values that each sub-pixel of images (uint8) lies in, where cells begin anywhere."""
+    start = torch.randint(0, width, images.shape, generator=torch.Generator().manual_seed(seed))
+    lower = (images.int() - start).div(width, rounding_mode="floor") * width + start
+    return lower.clamp(min=0).byte(), (lower + width - 1).clamp(max=255).byte()
+
+
+def assert_sampled(log_probs: Tensor, values: Tensor, chooser: Sample, ranges: Ranges, position: int) -> None:
+    """Values (N,) uint8 are the draws that the chooser's random numbers make.
+
+    log_probs: (N, 256) in nats. ranges: (N,) uint8 both, of this sub-pixel.
+    """
+    tempered = (log_probs.double() / chooser.temperature).masked_fill(out_of(ranges), -torch.inf)
+    cumulative = tempered.softmax(-1).cumsum(-1)
     numbers = np.arange(chooser.first, chooser.first + len(values), dtype=np.uint64)
     u = torch.from_numpy(uniforms(chooser.seed, numbers, position))
+    likely = log_probs.double().masked_fill(out_of(ranges), -torch.inf)
+    far_out = likely.logsumexp(-1).exp() < LEAST_MASS
+    assert torch.equal(values[far_out].long(), likely.argmax(-1)[far_out]), "the likeliest, where nothing is likely"
     above = cumulative.gather(-1, values.long().unsqueeze(-1)).squeeze(-1)
     below = torch.nn.functional.pad(cumulative, (1, 0)).gather(-1, values.long().unsqueeze(-1)).squeeze(-1)
-    assert (u <= above + 1e-5).all()
-    assert (u >= below - 1e-5).all()
+    assert (far_out | (u <= above + 1e-5)).all()
+    assert (far_out | (u >= below - 1e-5)).all()
 
 
 def environment(**changes: str) -> dict[str, str]:

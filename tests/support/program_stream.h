@@ -65,22 +65,25 @@ pxfast::ProgramSpec read_program() {
   return spec;
 }
 
-// The chooser and its images; `eps` holds what the chooser points to.
+// The chooser and its images; `lower` and `upper` hold what the chooser points to.
 struct ChooserAndImages {
   pxfast::Chooser chooser{};
   int64_t images;
-  std::vector<uint8_t> eps, input;
+  std::vector<uint8_t> input, lower, upper;
 
   explicit ChooserAndImages(const pxfast::ProgramSpec& spec) {
-    const bool samples = read_int() != 0;
+    chooser.samples = read_int() != 0;
     chooser.keep_probability = (float)read_real();
     chooser.seed = (uint64_t)read_int();
     chooser.first = (uint64_t)read_int();
     chooser.inverse_temperature = (float)read_real();
     images = read_int();
-    eps = read_values<uint8_t>((size_t)images);
-    if (!samples) chooser.eps = eps.data();
-    input = read_values<uint8_t>((size_t)images * spec.channels * spec.height * spec.width);
+    const size_t bytes = (size_t)images * spec.channels * spec.height * spec.width;
+    input = read_values<uint8_t>(bytes);
+    lower = read_values<uint8_t>(bytes);
+    upper = read_values<uint8_t>(bytes);
+    chooser.lower = lower.data();
+    chooser.upper = upper.data();
   }
 };
 

@@ -8,6 +8,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import torch
+
+from pxfast.engines.choosers import Chooser
+from pxfast.engines.compiled import chooser_for
 
 
 class Stream:
@@ -52,25 +56,16 @@ class Stream:
                 self.floats(values)
                 self.integers(row, column)
 
-    def chooser(
-        self,
-        images: np.ndarray,
-        *,
-        eps: int | Sequence[int] = 16,
-        samples: bool = False,
-        keep_probability: float = 2.0,
-        seed: int = 0,
-        first: int = 0,
-        inverse_temperature: float = 1.0,
-    ) -> None:
-        """A chooser, and the images (N, C, H, W) uint8 that it chooses in. eps: one for all images, or one for each."""
-        self.integers(samples)
-        self.reals(keep_probability)
-        self.integers(seed, first)
-        self.reals(inverse_temperature)
+    def chooser(self, images: np.ndarray, chooser: Chooser) -> None:
+        """A chooser, and the images (N, C, H, W) uint8 that it chooses in."""
+        plain = chooser_for(chooser, torch.from_numpy(np.ascontiguousarray(images)))
+        self.integers(plain["samples"])
+        self.reals(plain["keep_probability"])
+        self.integers(plain["seed"], plain["first"])
+        self.reals(plain["inverse_temperature"])
         self.integers(len(images))
-        self.parts.append(np.broadcast_to(np.asarray(eps, dtype=np.uint8), len(images)).tobytes())
-        self.parts.append(np.ascontiguousarray(images).tobytes())
+        for values in (images, plain["lower"], plain["upper"]):
+            self.parts.append(np.ascontiguousarray(values).tobytes())
 
     def run(self, command: Sequence[str], **environment: str) -> tuple[bytes, str]:
         """What the command writes to standard output and error; it must exit with 0. environment: {} keeps this one."""

@@ -1,16 +1,17 @@
 """The fused choice against its twin: a head's own 256 probabilities. Where it runs: tests/support/triton_device.py."""
 
+import dataclasses
 import math
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from support.helpers import assert_sampled, wide_component_parameters
+from support.helpers import assert_sampled, assert_within, cells, wide_component_parameters
 from support.triton_device import DEVICE, few_examples, on_device
 from torch import Tensor
 
-from pxfast.engines.choosers import Greedy, Sample, uniforms
+from pxfast.engines.choosers import Greedy, Sample, out_of, uniforms
 from pxfast.pixelcnn.heads import HEADS, SoftmaxHead, make_head
 from pxfast.pixeldefend.verify import regret_of
 
@@ -41,7 +42,7 @@ def run(head, chooser, parameters: Tensor, given_pixel: Tensor, block: int = 8) 
     caches = torch.full((N * even * (W + 3),), -1.0).to(DEVICE)
     sample = isinstance(chooser, Sample)
     keep = None if sample else chooser.keep_bits
-    eps = torch.zeros(N, dtype=torch.uint8) if sample else chooser.eps_of(N)
+    ranges = chooser.ranges(images)
     choose(
         parameters.to(DEVICE),
         images.to(DEVICE),
@@ -49,14 +50,14 @@ def run(head, chooser, parameters: Tensor, given_pixel: Tensor, block: int = 8) 
         caches,
         torch.tensor([ROW, N * even // 16, 0, 0], dtype=torch.int32).to(DEVICE),
         head.tables.to(DEVICE) if isinstance(head, SoftmaxHead) else torch.zeros(1).to(DEVICE),
-        eps.to(DEVICE),
+        *(bound.to(DEVICE) for bound in ranges),
         torch.tensor([2.0 if keep is None else 2.0**-keep, 1.0 / chooser.temperature if sample else 1.0]).to(DEVICE),
         torch.tensor([chooser.seed, chooser.first] if sample else [0, 0]).to(DEVICE),
         column=COLUMN,
         head=head.name,
         mixtures=getattr(head, "mixtures", 1),
         sample=sample,
-        values=256 if sample else values_for(int(eps.max())),
+        values=256 if sample else values_for(int((ranges[1] - ranges[0]).max()) + 1),
         block=block,
     ).run()
     result, cells = result.cpu(), caches.cpu().view(W + 3, N, even)
@@ -74,7 +75,25 @@ def run(head, chooser, parameters: Tensor, given_pixel: Tensor, block: int = 8) 
 def twin(head, chooser, parameters: Tensor, given_pixel: Tensor) -> Tensor:
     from pxfast.kernels.choose import choose_twin
 
-    return choose_twin(head, chooser, parameters, given_pixel, (ROW * W + COLUMN) * given_pixel.shape[1])
+    ranges = ranges_at(chooser, given_pixel)
+    return choose_twin(head, chooser, parameters, given_pixel, ranges, (ROW * W + COLUMN) * given_pixel.shape[1])
+
+
+def ranges_at(chooser, given_pixel: Tensor) -> tuple[Tensor, Tensor]:
+    """The chooser's ranges, (N, C) uint8 both."""
+    if chooser.within is not None:
+        chooser = dataclasses.replace(chooser, within=tuple(bound[:, :, ROW, COLUMN] for bound in chooser.within))
+    lower, upper = chooser.ranges(given_pixel[:, :, None, None] if chooser.within is None else given_pixel)
+    return lower.reshape(given_pixel.shape), upper.reshape(given_pixel.shape)
+
+
+def around(pixel: Tensor, ranges: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """Ranges of whole images (N, C, H, W) that are these at the pixel (N, C), and 0 elsewhere."""
+    found = []
+    for bound in ranges:
+        found.append(torch.zeros(*pixel.shape, H, W, dtype=torch.uint8))
+        found[-1][:, :, ROW, COLUMN] = bound
+    return found[0], found[1]
 
 
 def log_probs_of(head, parameters: Tensor, chosen: Tensor) -> Tensor:
@@ -85,10 +104,9 @@ def log_probs_of(head, parameters: Tensor, chosen: Tensor) -> Tensor:
 def verdict(head, chooser: Greedy, parameters: Tensor, given_pixel: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor]:
     """Per sub-pixel (N, C), given the chosen earlier channels: regret in nats, and bits of the input's value."""
     log_probs = log_probs_of(head, parameters, chosen)
-    eps = chooser.eps_of(len(chosen))
-    assert ((chosen.int() - given_pixel.int()).abs() <= eps[:, None]).all()
-    distance = (torch.arange(256) - given_pixel[..., None].int()).abs()
-    best = log_probs.masked_fill(distance > eps[:, None, None], -torch.inf).amax(-1)
+    ranges = ranges_at(chooser, given_pixel)
+    assert_within(ranges, chosen)
+    best = log_probs.masked_fill(out_of(ranges), -torch.inf).amax(-1)
     bits = -log_probs.gather(-1, given_pixel[..., None].long())[..., 0] / math.log(2.0)
     return best - log_probs.gather(-1, chosen[..., None].long())[..., 0], bits
 
@@ -149,6 +167,16 @@ def test_ties_go_to_the_smallest_value(name):
     assert torch.equal(run(head, Greedy(20), parameters, pixel).int(), expected)
 
 
+@pytest.mark.parametrize("name", HEADS)
+@pytest.mark.parametrize("width", [1, 32, 64, 132, 256])
+def test_greedy_takes_the_best_value_of_a_range_of_any_width(name, width):
+    head, parameters, pixel = random_pixel(name, 3, 3, 5)
+    chooser = Greedy(within=around(pixel, cells(pixel, width)))
+    chosen = run(head, chooser, parameters, pixel)
+    assert (verdict(head, chooser, parameters, pixel, chosen)[0] < 1e-4).all()
+    assert width > 1 or torch.equal(chosen, pixel)
+
+
 @pytest.mark.parametrize("name", ["logistic", "pixelcnn++"])
 def test_a_range_far_from_all_mass_is_chosen_from_by_logarithms(name):
     head, parameters, pixel = random_pixel(name, 3, 4, 1)
@@ -161,6 +189,9 @@ def test_a_range_far_from_all_mass_is_chosen_from_by_logarithms(name):
     pixel[:] = 20
     chosen = run(head, Greedy(3), parameters, pixel)
     assert (chosen == 23).all()
+    for temperature in (1.0, 0.5):
+        chooser = Sample(7, temperature, within=around(pixel, (pixel - 3, pixel + 3)))
+        assert (run(head, chooser, parameters, pixel) == 23).all()
 
 
 def test_an_image_alone_is_chosen_for_as_in_a_batch():
@@ -177,14 +208,18 @@ def test_an_image_alone_is_chosen_for_as_in_a_batch():
 
 @pytest.mark.parametrize("name", HEADS)
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
-def test_samples_are_those_of_the_twin(name, temperature):
+@pytest.mark.parametrize("width", [None, 100])
+def test_samples_are_those_of_the_twin(name, temperature, width):
     head, parameters, pixel = random_pixel(name, 3, 5, 3)
-    chooser = Sample(seed=2**63 - 25, temperature=temperature, first=2**33 - 7)
+    within = None if width is None else around(pixel, cells(pixel, width))
+    chooser = Sample(seed=2**63 - 25, temperature=temperature, first=2**33 - 7, within=within)
+    lower, upper = ranges_at(chooser, pixel)
     chosen = run(head, chooser, parameters, pixel)
     expected = twin(head, chooser, parameters, pixel)
     for made in (chosen, expected):  # beside a step of the cumulative sum rounding decides between neighbours
         log_probs = log_probs_of(head, parameters, made)
         for channel in range(3):
-            assert_sampled(log_probs[:, channel], made[:, channel], chooser, (ROW * W + COLUMN) * 3 + channel)
+            own = lower[:, channel], upper[:, channel]
+            assert_sampled(log_probs[:, channel], made[:, channel], chooser, own, (ROW * W + COLUMN) * 3 + channel)
     assert len(chosen.unique()) > 3
     assert len({round(float(u), 6) for u in uniforms(chooser.seed, torch.arange(4).numpy(), 5)}) == 4

@@ -12,7 +12,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from support.helpers import assert_chosen, noisy, real_images, trained_model
+from support.helpers import assert_chosen, cells, noisy, real_images, trained_model
 from support.triton_device import INTERPRETED, on_device
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -61,6 +61,23 @@ def test_exact_bounded_and_independent_of_the_batch():
     assert not torch.equal(result[2], images[2])
     order = [3, 2]  # another order, other neighbours, narrower ranges beside them
     assert torch.equal(decode(model, images[order], Greedy(eps[order])), result[order])
+
+
+def test_ranges_of_every_sub_pixel_alone_decide():
+    model = trained_model((4, 4), 3, 8, 1)
+    images = noisy(real_images(3, (4, 4), 4))
+    lower, upper = cells(images, 132)
+    lower[0], upper[0] = images[0], images[0]
+    lower[1], upper[1] = 0, 255
+    chooser = Greedy(within=(lower, upper))
+    result = decode(model, images, chooser)
+    assert_chosen(model, images, result, chooser)
+    assert torch.equal(result[0], images[0])
+    assert torch.equal(decode(model, lower, chooser), result), "what the image was does not show"
+    narrow = Greedy(within=(lower[2:], upper[2:]))  # fewer values in a program
+    assert torch.equal(decode(model, images[2:], narrow), result[2:])
+    drawn = Sample(5, within=(lower, upper))
+    assert_chosen(model, images, decode(model, images, drawn), drawn)
 
 
 @pytest.mark.parametrize("head", ["softmax", "pixelcnn++"])

@@ -9,11 +9,14 @@ from typing import Any
 
 import numpy as np
 
+from pxfast.engines.choosers import Chooser, Greedy
+
 from ..program_stream import Stream
 
 HERE = Path(__file__).parent
 CSRC = HERE.parents[2] / "csrc"
 PROGRAM = "program"
+GREEDY = Greedy(16)
 
 
 def compile_program(folder: Path, compiler: str, sanitizer: str, sources: list[Path]) -> Path:
@@ -43,7 +46,7 @@ class Settings:
     """How a decode runs: order 0 is auto, 1 sequential, 2 speculative; members 0 lets the engine choose.
 
     seed: of the order in which threads run, 0 for one after the other. eager_copies: asynchronous copies happen at
-    once, not at the last moment. eps: one for all images, or one for each. groups: bf16, row steps by warpgroups.
+    once, not at the last moment. groups: bf16, row steps by warpgroups.
     """
 
     bf16: bool = False
@@ -53,12 +56,7 @@ class Settings:
     eager_copies: bool = False
     multiprocessors: int = 4
     shared_bytes: int = 227 * 1024
-    eps: int | tuple[int, ...] = 16
-    samples: bool = False
-    keep_probability: float = 2.0
-    chooser_seed: int = 0
-    first: int = 0
-    inverse_temperature: float = 1.0
+    chooser: Chooser = GREEDY
     clusters: bool = False
     groups: bool = False
 
@@ -74,14 +72,6 @@ def decode(program: Path, described: dict[str, Any], images: np.ndarray, setting
     stream.program(described)
     stream.integers(settings.kernel, settings.order, settings.members, settings.clusters)
     stream.integers(settings.seed, settings.eager_copies, settings.multiprocessors, settings.shared_bytes)
-    stream.chooser(
-        images,
-        eps=settings.eps,
-        samples=settings.samples,
-        keep_probability=settings.keep_probability,
-        seed=settings.chooser_seed,
-        first=settings.first,
-        inverse_temperature=settings.inverse_temperature,
-    )
+    stream.chooser(images, settings.chooser)
     output, said = stream.run([str(program)], **environment)
     return np.frombuffer(output, np.uint8).reshape(images.shape), said

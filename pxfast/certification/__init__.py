@@ -1,0 +1,12 @@
+"""Certificates: radii within which no change of an image, by whatever attack, alters a smoothed classifier's label.
+
+``certify`` counts the votes of a classifier over all offsets of splitting noise (Levine and Feizi, ICML 2021), with
+PixelDefend as the guess of the image behind its cells: an L1 radius without sampling. ``certify_l2`` is randomised
+smoothing (Cohen et al., ICML 2019): an L2 radius that holds with a confidence.
+"""
+
+from .certificates import Certificates
+from .smoothing import certify_l2
+from .splitting import Guess, cells, certify, radii_of, shifts
+
+__all__ = ["Certificates", "Guess", "cells", "certify", "certify_l2", "radii_of", "shifts"]

@@ -1,0 +1,199 @@
+"""Deterministic certificates against changes of an L1 norm, by splitting noise.
+
+Levine and Feizi, "Improved, Deterministic Smoothing for L1 Certified Robustness", ICML 2021. Each sub-pixel tells only
+in which cell of ``width`` grey levels it lies. The cells of sub-pixel i begin at s + v_i and every ``width`` from
+there. v is fixed, and s takes all values 0..width - 1. A base classifier guesses the label from the cells, once for
+each s, and the smoothed classifier takes the label of most votes. docs/certificate.md derives the radius.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ..base.checks import check_between, check_instance, check_precision, check_progress, check_seed
+from ..base.progress import reporting
+from ..base.records import shown
+from ..classifiers.contract import Labels, checked_logits, class_labels
+from ..data.images import Images, to_grid
+from ..engines.choosers import uniforms
+from ..engines.registry import select
+from ..engines.settings import DecodeSettings
+from ..pixelcnn.shipped import Model, model_for
+from ..pixeldefend.purify import purify
+from ..pixeldefend.sampling import sample
+from ..tensors.ambient import in_plain_torch
+from ..tensors.batches import in_fixed_batches
+from .certificates import Certificates
+
+PURIFIERS = ("pixeldefend", "midpoints", "sample")
+MOST_WIDTH = 1024
+TOGETHER = 128  # cells of images that are purified at once
+# lower and upper ends of cells, uint8 (M, C, H, W) both, to images of that shape, uint8 or floating in [0, 1]
+Guess: TypeAlias = Callable[[Tensor, Tensor], Tensor]
+
+
+def shifts(image_shape: tuple[int, int, int], width: int, seed: int = 0) -> Tensor:
+    """v: where the cells of each sub-pixel begin, int64 (C, H, W) in 0..width - 1.
+
+    image_shape: (C, H, W). width: of a cell in grey levels. v_i is floor(width u_i), where u_i is the uniform number
+    (:func:`pxfast.engines.choosers.uniforms`) of ``seed``, image i = (c H + row) W + column and position 0. The same
+    everywhere, and known to an attacker.
+    """
+    count = int(np.prod(image_shape))
+    found = np.floor(uniforms(seed, np.arange(count, dtype=np.uint64), 0) * width).astype(np.int64)
+    return torch.from_numpy(found).reshape(image_shape)
+
+
+def cells(images: Tensor, width: int, starts: Tensor) -> tuple[Tensor, Tensor]:
+    """The least and the greatest value of the cell of every sub-pixel: uint8, of the images' shape.
+
+    images: uint8 (N, C, H, W), or of any other shape. width: of a cell, in grey levels. starts: integers, of a shape
+    that broadcasts with the images'; cells begin at ``starts`` and every ``width`` from there, and end at 0 and 255.
+    """
+    values = images.to(torch.int64)
+    lower = values - (values - starts) % width
+    return lower.clamp(min=0).to(torch.uint8), (lower + width - 1).clamp(max=255).to(torch.uint8)
+
+
+def radii_of(counts: Tensor) -> tuple[Tensor, Tensor]:
+    """Predictions, int64 (N,), and L1 radii in whole grey levels, int64 (N,), from counts of votes (N, classes).
+
+    The label is that of most votes, the smallest of several. A change of r grey levels moves at most r votes, from the
+    label a to another b. The label stays while n_a - r > n_b + r for every b < a, and n_a - r >= n_b + r for b > a: the
+    radius is the least of floor((n_a - n_b - [b < a]) / 2) over all b.
+    """
+    order = torch.arange(counts.shape[1], device=counts.device)
+    predictions = (counts == counts.amax(dim=1, keepdim=True)).long().argmax(dim=1)
+    first = counts.gather(1, predictions[:, None])
+    margins = first - counts - (order < predictions[:, None]).long()
+    margins = margins.masked_fill(order == predictions[:, None], torch.iinfo(torch.int64).max)
+    return predictions, margins.amin(dim=1).div(2, rounding_mode="floor")
+
+
+@in_plain_torch
+@torch.no_grad()
+def certify(
+    classifier: nn.Module,
+    images: Images,
+    labels: Labels,
+    *,
+    width: int = 32,
+    purifier: str | Guess = "pixeldefend",
+    model: Model | None = None,
+    seed: int = 0,
+    engine: str = "auto",
+    precision: str = "auto",
+    threads: int | None = None,
+    progress: bool | Callable[[int], None] = False,
+) -> Certificates:
+    """Certify images against every change of an L1 norm, without sampling: ``width`` guesses and votes an image.
+
+    classifier: gives logits (M, classes) for floating images (M, C, H, W) in [0, 1], each the same whenever it is
+    called; it stands in eval mode. images: (N, C, H, W), as :func:`pxfast.purify` takes them. labels: integers (N,).
+    width: of a cell, 1..1024 grey levels: a wider one certifies further, and tells less of the image. The uniform noise
+    that it stands for has the deviation width / (2 sqrt(3)) grey levels.
+
+    purifier: how the image is guessed from its cells. 'pixeldefend': the greedy likeliest image within them
+    (Algorithm 1). 'sample': a draw from the density model, restricted to them, whose random numbers depend on ``seed``
+    and the offset alone. 'midpoints': the middle of each cell. Or a function of the cells' ends; each result may depend
+    on its own cells alone. model, engine, precision, threads, progress: as for :func:`pxfast.purify`. seed: of v.
+
+    Returns the :class:`Certificates`, whose radii hold for images on the grid of 0..255 and for these settings, on this
+    machine. Raises TypeError or ValueError for bad input, an unknown purifier or a classifier in training mode.
+    """
+    check_instance("classifier", classifier, nn.Module)
+    width = check_between("width", width, 1, MOST_WIDTH)
+    if not callable(purifier) and (not isinstance(purifier, str) or purifier not in PURIFIERS):
+        kind = ValueError if isinstance(purifier, str) else TypeError
+        raise kind(f"purifier must be one of {', '.join(PURIFIERS)}, or a function of cells, got {shown(purifier)}")
+    seed = check_seed(seed)
+    engine, precision = settled(engine, precision, threads)
+    check_progress(progress)
+    check_eval_mode(classifier)
+    grid, form = to_grid(images)
+    labels = class_labels(labels, len(grid))
+    guess = purifier if callable(purifier) else _named(purifier, grid, model, seed, engine, precision, threads)
+    together = 1
+    if purifier == "pixeldefend":
+        together = max(1, TOGETHER // width)
+    starts = torch.arange(width).reshape(-1, 1, 1, 1) + shifts(tuple(grid.shape[1:]), width, seed)  # type: ignore[arg-type]
+
+    votes = []
+    with reporting(len(grid), progress) as report:
+        for part in grid.split(together) if len(grid) else ():
+            lower, upper = cells(part[:, None], width, starts)  # (n, width, C, H, W)
+            guessed = _checked(guess(lower.flatten(0, 1), upper.flatten(0, 1)), lower.flatten(0, 1))
+            for own in guessed.to(form.device).split(width):  # in batches that the offset alone decides
+                logits = in_fixed_batches(lambda some: checked_logits(classifier(some), len(some)), own)
+                votes.append(logits.argmax(dim=1).bincount(minlength=logits.shape[1]).cpu())
+            report(len(votes))
+    counts = torch.stack(votes) if votes else torch.zeros((0, 2), dtype=torch.int64)
+    predictions, radii = radii_of(counts)
+    class_labels(labels, len(grid), classes=counts.shape[1] if votes else None)
+    settings: dict[str, Any] = {"norm": "l1", "width": width, "purifier": name_of(purifier), "seed": seed}
+    if purifier in ("pixeldefend", "sample"):
+        settings |= {"engine": engine, "precision": precision}
+    return Certificates(labels, predictions, radii.double(), counts, "l1", settings)
+
+
+def settled(engine: str, precision: str, threads: int | None) -> tuple[str, str]:
+    """The names of the engine and of the precision that 'auto' stands for here; raises as ``purify`` does."""
+    check_precision(precision)
+    settings, chosen = DecodeSettings(threads=threads), select(engine)
+    return chosen.name, chosen.best_precision(settings) if precision == "auto" else precision
+
+
+def name_of(purifier: str | Callable[..., Tensor]) -> str:
+    """What a purifier is called in the settings."""
+    return purifier if isinstance(purifier, str) else getattr(purifier, "__qualname__", type(purifier).__name__)
+
+
+def check_eval_mode(classifier: nn.Module) -> None:
+    """ValueError where a part of it is in training mode: its logits would depend on the batch, or be random."""
+    training = next((name or "the classifier" for name, part in classifier.named_modules() if part.training), None)
+    if training is not None:
+        raise ValueError(f"a certificate needs a classifier in eval mode, and {training} is in training mode")
+
+
+def _named(
+    purifier: str, grid: Tensor, model: Model | None, seed: int, engine: str, precision: str, threads: int | None
+) -> Guess:
+    """The guess of this name for uint8 images (N, C, H, W)."""
+    if purifier == "midpoints":
+        return midpoints
+    network = model_for(model, grid.shape[1:])
+
+    def likeliest(lower: Tensor, upper: Tensor) -> Tensor:
+        return purify(lower, within=(lower, upper), model=network, engine=engine, precision=precision, threads=threads)
+
+    def drawn(lower: Tensor, upper: Tensor) -> Tensor:
+        return sample(
+            len(lower),
+            model=network,
+            seed=seed,
+            within=(lower, upper),
+            engine=engine,
+            precision=precision,
+            threads=threads,
+        )
+
+    return likeliest if purifier == "pixeldefend" else drawn
+
+
+def midpoints(lower: Tensor, upper: Tensor) -> Tensor:
+    """The middle of each cell in [0, 1], float32; lower, upper: its ends, uint8."""
+    return (lower.float() + upper.float()) / 510.0
+
+
+def _checked(guessed: Tensor, lower: Tensor) -> Tensor:
+    """Guesses as float32 in [0, 1]. TypeError or ValueError unless images of the cells' shape."""
+    if not isinstance(guessed, Tensor):
+        raise TypeError(f"expected the purifier to give a tensor of images, got {type(guessed).__name__}")
+    if guessed.shape != lower.shape:
+        raise ValueError(f"expected the purifier to give images {tuple(lower.shape)}, got {tuple(guessed.shape)}")
+    return guessed.float() / 255.0 if guessed.dtype == torch.uint8 else guessed.float()

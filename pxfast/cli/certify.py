@@ -1,0 +1,250 @@
+"""``pxfast certify``."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from .options import (
+    ClassifierOption,
+    DatasetArgument,
+    DeviceOption,
+    EngineOption,
+    ForceOption,
+    JsonOption,
+    ModelOption,
+    OptionalImagesOption,
+    OutOption,
+    PrecisionOption,
+    QuietOption,
+    RootOption,
+    SeedOption,
+    ThreadsOption,
+    among,
+)
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ..certification import Certificates
+    from .rows import Row
+
+PICTURES = (".png", ".svg")
+
+
+class Numbered:
+    """Images (N, C, H, W) as a collection, whose names are their numbers."""
+
+    def __init__(self, images: Tensor) -> None:
+        self.images = images
+        self.names: list[str] = [str(number) for number in range(len(images))]
+
+    def batches(self, size: int) -> Iterator[Tensor]:
+        yield from self.images.split(size)
+
+
+def certify(
+    dataset: DatasetArgument,
+    out: OutOption,
+    norm: Annotated[
+        str, typer.Option(help="l1: deterministic; l2: by random noise.", autocompletion=among("l1", "l2"))
+    ] = "l1",
+    purifier: Annotated[
+        str | None,
+        typer.Option(
+            help="l1: pixeldefend (by default), midpoints or sample; l2: none (by default), adp or pixeldefend."
+        ),
+    ] = None,
+    width: Annotated[int, typer.Option(help="l1: of a cell in grey levels; so many votes an image.")] = 32,
+    sigma: Annotated[float, typer.Option(help="l2: the noise's deviation on images in [0, 1].")] = 0.25,
+    samples: Annotated[int, typer.Option(help="l2: noisy copies that are counted; 100000 in the paper.")] = 1000,
+    first_samples: Annotated[int, typer.Option(help="l2: noisy copies that choose the label.")] = 100,
+    alpha: Annotated[float, typer.Option(help="l2: the probability that a radius is too large.")] = 0.001,
+    root: RootOption = None,
+    images: OptionalImagesOption = None,
+    classifier: ClassifierOption = None,
+    model: ModelOption = None,
+    curve: Annotated[Path | None, typer.Option(help="A picture of accuracy against radius, .png or .svg.")] = None,
+    page: Annotated[Path | None, typer.Option(help="An HTML page with the table and the picture.")] = None,
+    seed: SeedOption = 0,
+    engine: EngineOption = "auto",
+    precision: PrecisionOption = "auto",
+    device: DeviceOption = "auto",
+    threads: ThreadsOption = None,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+    force: ForceOption = False,
+) -> None:
+    """Certify test images: radii within which no attack whatever alters a smoothed classifier's label.
+
+    OUT is a .json file of all that was found, or a .tsv file with a line per image. A killed run goes on. The table of
+    certified accuracies is printed.
+    """
+    from ..base.checks import check_choice, check_precision
+    from ..base.extras import require
+    from ..base.machine import parse_device
+    from ..certification import certify as certify_l1
+    from ..certification import certify_l2
+    from ..classifiers import load_classifier
+    from ..data.datasets import UNLABELLED, check_classes, load_dataset
+    from .attack import default_classifier
+    from .machine import engine_on, use_threads
+    from .output import print_json
+    from .rows import rows_to
+
+    check_choice("norm", norm, ("l1", "l2"))
+    check_precision(precision)
+    if curve is not None and curve.suffix.lower() not in PICTURES:
+        raise ValueError(f"{curve}: this output must have the suffix {' or '.join(PICTURES)}")
+    if page is not None and page.suffix.lower() != ".html":
+        raise ValueError(f"{page}: this output must have the suffix .html")
+    require("matplotlib", "evaluate")
+    use_threads(threads)
+    place, chosen = parse_device(device), engine_on(device, engine)
+    given, labels = load_dataset(dataset, root, train=None)
+    given, labels = given[:images], labels[:images]
+    if bool((labels == UNLABELLED).any()):
+        raise ValueError(f"{dataset} has images without labels, and certified accuracy needs them")
+    network = load_classifier(classifier or default_classifier(dataset, tuple(given.shape[1:]))).to(place).eval()
+    check_classes(dataset, network.config.classes)
+    options: dict[str, Any] = {
+        "model": model,
+        "seed": seed,
+        "engine": chosen,
+        "precision": precision,
+        "threads": threads,
+    }
+    if norm == "l1":
+        options |= {"width": width, "purifier": purifier or "pixeldefend"}
+    else:
+        options |= {
+            "sigma": sigma,
+            "samples": samples,
+            "first_samples": first_samples,
+            "alpha": alpha,
+            "purifier": purifier or "none",
+        }
+    method = certify_l1 if norm == "l1" else certify_l2
+    settings = method(network, given[:0], [], **options).settings  # a wrong option is named before any work
+
+    def measure(grid: Tensor) -> list[Row]:
+        nobody = [0] * len(grid)  # the rows do not depend on the labels
+        found = method(network, grid.to(place), nobody, **options)
+        columns = (found.predictions.tolist(), found.radii.tolist(), found.counts.tolist())
+        return [[label, radius, *counts] for label, radius, counts in zip(*columns, strict=True)]
+
+    def depends_on() -> dict[str, Any]:
+        return {
+            "command": "certify",
+            "images": _digest([given]),
+            "classifier": _digest(list(network.state_dict().values())),
+            "model": _density(norm, settings["purifier"], model, tuple(given.shape[1:])),
+            "device": place.type,
+            "libraries": _libraries(),
+            **settings,
+        }
+
+    together = max(1, 128 // width) if norm == "l1" else 1
+    beside = [path for path in (curve, page) if path is not None]
+    with rows_to(out, depends_on, force=force, beside=beside) as rows:
+        found = rows.of([Numbered(given)], measure, batch_size=together, progress=not quiet)
+        certificates = _joined(found, labels, norm, settings)
+        document = _document(dataset, certificates)
+        for path, temporary in zip(beside, rows.beside, strict=True):
+            _write_beside(temporary, certificates, dataset, picture=path is curve)
+        rows.write(_lines(certificates), document)
+    if as_json:
+        print_json({**document, "images": len(labels), "files": [out, *beside]})
+        return
+    from ..evaluation.figures.certified import claim, table_lines
+
+    print("\n".join([*table_lines(certificates), f"{len(labels)} images. {claim(certificates)}"]))
+
+
+def _joined(rows: list[Row], labels: Tensor, norm: str, settings: dict[str, Any]) -> Certificates:
+    import torch
+
+    from ..certification import Certificates
+
+    return Certificates(
+        labels,
+        torch.tensor([int(row[0]) for row in rows]),
+        torch.tensor([float(row[1]) for row in rows], dtype=torch.float64),
+        torch.tensor([[int(each) for each in row[2:]] for row in rows]),
+        norm,
+        settings,
+    )
+
+
+def _document(dataset: str, certificates: Certificates) -> dict[str, Any]:
+    """All that was found, JSON-able."""
+    from ..base.machine import processor_name
+    from ..base.version import __version__
+    from ..evaluation.figures.certified import table_rows
+
+    columns = (certificates.labels, certificates.predictions, certificates.radii, certificates.counts)
+    return {
+        "dataset": dataset,
+        "settings": certificates.settings,
+        "version": __version__,
+        "machine": processor_name(),
+        "accuracy": certificates.accuracy,
+        "certified": table_rows(certificates),
+        "images": [
+            {"label": label, "prediction": prediction, "radius": radius, "votes": votes}
+            for label, prediction, radius, votes in zip(*(column.tolist() for column in columns), strict=True)
+        ],
+    }
+
+
+def _lines(certificates: Certificates) -> list[str]:
+    columns = (certificates.labels, certificates.predictions, certificates.radii)
+    rows = zip(*(column.tolist() for column in columns), strict=True)
+    return [f"{number}\t{label}\t{prediction}\t{radius:g}" for number, (label, prediction, radius) in enumerate(rows)]
+
+
+def _write_beside(path: Path, certificates: Certificates, dataset: str, *, picture: bool) -> None:
+    from ..evaluation.figures import certified, pictures
+
+    settings = certificates.settings
+    name = f"{Path(dataset).name}, {settings['purifier']}"
+    if picture:
+        pictures.save_picture(certified.draw_certified({name: certificates}), path)
+        return
+    facts = [("data set", dataset), ("images", len(certificates.labels)), *settings.items()]
+    path.write_text(certified.page_of(certificates, name, facts), encoding="utf-8")
+
+
+def _digest(tensors: list[Tensor]) -> str:
+    """SHA-256 of the values and shapes of tensors."""
+    total = hashlib.sha256()
+    for tensor in tensors:
+        values = tensor.detach().cpu().contiguous()
+        total.update(f"{tuple(values.shape)} {values.dtype}".encode() + values.flatten().numpy().tobytes())
+    return total.hexdigest()
+
+
+def _density(norm: str, purifier: str, model: str | None, shape: tuple[int, ...]) -> str | None:
+    """What tells a purifier's network from another; None where it has none."""
+    if purifier in ("midpoints", "none"):
+        return None
+    if purifier == "adp":
+        from ..adp.files import SHIPPED
+
+        return _digest(list(SHIPPED.for_images(model, shape).state_dict().values()))
+    from ..pixelcnn.fingerprint import model_fingerprint
+    from ..pixelcnn.shipped import model_for
+
+    return model_fingerprint(model_for(model, shape))
+
+
+def _libraries() -> dict[str, str]:
+    import torch
+
+    from ..base.version import __version__
+
+    return {"pxfast": __version__, "torch": torch.__version__}

@@ -1,0 +1,130 @@
+"""Randomised smoothing: the bounds, and radii that are known exactly."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from scipy.stats import binom, binomtest, norm
+from support.engines import QUICK
+from support.helpers import real_images, trained_model
+from torch import Tensor, nn
+
+import pxfast
+from pxfast.adp.score_network import ScoreNetwork, ScoreNetworkConfig
+from pxfast.certification import certify_l2
+from pxfast.certification.smoothing import clopper_pearson, l2_radii
+
+
+class Halves(nn.Module):
+    """Two classes, divided by a plane: the smoothed classifier's radius is the distance from it."""
+
+    def __init__(self, shape: tuple[int, ...], seed: int = 0) -> None:
+        super().__init__()
+        direction = torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+        self.normal = nn.Parameter(direction / direction.norm(), requires_grad=False)
+        self.offset = 0.0
+
+    def distance(self, images: Tensor) -> Tensor:
+        return (images.double() * self.normal).flatten(1).sum(1) - self.offset
+
+    def forward(self, images: Tensor) -> Tensor:
+        found = self.distance(images)
+        return torch.stack((-found, found), 1)
+
+
+@pytest.mark.parametrize(("successes", "trials"), [(0, 10), (1, 10), (7, 10), (10, 10), (99, 100), (990, 1000)])
+def test_clopper_pearson_is_the_exact_bound(successes, trials):
+    bound = clopper_pearson(successes, trials, 0.001)
+    test = binomtest(successes, trials, alternative="greater")
+    assert bound == pytest.approx(test.proportion_ci(0.999, method="exact").low, abs=1e-12)
+    if successes:
+        assert binom.sf(successes - 1, trials, bound) == pytest.approx(0.001, rel=1e-6)
+
+
+def test_radii_are_the_papers():
+    """sigma Phi^-1(alpha^(1/n)) where all n agree (Cohen et al., section 3.2.2), and abstention below one half."""
+    counts = torch.tensor([[1000, 0], [0, 1000], [501, 499], [400, 600]])
+    predictions, radii = l2_radii(counts, torch.tensor([0, 1, 0, 0]), 0.5, 0.001)
+    assert predictions.tolist() == [0, 1, -1, -1]
+    largest = 0.5 * norm.ppf(0.001 ** (1 / 1000))
+    assert radii.tolist() == [pytest.approx(largest), pytest.approx(largest), 0.0, 0.0]
+    (huge,) = l2_radii(torch.tensor([[100_000, 0]]), torch.tensor([0]), 1.0, 0.001)[1].tolist()
+    assert huge == pytest.approx(3.811, abs=1e-3)  # "4 sigma" in the paper's figure of N = 100,000
+
+
+def test_radii_stay_below_the_true_distance_and_come_near_it():
+    images = real_images(1, (8, 8), 12)
+    classifier = Halves((1, 8, 8)).eval()
+    classifier.offset = float(classifier.distance(images.float() / 255).median())
+    distances = classifier.distance(images.float() / 255)
+    sigma = float(distances.abs().median())
+    found = certify_l2(classifier, images, (distances > 0).long(), sigma=sigma, samples=2000)
+    held = found.predictions >= 0
+    assert held.sum() >= 9
+    assert (found.radii <= distances.abs()).all()
+    middle = held & (distances.abs() < 1.5 * sigma)
+    assert (found.radii[middle] > 0.6 * distances.abs()[middle]).all()
+    assert torch.equal(found.predictions[held], (distances > 0).long()[held])
+    assert found.certified_accuracy(0.0) == float(held.double().mean())
+
+
+def test_an_image_is_certified_as_in_any_batch_and_by_its_seed():
+    images, classifier = real_images(1, (8, 8), 4), Halves((1, 8, 8)).eval()
+    options = {"sigma": 0.5, "samples": 200, "first_samples": 20}
+    whole = certify_l2(classifier, images, [0] * 4, **options)
+    assert torch.equal(certify_l2(classifier, images[2:3], [0], **options).counts[0], whole.counts[2])
+    assert not torch.equal(certify_l2(classifier, images, [0] * 4, **options, seed=1).counts, whole.counts)
+    assert whole.counts.sum(1).tolist() == [200] * 4
+
+
+def test_purifiers_stand_in_front_of_the_classifier():
+    torch.manual_seed(0)
+    images = real_images(1, (8, 8), 1)
+    options = {"samples": 3, "first_samples": 2, "sigma": 0.1}
+    given: list[Tensor] = []
+
+    class Spy(Halves):
+        def forward(self, images: Tensor) -> Tensor:
+            given.append(images)
+            return super().forward(images)
+
+    classifier = Spy((1, 8, 8)).eval()
+    certify_l2(classifier, images, [0], **options)
+    noisy = given[-1][:3]
+    assert float(noisy.min()) < 0.0 or float(noisy.max()) > 1.0 or float((255 * noisy).frac().abs().max()) > 0
+    model = trained_model((8, 8), 1, 8, 1)
+    certify_l2(classifier, images, [0], purifier="pixeldefend", model=model, engine=QUICK, precision="fp32", **options)
+    expected = pxfast.purify(noisy.clamp(0, 1), round(25.5), model=model, engine=QUICK, precision="fp32")
+    assert torch.equal(given[-1][:3], expected)
+    score = ScoreNetwork(ScoreNetworkConfig((8, 8), 1, ngf=4)).eval()
+    certify_l2(classifier, images, [0], purifier="adp", model=score, **options)
+    with torch.no_grad():
+        step = (noisy + 0.1 * score(noisy)).clamp(0, 1)
+    assert torch.allclose(given[-1][:3], step, atol=1e-5)
+    certify_l2(classifier, images, [0], purifier=lambda some: some.clamp(0.2, 0.3), **options)
+    assert float(given[-1].max()) <= 0.3 + 1e-6
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"sigma": 0.0}, ValueError, "sigma must be a number in"),
+        ({"alpha": 1.0}, ValueError, "alpha must be a number in"),
+        ({"samples": 0}, ValueError, "samples must be an integer of at least 1"),
+        ({"purifier": "magic"}, ValueError, "purifier must be one of none, adp, pixeldefend, or a function"),
+        ({"labels": [0, 0]}, ValueError, "expected labels"),
+        ({"labels": [2]}, ValueError, "labels in 0..1"),
+    ],
+)
+def test_wrong_requests(change, error, message):
+    right = {"classifier": Halves((1, 8, 8)).eval(), "images": torch.zeros(1, 1, 8, 8), "labels": [0], "samples": 2}
+    with pytest.raises(error, match=message):
+        certify_l2(**{**right, **change})
+
+
+def test_without_scipy_the_extra_is_named_before_any_work(monkeypatch):
+    import sys
+
+    monkeypatch.setitem(sys.modules, "scipy", None)
+    with pytest.raises(ImportError, match=r"pip install 'pxfast\[evaluate\]'"):
+        certify_l2(Halves((1, 8, 8)).eval(), torch.zeros(1, 1, 8, 8), [0])

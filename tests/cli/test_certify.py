@@ -1,0 +1,160 @@
+"""``pxfast certify``: its files, its table, and a run that goes on."""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from support.engines import QUICK
+from support.helpers import bundled_images
+
+import pxfast
+from pxfast.base.parts import parts_path
+from pxfast.classifiers import load_classifier, predict
+from pxfast.cli.main import main
+from pxfast.evaluation.figures import certified
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """Three Fashion-MNIST images by the classes that the classifier says, in a folder of all ten."""
+    place = tmp_path_factory.mktemp("certify") / "data"
+    images = bundled_images(1)[:3]
+    for k in range(10):
+        (place / str(k)).mkdir(parents=True)
+    for i, (image, label) in enumerate(
+        zip(images, predict(load_classifier("fashion-mnist").eval(), images), strict=True)
+    ):
+        Image.fromarray(image[0].numpy()).save(place / str(int(label)) / f"{i}.png")
+    return place
+
+
+def call(monkeypatch, capfd, *arguments: object, code: int = 0) -> tuple[str, str]:
+    monkeypatch.setattr(sys, "argv", ["pxfast", "certify", *map(str, arguments)])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    out, err = capfd.readouterr()
+    assert (stop.value.code or 0) == code, err
+    assert "Traceback" not in err
+    return out, err
+
+
+def given(folder: Path) -> tuple[torch.Tensor, torch.Tensor]:
+    files = sorted(folder.rglob("*.png"))
+    images = np.stack([np.asarray(Image.open(file))[None] for file in files])
+    return torch.from_numpy(images), torch.tensor([int(file.parent.name) for file in files])
+
+
+def test_files_table_picture_and_page(monkeypatch, capfd, folder, tmp_path):
+    out, curve, page = tmp_path / "c.json", tmp_path / "c.png", tmp_path / "c.html"
+    options = ["--width", 6, "--out", out, "--engine", QUICK, "--precision", "fp32", "--threads", 1]
+    printed, _ = call(monkeypatch, capfd, folder, *options, "--curve", curve, "--page", page)
+    classifier, (images, labels) = load_classifier("fashion-mnist").eval(), given(folder)
+    expected = pxfast.certify(classifier, images, labels, width=6, engine=QUICK, precision="fp32")
+    document = json.loads(out.read_text())
+    assert document["settings"] == expected.settings
+    assert document["accuracy"] == expected.accuracy
+    assert [each["votes"] for each in document["images"]] == expected.counts.tolist()
+    assert [each["radius"] for each in document["images"]] == expected.radii.tolist()
+    assert [each["label"] for each in document["images"]] == labels.tolist()
+    for row in document["certified"]:
+        assert row["certified_accuracy"] == expected.certified_accuracy(row["radius"])
+        assert row["radius_of_unit_range"] == row["radius"] / 255
+    lines = printed.splitlines()
+    assert lines[0] == "L1 radius, grey levels\tin units of [0, 1]\tcertified accuracy"
+    assert lines[1] == f"0\t0\t{100 * expected.accuracy:.1f} %"
+    assert lines[-1].startswith("3 images. Where a radius is certified, no change")
+    with Image.open(curve) as picture:
+        assert min(picture.size) > 300
+    text = page.read_text()
+    assert "data:image/png;base64," in text
+    assert f"<td>0</td><td>0</td><td>{100 * expected.accuracy:.1f} %</td>" in text
+    assert "http" not in text
+    assert not parts_path(out).exists()
+    _, error = call(monkeypatch, capfd, folder, *options, code=2)
+    assert "exists already" in error
+
+
+def test_a_killed_run_goes_on_where_it_was(monkeypatch, capfd, folder, tmp_path):
+    """Two rows are there already: of these nothing is computed again, and other settings refuse them."""
+    from pxfast.cli import rows
+
+    out = tmp_path / "c.tsv"
+    words = [folder, "--purifier", "midpoints", "--width", 130, "--out", out, "--quiet"]
+    monkeypatch.setattr(rows, "PART_SECONDS", 0.0)
+    calls: list[int] = []
+    certify = pxfast.certification.certify
+
+    def failing(network, grid, *arguments, **options):
+        calls.append(len(grid))
+        if calls == [0, 1, 1, 1]:
+            raise ValueError("spoiled")
+        return certify(network, grid, *arguments, **options)
+
+    monkeypatch.setattr("pxfast.certification.certify", failing)
+    call(monkeypatch, capfd, *words, code=2)
+    assert not out.exists()
+    assert len(list(parts_path(out).glob("*.rows"))) == 2
+    _, error = call(monkeypatch, capfd, *words[:4], 131, *words[5:], code=2)
+    assert calls == [0, 1, 1, 1, 0]
+    assert "parts of a run with other settings (width)" in error
+    calls.clear()
+    call(monkeypatch, capfd, *words)
+    assert calls == [0, 1], "a check of the options, and the image that was missing"
+    images, labels = given(folder)
+    expected = certify(load_classifier("fashion-mnist").eval(), images, labels, width=130, purifier="midpoints")
+    columns = [expected.labels, expected.predictions, expected.radii.int()]
+    rows_of = [[str(i), *map(str, row)] for i, row in enumerate(torch.stack([c.int() for c in columns], 1).tolist())]
+    assert [line.split("\t") for line in out.read_text().splitlines()] == rows_of
+
+
+def test_l2_in_the_same_command(monkeypatch, capfd, folder, tmp_path):
+    out = tmp_path / "c.json"
+    words = ["--norm", "l2", "--sigma", 0.1, "--samples", 30, "--first-samples", 5, "--out", out, "--json"]
+    printed, _ = call(monkeypatch, capfd, folder, *words, "--curve", tmp_path / "c.svg")
+    facts = json.loads(printed)
+    assert facts["settings"]["norm"] == "l2"
+    assert facts["settings"]["purifier"] == "none"
+    assert facts["files"] == [str(out), str(tmp_path / "c.svg")]
+    images, labels = given(folder)
+    expected = pxfast.certify_l2(
+        load_classifier("fashion-mnist").eval(), images, labels, sigma=0.1, samples=30, first_samples=5
+    )
+    assert [each["votes"] for each in json.loads(out.read_text())["images"]] == expected.counts.tolist()
+    assert "0.001" in certified.claim(expected)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--norm", "l3"], "norm must be one of l1, l2, got 'l3'"),
+        (["--purifier", "adp"], "purifier must be one of pixeldefend, midpoints, sample"),
+        (["--norm", "l2", "--purifier", "sample"], "purifier must be one of none, adp, pixeldefend"),
+        (["--width", "0"], "width must be an integer in 1..1024, got 0"),
+        (["--norm", "l2", "--alpha", "2"], "alpha must be a number in (0, 1), got 2.0"),
+        (["--curve", "a.gif"], "a.gif: this output must have the suffix .png or .svg"),
+        (["--page", "a.txt"], "a.txt: this output must have the suffix .html"),
+        (["--images", "0"], "--images"),
+    ],
+)
+def test_a_wrong_request_is_one_line_and_leaves_nothing(monkeypatch, capfd, folder, tmp_path, words, message):
+    _, error = call(monkeypatch, capfd, folder, "--out", tmp_path / "c.json", *words, code=2)
+    assert message in error
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_images_without_labels_and_certificates_of_two_norms_are_refused(monkeypatch, capfd, folder, tmp_path):
+    Image.fromarray(bundled_images(1)[0, 0].numpy()).save(tmp_path / "a.png")
+    _, error = call(monkeypatch, capfd, tmp_path, "--out", tmp_path / "c.json", code=2)
+    assert "has images without labels" in error
+    images, labels = given(folder)
+    classifier = load_classifier("fashion-mnist").eval()
+    one = pxfast.certify(classifier, images, labels, width=2, purifier="midpoints")
+    other = pxfast.certify_l2(classifier, images, labels, samples=2, first_samples=2)
+    with pytest.raises(ValueError, match="certificates of one norm, got l1, l2"):
+        certified.draw_certified({"a": one, "b": other})
+    with pytest.raises(ValueError, match="certificates of one norm, got none"):
+        certified.draw_certified({})
