@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from .defences.defended import Defended
     from .engines.registry import list_engines
     from .pixelcnn.files import save
-    from .pixelcnn.likelihood import bits_per_dim, log_prob
+    from .pixelcnn.likelihood import bits_per_dim, log_prob, surprise
     from .pixelcnn.network import PixelCNN, PixelCNNConfig
     from .pixelcnn.shipped import list_models, load
     from .pixeldefend.detection import Detector
@@ -42,6 +42,7 @@ __all__ = [
     "purify",
     "sample",
     "save",
+    "surprise",
     "verify",
 ]
 
@@ -62,6 +63,7 @@ _ORIGINS = {
     "purify": "pixeldefend.purify",
     "sample": "pixeldefend.sampling",
     "save": "pixelcnn.files",
+    "surprise": "pixelcnn.likelihood",
     "verify": "pixeldefend.verify",
 }
 _PACKAGES = ("attacks", "classifiers", "defences", "evaluation")

@@ -18,7 +18,7 @@ from pxfast.pixelcnn.shipped import SHIPPED
 
 NAMES = {
     *("purify", "Purifier", "ADPPurifier", "Defended", "Detector", "verify", "Verification"),
-    *("log_prob", "bits_per_dim", "sample", "load", "save", "list_models", "list_engines"),
+    *("log_prob", "bits_per_dim", "surprise", "sample", "load", "save", "list_models", "list_engines"),
     *("PixelCNN", "PixelCNNConfig", "__version__"),
 }
 PACKAGES = {"attacks", "classifiers", "defences", "evaluation"}

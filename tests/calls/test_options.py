@@ -214,6 +214,7 @@ CALLS: dict[str, tuple[Call, dict[str, Kind]]] = {
     "samples": (of(pxfast.sample, model="cifar10"), {"n": count(most=2**31 - 1)}),
     "log_prob": (with_tiny(pxfast.log_prob, IMAGES), LIKELIHOOD),
     "bits_per_dim": (with_tiny(pxfast.bits_per_dim, IMAGES), LIKELIHOOD),
+    "surprise": (with_tiny(pxfast.surprise, IMAGES), LIKELIHOOD),
     "lbfgs_purify": (
         with_tiny(lbfgs_purify, IMAGES),
         {"eps": EPS, "starts": count(1), "max_iterations": count(1), "seed": SEED, "progress": FLAG, "model": MODEL},
