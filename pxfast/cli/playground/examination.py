@@ -28,13 +28,13 @@ BPDA_STEPS = 10  # of its 100: an answer within seconds
 
 # what the page offers, by the attacks' names
 ATTACKS = {
-    "none": "No attack",
-    "rand": "RAND: random noise",
-    "fgsm": "FGSM: one step along the gradient's sign",
-    "bim": "BIM: several small such steps",
-    "pgd": "PGD: 20 steps from a random start",
-    "deepfool": "DeepFool: to the nearest border between two classes",
-    "bpda": f"BPDA: {BPDA_STEPS} steps, and it knows the purifier",
+    "none": "none",
+    "rand": "RAND: noise",
+    "fgsm": "FGSM: one step",
+    "bim": "BIM: small steps",
+    "pgd": "PGD: from a random start",
+    "deepfool": "DeepFool: nearest class",
+    "bpda": "BPDA: knows the purifier",
 }
 
 

@@ -38,7 +38,7 @@ def plane(bits: Tensor, channel: str = "mean") -> Tensor:
 
 def coloured(bits: Tensor) -> Array:
     """Bits (H, W) as colours: uint8 (H, W, 3). What has more than ``MOST_BITS`` has the last colour."""
-    steps = (bits.double() / MOST_BITS).clamp(0, 1).mul(255).round().to(int).numpy()
+    steps = (bits.double() / MOST_BITS).clamp(0, 1).mul(255).round().long().numpy()
     found: Array = colour_table()[steps]
     return found
 

@@ -53,7 +53,7 @@ def fit(pixels: Tensor, image_shape: tuple[int, int, int]) -> tuple[Tensor, str]
     if (height, width) != (H, W):
         picture = picture.resize((W, H), Image.Resampling.BICUBIC)
         changes.append(f"{'shrunk' if height > H else 'enlarged'} to {W} \u00d7 {H}")
-    if C != len(pixels):
+    if len(pixels) != C:
         picture = picture.convert("L" if C == 1 else "RGB")
         changes.append("made grey" if C == 1 else "given three equal channels")
     image = torch.from_numpy(np.array(picture)).reshape(H, W, C).permute(2, 0, 1).contiguous()
