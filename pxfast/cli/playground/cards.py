@@ -38,7 +38,7 @@ def card(title: str, judged: Judged, channel: str, *, line: float | None = None,
     )
     marker = "" if line is None else f'<span class="pf-line" style="top:{100 * line:.2f}%" aria-hidden="true"></span>'
     pictures = "".join(
-        f'<div class="pf-frame"><img src="{data_url(pixels)}" alt="{escape(text)}" title="{escape(text)}">{marker}</div>'
+        f'<div class="pf-frame"><img src="{data_url(pixels)}" alt="{escape(text)}">{marker}</div>'
         for pixels, text in ((picture_of(judged.image), image_text), (coloured(bits), map_text))
     )
     classes = "".join(

@@ -13,6 +13,7 @@ from typing import Any
 from PIL import Image
 from torch import Tensor
 
+from ...base.extras import require
 from ...base.streams import note
 from ...evaluation.figures.attack_pictures import class_name
 from ..demonstration import load_demo_images
@@ -30,7 +31,7 @@ INTRODUCTION = """# PixelDefend, to play with
 Pick an image or drop your own. An attack changes it by at most ±eps, so that the classifier errs. PixelDefend moves
 every value to the likeliest one within ±eps, and the label often comes back. Everything is computed on this machine.
 """
-EXPLANATION = """- **bits/dim** is how many bits the density model needs for a value, on average: the lower, the likelier the image.
+EXPLANATION = """- **bits/dim** is how many bits the density model needs for a value on average: the lower, the likelier.
 - The **p-value** is the part of the training images that are no likelier than this one. At most 0.05 is suspicious.
 - The **map of surprise** shows where the bits are: how unexpected each pixel is after the rows above it and the pixels
   to its left. In the bright places the model does not believe the image.
@@ -187,8 +188,8 @@ def build(gr: Any, laboratory: Callable[[str], Laboratory], ask: Ask) -> Any:
                     14,
                     step=1,
                     label="Decode row by row",
-                    buttons=[],
                     info="Purification goes from top to bottom.",
+                    buttons=[],
                 )
                 decoding = gr.HTML("", elem_id="pf-decoding", padding=False)
                 with gr.Accordion("What the numbers mean", open=False):
@@ -217,7 +218,7 @@ def build(gr: Any, laboratory: Callable[[str], Laboratory], ask: Ask) -> Any:
 
 def application(gr: Any, page: Any) -> Any:
     """The page as an ASGI application, without anything of Gradio's that leaves this machine."""
-    fastapi: Any = __import__("fastapi")
+    fastapi: Any = require("fastapi", "app")
     # Gradio's own fonts and greys: the former are files to fetch, the latter too light to read
     theme = gr.themes.Default(
         primary_hue="indigo", font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]
