@@ -31,7 +31,7 @@ INTRODUCTION = """# PixelDefend, to play with
 Pick an image or drop your own. An attack changes it by at most ±eps, so that the classifier errs. PixelDefend moves
 every value to the likeliest one within ±eps, and the label often comes back. Everything is computed on this machine.
 """
-EXPLANATION = """- **bits/dim** is how many bits the density model needs for a value on average: the lower, the likelier.
+EXPLANATION = """- **bits/dim** is how many bits the model needs for a value on average. The lower, the likelier.
 - The **p-value** is the part of the training images that are no likelier than this one. At most 0.05 is suspicious.
 - The **map of surprise** shows where the bits are: how unexpected each pixel is after the rows above it and the pixels
   to its left. In the bright places the model does not believe the image.
@@ -155,7 +155,7 @@ def build(gr: Any, laboratory: Callable[[str], Laboratory], ask: Ask) -> Any:
         chosen, shown = gr.State(0), gr.State(None)
         gr.Markdown(INTRODUCTION, elem_classes="pf-intro")
         with gr.Row():
-            with gr.Column(scale=1, min_width=280):
+            with gr.Column(scale=1, min_width=320):
                 dataset = gr.Radio([(name, key) for key, name in DATASETS.items()], value=FIRST, label="Networks")
                 gallery = gr.Gallery(
                     thumbnails(FIRST),
