@@ -13,10 +13,11 @@ from torch import Tensor
 from ...attacks import Attack, find_attack
 from ...base.checks import check_choice, check_count, check_eps
 from ...base.machine import parse_device
-from ...classifiers import load_classifier
+from ...classifiers import Classifier, load_classifier
 from ...defences import Defended
 from ...evaluation.figures.attack_pictures import CLASSES
 from ...pixelcnn.likelihood import bits_per_dim, surprise
+from ...pixelcnn.network import PixelCNN
 from ...pixelcnn.shipped import load
 from ...pixeldefend.detection import Detector
 from ...pixeldefend.purify import Purifier
@@ -85,10 +86,10 @@ class Laboratory:
 
     def __init__(self, dataset: str, *, device: str = "auto", engine: str = "auto", threads: int | None = None) -> None:
         self.dataset: str = check_choice("dataset", dataset, DATASETS)
-        self.device = parse_device(device)
-        self.model = load(dataset)
-        self.classifier = load_classifier(dataset).to(self.device)
-        self.detector = Detector(self.model)
+        self.device: torch.device = parse_device(device)
+        self.model: PixelCNN = load(dataset)
+        self.classifier: Classifier = load_classifier(dataset).to(self.device)
+        self.detector: Detector = Detector(self.model)
         self.engine = engine
         self.threads = threads
 
