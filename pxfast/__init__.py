@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from .engines.registry import list_engines
     from .evaluation.benchmark import benchmark
     from .pixelcnn.files import save
-    from .pixelcnn.likelihood import bits_per_dim, log_prob
+    from .pixelcnn.likelihood import bits_per_dim, log_prob, surprise
     from .pixelcnn.network import PixelCNN, PixelCNNConfig
     from .pixelcnn.shipped import list_models, load
     from .pixeldefend.detection import Detector
@@ -53,6 +53,7 @@ __all__ = [
     "sample",
     "save",
     "serving",
+    "surprise",
     "verify",
 ]
 
@@ -77,6 +78,7 @@ _ORIGINS = {
     "purify": "pixeldefend.purify",
     "sample": "pixeldefend.sampling",
     "save": "pixelcnn.files",
+    "surprise": "pixelcnn.likelihood",
     "verify": "pixeldefend.verify",
 }
 _PACKAGES = ("attacks", "certification", "classifiers", "data", "defences", "evaluation", "serving")

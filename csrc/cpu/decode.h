@@ -84,6 +84,7 @@ class Block {
       control.row_done(control.context, 1);
     }
     plan.row = program_.height;
+    plan.finished = finished;
     wait_for_team();
     return finished;
   }
@@ -176,7 +177,7 @@ class Block {
     for (;;) {
       wait_for_team();
       const RowPlan plan = workspace_.plan;  // the first member changes it only after the next meeting
-      if (plan.row == program_.height) return true;
+      if (plan.row == program_.height) return plan.finished;  // all members leave a cancelled decode, or none does
       if (plan.shared) {
         run_row(plan);
       } else {

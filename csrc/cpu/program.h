@@ -81,9 +81,10 @@ constexpr int kFewImages = 4;  // that may take more memory each, where latency 
 
 // How a team does the next row of its image.
 struct RowPlan {
-  int row;       // the image's height: there is none
-  bool shared;   // whether all members do the work that is done for whole rows, or the first one alone
-  bool guessed;  // whether its pixels are guessed and repaired, or decoded one after the other
+  int row;        // the image's height: there is none
+  bool shared;    // whether all members do the work that is done for whole rows, or the first one alone
+  bool guessed;   // whether its pixels are guessed and repaired, or decoded one after the other
+  bool finished;  // where there is no next row: whether the image is whole, or the decode was cancelled
 };
 
 // Memory of one block of images: a thread's own, or shared by a team that decodes a single image.

@@ -91,6 +91,17 @@ def draw_to_files() -> None:
     os.environ["MPLBACKEND"] = "agg"
 
 
+def keep_gradio_here(folder: str) -> None:
+    """Tell Gradio, before it is imported, to ask no host for anything and to keep uploads in ``folder``."""
+    os.environ.update(
+        GRADIO_ANALYTICS_ENABLED="False",
+        GRADIO_TEMP_DIR=folder,
+        GRADIO_ROOT_PATH="",
+        HF_HUB_DISABLE_TELEMETRY="1",
+        HF_HUB_OFFLINE="1",
+    )
+
+
 def _user_folder(variable: str, default: str) -> Path:
     return Path(os.environ.get(variable) or Path.home() / default) / "pxfast"
 

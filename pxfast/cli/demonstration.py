@@ -30,14 +30,14 @@ if TYPE_CHECKING:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 FORMAT = "pxfast-demo-images"
-ASSET = "demo-images.safetensors"
+ASSETS = {"fashion-mnist": "demo-images.safetensors", "cifar10": "cifar10-demo-images.safetensors"}
 MODEL = "fashion-mnist"
 PURIFY_EPS = 32  # the paper's for Fashion-MNIST
 CLASSES = ("T-shirt", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Boot")
 
 
 class DemoImages(NamedTuple):
-    """Images of the Fashion-MNIST test set, clean and attacked: uint8 (N, 1, 28, 28); their labels (N,) int64."""
+    """Images of a test set, clean and attacked: uint8 (N, C, H, W); their labels (N,) int64."""
 
     clean: Tensor
     attacked: Tensor
@@ -54,9 +54,9 @@ class Stage(NamedTuple):
     labels: Tensor
 
 
-def load_demo_images() -> DemoImages:
-    """The images shipped in the package; the first ten are one of each class."""
-    path = Path(str(resources.files("pxfast") / "assets" / ASSET))
+def load_demo_images(dataset: str = MODEL) -> DemoImages:
+    """The images of 'fashion-mnist' or 'cifar10' shipped in the package; the first ten are one of each class."""
+    path = Path(str(resources.files("pxfast") / "assets" / ASSETS[dataset]))
     tensors, metadata = read_safetensors(path, FORMAT)
     if not {"clean", "attacked", "labels"} <= tensors.keys() or not metadata.get("attack_eps", "").isdecimal():
         raise ValueError(f"{path} lacks images that it was shipped with: install pxfast anew")

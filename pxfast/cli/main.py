@@ -19,6 +19,7 @@ from ..base.memory import keep_freed_memory
 from ..base.streams import note, open_streams
 from ..base.unfinished import FULL
 from ..base.version import __version__
+from .app import app as page
 from .attack import attack
 from .bench import bench
 from .bpd import bpd
@@ -47,7 +48,7 @@ COMMANDS: dict[str, dict[str, typer.Typer | Callable[..., None]]] = {
         "train-adp": train_adp,
         "convert": convert_app,
     },
-    "Look": {"info": info, "bench": bench, "tune": tune, "demo": demo},
+    "Look": {"app": page, "info": info, "bench": bench, "tune": tune, "demo": demo},
 }
 
 EXPECTED = (OSError, ImportError, ValueError, TypeError, RuntimeError, ArithmeticError, MemoryError)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -19,20 +20,30 @@ from .shipped import Model, model_for
 
 
 @torch.no_grad()
-def _log_prob(grid: Tensor, model: PixelCNN, batch_size: int, progress: bool) -> Tensor:
-    """log p in nats of uint8 images (N, C, H, W) on the CPU or on a GPU: (N,) float64 on the CPU."""
+def _of_sub_pixels(
+    grid: Tensor, model: PixelCNN, batch_size: int, progress: bool, reduce: Callable[[Tensor], Tensor]
+) -> Tensor:
+    """What ``reduce`` makes of log p(x_i | x_<i) in nats, float64 (n, C, H, W), batch by batch: (N, ...) on the CPU.
+
+    grid: uint8 images (N, C, H, W) on the CPU or on a GPU, which computes them then.
+    """
     device = grid.device if grid.device.type == "cuda" else torch.device("cpu")
     network = oracle(model, "fp32", device)
-    sums = [torch.zeros(0, dtype=torch.float64)]
+    found = [reduce(torch.zeros(0, *grid.shape[1:], dtype=torch.float64))]
     # cuDNN's convolutions would round to TF32, which costs a thousandth of a bit
     with (
         progress_of(len(grid), shown=progress) as shown,
         torch.backends.cudnn.flags(enabled=True, allow_tf32=False),
     ):
         for batch in grid.split(batch_size) if len(grid) else ():
-            sums.append(network.log_prob(batch.to(device)).double().sum(dim=(1, 2, 3)).cpu())
+            found.append(reduce(network.log_prob(batch.to(device)).double()).cpu())
             shown.advance(len(batch))
-    return torch.cat(sums)
+    return torch.cat(found)
+
+
+def _log_prob(grid: Tensor, model: PixelCNN, batch_size: int, progress: bool) -> Tensor:
+    """log p in nats of uint8 images (N, C, H, W) on the CPU or on a GPU: (N,) float64 on the CPU."""
+    return _of_sub_pixels(grid, model, batch_size, progress, lambda nats: nats.sum(dim=(1, 2, 3)))
 
 
 @in_plain_torch
@@ -73,6 +84,23 @@ def bits_per_dim(
     grid, form = to_grid(images, keep_device=True, clip=clip)
     nats = _log_prob(grid, model_for(model, grid.shape[1:]), batch_size, progress)
     return form.per_image((-nats / (math.log(2.0) * grid[:1].numel())).float() if len(grid) else nats.float())
+
+
+@in_plain_torch
+def surprise(images: ImagesT, *, model: Model | None = None, batch_size: int = 64, progress: bool = False) -> ImagesT:
+    """-log2 p(x_i | x_<i), the bits of every sub-pixel: (N, C, H, W) float32, or (C, H, W) for a single image.
+
+    It says where an image is unlikely. What comes earlier is the rows above, the pixels to the left and the earlier
+    channels of the same pixel, so that a sub-pixel's surprise depends on nothing behind it. The mean over an image is
+    :func:`bits_per_dim` of it: taken in float64, up to the rounding of float32 (one part in 2^23). The arguments and
+    errors are those of :func:`log_prob`.
+    """
+    batch_size, progress = check_count("batch_size", batch_size, 1), check_flag("progress", progress)
+    grid, form = to_grid(images, keep_device=True)
+    network = model_for(model, grid.shape[1:])
+    return form.per_image(
+        _of_sub_pixels(grid, network, batch_size, progress, lambda nats: (-nats / math.log(2.0)).float())
+    )
 
 
 def relaxable(model: PixelCNN) -> PixelCNN:

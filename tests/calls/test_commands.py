@@ -35,6 +35,7 @@ COMMANDS = {
     "density": "figures density --root {empty} --out out",
     "report": "report {empty}",
     "convert": "convert openai-tf {garbage} out.safetensors",
+    "app": "app --no-browser",
     "info": "info",
     "bench": "bench",
     "tune": "tune",
@@ -55,7 +56,7 @@ SHARED = [
         "unknown engine 'abacus'; known: auto, cuda, triton",
     ),
     (
-        f"classifier purify bpd detect sample attack certify demo density {EVALUATE} {TRAIN}",
+        f"classifier purify bpd detect sample attack certify demo app density {EVALUATE} {TRAIN}",
         "--device tpu",
         "device must be auto, cpu, cuda",
     ),
@@ -65,7 +66,7 @@ SHARED = [
         "device 'cuda:99' was asked",
     ),
     (
-        f"classifier purify bpd detect sample attack demo bench density {EVALUATE} {TRAIN}",
+        f"classifier purify bpd detect sample attack demo app bench density {EVALUATE} {TRAIN}",
         "--threads 0",
         "'--threads'",
     ),
@@ -270,6 +271,9 @@ ALONE = [
     ("tune --batch-size 17", "batch-size must be a multiple of 16, got 17"),
     ("tune --network magic", "unknown network 'magic'; known: paper-cifar10"),
     ("info more", "unexpected extra argument"),
+    ("app --port 65536", "'--port'"),
+    ("app --port -1", "'--port'"),
+    ("app --share", "No such option: --share"),
 ]
 TABLE = [
     *((f"{COMMANDS[name]} {option}", words) for names, option, words in SHARED for name in names.split()),

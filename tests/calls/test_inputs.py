@@ -75,6 +75,7 @@ IMAGE_CALLS: dict[str, tuple[Call, dict[str, Wrong]]] = {
     "Purifier": (lambda images: pxfast.Purifier(model=tiny())(images), NO_PIXELS),
     "log_prob": (lambda images: pxfast.log_prob(images, model=tiny()), NO_PIXELS),
     "bits_per_dim": (lambda images: pxfast.bits_per_dim(images, model=tiny()), NO_PIXELS),
+    "surprise": (lambda images: pxfast.surprise(images, model=tiny()), NO_PIXELS),
     "verify": (
         lambda images: pxfast.verify(images, IMAGES, model=tiny()),
         only(NO_PIXELS, "two channels", "another size"),

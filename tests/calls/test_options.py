@@ -266,6 +266,7 @@ CALLS: dict[str, tuple[Call, dict[str, Kind]]] = {
     ),
     "log_prob": (with_tiny(pxfast.log_prob, IMAGES), LIKELIHOOD),
     "bits_per_dim": (with_tiny(pxfast.bits_per_dim, IMAGES), LIKELIHOOD),
+    "surprise": (with_tiny(pxfast.surprise, IMAGES), LIKELIHOOD),
     "lbfgs_purify": (
         with_tiny(lbfgs_purify, IMAGES),
         {

@@ -97,6 +97,40 @@ def test_interrupt_is_honoured_soon(engine):
     assert process.returncode != 0
 
 
+# Decodes one image again and again: the work of a team
+ALONE = """
+import pxfast
+from support.helpers import bundled_images
+
+image = bundled_images(3)[:1]
+purifier = pxfast.Purifier(eps=16, engine="cpu")
+purifier(image)
+print("started", flush=True)
+while True:
+    purifier(image)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there is no SIGINT to send to one process")
+@pytest.mark.engine("cpu")
+@pytest.mark.parametrize("order", ["auto", "speculative"])
+def test_a_team_is_interrupted_as_a_whole(order):
+    """No member waits for ever for one that has left."""
+    settings = environment(PXFAST_THREADS="2", PXFAST_ORDER=order)
+    with subprocess.Popen(
+        [sys.executable, "-c", ALONE], env=settings, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        try:
+            assert process.stdout.readline() == "started\n", process.stderr.read()
+            time.sleep(0.5)
+            process.send_signal(signal.SIGINT)
+            _, errors = process.communicate(timeout=30)
+        finally:
+            process.kill()
+    assert "KeyboardInterrupt" in errors
+    assert process.returncode != 0
+
+
 @pytest.mark.engine("cpu")
 def test_the_papers_network_stays_under_8_mb_an_image():
     from pxfast.engines import benchmark, cpu

@@ -6,6 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from support.helpers import bundled_images
 
 import pxfast
 from pxfast.pixelcnn.heads import HEADS
@@ -28,6 +29,47 @@ def test_log_prob_is_the_sum_over_sub_pixels(make_model, images, head):
     bits = pxfast.bits_per_dim(images, model=model)
     assert bits.dtype == torch.float32
     torch.testing.assert_close(bits.double(), -expected / (192 * math.log(2)), rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_surprise_is_the_bits_of_every_sub_pixel(make_model, images, head):
+    """Each value is that of the 256-way distribution; an image's mean is its bits/dim; what is behind plays no part."""
+    model = make_model(channels=3, head=head)
+    found = pxfast.surprise(images, model=model)
+    assert found.shape == images.shape
+    assert found.dtype == torch.float32
+    with torch.no_grad():
+        nats = model.log_probs(images).gather(-1, images.long().unsqueeze(-1)).squeeze(-1)
+    torch.testing.assert_close(found.double(), -nats.double() / math.log(2), rtol=1e-5, atol=1e-5)
+    bits = pxfast.bits_per_dim(images, model=model)
+    torch.testing.assert_close(found.double().mean((1, 2, 3)), bits.double(), rtol=2**-23, atol=0)
+    mixed = torch.cat((images[:1, :, :5], images[1:2, :, 5:]), dim=2)
+    again = pxfast.surprise(mixed, model=model)
+    torch.testing.assert_close(again[:, :, :5], found[:1, :, :5], rtol=1e-5, atol=1e-5)
+    assert (again[:, :, 5:] - found[:1, :, 5:]).abs().max() > 1
+
+
+@pytest.mark.parametrize("name", ["fashion-mnist", "cifar10"])
+def test_the_mean_surprise_of_real_images_is_their_bits_per_dim(name):
+    real = bundled_images(1 if name == "fashion-mnist" else 3)[:3]
+    bits = pxfast.bits_per_dim(real.numpy())
+    found = pxfast.surprise(real.numpy(), model=name)
+    np.testing.assert_allclose(found.astype(np.float64).mean((1, 2, 3)), bits, rtol=2**-23)
+
+
+def test_surprise_comes_in_the_form_of_the_images(tiny_colour_model, images):
+    found = pxfast.surprise(images, model=tiny_colour_model)
+    array = pxfast.surprise((images.double() / 255).numpy(), model=tiny_colour_model)
+    assert isinstance(array, np.ndarray)
+    assert array.dtype == np.float32
+    np.testing.assert_array_equal(array, found.numpy())
+    single = pxfast.surprise(images[1], model=tiny_colour_model)
+    assert single.shape == (3, 8, 8)
+    torch.testing.assert_close(single, found[1], rtol=1e-5, atol=1e-5)
+    parts = pxfast.surprise(images, model=tiny_colour_model, batch_size=2)
+    torch.testing.assert_close(parts, found, rtol=1e-5, atol=1e-5)
+    assert pxfast.surprise(images[:0], model=tiny_colour_model).shape == (0, 3, 8, 8)
+    assert pxfast.surprise(images[:0].numpy(), model=tiny_colour_model).dtype == np.float32
 
 
 def test_library_rank_and_batches(tiny_colour_model, images):
@@ -65,7 +107,7 @@ def test_images_on_a_gpu_are_judged_there(make_model, images, head):
     model = make_model(channels=3, head=head)
     expected = pxfast.log_prob(images, model=model)
     found = pxfast.log_prob(images.cuda(), model=model)
-    assert found.device.type == "cuda"
+    assert found.device.type == pxfast.surprise(images.cuda(), model=model).device.type == "cuda"
     torch.testing.assert_close(found.cpu(), expected, rtol=1e-5, atol=0)
     device = torch.device("cuda", torch.cuda.current_device())
     assert next(oracle(model, "fp32", device).parameters()).device == device

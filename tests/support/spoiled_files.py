@@ -130,11 +130,11 @@ def weight_kinds(folder: Path) -> list[Kind]:
     kinds += header("score.safetensors", load_score_network, read_score_metadata)
     Detector(model).fit(real_images(1, (8, 8), 5)).save(folder / "detector.safetensors")
     kinds += header("detector.safetensors", lambda path: Detector.load(path, model))
-    shipped = Path(demonstration.__file__).parents[1] / "assets" / demonstration.ASSET
+    shipped = Path(demonstration.__file__).parents[1] / "assets" / demonstration.ASSETS[demonstration.MODEL]
     (folder / "demo.safetensors").write_bytes(shipped.read_bytes())
 
     def read_demo(path: Path) -> None:
-        demonstration.ASSET = str(path)
+        demonstration.ASSETS[demonstration.MODEL] = str(path)
         demonstration.load_demo_images()
 
     return kinds + header("demo.safetensors", read_demo)

@@ -75,6 +75,7 @@ def results(model: PixelCNN, score_network: ScoreNetwork) -> dict[str, Tensor]:
         "verify in bf16": pxfast.verify(IMAGES, IMAGES, 16, model=model, precision="bf16").regret,
         "log_prob": pxfast.log_prob(IMAGES, model=model),
         "bits_per_dim": pxfast.bits_per_dim(IMAGES, model=model),
+        "surprise": pxfast.surprise(IMAGES, model=model),
         "sample": pxfast.sample(2, model=model, precision="fp32"),
         "p_value": pxfast.Detector(model).fit(TRAIN).p_value(IMAGES),
         "relaxed": RelaxedPurifier(2, model)(FLOATS[:1]).detach(),

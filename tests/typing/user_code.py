@@ -36,6 +36,8 @@ def likelihoods(tensor: Tensor, array: Array) -> None:
     assert_type(pxfast.log_prob(array, batch_size=8), Array)
     assert_type(pxfast.bits_per_dim(tensor, model="cifar10"), Tensor)
     assert_type(pxfast.bits_per_dim(array), Array)
+    assert_type(pxfast.surprise(tensor, batch_size=8), Tensor)
+    assert_type(pxfast.surprise(array), Array)
 
 
 def verified(tensor: Tensor, array: Array) -> None:
