@@ -29,7 +29,7 @@ def in_fixed_batches(
     """
     results = []
     for part in images.split(size):
-        missing = (size if enough is None else enough(len(part))) - len(part)
+        missing = (size if enough is None or len(part) == size else enough(len(part))) - len(part)
         filled = torch.cat((part, part[:1].expand(missing, -1, -1, -1))) if missing else part
         results.append(function(filled)[: len(part)])
     return torch.cat(results)
