@@ -131,9 +131,12 @@ class ADPPurifier(Opaque):
         """
         if torch.compiler.is_compiling() and isinstance(images, Tensor) and self.backward != "full":
             return self.as_operator(images, None, self.backward)
+        return self._forward(images)
+
+    def _forward(self, images: ImagesT) -> ImagesT:
         if isinstance(images, Tensor) and images.is_floating_point() and images.dim() in (3, 4):
             batch = images if images.dim() == 4 else images[None]
-            return self.draw(batch, image_seeds(batch, self.seed)).view_as(images)
+            return self._draw(batch, image_seeds(batch, self.seed)).view_as(images)
         grid, form = to_grid(images, keep_device=True)
         return form.images(self.purify_grid(grid))
 
@@ -142,7 +145,7 @@ class ADPPurifier(Opaque):
     def purify_grid(self, grid: Tensor) -> Tensor:
         """One run over uint8 images (N, C, H, W), rounded to uint8."""
         x = grid.float() / 255.0
-        return (self.draw(x, image_seeds(x, self.seed)) * 255.0).round().to(torch.uint8)
+        return (self._draw(x, image_seeds(x, self.seed)) * 255.0).round().to(torch.uint8)
 
     def draw(self, images: Tensor, seeds: Sequence[int] | Tensor) -> Tensor:
         """One run over floating images (N, C, H, W) in [0, 1], in their dtype; image i's noise is by ``seeds[i]``.
@@ -165,7 +168,8 @@ class ADPPurifier(Opaque):
     @torch.no_grad()
     def purified(self, images: Tensor, seeds: Sequence[int] | None = None) -> Tensor:
         """:meth:`draw`, or :meth:`forward`, without a gradient: see :class:`pxfast.tensors.opaque.Opaque`."""
-        return self.forward(images) if seeds is None else self.draw(images, seeds)
+        # not these themselves: while another thread compiles, they would call the operator, which calls this
+        return self._forward(images) if seeds is None else self._draw(images, seeds)
 
     @in_plain_torch
     def differentiate(self, images: Tensor, seeds: Sequence[int]) -> Tensor:

@@ -52,7 +52,7 @@ def purify(
     ``threshold`` bits given what was decoded before them (default 3.0, as in the authors' code, which takes the mean
     over a pixel's channels instead).
 
-    model: a PixelCNN, a shipped model's name, the path of a model file, or None
+    model: a PixelCNN, a shipped model's name, the path of a model file or of its folder, or None
     for the shipped model of the images' shape. engine: 'auto', or a name that ``pxfast info`` lists. precision:
     'fp32', 'bf16' or 'auto', the engine's fastest. threads: of the CPU engine, which change no bit of the result; by
     default one for each processor that this process may use. progress: True shows a bar; a function is called now and

@@ -31,7 +31,7 @@ class Opaque(nn.Module):
 
     def _take_handle(self) -> None:
         self.handle = next(_numbers)
-        _modules[self.handle] = self
+        _by_number[self.handle] = self
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name != "handle"}
@@ -54,12 +54,12 @@ class Opaque(nn.Module):
 
 
 _numbers = itertools.count()
-_modules: weakref.WeakValueDictionary[int, Opaque] = weakref.WeakValueDictionary()
+_by_number: weakref.WeakValueDictionary[int, Opaque] = weakref.WeakValueDictionary()
 
 
 @torch.library.custom_op("pxfast::purify", mutates_args=(), schema=SCHEMA)
 def _purify(images: Tensor, seeds: Tensor | None, handle: int, backward: str) -> Tensor:
-    return _modules[handle].purified(images, None if seeds is None else seeds.tolist()).contiguous()
+    return _by_number[handle].purified(images, None if seeds is None else seeds.tolist()).contiguous()
 
 
 @_purify.register_fake

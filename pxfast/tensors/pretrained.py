@@ -133,8 +133,8 @@ class Pretrained(nn.Module):
         ``branch``, ``create_pr`` and so on. ImportError without the extra ``hub``, before anything is done; TypeError
         or ValueError for other arguments, and what huggingface_hub raises.
         """
-        form = _hub_form()
         check_text("repo_id", repo_id)
+        form = _hub_form()
         address: str = form(self, self._notes(notes), repo_id).push_to_hub(repo_id, **settings)
         return address
 

@@ -122,6 +122,16 @@ def test_copies_have_handles_of_their_own(purifier: pxfast.Purifier, adp: pxfast
     assert not torch.equal(other(X), purifier(X))
 
 
+def test_a_plain_call_while_another_thread_compiles(
+    purifier: pxfast.Purifier, adp: pxfast.ADPPurifier, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """torch's flag is the process's."""
+    random = Defended(nn.Flatten(), [purifier, adp])
+    expected = [module(X) for module in (purifier, adp, random)]
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    assert all(map(torch.equal, [module(X) for module in (purifier, adp, random)], expected))
+
+
 def test_errors_are_those_of_the_plain_call(purifier: pxfast.Purifier) -> None:
     with pytest.raises(ValueError, match=r"floating-point images must be in \[0, 1\]"):
         compiled(purifier)(2 + X)
