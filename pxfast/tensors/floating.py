@@ -23,5 +23,8 @@ def in_type_of(network: nn.Module, images: Tensor) -> Tensor:
     So a network in fp64, fp16 or bf16 takes images of any type. One whose parameters are of several types gets them as
     they are.
     """
-    dtype = floating_type(network) if images.is_floating_point() else None
+    first = next((weight for weight in network.parameters() if weight.is_floating_point()), None)
+    if first is None or first.dtype == images.dtype or not images.is_floating_point():
+        return images  # without a look at all of them, for each of which a compiled graph would keep a guard
+    dtype = floating_type(network)
     return images if dtype is None else images.to(dtype)
