@@ -130,7 +130,7 @@ class ADPPurifier(Opaque):
         noise depends on ``seed`` and on each image's own values.
         """
         if torch.compiler.is_compiling() and isinstance(images, Tensor) and self.backward != "full":
-            return self.as_operator(images, None, self.backward)
+            return self._as_operator(images, None, self.backward)
         return self._forward(images)
 
     def _forward(self, images: ImagesT) -> ImagesT:
@@ -154,7 +154,7 @@ class ADPPurifier(Opaque):
         ValueError or TypeError for other images, or another number of seeds.
         """
         if torch.compiler.is_compiling() and self.backward != "full":
-            return self.as_operator(images, torch.as_tensor(seeds), self.backward)
+            return self._as_operator(images, torch.as_tensor(seeds), self.backward)
         return self._draw(images, seeds.tolist() if isinstance(seeds, Tensor) else seeds)
 
     @in_plain_torch
@@ -166,7 +166,7 @@ class ADPPurifier(Opaque):
         return with_backward(images, purified, self.backward)
 
     @torch.no_grad()
-    def purified(self, images: Tensor, seeds: Sequence[int] | None = None) -> Tensor:
+    def _purified(self, images: Tensor, seeds: Sequence[int] | None = None) -> Tensor:
         """:meth:`draw`, or :meth:`forward`, without a gradient: see :class:`pxfast.tensors.opaque.Opaque`."""
         # not these themselves: while another thread compiles, they would call the operator, which calls this
         return self._forward(images) if seeds is None else self._draw(images, seeds)

@@ -161,13 +161,13 @@ class Purifier(Opaque):
     def forward(self, images: ImagesT) -> ImagesT:
         """Purify images, (N, C, H, W) or (C, H, W): same type, shape, dtype and device; errors as :func:`purify`'s."""
         if torch.compiler.is_compiling() and isinstance(images, Tensor):
-            return self.as_operator(images, None, self.backward)
+            return self._as_operator(images, None, self.backward)
         purified = self._purify(images)
         if isinstance(images, Tensor) and isinstance(purified, Tensor) and images.is_floating_point():
             return with_backward(images, purified, self.backward)
         return purified
 
-    def purified(self, images: Tensor, seeds: Sequence[int] | None = None) -> Tensor:
+    def _purified(self, images: Tensor, seeds: Sequence[int] | None = None) -> Tensor:
         """:meth:`forward` of tensors, without a gradient: see :class:`pxfast.tensors.opaque.Opaque`."""
         return self._purify(images)
 

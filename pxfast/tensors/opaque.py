@@ -40,15 +40,15 @@ class Opaque(nn.Module):
         super().__setstate__(state)  # type: ignore[no-untyped-call]
         self._take_handle()
 
-    def purified(self, images: Tensor, seeds: Sequence[int] | None = None) -> Tensor:
+    def _purified(self, images: Tensor, seeds: Sequence[int] | None = None) -> Tensor:
         """The purified images, a new tensor of the shape, dtype and device of ``images``; without a gradient.
 
         images: whatever the module takes. seeds: one an image where the module is random, otherwise None.
         """
         raise NotImplementedError
 
-    def as_operator(self, images: Tensor, seeds: Tensor | None, backward: str) -> Tensor:
-        """:meth:`purified` as an operator with the gradient that ``backward`` says, 'straight-through' or 'error'."""
+    def _as_operator(self, images: Tensor, seeds: Tensor | None, backward: str) -> Tensor:
+        """:meth:`_purified` as an operator with the gradient that ``backward`` says, 'straight-through' or 'error'."""
         found: Tensor = torch.ops.pxfast.purify(images, seeds, self.handle, backward)
         return found
 
@@ -59,7 +59,7 @@ _by_number: weakref.WeakValueDictionary[int, Opaque] = weakref.WeakValueDictiona
 
 @torch.library.custom_op("pxfast::purify", mutates_args=(), schema=SCHEMA)
 def _purify(images: Tensor, seeds: Tensor | None, handle: int, backward: str) -> Tensor:
-    return _by_number[handle].purified(images, None if seeds is None else seeds.tolist()).contiguous()
+    return _by_number[handle]._purified(images, None if seeds is None else seeds.tolist()).contiguous()
 
 
 @_purify.register_fake

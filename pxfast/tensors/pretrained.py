@@ -21,6 +21,7 @@ from ..base.checks import check_flag, check_path, check_text, notes_json
 from ..base.extras import require
 from ..base.files import whole_file
 from ..base.reading import parse_json, read_text
+from ..base.records import shown
 
 WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
 UNNAMED = "organisation/name"  # in a card, as long as nobody knows better
@@ -117,7 +118,9 @@ class Pretrained(nn.Module):
         if os.path.isdir(name):
             return read_folder(cls, Path(name) / WEIGHTS, Path(name) / CONFIG)
         if not isinstance(name_or_folder, str) or not HUB_NAME.fullmatch(name):
-            raise ValueError(f"expected a folder that exists, or 'organisation/name' of the Hub, got {name!r}")
+            raise ValueError(
+                f"name_or_folder must be a folder that exists, or 'organisation/name' of the Hub, got {shown(name)}"
+            )
         hub = require("huggingface_hub", "hub")
         weights, config = (
             hub.hf_hub_download(name, file, revision=revision, cache_dir=cache_dir, token=token, **download)

@@ -61,7 +61,7 @@ class Shipped(Mapping[str, Path], Generic[Network]):
         text = os.fspath(name_or_path)
         if text in self.files:
             return self.files[text]
-        if os.path.isdir(text):
+        if os.path.isdir(text) and os.path.lexists(os.path.join(text, WEIGHTS)):
             return Path(text) / WEIGHTS
         if not os.path.exists(text) and HUB_NAME.fullmatch(text) and issubclass(self.kind, Pretrained):
             hint = f"one of the Hugging Face Hub is downloaded by {self.kind.__name__}.from_pretrained({text!r})"
