@@ -19,8 +19,9 @@ from ..base.checks import check_between, check_flag, check_number, check_progres
 from ..base.progress import reporting
 from ..data.images import ImagesT, check_range, clipped, to_grid
 from ..tensors.ambient import in_plain_torch
-from ..tensors.batches import FIXED_BATCH, in_fixed_batches
+from ..tensors.batches import FIXED_BATCH, EqualBatches, in_fixed_batches
 from ..tensors.copies import Copies
+from ..tensors.opaque import Opaque
 from ..tensors.seeds import image_seeds, standard_normal
 from ..tensors.straight_through import check_backward, with_backward
 from .files import SHIPPED, Scorer
@@ -34,6 +35,7 @@ STEP_SCALE = 0.05  # times PROBE: the step where the score keeps nothing of its 
 SMALLEST_STEP, LARGEST_STEP = 1e-5, 0.1
 STOPPING_STEP = 1e-3  # an image is done when its step is this small
 _copies: Copies[ScoreNetwork] = Copies()  # of score networks in other types and places
+_equal_batches = EqualBatches()  # of score networks
 
 CPU_BATCH = 8  # images that the network sees at once; on a GPU FIXED_BATCH
 
@@ -71,7 +73,7 @@ def descend(noisy: Tensor, score: Callable[[Tensor], Tensor], steps: int = STEPS
     return x
 
 
-class ADPPurifier(nn.Module):
+class ADPPurifier(Opaque):
     """ADP as a module to put in front of a classifier: noise, then at most ``steps`` steps along a score network.
 
     sigma: the noise's deviation on images in [0, 1]; 0.25 and 0.1 are the paper's. The noisy image is clamped to
@@ -81,6 +83,8 @@ class ADPPurifier(nn.Module):
     path of a file, or None for the shipped one of the images' shape. seed: of the noise, with the image itself, an
     integer in 0..2^63 - 1: an image's result is the same in every batch. clip, progress: as :func:`pxfast.purify`
     takes them.
+
+    torch.compile takes it as one operator, unless ``backward`` is 'full'.
 
     backward: 'straight-through' (the identity's gradient, so that gradient attacks are BPDA), 'error' (asking for one
     raises RuntimeError), or 'full': that of the noise and all steps, for which the memory of two evaluations a step is
@@ -130,9 +134,14 @@ class ADPPurifier(nn.Module):
         Floating tensors are taken as they are and give a gradient; uint8 and NumPy images are rounded to the grid. The
         noise depends on ``seed`` and on each image's own values.
         """
+        if torch.compiler.is_compiling() and isinstance(images, Tensor) and self.backward != "full":
+            return self._as_operator(images, None, self.backward)
+        return self._forward(images)
+
+    def _forward(self, images: ImagesT) -> ImagesT:
         if isinstance(images, Tensor) and images.is_floating_point() and images.dim() in (3, 4):
             batch = clipped(images if images.dim() == 4 else images[None], self.clip)
-            return self.draw(batch, image_seeds(batch, self.seed)).view_as(images)
+            return self._draw(batch, image_seeds(batch, self.seed)).view_as(images)
         grid, form = to_grid(images, keep_device=True, clip=self.clip)
         return form.images(self.purify_grid(grid))
 
@@ -141,20 +150,31 @@ class ADPPurifier(nn.Module):
     def purify_grid(self, grid: Tensor) -> Tensor:
         """One run over uint8 images (N, C, H, W), rounded to uint8."""
         x = grid.float() / 255.0
-        return (self.draw(x, image_seeds(x, self.seed)) * 255.0).round().to(torch.uint8)
+        return (self._draw(x, image_seeds(x, self.seed)) * 255.0).round().to(torch.uint8)
 
-    @in_plain_torch
-    def draw(self, images: Tensor, seeds: Sequence[int]) -> Tensor:
+    def draw(self, images: Tensor, seeds: Sequence[int] | Tensor) -> Tensor:
         """One run over floating images (N, C, H, W) in [0, 1], in their dtype; image i's noise is by ``seeds[i]``.
 
-        seeds: integers in 0..2^63 - 1. The gradient is what ``backward`` says. Raises ValueError or TypeError for
-        other images, or another number of seeds.
+        seeds: integers in 0..2^63 - 1, or the same as int64 (N,). The gradient is what ``backward`` says. Raises
+        ValueError or TypeError for other images, or another number of seeds.
         """
+        if torch.compiler.is_compiling() and self.backward != "full":
+            return self._as_operator(images, torch.as_tensor(seeds), self.backward)
+        return self._draw(images, seeds.tolist() if isinstance(seeds, Tensor) else seeds)
+
+    @in_plain_torch
+    def _draw(self, images: Tensor, seeds: Sequence[int]) -> Tensor:
         if self.backward == "full":
             return self.differentiate(images, seeds)
         with torch.no_grad():
             purified = self._run(images, seeds)
         return with_backward(images, purified, self.backward)
+
+    @torch.no_grad()
+    def _purified(self, images: Tensor, seeds: Sequence[int] | None = None) -> Tensor:
+        """:meth:`draw`, or :meth:`forward`, without a gradient: see :class:`pxfast.tensors.opaque.Opaque`."""
+        # not these themselves: while another thread compiles, they would call the operator, which calls this
+        return self._forward(images) if seeds is None else self._draw(images, seeds)
 
     @in_plain_torch
     def differentiate(self, images: Tensor, seeds: Sequence[int]) -> Tensor:
@@ -172,7 +192,8 @@ class ADPPurifier(nn.Module):
         if not len(images):
             return images.clone()
         wide = images.to(torch.promote_types(images.dtype, torch.float32))
-        return in_fixed_batches(self._network(wide), wide, self._batch(wide)).to(images.dtype)
+        network = self._network(wide)
+        return in_fixed_batches(network, wide, *self._batches(network, wide)).to(images.dtype)
 
     def hidden_networks(self, image_shape: tuple[int, ...]) -> list[nn.Module]:
         """The score network for images of shape ``image_shape`` = (C, H, W), which is no submodule."""
@@ -202,7 +223,7 @@ class ADPPurifier(nn.Module):
                 report(finished)
                 return purified
 
-            return in_fixed_batches(run, noisy, self._batch(wide)).to(images.dtype)
+            return in_fixed_batches(run, noisy, *self._batches(network, wide)).to(images.dtype)
 
     @staticmethod
     def _check(images: Tensor) -> None:
@@ -213,8 +234,13 @@ class ADPPurifier(nn.Module):
             raise ValueError(f"expected images (N, C, H, W), got {tuple(images.shape)}")
 
     @staticmethod
-    def _batch(images: Tensor) -> int:
-        return CPU_BATCH if images.device.type == "cpu" else FIXED_BATCH
+    def _batches(network: ScoreNetwork, images: Tensor) -> tuple[int, Callable[[int], int] | None]:
+        """How many images the network sees at once, and how many are enough for fewer; see ``in_fixed_batches``."""
+        if images.device.type != "cpu":  # where a full batch takes hardly longer than a small one
+            return FIXED_BATCH, None
+        if torch.is_grad_enabled() and images.requires_grad:  # the trial is of values, not of gradients
+            return CPU_BATCH, None
+        return CPU_BATCH, lambda count: _equal_batches.enough(network, count, CPU_BATCH, images)
 
     def _network(self, like: Tensor) -> ScoreNetwork:
         """The score network for images such as these, in their dtype and on their device."""

@@ -22,6 +22,7 @@ from ..data.images import to_grid as grid_of
 from ..defences.defended import Defended
 from ..tensors.ambient import in_plain_torch
 from ..tensors.batches import FIXED_BATCH, in_fixed_batches
+from ..tensors.floating import in_type_of
 from ..tensors.seeds import image_key
 from .gradients import predicted
 from .result import AttackResult, join
@@ -34,8 +35,8 @@ BLOCK = 4 * BATCH  # images attacked at once: those that are done make room for 
 class FixedBatch(nn.Module):
     """A classifier that always sees batches of one size: see :func:`pxfast.tensors.batches.in_fixed_batches`.
 
-    It sees copies of the images, which it may change, and its modules keep their modes. What it gives is checked
-    (:func:`pxfast.classifiers.contract.checked_logits`).
+    It sees copies of the images, which it may change, in the type of its weights, and its modules keep their modes.
+    What it gives is checked (:func:`pxfast.classifiers.contract.checked_logits`).
     """
 
     def __init__(self, classifier: nn.Module, size: int = BATCH) -> None:
@@ -49,7 +50,7 @@ class FixedBatch(nn.Module):
         return in_fixed_batches(self._logits, images, self.size)
 
     def _logits(self, images: Tensor) -> Tensor:
-        return checked_logits(self.classifier(images.clone()), len(images))
+        return checked_logits(self.classifier(in_type_of(self.classifier, images.clone())), len(images))
 
 
 def fix_batches(classifier: nn.Module, size: int) -> FixedBatch | Defended:

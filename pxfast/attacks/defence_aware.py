@@ -15,10 +15,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..adp.purifier import CPU_BATCH
 from ..base.checks import check_choice, check_count, check_flag, check_number
 from ..defences.defended import Defended
 from ..tensors.seeds import derived_seeds
-from .attack import BLOCK
+from .attack import BATCH, BLOCK
 from .gradients import input_gradient, loss_gradient
 from .grid_ascent import STEP, STEPS, GridAscent, Target, ascend, target_of, the_differentiable, the_scored
 from .meter import Meter
@@ -38,19 +39,26 @@ def mean(tensors: list[Tensor]) -> Tensor:
     return tensors[0] if len(tensors) == 1 else torch.stack(tensors).mean(dim=0)
 
 
+def groups(runs: int, together: int) -> list[tuple[int, int]]:
+    """The runs in groups of ``together``, at least 1, as the first one's number and how many they are."""
+    together = max(1, together)
+    return [(first, min(together, runs - first)) for first in range(0, runs, together)]
+
+
 def purified_gradient(
     target: Target, x: Tensor, labels: Tensor, seeds: Sequence[int], runs: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     """BPDA's gradient, that of g's cross-entropy at f(x); g(f(x)); f(x). All averaged over so many runs of f."""
-    gradients, logits, purified = [], [], []
-    for run in range(runs):
-        at = target.purified(x, derived_seeds(seeds, run))
+    purified = target.draws(x, seeds, runs)
+    gradients: list[Tensor] = []
+    logits: list[Tensor] = []
+    for first, count in groups(runs, BATCH // len(x)):
         with torch.enable_grad():
-            at = at.detach().requires_grad_()
+            at = torch.cat(purified[first : first + count]).detach().requires_grad_()
             found = target.classifier(at)
-            gradients.append(input_gradient(F.cross_entropy(found, labels, reduction="sum"), at))
-        logits.append(found.detach())
-        purified.append(at.detach())
+            gradient = input_gradient(F.cross_entropy(found, labels.repeat(count), reduction="sum"), at)
+        gradients += gradient.chunk(count)
+        logits += found.detach().chunk(count)
     return mean(gradients), mean(logits), mean(purified)
 
 
@@ -235,7 +243,7 @@ class _Joint(GridAscent):
             else:
                 gradient = loss_gradient(target.classifier, x, labels)
                 if not self.by_score:
-                    purified = mean([target.purified(x, derived_seeds(seeds, run)) for run in range(runs)])
+                    purified = mean(target.draws(x, seeds, runs))
             likelier = target.log_prob_gradient(x) if self.by_score else purified - x
             return self.weight * likelier.sign() + (1.0 - self.weight) * gradient.sign(), wrong
 
@@ -345,13 +353,16 @@ class FullGradient(GridAscent):
         runs = runs_of(target, self.draws)
 
         def direction(x: Tensor, labels: Tensor, seeds: Sequence[int]) -> tuple[Tensor, Tensor | None]:
-            gradients, logits = [], []
-            for run in range(runs):
+            gradients: list[Tensor] = []
+            logits: list[Tensor] = []
+            for first, count in groups(runs, CPU_BATCH // len(x)):  # what a purifier would fill up anyway
+                own = [seed for run in range(first, first + count) for seed in derived_seeds(seeds, run)]
                 with torch.enable_grad():
-                    start = x.detach().requires_grad_()
-                    found = target.classifier(target.differentiate(start, derived_seeds(seeds, run)))
-                    gradients.append(input_gradient(F.cross_entropy(found, labels, reduction="sum"), start))
-                logits.append(found.detach())
+                    start = x.repeat(count, 1, 1, 1).requires_grad_()
+                    found = target.classifier(target.differentiate(start, own))
+                    loss = F.cross_entropy(found, labels.repeat(count), reduction="sum")
+                    gradients += input_gradient(loss, start).chunk(count)
+                logits += found.detach().chunk(count)
             return mean(gradients).sign(), finished(target, mean(logits), labels)
 
         return ascend(

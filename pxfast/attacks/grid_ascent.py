@@ -70,6 +70,11 @@ class Target:
         """f(x), one run of it: floating images (N, C, H, W) in [0, 1]."""
         return self.defended.defend(x, seeds)
 
+    @torch.no_grad()
+    def draws(self, x: Tensor, seeds: Sequence[int], runs: int) -> list[Tensor]:
+        """f(x) so many times, each of seeds of its own: what :meth:`purified` gives for each."""
+        return list(self.defended.draws(x, [derived_seeds(seeds, run) for run in range(runs)]))
+
     def log_prob_gradient(self, x: Tensor) -> Tensor:
         """The score of the only defence, at x. ValueError unless there is one such."""
         return the_scored(self.name, list(self.defended.defences)).log_prob_gradient(x).detach()

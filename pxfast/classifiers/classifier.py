@@ -70,16 +70,21 @@ def standardise(images: Tensor) -> Tensor:
     The deviation is at least 1 / sqrt(C H W) of the 0..255 scale, so that a constant image is not divided by zero.
     """
     _check_images(images)
-    x = images.float() if images.dtype == torch.uint8 else images.float() * 255.0
+    return _standardised(images, torch.float32)
+
+
+def _standardised(images: Tensor, dtype: torch.dtype) -> Tensor:
+    x = images.to(dtype) if images.dtype == torch.uint8 else images.to(dtype) * 255.0
     mean = x.mean((1, 2, 3), keepdim=True)
     deviation = x.std((1, 2, 3), correction=0, keepdim=True)
     return (x - mean) / deviation.clamp_min(math.prod(x.shape[1:]) ** -0.5)
 
 
 class Classifier(nn.Module):
-    """Images (N, C, H, W), uint8 or floating in [0, 1], to logits (N, classes), fp32.
+    """Images (N, C, H, W), uint8 or floating in [0, 1], to logits (N, classes), fp32, or fp64 after ``double()``.
 
-    The images are standardised inside. Raises ValueError or TypeError for another shape or dtype.
+    The images are standardised inside, and then brought to the type of the weights. Raises ValueError or TypeError for
+    another shape or dtype.
     """
 
     config: ClassifierConfig
@@ -89,15 +94,19 @@ class Classifier(nn.Module):
         def __call__(self, images: Tensor) -> Tensor: ...
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits (N, classes), fp32, of images (N, C, H, W), uint8 or floating in [0, 1]."""
+        """Logits (N, classes), fp32 or fp64, of images (N, C, H, W), uint8 or floating in [0, 1]."""
         _check_images(images)
         expected = (self.config.channels, *self.config.image_size)
         if tuple(images.shape[1:]) != expected:
             raise ValueError(f"expected images (N, {', '.join(map(str, expected))}), got {tuple(images.shape)}")
-        return self.logits(standardise(images))
+        weight = next(self.parameters())
+        return self.logits(_standardised(images, torch.promote_types(weight.dtype, torch.float32)).to(weight.dtype))
 
     def logits(self, standardised: Tensor) -> Tensor:
-        """The network proper: ``standardised`` images, fp32 (N, C, H, W), to logits (N, classes), fp32."""
+        """The network proper: ``standardised`` images (N, C, H, W) to logits (N, classes), fp32 or fp64.
+
+        The images are of the weights' type.
+        """
         raise NotImplementedError
 
 

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..base.checks import check_between, check_instance
+from ..tensors.floating import widened
 from .classifier import MOST_MAPS, Classifier, ClassifierConfig, NormActivation, convolution
 
 
@@ -103,4 +104,4 @@ class ResNet(Classifier):
     def logits(self, standardised: Tensor) -> Tensor:
         x = self.units(self.initial(standardised.contiguous(memory_format=torch.channels_last)))
         logits: Tensor = self.output(self.final(x).mean((2, 3)))
-        return logits.float()
+        return widened(logits)

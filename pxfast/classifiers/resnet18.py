@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..base.checks import check_instance
+from ..tensors.floating import widened
 from .classifier import Classifier, ClassifierConfig, convolution
 
 
@@ -38,4 +39,4 @@ class ResNet18(Classifier):
 
     def logits(self, standardised: Tensor) -> Tensor:
         logits: Tensor = self.network(standardised.contiguous(memory_format=torch.channels_last))
-        return logits.float()
+        return widened(logits)

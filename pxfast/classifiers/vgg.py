@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..base.checks import check_between, check_instance
+from ..tensors.floating import widened
 from .classifier import MOST_MAPS, Classifier, ClassifierConfig, NormActivation, convolution
 
 MOST_BLOCKS = 32  # and convolutions of a block
@@ -93,4 +94,4 @@ class VGG(Classifier):
         x = self.blocks(standardised.contiguous(memory_format=torch.channels_last))
         x = F.relu(self.hidden(self.dropout(x.flatten(1))))
         logits: Tensor = self.output(self.dropout(x))
-        return logits.float()
+        return widened(logits)

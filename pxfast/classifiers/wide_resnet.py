@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..base.checks import check_instance
+from ..tensors.floating import widened
 from .classifier import Classifier, ClassifierConfig, NormActivation, convolution
 
 EPSILON = 1e-5  # PyTorch's default, as in the authors' code and its ports
@@ -87,4 +88,4 @@ class WideResNet(Classifier):
     def logits(self, standardised: Tensor) -> Tensor:
         x = self.units(self.initial(standardised.contiguous(memory_format=torch.channels_last)))
         logits: Tensor = self.output(self.final(x).mean((2, 3)))
-        return logits.float()
+        return widened(logits)

@@ -10,18 +10,27 @@ Everything else in pxfast is judged by this network: it is the oracle of every d
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from ..base.checks import check_between, check_channels, check_instance, check_number, check_size, put
+from ..base.checks import check_between, check_channels, check_instance, check_number, check_size, notes_json, put
+from ..base.files import whole_file
 from ..tensors.activations import concat_elu, elu
+from ..tensors.ambient import in_plain_torch
 from ..tensors.modules import ModuleList
+from ..tensors.pretrained import UNNAMED, Pretrained
+from ..tensors.safetensors import load_network, metadata_record, read_header, read_notes
+from .card import model_card
 from .heads import LEVELS, Head, check_head, make_head, to_unit
 
+FORMAT = "pxfast-pixelcnn"  # of its files
 NUM_LEVELS = 3
 MOST = {"filters": 4096, "resnets": 100, "mixtures": 1000}  # far beyond any use; what a file may ask for
 
@@ -209,7 +218,7 @@ class Resize(nn.Module):
         self.horizontal: WeightNormConv = down_right_conv(filters, filters, stride=2, transposed=transposed)
 
 
-class PixelCNN(nn.Module):
+class PixelCNN(Pretrained):
     """The density model p(X) over uint8 images (N, C, H, W), with random weights.
 
     config: its size and head.
@@ -284,6 +293,61 @@ class PixelCNN(nn.Module):
         for name, module in self.named_modules():
             if isinstance(module, WeightNormConv):
                 yield name, module
+
+    def stored_tensors(self, dtype: torch.dtype) -> dict[str, Tensor]:
+        """The tensors of a model file: per convolution the folded weight and the bias, and the head's own parameters.
+
+        dtype: of the weights; biases are fp32. Folding loses nothing: weight normalisation is rebuilt as v = weight,
+        g = |weight|.
+        """
+        tensors = {}
+        for name, convolution in self.convolutions():
+            tensors[f"{name}.weight"] = convolution.weight().detach().to(dtype)
+            tensors[f"{name}.bias"] = convolution.b.detach().float()
+        for name, parameter in self.head.named_parameters():
+            tensors[f"head.{name}"] = parameter.detach().to(dtype)
+        return {name: tensor.contiguous().cpu() for name, tensor in tensors.items()}
+
+    def file_tensors(self) -> dict[str, Tensor]:
+        """The parameters that take a model file's tensors, by the names that these have there; v takes the weight."""
+        targets: dict[str, Tensor] = {}
+        for name, convolution in self.convolutions():
+            targets[f"{name}.weight"] = convolution.v
+            targets[f"{name}.bias"] = convolution.b
+        for name, parameter in self.head.named_parameters():
+            targets[f"head.{name}"] = parameter
+        return targets
+
+    def write_file(
+        self, path: str | os.PathLike[str], *, notes: Mapping[str, Any], dtype: torch.dtype = torch.bfloat16
+    ) -> None:
+        """Write a model file, with the arguments of :func:`pxfast.save`, which checks them."""
+        config = json.dumps(dataclasses.asdict(self.config))
+        metadata = {"format": FORMAT, "config": config, "notes": notes_json(dict(notes))}
+        with whole_file(path) as temporary:
+            save_file(self.stored_tensors(dtype), temporary, metadata=metadata)
+
+    @classmethod
+    @in_plain_torch
+    @torch.no_grad()
+    def read_file(cls, path: str | os.PathLike[str]) -> PixelCNN:
+        """A model file's network: see :func:`pxfast.load`, which takes a ``path`` as well."""
+        header = read_header(path, FORMAT)
+        config = metadata_record(PixelCNNConfig, header.metadata, path, "model configuration")
+        notes = read_notes(header.metadata, path)
+        model = load_network(header, config.layers, lambda: cls(config), cls.file_tensors)
+        for _, convolution in model.convolutions():
+            convolution.set_weight(convolution.v)
+        model.notes = notes
+        return model.eval()
+
+    def described(self) -> dict[str, Any]:
+        """What a folder's config.json says of it."""
+        return {"format": FORMAT, "config": dataclasses.asdict(self.config)}
+
+    def model_card(self, notes: Mapping[str, Any], name: str = UNNAMED) -> str:
+        """A folder's README.md: see :meth:`save_pretrained` for the notes. name: of the repository on the Hub."""
+        return model_card(self.config, sum(tensor.numel() for tensor in self.file_tensors().values()), notes, name)
 
     @torch.no_grad()
     def initialise(self, images: Tensor) -> None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor, nn
 
 from ..base.checks import check_eps, check_flag, check_precision, check_progress
@@ -19,6 +20,7 @@ from ..pixelcnn.likelihood import log_prob_gradient
 from ..pixelcnn.network import PixelCNN
 from ..pixelcnn.shipped import SHIPPED, Model, model_for
 from ..tensors.ambient import in_plain_torch
+from ..tensors.opaque import Opaque
 from ..tensors.straight_through import check_backward, with_backward
 from .rules import DEFAULT_EPS, Within, check_adaptive, check_within, greedy
 
@@ -54,7 +56,7 @@ def purify(
     ``threshold`` bits given what was decoded before them (default 3.0, as in the authors' code, which takes the mean
     over a pixel's channels instead).
 
-    model: a PixelCNN, a shipped model's name, the path of a model file, or None
+    model: a PixelCNN, a shipped model's name, the path of a model file or of its folder, or None
     for the shipped model of the images' shape. engine: 'auto', or a name that ``pxfast info`` lists. precision:
     'fp32', 'bf16' or 'auto', the engine's fastest. threads: of the CPU engine, which change no bit of the result; by
     default one for each processor that this process may use. clip: floating values outside [0, 1] count as its nearest
@@ -115,13 +117,15 @@ def _decode_suspicious(
     return result
 
 
-class Purifier(nn.Module):
+class Purifier(Opaque):
     """:func:`purify` as a module that holds the model and the settings, to put in front of a classifier.
 
     The density model is no submodule: ``to``, ``half``, ``train`` and ``parameters`` of a network that contains the
     purifier leave it alone. ``model=None`` picks the shipped model of the images' shape at every call.
 
     In pipelines whose batches are mappings, :class:`pxfast.defences.OnColumn` applies it to the images in them.
+
+    torch.compile takes it as one operator.
 
     Purification has no gradient. backward: 'straight-through' puts the identity's in its place, so that gradient
     attacks on a network behind the purifier are BPDA (Athalye et al. 2018); with 'error', asking for the gradient
@@ -165,7 +169,19 @@ class Purifier(nn.Module):
 
     def forward(self, images: ImagesT) -> ImagesT:
         """Purify images, (N, C, H, W) or (C, H, W): same type, shape, dtype and device; errors as :func:`purify`'s."""
-        purified = purify(
+        if torch.compiler.is_compiling() and isinstance(images, Tensor):
+            return self._as_operator(images, None, self.backward)
+        purified = self._purify(images)
+        if isinstance(images, Tensor) and isinstance(purified, Tensor) and images.is_floating_point():
+            return with_backward(images, purified, self.backward)
+        return purified
+
+    def _purified(self, images: Tensor, seeds: Sequence[int] | None = None) -> Tensor:
+        """:meth:`forward` of tensors, without a gradient: see :class:`pxfast.tensors.opaque.Opaque`."""
+        return self._purify(images)
+
+    def _purify(self, images: ImagesT) -> ImagesT:
+        return purify(
             images,
             self.eps,
             adaptive=self.adaptive,
@@ -177,9 +193,6 @@ class Purifier(nn.Module):
             clip=self.clip,
             progress=self.progress,
         )
-        if isinstance(images, Tensor) and isinstance(purified, Tensor) and images.is_floating_point():
-            return with_backward(images, purified, self.backward)
-        return purified
 
     def log_prob_gradient(self, images: Tensor) -> Tensor:
         """The gradient of the model's log p(X) with respect to the image, as

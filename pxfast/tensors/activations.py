@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .floating import widened
+
 
 class _KeepsInput(torch.autograd.Function):
     @staticmethod
@@ -25,13 +27,13 @@ class _Elu(_KeepsInput):
 
     @staticmethod
     def forward(x: Tensor) -> Tensor:
-        wide = _widened(x)
+        wide = widened(x)
         return torch.maximum(wide, torch.exp(wide.clamp(max=0.0)) - 1.0).to(x.dtype)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
         (x,) = ctx.saved_tensors
-        return (gradient * torch.exp(_widened(x).clamp(max=0.0))).to(x.dtype)
+        return (gradient * torch.exp(widened(x).clamp(max=0.0))).to(x.dtype)
 
 
 class _ConcatElu(_KeepsInput):
@@ -39,22 +41,18 @@ class _ConcatElu(_KeepsInput):
 
     @staticmethod
     def forward(x: Tensor) -> Tensor:
-        wide = _widened(x)
+        wide = widened(x)
         below = torch.exp(-wide.abs()) - 1.0
         return torch.cat((torch.maximum(wide, below), torch.maximum(-wide, below)), dim=1).to(x.dtype)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
         (x,) = ctx.saved_tensors
-        wide = _widened(x)
+        wide = widened(x)
         slope = torch.exp(-wide.abs())
         of_x, of_minus_x = gradient.chunk(2, dim=1)
         ones = torch.ones_like(slope)
         return (of_x * torch.where(wide > 0, ones, slope) - of_minus_x * torch.where(wide < 0, ones, slope)).to(x.dtype)
-
-
-def _widened(x: Tensor) -> Tensor:
-    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def _differentiable(x: Tensor) -> bool:

@@ -12,6 +12,7 @@ from typing import Any, Generic, TypeVar
 from torch import nn
 
 from .ambient import in_plain_torch
+from .pretrained import HUB_NAME, WEIGHTS, Pretrained
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -51,12 +52,20 @@ class Shipped(Mapping[str, Path], Generic[Network]):
         return len(self.files)
 
     def path(self, name_or_path: str | os.PathLike[str]) -> Path:
-        """The file of a shipped network's name, or of a path. ValueError lists the known names."""
+        """The file of a shipped network's name, or of a path; in a folder, its ``model.safetensors``.
+
+        ValueError lists the known names.
+        """
         if not isinstance(name_or_path, (str, os.PathLike)):
             raise TypeError(f"expected the name or the path of a {self.what}, got {type(name_or_path).__name__}")
         text = os.fspath(name_or_path)
         if text in self.files:
             return self.files[text]
+        if os.path.isdir(text) and os.path.lexists(os.path.join(text, WEIGHTS)):
+            return Path(text) / WEIGHTS
+        if not os.path.exists(text) and HUB_NAME.fullmatch(text) and issubclass(self.kind, Pretrained):
+            hint = f"one of the Hugging Face Hub is downloaded by {self.kind.__name__}.from_pretrained({text!r})"
+            raise FileNotFoundError(f"no such file: {text}; {hint}")
         if os.path.exists(text) or os.sep in text or text.endswith(".safetensors"):
             return Path(text)
         known = ", ".join(sorted(self.files))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -15,6 +15,14 @@ BACKWARDS = ("straight-through", "error")
 def check_backward(backward: str, *more: str) -> str:
     """``backward`` itself. TypeError or ValueError unless 'straight-through', 'error' or one of ``more``."""
     return check_choice("backward", backward, (*BACKWARDS, *more))
+
+
+def refuse() -> NoReturn:
+    """Raise the RuntimeError of backward='error'."""
+    raise RuntimeError(
+        "a gradient was asked for through a defence that has none; backward='straight-through' puts the identity's in "
+        "its place"
+    )
 
 
 class _StraightThrough(torch.autograd.Function):
@@ -34,10 +42,7 @@ class _Refused(torch.autograd.Function):
 
     @staticmethod
     def backward(context: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        raise RuntimeError(
-            "a gradient was asked for through a defence that has none; backward='straight-through' puts the "
-            "identity's in its place"
-        )
+        refuse()
 
 
 def with_backward(images: Tensor, result: Tensor, backward: str) -> Tensor:

@@ -5,7 +5,7 @@ A run that begins with another file's weights adds its part to that file's.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -40,3 +40,16 @@ def training_notes(part: dict[str, Any], earlier: Sequence[dict[str, Any]] = ())
     parts = [*earlier, part]
     totals = {name: sum(value for each in parts if is_number(value := each.get(name, 0))) for name in TOTALS}
     return {"parts": parts, **totals}
+
+
+def training_summary(notes: Mapping[str, Any]) -> str | None:
+    """What a file's notes say of its training in one line; None where they say nothing of it."""
+    parts = training_parts(dict(notes))
+    steps: Any = notes.get("steps")
+    seconds: Any = notes.get("seconds")
+    if not parts or not is_number(steps) or not is_number(seconds):
+        return None
+    machines = list(dict.fromkeys(str(part["machine"]) for part in parts if part.get("machine")))
+    runs = f"{len(parts)} run{'s' if len(parts) > 1 else ''}"
+    where = f", on {'; '.join(machines)}" if machines else ""
+    return f"{runs}, {steps:,} steps in {seconds / 3600:.1f} hours{where}"

@@ -107,6 +107,26 @@ def test_draws_depend_on_the_image_and_its_seed_alone(network: ScoreNetwork) -> 
     assert purifier.draw(x[:0], []).shape == (0, 1, 8, 8)
 
 
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_small_batch_is_not_filled_up_to_eight_and_keeps_its_bits(channels: int) -> None:
+    purifier = ADPPurifier(0.1, steps=2)
+    images = bundled_images(channels)[:8].float() / 255
+    network = SHIPPED.for_images(None, images.shape[1:])
+    whole, scores = purifier(images), purifier.log_prob_gradient(images)
+    purifier(images[:1])  # the first one tries
+    asked: list[int] = []
+    with_count = network.register_forward_pre_hook(lambda module, given: asked.append(len(given[0])))
+    try:
+        for count in (1, 2, 3):
+            assert torch.equal(purifier(images[:count]), whole[:count])
+            assert torch.equal(purifier.log_prob_gradient(images[:count]), scores[:count])
+        asked.clear()
+        purifier(images[:1])
+    finally:
+        with_count.remove()
+    assert max(asked) < 8, "no smaller batch gives the same bits on this machine"
+
+
 def test_full_gradient_is_that_of_finite_differences(network: ScoreNetwork, x: Tensor) -> None:
     x = (0.25 + 0.5 * x[:2]).double()
     purifier = ADPPurifier(0.05, steps=3, model=network, backward="full")

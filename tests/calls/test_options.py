@@ -330,6 +330,22 @@ CALLS: dict[str, tuple[Call, dict[str, Kind]]] = {
             "dropout": FRACTION,
         },
     ),
+    "save_pretrained": (
+        lambda place, **options: tiny().save_pretrained(**{"folder": place / "model", **options}),
+        {"folder": PATH, "push_to_hub": FLAG, "notes": Kind(tuple(Wrong(each, TypeError) for each in (3, "a", [1])))},
+    ),
+    "from_pretrained": (
+        of(pxfast.PixelCNN.from_pretrained, name_or_folder="a/b"),
+        {
+            "name_or_folder": Kind((*PATH.wrong[:2], Wrong("other", ValueError), Wrong("", ValueError))),
+            "force_download": FLAG,
+            "local_files_only": FLAG,
+        },
+    ),
+    "push_to_hub": (
+        lambda place, **options: tiny().push_to_hub(**options),
+        {"repo_id": Kind(tuple(Wrong(each, TypeError) for each in (3, None, ["a/b"])))},
+    ),
     "ScoreNetworkConfig": (
         of(ScoreNetworkConfig, image_size=(8, 8), channels=1, ngf=4),
         {"image_size": SIZE, "channels": CHANNELS, "ngf": count(2, most=4096)},

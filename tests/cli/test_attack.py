@@ -301,7 +301,9 @@ def test_an_attack_through_a_random_defence_is_killed_and_goes_on(tmp_path: Path
         attack_to_file(Quick(steps=2), other, images_of(12), None, out, eps=5)
     asked = len(DEFENDED.defences[0].calls)
     result = attack_to_file(Quick(steps=2), DEFENDED, images_of(12), None, out, eps=5)
-    assert {len(x) for x, _, _ in DEFENDED.defences[0].calls[asked:]} == {4}  # the rest
+    rest = images_of(12)[8:].float() / 255
+    for seen in torch.cat([x for x, _, _ in DEFENDED.defences[0].calls[asked:]]):
+        assert ((rest - seen).abs().amax((1, 2, 3)) < 5.5 / 255).any()
     whole = BPDA(steps=2).run(DEFENDED, images_of(12), None, 5)
     for name in ("images", "rounded", "queries", "gradients"):
         assert torch.equal(getattr(result, name), getattr(whole, name)), name

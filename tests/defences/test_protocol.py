@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.nn.functional as F
 from scipy import stats
 from support.attack_network import attack_fixture
 from support.helpers import real_images
@@ -11,10 +12,10 @@ from support.small_defences import Halves, Noisy
 from torch import nn
 
 import pxfast
-from pxfast.defences import Defended
+from pxfast.defences import Defended, FeatureSqueezing
 from pxfast.defences.protocol import DifferentiablePurifier, ScoredPurifier, StochasticPurifier, is_stochastic
 from pxfast.pixelcnn.likelihood import log_prob_gradient
-from pxfast.tensors.batches import in_fixed_batches
+from pxfast.tensors.batches import EqualBatches, in_fixed_batches
 from pxfast.tensors.seeds import derived_seeds, image_seeds, standard_normal
 
 FIXTURE = attack_fixture()
@@ -53,6 +54,40 @@ def test_fixed_batches() -> None:
     assert sizes == [3, 3, 3]
 
 
+def test_the_last_batch_is_filled_up_to_what_is_enough() -> None:
+    sizes = []
+
+    def double(x: torch.Tensor) -> torch.Tensor:
+        sizes.append(len(x))
+        return 2 * x
+
+    assert torch.equal(in_fixed_batches(double, FIXTURE.x, 3, lambda count: {2: 2, 1: 3}[count]), 2 * FIXTURE.x)
+    assert torch.equal(in_fixed_batches(double, FIXTURE.x[:4], 3, lambda count: {2: 2, 1: 2}[count]), 2 * FIXTURE.x[:4])
+    assert sizes == [3, 3, 2, 3, 2]
+
+
+class Uneven(nn.Module):
+    """A network whose sums for batches of some sizes are rounded otherwise, and which counts what it is asked."""
+
+    def __init__(self, odd: tuple[int, ...]) -> None:
+        super().__init__()
+        self.weight, self.odd, self.asked = nn.Parameter(torch.ones(1)), odd, []
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.asked.append(len(x))
+        return x * self.weight * (1 + 1e-6 * (len(x) in self.odd))
+
+
+def test_small_batches_are_taken_where_a_trial_gave_their_bits() -> None:
+    network, batches, like = Uneven((1, 2, 5, 6, 7)), EqualBatches(), FIXTURE.x
+    assert [batches.enough(network, count, 8, like) for count in (1, 2, 3, 4)] == [3, 3, 3, 4]
+    assert network.asked == [8, 1, 2, 3, 8, 4]
+    assert [batches.enough(network, count, 8, like) for count in (5, 6, 7, 8, 1)] == [8, 8, 8, 8, 3]
+    assert network.asked == [8, 1, 2, 3, 8, 4, 8, 5, 6, 7]  # each size once
+    batches.enough(network, 4, 8, like.double())
+    assert network.asked[10:] == [8, 4]  # another type is tried by itself
+
+
 def test_who_offers_what(tiny_model: pxfast.PixelCNN) -> None:
     purifier = pxfast.Purifier(16, model=tiny_model)
     offers = {StochasticPurifier: [], ScoredPurifier: [], DifferentiablePurifier: []}
@@ -73,10 +108,11 @@ def test_logits_are_averaged_over_the_draws_of_a_stochastic_defence() -> None:
     purifier = Noisy(runs=5)
     defended = Defended(FIXTURE.network, [Halves(), purifier], seed=2)
     logits = defended(FIXTURE.x)
-    draws = [result for _, _, result in purifier.calls]
+    assert len(purifier.calls) == 1
+    draws = [result for _, _, result in purifier.draws(8)]
     assert len(draws) == 5
     assert len({seed for _, seeds, _ in purifier.calls for seed in seeds}) == 5 * 8
-    assert torch.equal(purifier.calls[0][0], Halves()(FIXTURE.x))
+    assert torch.equal(purifier.draws(8)[0][0], Halves()(FIXTURE.x))
     torch.testing.assert_close(logits, torch.stack([FIXTURE.network(draw) for draw in draws]).mean(0))
     assert torch.equal(defended(FIXTURE.images), logits)  # uint8 too
     torch.testing.assert_close(defended(FIXTURE.x[5:6])[0], logits[5])
@@ -89,6 +125,29 @@ def test_logits_are_averaged_over_the_draws_of_a_stochastic_defence() -> None:
         defended(FIXTURE.x[0])
     with pytest.raises(TypeError, match="list"):
         defended([FIXTURE.x])
+
+
+def test_draws_run_as_one_batch_with_the_bits_and_gradients_of_separate_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    purifier = Noisy(runs=7)
+    defences = [FeatureSqueezing(), purifier, FeatureSqueezing(colours=4)]
+    defended, seeds = Defended(FIXTURE.network, defences), [list(range(8 * run, 8 * run + 8)) for run in range(7)]
+    separate = [defended.defend(FIXTURE.x, given) for given in seeds]
+    sums = []
+    for at_once, calls in ((512, 1), (16, 4), (1, 7)):
+        monkeypatch.setattr("pxfast.defences.defended.DRAWN_AT_ONCE", at_once)
+        purifier.calls.clear()
+        assert all(map(torch.equal, defended.draws(FIXTURE.x, seeds), separate))
+        assert len(purifier.calls) == calls
+        x = FIXTURE.x.clone().requires_grad_()
+        logits = torch.stack([FIXTURE.network(draw) for draw in defended.draws(x, seeds)]).mean(0)
+        sums.append(torch.autograd.grad(F.cross_entropy(logits, FIXTURE.labels), x)[0])
+    assert torch.equal(sums[0], sums[2])
+    assert torch.equal(sums[1], sums[2])
+    x = FIXTURE.x.clone().requires_grad_()
+    logits = torch.stack([FIXTURE.network(defended.defend(x, given)) for given in seeds]).mean(0)
+    assert torch.equal(torch.autograd.grad(F.cross_entropy(logits, FIXTURE.labels), x)[0], sums[0])
+    assert [len(draw) for draw in defended.draws(FIXTURE.x[:0], [[], []])] == [0, 0]
+    assert not list(defended.draws(FIXTURE.x, []))
 
 
 @pytest.mark.parametrize("channels", [1, 3])

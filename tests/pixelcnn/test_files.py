@@ -12,8 +12,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import pxfast
-from pxfast.pixelcnn.files import FORMAT, model_tensors, read_metadata, save
+from pxfast.pixelcnn.files import read_metadata, save
 from pxfast.pixelcnn.heads import HEADS
+from pxfast.pixelcnn.network import FORMAT
 
 
 def save_tensors(path, tensors, model, **changes):
@@ -31,7 +32,7 @@ def test_round_trip(make_model, tmp_path, head, dtype):
     loaded = pxfast.load(first)
     assert loaded.config == model.config
     assert not loaded.training
-    expected = model_tensors(model, dtype)
+    expected = model.stored_tensors(dtype)
     stored = load_file(first)
     assert stored.keys() == expected.keys()
     assert all(torch.equal(stored[name], expected[name]) for name in expected)
@@ -103,7 +104,7 @@ def test_foreign_safetensors_are_refused(tiny_model, tmp_path):
 
 def test_unfitting_tensors_are_refused_by_name(tiny_model, tmp_path):
     path = tmp_path / "model.safetensors"
-    good = model_tensors(tiny_model, torch.bfloat16)
+    good = tiny_model.stored_tensors(torch.bfloat16)
     pxfast.load(save_tensors(path, good, tiny_model))
 
     name = "up.0.0.vertical.conv_in.weight"
@@ -121,7 +122,7 @@ def test_unfitting_tensors_are_refused_by_name(tiny_model, tmp_path):
 
 @pytest.mark.parametrize("changes", [{"head": "gauss"}, {"image_size": [9, 8]}, {"colour": 1}, {"filters": "8"}])
 def test_bad_configurations_are_refused(tiny_model, tmp_path, changes):
-    path = save_tensors(tmp_path / "m.safetensors", model_tensors(tiny_model, torch.bfloat16), tiny_model, **changes)
+    path = save_tensors(tmp_path / "m.safetensors", tiny_model.stored_tensors(torch.bfloat16), tiny_model, **changes)
     with pytest.raises(ValueError, match=r"m\.safetensors: bad model configuration"):
         pxfast.load(path)
 
@@ -147,7 +148,7 @@ def test_bad_configurations_are_refused(tiny_model, tmp_path, changes):
     ],
 )
 def test_nothing_is_built_for_what_a_configuration_asks(tiny_model, tmp_path, changes, words):
-    tensors = model_tensors(tiny_model, torch.bfloat16)
+    tensors = tiny_model.stored_tensors(torch.bfloat16)
     path = save_tensors(tmp_path / "m.safetensors", tensors, tiny_model, **changes)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     started = time.perf_counter()
@@ -161,7 +162,7 @@ def test_nothing_is_built_for_what_a_configuration_asks(tiny_model, tmp_path, ch
 @pytest.mark.parametrize("dtype", [torch.int64, torch.uint8, torch.bool, torch.complex64])
 def test_weights_are_floating_point(tiny_model, tmp_path, dtype):
     name = "up.0.0.vertical.conv_in.weight"
-    tensors = model_tensors(tiny_model, torch.float32)
+    tensors = tiny_model.stored_tensors(torch.float32)
     path = save_tensors(tmp_path / "m.safetensors", {**tensors, name: tensors[name].to(dtype)}, tiny_model)
     with pytest.raises(ValueError, match=rf"m\.safetensors: {name} should be one of float64, .* found"):
         pxfast.load(path)

@@ -44,6 +44,15 @@ class Noisy(nn.Module):
         self.calls.append((images.detach(), list(seeds), result.detach()))
         return result
 
+    def draws(self, count: int) -> list[tuple[Tensor, list[int], Tensor]]:
+        """The calls as draws of ``count`` images each, in their order: a batch holds the last one first."""
+        found = []
+        for asked, seeds, result in self.calls:
+            for first in reversed(range(0, len(asked), count)):
+                rows = slice(first, first + count)
+                found.append((asked[rows], seeds[rows], result[rows]))
+        return found
+
     def forward(self, images: Tensor) -> Tensor:
         return self.draw(images, image_seeds(images, self.seed))
 

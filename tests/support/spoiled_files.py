@@ -54,9 +54,12 @@ from pxfast.kernels import trust
 from pxfast.kernels.launch import Tile
 from pxfast.kernels.tiles import dump, read_tiles
 from pxfast.pixelcnn.files import load_model, read_metadata, save
+from pxfast.pixelcnn.network import PixelCNN
 from pxfast.pixelcnn.shipped import SHIPPED
 from pxfast.pixelcnn.training import Trainer, read_settings
 from pxfast.pixeldefend.detection import Detector
+from pxfast.tensors.pretrained import CONFIG as CONFIG_JSON
+from pxfast.tensors.pretrained import WEIGHTS
 from pxfast.training import checkpoints
 from pxfast.training.log import TrainingLog, has_checkpoint
 
@@ -117,6 +120,9 @@ def weight_kinds(folder: Path) -> list[Kind]:
     model = random_model((8, 8), filters=4, mixtures=2)
     save(model, folder / "model.safetensors", notes={"parts": [{"steps": 3}]})
     kinds = header("model.safetensors", load_model, read_metadata)
+    model.save_pretrained(folder / "pretrained")
+    for name, way in ((WEIGHTS, safetensors_header), (CONFIG_JSON, json_text)):
+        kinds.append(Kind(folder / "pretrained" / name, lambda path: PixelCNN.from_pretrained(path.parent), (way,)))
     configs = {
         "resnet": ResNetConfig((8, 8), 1, (4, 4, 4), units=1),
         "vgg": VGGConfig((8, 8), 1, ((4, 1), (4, 1)), 8),

@@ -1,0 +1,122 @@
+"""Purifiers that torch.compile takes as one operation each, which it neither looks into nor breaks its graph at."""
+
+from __future__ import annotations
+
+import itertools
+import weakref
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .seeds import derived_seeds, image_seeds
+from .straight_through import refuse
+
+SCHEMA = "(Tensor images, Tensor? seeds, int handle, str backward) -> Tensor"
+
+
+class Opaque(nn.Module):
+    """A purifier with the operator ``pxfast::purify``, for use where ``torch.compiler.is_compiling()``.
+
+    A compiled graph holds a number, ``handle``, by which the operator finds the module, with the settings that it has
+    when the graph runs. A copy, unpickled ones included, has a number of its own.
+    """
+
+    handle: int
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._take_handle()
+
+    def _take_handle(self) -> None:
+        self.handle = next(_numbers)
+        _by_number[self.handle] = self
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "handle"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        self._take_handle()
+
+    def _purified(self, images: Tensor, seeds: Sequence[int] | None = None) -> Tensor:
+        """The purified images, a new tensor of the shape, dtype and device of ``images``; without a gradient.
+
+        images: whatever the module takes. seeds: one an image where the module is random, otherwise None.
+        """
+        raise NotImplementedError
+
+    def _as_operator(self, images: Tensor, seeds: Tensor | None, backward: str) -> Tensor:
+        """:meth:`_purified` as an operator with the gradient that ``backward`` says, 'straight-through' or 'error'."""
+        found: Tensor = torch.ops.pxfast.purify(images, seeds, self.handle, backward)
+        return found
+
+
+_numbers = itertools.count()
+_by_number: weakref.WeakValueDictionary[int, Opaque] = weakref.WeakValueDictionary()
+
+
+@torch.library.custom_op("pxfast::purify", mutates_args=(), schema=SCHEMA)
+def _purify(images: Tensor, seeds: Tensor | None, handle: int, backward: str) -> Tensor:
+    return _by_number[handle]._purified(images, None if seeds is None else seeds.tolist()).contiguous()
+
+
+@_purify.register_fake
+def _(images: Tensor, seeds: Tensor | None, handle: int, backward: str) -> Tensor:
+    return images.new_empty(images.shape)
+
+
+@torch.library.custom_op("pxfast::refuse_gradient", mutates_args=(), schema="(Tensor gradient) -> Tensor")
+def _refuse_gradient(gradient: Tensor) -> Tensor:
+    refuse()
+
+
+@_refuse_gradient.register_fake
+def _(gradient: Tensor) -> Tensor:
+    return torch.empty_like(gradient)
+
+
+def _keep(ctx: Any, inputs: tuple[Tensor, Tensor | None, int, str], output: Tensor) -> None:
+    ctx.backward_is = inputs[3]
+
+
+def _gradient(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
+    if ctx.backward_is == "error":  # the operator raises when it runs, not when the graph is made
+        gradient = torch.ops.pxfast.refuse_gradient(gradient)
+    return gradient, None, None, None
+
+
+_purify.register_autograd(_gradient, setup_context=_keep)
+
+
+@torch.library.custom_op("pxfast::image_seeds", mutates_args=(), schema="(Tensor images, int seed) -> Tensor")
+def _image_seeds(images: Tensor, seed: int) -> Tensor:
+    return torch.tensor(image_seeds(images, seed), dtype=torch.int64, device=images.device)
+
+
+@torch.library.custom_op("pxfast::derived_seeds", mutates_args=(), schema="(Tensor seeds, int number) -> Tensor")
+def _derived_seeds(seeds: Tensor, number: int) -> Tensor:
+    return torch.tensor(derived_seeds(seeds.tolist(), number), dtype=torch.int64, device=seeds.device)
+
+
+@_image_seeds.register_fake
+def _(images: Tensor, seed: int) -> Tensor:
+    return images.new_empty(images.shape[0], dtype=torch.int64)
+
+
+@_derived_seeds.register_fake
+def _(seeds: Tensor, number: int) -> Tensor:
+    return torch.empty_like(seeds)
+
+
+def compiled_image_seeds(images: Tensor, seed: int) -> Tensor:
+    """:func:`pxfast.tensors.seeds.image_seeds` as an operator: int64 (N,) on the images' device."""
+    found: Tensor = torch.ops.pxfast.image_seeds(images.detach(), seed)
+    return found
+
+
+def compiled_derived_seeds(seeds: Tensor, number: int) -> Tensor:
+    """:func:`pxfast.tensors.seeds.derived_seeds` as an operator: int64 (N,) for int64 (N,)."""
+    found: Tensor = torch.ops.pxfast.derived_seeds(seeds, number)
+    return found
