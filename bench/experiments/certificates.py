@@ -32,7 +32,7 @@ RUNS: dict[str, tuple[int, list[object]]] = {
     "l1-32-pixeldefend": (200, ["--width", 32, "--purifier", "pixeldefend"]),
     "l1-32-sample": (60, ["--width", 32, "--purifier", "sample"]),
     "l1-64-midpoints": (100, ["--width", 64, "--purifier", "midpoints"]),
-    "l1-64-pixeldefend": (60, ["--width", 64, "--purifier", "pixeldefend"]),
+    "l1-64-pixeldefend": (100, ["--width", 64, "--purifier", "pixeldefend"]),
     "l1-132-midpoints": (40, ["--width", 132, "--purifier", "midpoints"]),
     "l1-132-pixeldefend": (30, ["--width", 132, "--purifier", "pixeldefend"]),
     "l2-none": (20, [*L2, "--purifier", "none"]),

@@ -15,7 +15,7 @@ from ...certification import Certificates
 from .pictures import LINES, STYLE, legend_above, new_figure
 
 UNITS = {"l1": "L1 radius, grey levels", "l2": "L2 radius, in units of [0, 1]"}
-TABLE_RADII = {
+TABLE_RADII: dict[str, tuple[float, ...]] = {
     "l1": (0, 1, 2, 4, 8, 12, 15, 24, 31, 48, 63, 96, 127, 191, 255, 383, 511),
     "l2": (0, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.75, 1, 1.5, 2, 3),
 }
@@ -41,11 +41,12 @@ def table_rows(certificates: Certificates) -> list[dict[str, float]]:
 
 
 def table_lines(certificates: Certificates) -> list[str]:
-    """``table_rows`` as lines of text, with a line of what the columns are."""
-    lines = [f"{UNITS[certificates.norm]}\tin units of [0, 1]\tcertified accuracy"]
+    """``table_rows`` as lines of text, with a line of what the columns are; each radius once, if its units are one."""
+    units = [UNITS[certificates.norm], *(["in units of [0, 1]"] if certificates.unit != 1.0 else [])]
+    lines = ["\t".join([*units, "certified accuracy"])]
     for row in table_rows(certificates):
-        share = 100 * row["certified_accuracy"]
-        lines.append(f"{row['radius']:g}\t{row['radius_of_unit_range']:.4g}\t{share:.1f} %")
+        radii = [f"{row['radius']:g}", f"{row['radius_of_unit_range']:.4g}"][: len(units)]
+        lines.append("\t".join([*radii, f"{100 * row['certified_accuracy']:.1f} %"]))
     return lines
 
 
@@ -85,7 +86,7 @@ def page_of(certificates: Certificates, name: str, facts: Sequence[tuple[str, An
     head, *lines = [line.split("\t") for line in table_lines(certificates)]
     header = "".join(f"<th>{html.escape(cell)}</th>" for cell in head)
     body = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in line) + "</tr>" for line in lines)
-    alt = "; ".join(f"{line[0]}: {line[2]}" for line in lines)
+    alt = "; ".join(f"{line[0]}: {line[-1]}" for line in lines)
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
 <title>Certified accuracy: {html.escape(name)}</title>
