@@ -63,7 +63,9 @@ def certify(
     sigma: Annotated[float, typer.Option(help="l2: the noise's deviation on images in [0, 1].")] = 0.25,
     samples: Annotated[int, typer.Option(help="l2: noisy copies that are counted; 100000 in the paper.")] = 1000,
     first_samples: Annotated[int, typer.Option(help="l2: noisy copies that choose the label.")] = 100,
-    alpha: Annotated[float, typer.Option(help="l2: the probability that a radius is too large.")] = 0.001,
+    alpha: Annotated[
+        float, typer.Option("--failure", help="l2: alpha, the probability that a radius is too large.")
+    ] = 0.001,
     root: RootOption = None,
     images: OptionalImagesOption = None,
     classifier: ClassifierOption = None,
@@ -94,7 +96,7 @@ def certify(
     from .attack import default_classifier
     from .machine import engine_on, use_threads
     from .output import print_json
-    from .rows import rows_to
+    from .rows import check_rows_output, rows_to
 
     check_choice("norm", norm, ("l1", "l2"))
     check_precision(precision)
@@ -103,6 +105,8 @@ def certify(
     if page is not None and page.suffix.lower() != ".html":
         raise ValueError(f"{page}: this output must have the suffix .html")
     require("matplotlib", "evaluate")
+    beside = [path for path in (curve, page) if path is not None]
+    check_rows_output(out, *beside, force=force)
     use_threads(threads)
     place, chosen = parse_device(device), engine_on(device, engine)
     given, labels = load_dataset(dataset, root, train=None)
@@ -149,7 +153,6 @@ def certify(
         }
 
     together = max(1, 128 // width) if norm == "l1" else 1
-    beside = [path for path in (curve, page) if path is not None]
     with rows_to(out, depends_on, force=force, beside=beside) as rows:
         found = rows.of([Numbered(given)], measure, batch_size=together, progress=not quiet)
         certificates = _joined(found, labels, norm, settings)

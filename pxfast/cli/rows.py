@@ -110,8 +110,8 @@ def _is_row(row: Any, like: Any) -> bool:
     return isinstance(row, list) and len(row) == len(like) and all(isinstance(each, (int, float)) for each in row)
 
 
-def check_rows_output(out: Path | None, *, force: bool) -> None:
-    """Raise what :func:`rows_to` is sure to raise for this output: before any work.
+def check_rows_output(out: Path | None, *beside: Path, force: bool) -> None:
+    """Raise what :func:`rows_to` is sure to raise for this output and those ``beside`` it: before any work.
 
     An output that exists is left for later where there are parts of a run that may have published it.
     """
@@ -122,7 +122,7 @@ def check_rows_output(out: Path | None, *, force: bool) -> None:
         return
     if out.suffix.lower() not in SUFFIXES:
         raise ValueError(f"{out}: this output must have the suffix {' or '.join(SUFFIXES)}")
-    check_outputs(out, force=force or parts_path(out).exists())
+    check_outputs(out, *beside, force=force or parts_path(out).exists())
 
 
 @contextlib.contextmanager

@@ -87,7 +87,14 @@ def bits_per_dim(
 
 
 @in_plain_torch
-def surprise(images: ImagesT, *, model: Model | None = None, batch_size: int = 64, progress: bool = False) -> ImagesT:
+def surprise(
+    images: ImagesT,
+    *,
+    model: Model | None = None,
+    batch_size: int = 64,
+    clip: bool = False,
+    progress: bool = False,
+) -> ImagesT:
     """-log2 p(x_i | x_<i), the bits of every sub-pixel: (N, C, H, W) float32, or (C, H, W) for a single image.
 
     It says where an image is unlikely. What comes earlier is the rows above, the pixels to the left and the earlier
@@ -96,7 +103,7 @@ def surprise(images: ImagesT, *, model: Model | None = None, batch_size: int = 6
     errors are those of :func:`log_prob`.
     """
     batch_size, progress = check_count("batch_size", batch_size, 1), check_flag("progress", progress)
-    grid, form = to_grid(images, keep_device=True)
+    grid, form = to_grid(images, keep_device=True, clip=clip)
     network = model_for(model, grid.shape[1:])
     return form.per_image(
         _of_sub_pixels(grid, network, batch_size, progress, lambda nats: (-nats / math.log(2.0)).float())

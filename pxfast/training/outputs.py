@@ -16,7 +16,7 @@ from ..base.streams import note
 from ..base.unfinished import remove_leftovers
 from ..tensors.safetensors import metadata_table
 from .log import TrainingLog, events_path, has_checkpoint, log_path, writes_events
-from .processes import Processes
+from .processes import Processes, is_first
 from .provenance import training_parts
 from .run import OF_THE_MACHINE, checkpoint_path
 
@@ -94,7 +94,7 @@ def check_run_outputs(out: str | os.PathLike[str], *, resume: bool, force: bool)
 
     It is for the process's own beginning, when it knows no :class:`Processes` yet.
     """
-    if os.environ.get("RANK", "0") == "0":
+    if is_first():
         with run_outputs(out, resume=resume, force=force, progress=False):
             pass
 

@@ -79,6 +79,11 @@ class Processes:
                 tensor.copy_(contiguous)
 
 
+def is_first() -> bool:
+    """Whether torchrun has started this process as the first one, or has not started it."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 @contextlib.contextmanager
 def join(device: str = "auto") -> Iterator[Processes]:
     """Join the processes that torchrun started, or be alone where it did not start this one.

@@ -51,4 +51,4 @@ def test_bad_input() -> None:
     with pytest.raises(TypeError, match="eps"):
         deepfool.clip(FIXTURE.network, FIXTURE.images, None, FIXTURE.x, 3.5)
     with pytest.raises(TypeError, match="uint8"):
-        deepfool.unclipped(FIXTURE.network, FIXTURE.x, None)
+        deepfool.unclipped(FIXTURE.network, FIXTURE.images.int(), None)

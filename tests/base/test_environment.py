@@ -66,7 +66,7 @@ def test_files_of_the_user_lie_where_the_variables_say(monkeypatch: pytest.Monke
 
 def test_the_package_reads_the_environment_in_one_module() -> None:
     """torchrun's and Triton's own variables are read where their meaning is."""
-    others = {"training/processes.py": {"WORLD_SIZE", "LOCAL_RANK"}, "engines/triton.py": {"TRITON_INTERPRET"}}
+    others = {"training/processes.py": {"WORLD_SIZE", "LOCAL_RANK", "RANK"}, "engines/triton.py": {"TRITON_INTERPRET"}}
     for file in sorted((SOURCE / "pxfast").rglob("*.py")):
         name = str(file.relative_to(SOURCE / "pxfast"))
         if name == "base/environment.py":

@@ -47,6 +47,9 @@ FILES = {
     "attack": ("attack {pictures} --out {out}", ".npy"),
     "attack, .png": ("attack {pictures} --images 1 --out {out}", ".png"),
     "attack --grid": ("attack {pictures} --out right.npy --grid {out}", ".png"),
+    "certify": ("certify {classes} --model fashion-mnist --out {out}", ".json"),
+    "certify --curve": ("certify {classes} --model fashion-mnist --out right.json --curve {out}", ".png"),
+    "certify --page": ("certify {classes} --model fashion-mnist --out right.json --page {out}", ".html"),
     "report": ("report {empty} --out {out}", ".html"),
     "train": ("train {pictures} --preset small --start fashion-mnist --out {out}", ".safetensors"),
     "train-classifier": ("train-classifier {classes} resnet62 --out {out}", ".safetensors"),
@@ -62,7 +65,7 @@ FOLDERS = {
     "evaluate figures": "evaluate figures --root {empty} --out {out}",
     "figures density": "figures density {pictures} --model fashion-mnist --out {out}",
 }
-WRITES_NOTHING = {"info", "bench", "tune"}  # tune has its own place, and needs a GPU
+WRITES_NOTHING = {"info", "bench", "tune", "app"}  # tune has its own place, and needs a GPU
 
 
 @pytest.fixture(scope="module")

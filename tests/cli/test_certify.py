@@ -134,7 +134,7 @@ def test_l2_in_the_same_command(monkeypatch, capfd, folder, tmp_path):
         (["--purifier", "adp"], "purifier must be one of pixeldefend, midpoints, sample"),
         (["--norm", "l2", "--purifier", "sample"], "purifier must be one of none, adp, pixeldefend"),
         (["--width", "0"], "width must be an integer in 1..1024, got 0"),
-        (["--norm", "l2", "--alpha", "2"], "alpha must be a number in (0, 1), got 2.0"),
+        (["--norm", "l2", "--failure", "2"], "alpha must be a number in (0, 1), got 2.0"),
         (["--curve", "a.gif"], "a.gif: this output must have the suffix .png or .svg"),
         (["--page", "a.txt"], "a.txt: this output must have the suffix .html"),
         (["--images", "0"], "--images"),
