@@ -91,18 +91,53 @@ def log_prob_gradient(images: Tensor, *, model: Model | None = None, clip: bool 
     head. clip: bring values outside [0, 1] to its nearest end. Returns nats per unit of [0, 1], of the images' shape,
     type and device; each image's independent of its batch. Raises TypeError or ValueError for bad input.
     """
-    grid, _ = to_grid(images, clip=clip)  # its checks
-    if not isinstance(images, Tensor) or not images.is_floating_point() or images.dim() != 4:
-        raise TypeError("expected a tensor of floating images (N, C, H, W) in [0, 1]")
-    network = oracle(relaxable(model_for(model, grid.shape[1:])), "fp32", images.device)
+    network = _differentiated(images, model, clip)
 
     def gradient(batch: Tensor) -> Tensor:
-        with torch.enable_grad():
-            x = batch.detach().clamp(0.0, 1.0).requires_grad_()
-            (found,) = torch.autograd.grad(network.log_prob(255.0 * x).sum(), x)
-        return found
+        return _value_and_gradient(network, batch)[1]
 
     if not len(images):
         return torch.zeros_like(images)
     with torch.backends.cudnn.flags(allow_tf32=False):
         return in_fixed_batches(gradient, images.detach().float()).to(images.dtype)
+
+
+@in_plain_torch
+def log_prob_and_gradient(
+    images: Tensor, *, model: Model | None = None, clip: bool = False, size: int = 4
+) -> tuple[Tensor, Tensor]:
+    """log p(X) and :func:`log_prob_gradient` of the same images, from one pass of the network.
+
+    images, model, clip, errors and the gradient are those of :func:`log_prob_gradient`. size: images per pass; the
+    last pass is filled up, so that an image's result depends on no other. Returns log p in nats, (N,) float64, and the
+    gradient, both on the images' device.
+    """
+    size = check_count("size", size, 1)
+    network = _differentiated(images, model, clip)
+
+    def both(batch: Tensor) -> Tensor:
+        value, gradient = _value_and_gradient(network, batch)
+        return torch.cat((value[:, None], gradient.double().flatten(1)), dim=1)  # float64 holds both exactly
+
+    if not len(images):
+        return images.new_zeros(0, dtype=torch.float64), torch.zeros_like(images)
+    with torch.backends.cudnn.flags(allow_tf32=False):
+        found = in_fixed_batches(both, images.detach().float(), size)
+    return found[:, 0], found[:, 1:].reshape(images.shape).to(images.dtype)
+
+
+def _differentiated(images: Tensor, model: Model | None, clip: bool) -> PixelCNN:
+    """The network that log p of these images is differentiated through. TypeError or ValueError for bad input."""
+    grid, _ = to_grid(images, clip=clip)  # its checks
+    if not isinstance(images, Tensor) or not images.is_floating_point() or images.dim() != 4:
+        raise TypeError("expected a tensor of floating images (N, C, H, W) in [0, 1]")
+    return oracle(relaxable(model_for(model, grid.shape[1:])), "fp32", images.device)
+
+
+def _value_and_gradient(network: PixelCNN, batch: Tensor) -> tuple[Tensor, Tensor]:
+    """log p in nats, (N,) float64, and its gradient, of fp32 images (N, C, H, W)."""
+    with torch.enable_grad():
+        x = batch.detach().clamp(0.0, 1.0).requires_grad_()
+        nats = network.log_prob(255.0 * x)
+        (found,) = torch.autograd.grad(nats.sum(), x)
+    return nats.detach().double().sum((1, 2, 3)), found
