@@ -47,10 +47,10 @@ class LikelihoodAware(Attack):
     def __init__(
         self,
         *,
-        steps: int = 30,
+        steps: int = 20,
         searches: int = 3,
         step: int = 1,
-        share: float = 1.0,
+        share: float = 0.3,
         start: str = "image",
         model: str | None = None,
     ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -18,21 +19,32 @@ from .oracle import oracle
 from .shipped import Model, model_for
 
 
+def log_likelihood(log_prob: Tensor) -> Tensor:
+    """log p of images in nats, (N,) float64, of the log-probabilities of their sub-pixels (N, C, H, W)."""
+    return log_prob.double().sum(dim=(1, 2, 3))
+
+
 @torch.no_grad()
-def _log_prob(grid: Tensor, model: PixelCNN, batch_size: int, progress: bool) -> Tensor:
-    """log p in nats of uint8 images (N, C, H, W) on the CPU or on a GPU: (N,) float64 on the CPU."""
+def of_log_probs(
+    grid: Tensor, model: PixelCNN, batch_size: int, progress: bool, measure: Callable[[Tensor], Tensor]
+) -> Tensor:
+    """What ``measure`` makes of the log-probabilities in nats, fp32 (n, C, H, W), of uint8 images' sub-pixels.
+
+    grid: (N, C, H, W) on the CPU or on a GPU. measure gives float64 of n rows. Returns (N, ...) float64 on the CPU;
+    (0,) without images.
+    """
     device = grid.device if grid.device.type == "cuda" else torch.device("cpu")
     network = oracle(model, "fp32", device)
-    sums = [torch.zeros(0, dtype=torch.float64)]
+    found: list[Tensor] = []
     # cuDNN's convolutions would round to TF32, which costs a thousandth of a bit
     with (
         progress_of(len(grid), shown=progress) as shown,
         torch.backends.cudnn.flags(enabled=True, allow_tf32=False),
     ):
         for batch in grid.split(batch_size) if len(grid) else ():
-            sums.append(network.log_prob(batch.to(device)).double().sum(dim=(1, 2, 3)).cpu())
+            found.append(measure(network.log_prob(batch.to(device))).cpu())
             shown.advance(len(batch))
-    return torch.cat(sums)
+    return torch.cat(found) if found else torch.zeros(0, dtype=torch.float64)
 
 
 @in_plain_torch
@@ -52,7 +64,7 @@ def log_prob(
     """
     batch_size, progress = check_count("batch_size", batch_size, 1), check_flag("progress", progress)
     grid, form = to_grid(images, keep_device=True, clip=clip)
-    return form.per_image(_log_prob(grid, model_for(model, grid.shape[1:]), batch_size, progress))
+    return form.per_image(of_log_probs(grid, model_for(model, grid.shape[1:]), batch_size, progress, log_likelihood))
 
 
 @in_plain_torch
@@ -71,7 +83,7 @@ def bits_per_dim(
     """
     batch_size, progress = check_count("batch_size", batch_size, 1), check_flag("progress", progress)
     grid, form = to_grid(images, keep_device=True, clip=clip)
-    nats = _log_prob(grid, model_for(model, grid.shape[1:]), batch_size, progress)
+    nats = of_log_probs(grid, model_for(model, grid.shape[1:]), batch_size, progress, log_likelihood)
     return form.per_image((-nats / (math.log(2.0) * grid[:1].numel())).float() if len(grid) else nats.float())
 
 
