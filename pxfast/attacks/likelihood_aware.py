@@ -63,6 +63,9 @@ class LikelihoodAware(Attack):
             SHIPPED.path(model)  # its checks
         self.model: str | None = model
 
+    def hidden_networks(self, image_shape: tuple[int, ...]) -> list[nn.Module]:
+        return [model_for(self.model, image_shape)]
+
     def perturb(self, classifier: nn.Module, x: Tensor, labels: Tensor, eps: float = 1.0, *, seed: int = 0) -> Tensor:
         density = relaxable(model_for(self.model, tuple(x.shape[1:])))
         given, radius = (255.0 * x).round().int(), round(255.0 * eps)

@@ -170,7 +170,8 @@ def describe(
 ) -> dict[str, Any]:
     """Everything that attacked images depend on, JSON-able."""
     weights = hashlib.sha256(repr(classifier).encode())
-    for network in (classifier, *hidden_networks(classifier, tuple(images.shape[1:]))):
+    image_shape = tuple(images.shape[1:])
+    for network in (classifier, *hidden_networks(classifier, image_shape), *attack.hidden_networks(image_shape)):
         for name, value in network.state_dict().items():
             values = value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy()
             weights.update(name.encode() + values.tobytes())

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ...attacks import Attack, find_attack
-from ...attacks.resumable import library_versions
+from ...attacks.resumable import describe
 from ...base.checks import check_count, check_eps, check_flag, check_number, check_seed
 from ...base.extras import require
 from ...base.files import check_output_folder, made_folder, output_files, whole_file
@@ -78,8 +78,8 @@ def detector_figures(
     name = Path(dataset).name
     eps = EPS.get(name, (8, 16))[0] if eps is None else check_eps(eps)
     chosen = [find_attack(each, **(options or {}).get(each, {})) for each in attacks or (*PUBLISHED, AWARE)]
-    for attack in chosen:
-        attack.check_installed()
+    for each in chosen:
+        each.check_installed()
     require("sklearn.metrics", "evaluate")  # of the areas, which are computed last
     if classifier is None and dataset not in SHIPPED_CLASSIFIERS:
         raise ValueError(f"no classifier of {shown_name(dataset)} is shipped: pass one")
@@ -89,6 +89,7 @@ def detector_figures(
     test, labels = load_dataset(dataset, root, train=False)
     train, test, labels = train[:train_images].to(place), test[:images].to(place), labels[:images].to(place)
     density = model_for(SHIPPED.resolve(model), tuple(test.shape[1:]))
+    bounds = {each.name: eps if each.bounded else None for each in chosen}
     settings = {
         "data set": shown_name(dataset),
         "images": len(test),
@@ -96,14 +97,12 @@ def detector_figures(
         "eps": eps,
         "alpha": alpha,
         "seed": seed,
-        "attacks": {attack.name: attack.options for attack in chosen},
+        "attacks": {each.name: each.options for each in chosen},
     }
     depends = {
         **settings,
         "model": model_fingerprint(density),
-        "classifier": model_fingerprint(network),
-        "libraries": library_versions(),
-        "device": place.type,
+        "runs": [describe(each, network, test, labels, bounds[each.name], seed) for each in chosen],
     }
     folder = Path(out)
     if folder.exists() and not folder.is_dir():
@@ -117,7 +116,7 @@ def detector_figures(
     ):
         parts.open(force=force)
         measured: dict[str, dict[str, np.ndarray]] = {}
-        kinds: dict[str, Attack | None] = {TRAIN: None, "clean": None, **{attack.name: attack for attack in chosen}}
+        kinds: dict[str, Attack | None] = {TRAIN: None, "clean": None, **{each.name: each for each in chosen}}
         with progress_of(len(kinds), "step", shown=progress) as steps:
             for kind, attack in kinds.items():
                 steps.entitle(kind)
@@ -128,7 +127,7 @@ def detector_figures(
                     batch, known = given[start : start + PART], None if kind == TRAIN else labels[start : start + PART]
                     if not path.exists():
                         if attack is not None:
-                            batch = attack(network, batch, known, eps if attack.bounded else None, seed=seed)
+                            batch = attack(network, batch, known, bounds[kind], seed=seed)
                         values = scores(batch, known, density, network)
                         with whole_file(path) as temporary:
                             temporary.write_text(json.dumps(values), encoding="utf-8")
