@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import torch
 from torch import Tensor, nn
 
@@ -52,7 +54,7 @@ class LikelihoodAware(Attack):
         step: int = 1,
         share: float = 0.3,
         start: str = "image",
-        model: str | None = None,
+        model: str | os.PathLike[str] | None = None,
     ) -> None:
         self.steps: int = check_count("steps", steps)
         self.searches: int = check_count("searches", searches, 1)
@@ -60,8 +62,8 @@ class LikelihoodAware(Attack):
         self.share: float = check_number("share", share, 0.0, 1.0, ends="(]")
         self.start: str = check_choice("start", start, STARTS)
         if model is not None:
-            SHIPPED.path(model)  # its checks
-        self.model: str | None = model
+            SHIPPED.read_config(SHIPPED.path(model))  # its checks
+        self.model: str | None = None if model is None else os.fspath(model)
 
     def hidden_networks(self, image_shape: tuple[int, ...]) -> list[nn.Module]:
         return [model_for(self.model, image_shape)]

@@ -1,10 +1,13 @@
 """Every attack: on the grid and in its ball, the same alone and in a batch, and honest about rounding."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from support.attack_network import attack_fixture
+from support.helpers import random_model
 from torch import Tensor, nn
 
 from pxfast.attacks import (
@@ -12,6 +15,7 @@ from pxfast.attacks import (
     ATTACKS,
     BIM,
     CWL2,
+    DETECTION,
     FGSM,
     PAPER,
     PGD,
@@ -30,6 +34,7 @@ from pxfast.attacks import (
 from pxfast.attacks.attack import BATCH, BLOCK, FixedBatch, image_generators
 from pxfast.attacks.rounding import rearm, to_grid
 from pxfast.attacks.saliency_map import salient_pair
+from pxfast.pixelcnn.files import save
 
 FIXTURE = attack_fixture()
 NEEDS = {
@@ -37,12 +42,20 @@ NEEDS = {
     "lbfgs": ("scipy",),
     **{attack.name: ("foolbox",) for attack in REPRODUCTION if attack.name not in ("saliency-map", "lbfgs")},
 }
-CHEAP = {
+CHEAP: dict[str, dict[str, Any]] = {
     "cw-l2": {"steps": 20, "binary_search_steps": 3, "learning_rate": 0.05, "initial_const": 1.0},
     "salt-and-pepper": {"steps": 20},
     "lbfgs": {"first_const": 0.1, "bisections": 1, "iterations": 15},
 }
 EPS = 20
+
+
+@pytest.fixture(autouse=True, scope="module")
+def density(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """A density model of the fixture's images, of which none is shipped."""
+    path = tmp_path_factory.mktemp("density") / "model.safetensors"
+    save(random_model(image_size=(10, 10)), path)
+    CHEAP["likelihood-aware"] = {"steps": 12, "searches": 2, "start": "random", "model": str(path)}
 
 
 @pytest.fixture(
@@ -67,10 +80,10 @@ def run(attack: type[Attack], images: Tensor, labels: Tensor | None, seed: int =
 
 
 def test_names_and_groups() -> None:
-    assert len(ATTACKS) == len(PAPER) + len(REPRODUCTION) + len(YARDSTICKS) + len(ADAPTIVE) == 26
+    assert len(ATTACKS) == len(PAPER) + len(REPRODUCTION) + len(YARDSTICKS) + len(ADAPTIVE) + len(DETECTION) == 27
     assert len(REPRODUCTION) == 10
     assert [attack.name for attack in PAPER] == ["rand", "fgsm", "bim", "deepfool", "cw-l2", "cw-linf"]
-    assert all(attack.bounded for attack in (*PAPER, *YARDSTICKS, *ADAPTIVE))
+    assert all(attack.bounded for attack in (*PAPER, *YARDSTICKS, *ADAPTIVE, *DETECTION))
     assert not any(attack.bounded for attack in REPRODUCTION)
     assert isinstance(find_attack("bim"), BIM)
     with pytest.raises(ValueError, match=r"'zoo'.*rand, fgsm, bim.*autoattack"):

@@ -193,6 +193,14 @@ ATTACKS: dict[str, dict[str, Kind]] = {
     "spsa": {**ASCENT, "pairs": count(1), "delta": count(1)},
     "full-gradient": {**ASCENT, "draws": count(1)},
     "unrolled-bim": {**ASCENT, "steps": count(optional=True), "temperature": POSITIVE},
+    "likelihood-aware": {
+        "steps": count(),
+        "searches": count(1),
+        "step": count(1),
+        "share": number(high=1.0, ends="(]"),
+        "start": choice(),
+        "model": MODEL,
+    },
 }
 CALLS: dict[str, tuple[Call, dict[str, Kind]]] = {
     **{name: (of(attacks.find_attack, name), options) for name, options in ATTACKS.items()},
@@ -263,7 +271,7 @@ CALLS: dict[str, tuple[Call, dict[str, Kind]]] = {
         lambda place, **options: classifiers.RandomAboveThreshold(attack_fixture().network, **options),
         {"threshold": number(), "model": MODEL, "seed": SEED, "clip": FLAG},
     ),
-    "Detector": (of(pxfast.Detector), {"model": MODEL, "clip": FLAG}),
+    "Detector": (of(pxfast.Detector), {"model": MODEL, "clip": FLAG, "statistic": choice(), "tail": choice()}),
     "Detector.fit": (
         lambda place, **options: pxfast.Detector(tiny()).fit(IMAGES, **options),
         {"batch_size": count(1), "progress": FLAG},
