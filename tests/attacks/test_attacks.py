@@ -1,13 +1,10 @@
 """Every attack: on the grid and in its ball, the same alone and in a batch, and honest about rounding."""
 
-from typing import Any
-
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from support.attack_network import attack_fixture
-from support.helpers import random_model
 from torch import Tensor, nn
 
 from pxfast.attacks import (
@@ -34,7 +31,6 @@ from pxfast.attacks import (
 from pxfast.attacks.attack import BATCH, BLOCK, FixedBatch, image_generators
 from pxfast.attacks.rounding import rearm, to_grid
 from pxfast.attacks.saliency_map import salient_pair
-from pxfast.pixelcnn.files import save
 
 FIXTURE = attack_fixture()
 NEEDS = {
@@ -42,7 +38,7 @@ NEEDS = {
     "lbfgs": ("scipy",),
     **{attack.name: ("foolbox",) for attack in REPRODUCTION if attack.name not in ("saliency-map", "lbfgs")},
 }
-CHEAP: dict[str, dict[str, Any]] = {
+CHEAP = {
     "cw-l2": {"steps": 20, "binary_search_steps": 3, "learning_rate": 0.05, "initial_const": 1.0},
     "salt-and-pepper": {"steps": 20},
     "lbfgs": {"first_const": 0.1, "bisections": 1, "iterations": 15},
@@ -50,19 +46,11 @@ CHEAP: dict[str, dict[str, Any]] = {
 EPS = 20
 
 
-@pytest.fixture(autouse=True, scope="module")
-def density(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """A density model of the fixture's images, of which none is shipped."""
-    path = tmp_path_factory.mktemp("density") / "model.safetensors"
-    save(random_model(image_size=(10, 10)), path)
-    CHEAP["likelihood-aware"] = {"steps": 12, "searches": 2, "start": "random", "model": str(path)}
-
-
 @pytest.fixture(
     params=[
         pytest.param(name, marks=[pytest.mark.external] * ("foolbox" in NEEDS.get(name, ())))
         for name in ATTACKS
-        if name != "autoattack" and ATTACKS[name] not in ADAPTIVE
+        if name != "autoattack" and ATTACKS[name] not in (*ADAPTIVE, *DETECTION)
     ]
 )
 def attack(request: pytest.FixtureRequest) -> type[Attack]:

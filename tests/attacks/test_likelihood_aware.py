@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
-from support.attack_network import attack_fixture
 from support.helpers import bundled_images, random_model
+from torch import Tensor, nn
 
 import pxfast
 from pxfast.attacks import BIM, LikelihoodAware
@@ -29,28 +31,54 @@ def test_it_finds_misclassified_images_that_are_less_suspicious_than_bims() -> N
     assert (detector.p_value(found) > detector.p_value(bim)).all()
 
 
-def test_an_image_that_is_misclassified_already_only_becomes_likelier(tmp_path) -> None:
-    fixture, path = attack_fixture(), tmp_path / "model.safetensors"
-    density = random_model(image_size=(10, 10))
-    save(density, path)
-    wrong = (fixture.labels + 1) % 10
-    found = LikelihoodAware(steps=6, searches=1, share=0.1, model=str(path))(fixture.network, fixture.images, wrong, 8)
-    before, after = (pxfast.log_prob(images, model=density) for images in (fixture.images, found))
-    assert (after > before).all()
-    assert (fixture.network(found / 255.0).argmax(1) != wrong).all()
-    held = LikelihoodAware(steps=3, model=str(path))(fixture.network, fixture.images, fixture.labels, 0)
-    assert torch.equal(held, fixture.images), "eps 0"
-    with pytest.raises(ValueError, match=r"10"):
-        LikelihoodAware()(fixture.network, fixture.images, wrong, 8)  # no model of this shape is shipped
+@pytest.fixture
+def small(tmp_path) -> tuple[nn.Module, Tensor, Tensor, str]:
+    """A linear classifier of 8x8 images, images, its labels, and the file of a density model."""
+    torch.manual_seed(3)
+    network = nn.Sequential(nn.Flatten(), nn.Linear(64, 10)).eval()
+    images = torch.randint(0, 256, (6, 1, 8, 8), dtype=torch.uint8)
+    path = tmp_path / "model.safetensors"
+    save(random_model(), path)
+    return network, images, network(images / 255.0).argmax(1), str(path)
 
 
-def test_what_is_kept_of_a_run_depends_on_the_density_models_weights(tmp_path) -> None:
-    fixture, path = attack_fixture(), tmp_path / "model.safetensors"
+@pytest.mark.parametrize("start", ["image", "random"])
+def test_an_images_result_is_its_own_on_the_grid_and_in_the_ball(small, start: str) -> None:
+    network, images, labels, path = small
+    attack = LikelihoodAware(steps=10, searches=2, step=8, start=start, share=1.0, model=path)
+    result = attack.run(network, images, labels, 60, seed=3)
+    assert int((result.images.int() - images.int()).abs().max()) <= 60
+    assert result.images.dtype == torch.uint8
+    assert torch.equal(network(result.images / 255.0).argmax(1) != labels, result.rounded)
+    assert result.rounded.any()
+    order = torch.tensor([4, 0])
+    assert torch.equal(attack(network, images[order], labels[order], 60, seed=3), result.images[order])
+    assert torch.equal(attack(network, images[1:2], labels[1:2], 60, seed=3)[0], result.images[1])
+    other = attack(network, images, labels, 60, seed=4)
+    assert torch.equal(other, result.images) == (start == "image")
+    assert torch.equal(attack(network, images, labels, 0), images)
+    assert attack(network, images[:0], labels[:0], 8).shape == (0, 1, 8, 8)
+
+
+def test_an_image_that_is_misclassified_already_only_becomes_likelier(small) -> None:
+    network, images, labels, path = small
+    wrong = (labels + 1) % 10
+    found = LikelihoodAware(steps=6, searches=1, share=0.1, model=path)(network, images, wrong, 8)
+    before, after = (pxfast.log_prob(each, model=path) for each in (images, found))
+    assert (after >= before).all()
+    assert (after > before).any()
+    assert (network(found / 255.0).argmax(1) != wrong).all()
+    with pytest.raises(ValueError, match=r"\(1, 8, 8\)"):
+        LikelihoodAware()(network, images, wrong, 8)  # no model of this shape is shipped
+
+
+def test_what_is_kept_of_a_run_depends_on_the_density_models_weights(small) -> None:
+    network, images, _, path = small
     found = []
     for seed in (1, 2):
-        save(random_model(image_size=(10, 10), seed=seed), path, force=True)
-        attack = LikelihoodAware(model=str(path))
-        found.append(describe(attack, fixture.network, fixture.images, None, 8, 0)["classifier"])
+        Path(path).unlink()
+        save(random_model(seed=seed), path)
+        found.append(describe(LikelihoodAware(model=path), network, images, None, 8, 0)["classifier"])
     assert found[0] != found[1]
 
 
@@ -58,7 +86,7 @@ def test_steps_move_the_largest_share() -> None:
     way = torch.tensor([[[[3.0, -4.0], [1.0, -2.0]]]])
     assert largest(way, 0.5).tolist() == [[[[3.0, -4.0], [0.0, 0.0]]]]
     assert torch.equal(largest(way, 1.0), way)
-    assert normalised(way).abs().mean() == 1.0
+    torch.testing.assert_close(normalised(way), way / 2.5)
     assert normalised(torch.zeros(1, 1, 2, 2)).tolist() == [[[[0.0, 0.0], [0.0, 0.0]]]]
 
 

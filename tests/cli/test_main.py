@@ -60,7 +60,7 @@ import sys
 from pxfast.cli.main import COMMANDS, main
 
 pages = [[], *([name] for commands in COMMANDS.values() for name in commands)]
-pages += [["evaluate", "table1"], ["evaluate", "figures"], ["figures", "density"], ["convert", "openai-tf"]]
+pages += [["evaluate", "table1"], ["evaluate", "figures"], ["figures", "density"], ["figures", "detectors"], ["convert", "openai-tf"]]
 for page in pages:
     sys.argv = ["pxfast", *page, "--help"]
     try:
