@@ -22,7 +22,7 @@ def test_it_finds_misclassified_images_that_are_less_suspicious_than_bims() -> N
     images, classifier = bundled_images(1)[:4], load_classifier("fashion-mnist")
     own = predict(classifier, images / 255.0)
     found, bim = (
-        attack(classifier, images, own, 25) for attack in (LikelihoodAware(steps=5, searches=1, step=4), BIM())
+        attack(classifier, images, own, 25) for attack in (LikelihoodAware(steps=8, searches=1, step=4), BIM())
     )
     assert (predict(classifier, found / 255.0) != own).all()
     assert int((found.int() - images.int()).abs().max()) <= 25
