@@ -22,7 +22,7 @@ def test_it_finds_misclassified_images_that_are_less_suspicious_than_bims() -> N
     images, classifier = bundled_images(1)[:4], load_classifier("fashion-mnist")
     own = predict(classifier, images / 255.0)
     found, bim = (
-        attack(classifier, images, own, 25) for attack in (LikelihoodAware(steps=8, searches=1, step=4), BIM())
+        attack(classifier, images, own, 25) for attack in (LikelihoodAware(steps=5, searches=1, step=6), BIM())
     )
     assert (predict(classifier, found / 255.0) != own).all()
     assert int((found.int() - images.int()).abs().max()) <= 25
@@ -45,7 +45,7 @@ def small(tmp_path) -> tuple[nn.Module, Tensor, Tensor, str]:
 @pytest.mark.parametrize("start", ["image", "random"])
 def test_an_images_result_is_its_own_on_the_grid_and_in_the_ball(small, start: str) -> None:
     network, images, labels, path = small
-    attack = LikelihoodAware(steps=10, searches=2, step=8, start=start, share=1.0, model=path)
+    attack = LikelihoodAware(steps=5, searches=2, step=16, start=start, share=1.0, model=path)
     result = attack.run(network, images, labels, 60, seed=3)
     assert int((result.images.int() - images.int()).abs().max()) <= 60
     assert result.images.dtype == torch.uint8

@@ -41,7 +41,7 @@ from pxfast.adp.training import ScoreSettings, denoising_quality, train_score_ne
 from pxfast.base.machine import parse_device
 from pxfast.data.image_grid import image_grid
 from pxfast.engines.settings import DecodeSettings
-from pxfast.evaluation.figures import density_figures
+from pxfast.evaluation.figures import density_figures, detector_figures
 from pxfast.pixelcnn.network import PixelCNNConfig
 from pxfast.pixelcnn.training import TrainingSettings, preset, train
 from pxfast.pixeldefend.lbfgs import lbfgs_purify
@@ -402,6 +402,18 @@ CALLS: dict[str, tuple[Call, dict[str, Kind]]] = {
     "check_classifier": (
         of(classifiers.check_classifier, SmallCNN().eval(), IMAGES),
         {"classes": count(2, optional=True), "gradients": FLAG},
+    ),
+    "detector_figures": (
+        lambda place, **options: detector_figures("fashion-mnist", place, **{"out": place / "figures", **options}),
+        {
+            "images": count(1),
+            "train_images": count(1),
+            "eps": count(optional=True, most=255),
+            "alpha": number(high=1.0, ends="()"),
+            "seed": SEED,
+            "force": FLAG,
+            "progress": FLAG,
+        },
     ),
     "density_figures": (
         drawn,

@@ -77,6 +77,10 @@ def detector_figures(
     alpha = check_number("alpha", alpha, 0.0, 1.0, ends="()")
     name = Path(dataset).name
     eps = EPS.get(name, (8, 16))[0] if eps is None else check_eps(eps)
+    folder = Path(out)
+    if folder.exists() and not folder.is_dir():
+        raise FileExistsError(f"{folder} is not a folder")
+    check_output_folder(folder)
     chosen = [find_attack(each, **(options or {}).get(each, {})) for each in attacks or (*PUBLISHED, AWARE)]
     for each in chosen:
         each.check_installed()
@@ -104,10 +108,6 @@ def detector_figures(
         "model": model_fingerprint(density),
         "runs": [describe(each, network, test, labels, bounds[each.name], seed) for each in chosen],
     }
-    folder = Path(out)
-    if folder.exists() and not folder.is_dir():
-        raise FileExistsError(f"{folder} is not a folder")
-    check_output_folder(folder)
     numbers, picture = (folder / f"detectors-{name}{suffix}" for suffix in (".json", ".png"))
     parts = Parts(numbers, depends)
     with (
