@@ -62,6 +62,10 @@ class LikelihoodAware(Attack):
         self.share: float = check_number("share", share, 0.0, 1.0, ends="(]")
         self.start: str = check_choice("start", start, STARTS)
         if model is not None:
+            if not isinstance(model, (str, os.PathLike)):
+                raise TypeError(
+                    f"model must be a shipped model's name, a path or None, got {type(model).__name__}; options are text"
+                )
             SHIPPED.read_config(SHIPPED.path(model))  # its checks
         self.model: str | None = None if model is None else os.fspath(model)
 
