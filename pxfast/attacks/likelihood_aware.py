@@ -63,9 +63,7 @@ class LikelihoodAware(Attack):
         self.start: str = check_choice("start", start, STARTS)
         if model is not None:
             if not isinstance(model, (str, os.PathLike)):
-                raise TypeError(
-                    f"model must be a shipped model's name, a path or None, got {type(model).__name__}; options are text"
-                )
+                raise TypeError(f"model must be a shipped model's name, a path or None, got {type(model).__name__}")
             SHIPPED.read_config(SHIPPED.path(model))  # its checks
         self.model: str | None = None if model is None else os.fspath(model)
 
