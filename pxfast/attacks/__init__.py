@@ -26,6 +26,7 @@ from .foolbox_attacks import (
     UniformNoise,
 )
 from .gradients import NoGradient
+from .likelihood_aware import LikelihoodAware
 from .result import AttackResult
 from .resumable import attack_to_file
 from .saliency_map import SaliencyMap
@@ -57,8 +58,11 @@ ADAPTIVE: tuple[type[Attack], ...] = (  # on defended models
     FullGradient,
     UnrolledBIM,
 )
+DETECTION: tuple[type[Attack], ...] = (LikelihoodAware,)  # on a classifier and a detector at once
 
-ATTACKS: dict[str, type[Attack]] = {attack.name: attack for attack in (*PAPER, *REPRODUCTION, *YARDSTICKS, *ADAPTIVE)}
+ATTACKS: dict[str, type[Attack]] = {
+    attack.name: attack for attack in (*PAPER, *REPRODUCTION, *YARDSTICKS, *ADAPTIVE, *DETECTION)
+}
 
 
 def find_attack(name: str, **options: Any) -> Attack:
@@ -83,6 +87,7 @@ __all__ = [
     "BPDA",
     "BPDAEOT",
     "CWL2",
+    "DETECTION",
     "FGSM",
     "LBFGS",
     "PAPER",
@@ -106,6 +111,7 @@ __all__ = [
     "IterativeGradientSign",
     "JointFull",
     "JointScore",
+    "LikelihoodAware",
     "NoGradient",
     "Rand",
     "SaliencyMap",

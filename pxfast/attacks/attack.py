@@ -169,6 +169,10 @@ class Attack(abc.ABC):
         if self.library is not None:
             require(self.library, "attacks")
 
+    def hidden_networks(self, image_shape: tuple[int, ...]) -> list[nn.Module]:
+        """Networks of the attack's own that its results depend on, such as a density model, for images (C, H, W)."""
+        return []
+
     def check_defences(self, defences: Sequence[nn.Module]) -> None:
         """ValueError where this attack can't be one on a classifier behind these ``defences``."""
         if self.knows_defences and not len(defences):

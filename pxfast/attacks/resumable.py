@@ -169,11 +169,8 @@ def describe(
     seed: int,
 ) -> dict[str, Any]:
     """Everything that attacked images depend on, JSON-able."""
-    weights = hashlib.sha256(repr(classifier).encode())
-    for network in (classifier, *hidden_networks(classifier, tuple(images.shape[1:]))):
-        for name, value in network.state_dict().items():
-            values = value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy()
-            weights.update(name.encode() + values.tobytes())
+    image_shape = tuple(images.shape[1:])
+    hidden = (*hidden_networks(classifier, image_shape), *attack.hidden_networks(image_shape))
     data = hashlib.sha256(images.cpu().contiguous().numpy().tobytes())
     data.update(b"none" if labels is None else labels.cpu().long().contiguous().numpy().tobytes())
     return {
@@ -181,11 +178,21 @@ def describe(
         "eps": eps,
         "seed": seed,
         "options": attack.options,
-        "classifier": weights.hexdigest(),
+        "classifier": network_digest(classifier, *hidden),
         "images": [*images.shape, data.hexdigest()],
         "device": images.device.type,
         "libraries": library_versions(),
     }
+
+
+def network_digest(network: nn.Module, *others: nn.Module) -> str:
+    """SHA-256 of how the first network is made, and of the weights of all."""
+    weights = hashlib.sha256(repr(network).encode())
+    for each in (network, *others):
+        for name, value in each.state_dict().items():
+            values = value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy()
+            weights.update(name.encode() + values.tobytes())
+    return weights.hexdigest()
 
 
 def hidden_networks(classifier: nn.Module, image_shape: tuple[int, ...]) -> list[nn.Module]:

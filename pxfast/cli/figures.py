@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from .detector_figures import detectors
 from .groups import add_command, command_group
 from .options import (
     ClassifierOption,
@@ -110,3 +111,4 @@ def density(
 
 
 add_command(app, "density", density)
+add_command(app, "detectors", detectors)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..attacks import ATTACKS, Attack, ClippedAttack, find_attack
-from ..attacks.resumable import library_versions
+from ..attacks.resumable import library_versions, network_digest
 from . import stages
 from .code import ELSEWHERE, code_hash
 from .defences import Context, Description, find_kind, processor
@@ -71,6 +71,8 @@ class Pipeline:
         """
         chosen = find_attack(attack, **(options or {}))
         recipe = self._attack_recipe(chosen, classifier, seed, through)
+        if own := chosen.hidden_networks(tuple(images.shape[1:])):
+            recipe["networks"] = [network_digest(network) for network in own]
         inputs = {"images": images, "labels": labels}
         if not isinstance(chosen, ClippedAttack):
             bound = "" if eps is None else f", eps {eps}"

@@ -19,31 +19,31 @@ from .oracle import oracle
 from .shipped import Model, model_for
 
 
+def log_likelihood(log_prob: Tensor) -> Tensor:
+    """log p of images in nats, (N,) float64, of the log-probabilities of their sub-pixels (N, C, H, W)."""
+    return log_prob.double().sum(dim=(1, 2, 3))
+
+
 @torch.no_grad()
-def _of_sub_pixels(
-    grid: Tensor, model: PixelCNN, batch_size: int, progress: bool, reduce: Callable[[Tensor], Tensor]
+def of_log_probs(
+    grid: Tensor, model: PixelCNN, batch_size: int, progress: bool, measure: Callable[[Tensor], Tensor]
 ) -> Tensor:
-    """What ``reduce`` makes of log p(x_i | x_<i) in nats, float64 (n, C, H, W), batch by batch: (N, ...) on the CPU.
+    """What ``measure`` makes of log p(x_i | x_<i) in nats, float64 (n, C, H, W), batch by batch: (N, ...) on the CPU.
 
     grid: uint8 images (N, C, H, W) on the CPU or on a GPU, which computes them then.
     """
     device = grid.device if grid.device.type == "cuda" else torch.device("cpu")
     network = oracle(model, "fp32", device)
-    found = [reduce(torch.zeros(0, *grid.shape[1:], dtype=torch.float64))]
+    found = [measure(torch.zeros(0, *grid.shape[1:], dtype=torch.float64))]
     # cuDNN's convolutions would round to TF32, which costs a thousandth of a bit
     with (
         progress_of(len(grid), shown=progress) as shown,
         torch.backends.cudnn.flags(enabled=True, allow_tf32=False),
     ):
         for batch in grid.split(batch_size) if len(grid) else ():
-            found.append(reduce(network.log_prob(batch.to(device)).double()).cpu())
+            found.append(measure(network.log_prob(batch.to(device)).double()).cpu())
             shown.advance(len(batch))
     return torch.cat(found)
-
-
-def _log_prob(grid: Tensor, model: PixelCNN, batch_size: int, progress: bool) -> Tensor:
-    """log p in nats of uint8 images (N, C, H, W) on the CPU or on a GPU: (N,) float64 on the CPU."""
-    return _of_sub_pixels(grid, model, batch_size, progress, lambda nats: nats.sum(dim=(1, 2, 3)))
 
 
 @in_plain_torch
@@ -63,7 +63,7 @@ def log_prob(
     """
     batch_size, progress = check_count("batch_size", batch_size, 1), check_flag("progress", progress)
     grid, form = to_grid(images, keep_device=True, clip=clip)
-    return form.per_image(_log_prob(grid, model_for(model, grid.shape[1:]), batch_size, progress))
+    return form.per_image(of_log_probs(grid, model_for(model, grid.shape[1:]), batch_size, progress, log_likelihood))
 
 
 @in_plain_torch
@@ -82,7 +82,7 @@ def bits_per_dim(
     """
     batch_size, progress = check_count("batch_size", batch_size, 1), check_flag("progress", progress)
     grid, form = to_grid(images, keep_device=True, clip=clip)
-    nats = _log_prob(grid, model_for(model, grid.shape[1:]), batch_size, progress)
+    nats = of_log_probs(grid, model_for(model, grid.shape[1:]), batch_size, progress, log_likelihood)
     return form.per_image((-nats / (math.log(2.0) * grid[:1].numel())).float() if len(grid) else nats.float())
 
 
@@ -106,7 +106,7 @@ def surprise(
     grid, form = to_grid(images, keep_device=True, clip=clip)
     network = model_for(model, grid.shape[1:])
     return form.per_image(
-        _of_sub_pixels(grid, network, batch_size, progress, lambda nats: (-nats / math.log(2.0)).float())
+        of_log_probs(grid, network, batch_size, progress, lambda nats: (-nats / math.log(2.0)).float())
     )
 
 
@@ -126,18 +126,53 @@ def log_prob_gradient(images: Tensor, *, model: Model | None = None, clip: bool 
     head. clip: bring values outside [0, 1] to its nearest end. Returns nats per unit of [0, 1], of the images' shape,
     type and device; each image's independent of its batch. Raises TypeError or ValueError for bad input.
     """
-    grid, _ = to_grid(images, clip=clip)  # its checks
-    if not isinstance(images, Tensor) or not images.is_floating_point() or images.dim() != 4:
-        raise TypeError("expected a tensor of floating images (N, C, H, W) in [0, 1]")
-    network = oracle(relaxable(model_for(model, grid.shape[1:])), "fp32", images.device)
+    network = _differentiated(images, model, clip)
 
     def gradient(batch: Tensor) -> Tensor:
-        with torch.enable_grad():
-            x = batch.detach().clamp(0.0, 1.0).requires_grad_()
-            (found,) = torch.autograd.grad(network.log_prob(255.0 * x).sum(), x)
-        return found
+        return _value_and_gradient(network, batch)[1]
 
     if not len(images):
         return torch.zeros_like(images)
     with torch.backends.cudnn.flags(allow_tf32=False):
         return in_fixed_batches(gradient, images.detach().float()).to(images.dtype)
+
+
+@in_plain_torch
+def log_prob_and_gradient(
+    images: Tensor, *, model: Model | None = None, clip: bool = False, size: int = 4
+) -> tuple[Tensor, Tensor]:
+    """log p(X) and :func:`log_prob_gradient` of the same images, from one pass of the network.
+
+    images, model, clip, errors and the gradient are those of :func:`log_prob_gradient`. size: images per pass; the
+    last pass is filled up, so that an image's result depends on no other. Returns log p in nats, (N,) float64, and the
+    gradient, both on the images' device.
+    """
+    size = check_count("size", size, 1)
+    network = _differentiated(images, model, clip)
+
+    def both(batch: Tensor) -> Tensor:
+        value, gradient = _value_and_gradient(network, batch)
+        return torch.cat((value[:, None], gradient.double().flatten(1)), dim=1)  # float64 holds both exactly
+
+    if not len(images):
+        return images.new_zeros(0, dtype=torch.float64), torch.zeros_like(images)
+    with torch.backends.cudnn.flags(allow_tf32=False):
+        found = in_fixed_batches(both, images.detach().float(), size)
+    return found[:, 0], found[:, 1:].reshape(images.shape).to(images.dtype)
+
+
+def _differentiated(images: Tensor, model: Model | None, clip: bool) -> PixelCNN:
+    """The network that log p of these images is differentiated through. TypeError or ValueError for bad input."""
+    grid, _ = to_grid(images, clip=clip)  # its checks
+    if not isinstance(images, Tensor) or not images.is_floating_point() or images.dim() != 4:
+        raise TypeError("expected a tensor of floating images (N, C, H, W) in [0, 1]")
+    return oracle(relaxable(model_for(model, grid.shape[1:])), "fp32", images.device)
+
+
+def _value_and_gradient(network: PixelCNN, batch: Tensor) -> tuple[Tensor, Tensor]:
+    """log p in nats, (N,) float64, and its gradient, of fp32 images (N, C, H, W)."""
+    with torch.enable_grad():
+        x = batch.detach().clamp(0.0, 1.0).requires_grad_()
+        nats = network.log_prob(255.0 * x)
+        (found,) = torch.autograd.grad(nats.sum(), x)
+    return nats.detach().double().sum((1, 2, 3)), found

@@ -12,19 +12,21 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ..base.checks import check_flag, check_number, check_path, notes_json
+from ..base.checks import check_choice, check_count, check_flag, check_number, check_path, notes_json
 from ..base.extras import require
 from ..base.files import output_files
 from ..base.records import shown
 from ..data.images import Array, ImageForm, Images, ImagesT, to_grid
 from ..pixelcnn.fingerprint import model_fingerprint
-from ..pixelcnn.likelihood import bits_per_dim, log_prob
+from ..pixelcnn.likelihood import bits_per_dim, of_log_probs
 from ..pixelcnn.network import PixelCNN
 from ..pixelcnn.shipped import SHIPPED, Model, model_for
 from ..tensors.ambient import in_plain_torch
 from ..tensors.safetensors import metadata_json, read_safetensors
+from .statistics import STATISTICS, TAILS, permutation_p_values
 
 FORMAT = "pxfast-detector"
+LIKELIHOOD = "log-likelihood"
 
 Scores: TypeAlias = Tensor | Array
 
@@ -39,13 +41,22 @@ class Detector:
     model: as :func:`pxfast.purify` takes it; with None a detector that is not fitted takes the shipped model of the
     images' shape, and one that is fitted the model that it was fitted with. clip: of all images, as
     :func:`pxfast.purify` has it.
-    log_likelihoods: None, or log p(X_i) in nats of the training images, in their order: (N,) float32. The p-value
+    statistic: what is compared: 'log-likelihood'; 'spread', the variance of the surprise over the sub-pixels; 'rare',
+    the share of sub-pixels whose surprise is more than 8 bits; or 'block', the largest mean surprise of a block of 4x4
+    pixels (:mod:`pxfast.pixeldefend.statistics`). All but the first are negated, so that the smaller is the stranger;
+    for them a detector has to be fitted. tail: 'lower', or 'both': values that are too large are suspicious as well.
+    log_likelihoods: None, or log p(X_i) in nats of the training images, in their order: (N,) float32; the values of the
+    statistic, where that is another. The p-value
     compares with a log-likelihood of the same precision. Up to its rounding log p(X) also depends on the machine and
     the batch, so that an image may lose a tie with itself.
     """
 
-    def __init__(self, model: Model | None = None, *, clip: bool = False) -> None:
+    def __init__(
+        self, model: Model | None = None, *, clip: bool = False, statistic: str = LIKELIHOOD, tail: str = "lower"
+    ) -> None:
         self.clip: bool = check_flag("clip", clip)
+        self.statistic: str = check_choice("statistic", statistic, tuple(STATISTICS))
+        self.tail: str = check_choice("tail", tail, TAILS)
         self.model: PixelCNN | None = SHIPPED.resolve(model)
         self.log_likelihoods: Tensor | None = None
         self._fingerprint: str | None = None  # of the weights that gave the log-likelihoods
@@ -57,7 +68,7 @@ class Detector:
         them or on their like. batch_size, progress: as :func:`pxfast.log_prob` has them.
         Raises TypeError or ValueError for bad input.
         """
-        fitted = Detector(self.model, clip=self.clip).partial_fit(
+        fitted = Detector(self.model, clip=self.clip, statistic=self.statistic).partial_fit(
             train_images, batch_size=batch_size, progress=progress
         )
         self.model, self.log_likelihoods = fitted.model, fitted.log_likelihoods
@@ -74,7 +85,7 @@ class Detector:
         fingerprint = model_fingerprint(model)
         if self.log_likelihoods is not None:
             self._check_fingerprint(fingerprint)
-        found = _log_likelihoods(grid, model, batch_size, progress)
+        found = self._measure(grid, model, batch_size, progress)
         known = () if self.log_likelihoods is None else (self.log_likelihoods,)
         self.model, self.log_likelihoods, self._fingerprint = model, torch.cat((*known, found)), fingerprint
         return self
@@ -83,8 +94,9 @@ class Detector:
     def bits_per_dim(self, images: ImagesT, *, batch_size: int = 64, progress: bool = False) -> ImagesT:
         """Bits/dim of each image, -log2 p(X) / (C H W): the larger, the more suspicious.
 
-        It orders images as the p-value does, the other way round, without its N + 1 steps: what :func:`roc_curve`
-        needs. images, result and errors are those of :func:`pxfast.bits_per_dim`: (N,) float32. No fit is needed.
+        It orders images as the lower p-value of the log-likelihood does, the other way round, without its N + 1 steps:
+        what :func:`roc_curve` needs. images, result and errors are those of :func:`pxfast.bits_per_dim`: (N,) float32.
+        No fit is needed.
         """
         return bits_per_dim(images, model=self.model, batch_size=batch_size, clip=self.clip, progress=progress)
 
@@ -92,9 +104,11 @@ class Detector:
     def p_value(self, images: ImagesT, *, batch_size: int = 64, progress: bool = False) -> ImagesT:
         """The permutation p-value of each image, (1 + #{i : p(X_i) <= p(X)}) / (N + 1): the smaller, the stranger.
 
-        It is uniform for images from the training images' distribution, and at least 1 / (N + 1). images: as
-        :func:`pxfast.purify` takes them; the result is of the same library and on the same device: (N,) float64, or
-        0-d for a single (C, H, W) image.
+        With ``tail='both'`` it is min(1, 2 min(lower, upper)): lower as above, and upper with p(X_i) >= p(X); ties
+        count in both. With another statistic than the log-likelihood T(X_i) and T(X) stand for p(X_i) and p(X).
+        For images from the training images' distribution the lower one is uniform, and that of both tails is at most a
+        with a probability of at most a; it is at least 1 / (N + 1). images: as :func:`pxfast.purify` takes them; the
+        result is of the same library and on the same device: (N,) float64, or 0-d for a single (C, H, W) image.
         Raises TypeError or ValueError for bad input, ValueError when the model's weights are no longer those that gave
         the log-likelihoods, and RuntimeError when there are no log-likelihoods of the model.
         """
@@ -136,17 +150,21 @@ class Detector:
             "image_shape": json.dumps([self.model.config.channels, *self.model.config.image_size]),
             "notes": notes_json(notes),
         }
+        if self.statistic != LIKELIHOOD:
+            metadata["statistic"] = json.dumps(self.statistic)
+        if self.tail != "lower":
+            metadata["tail"] = json.dumps(self.tail)
         with output_files(path, force=force) as (temporary,):
-            save_file({"log_likelihoods": self.log_likelihoods}, temporary, metadata=metadata)
+            save_file({_tensor_name(self.statistic): self.log_likelihoods}, temporary, metadata=metadata)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], model: Model | None = None, *, clip: bool = False) -> Detector:
-        """A detector that :meth:`save` wrote, for the same model.
+        """A detector that :meth:`save` wrote, for the same model, with its statistic and its tail.
 
         model, clip: as :func:`pxfast.purify` takes them. Raises FileNotFoundError, or ValueError when the file is
         truncated or foreign, or holds the log-likelihoods of another model.
         """
-        log_likelihoods, fingerprint, image_shape = _read(check_path("path", path))
+        log_likelihoods, fingerprint, image_shape, statistic, tail = _read(check_path("path", path))
         try:
             fitted = model_for(model, image_shape)
         except ValueError as error:
@@ -155,14 +173,15 @@ class Detector:
             raise ValueError(
                 f"{os.fspath(path)} holds the log-likelihoods of another model; fit a detector of this one"
             )
-        detector = cls(fitted, clip=clip)
+        detector = cls(fitted, clip=clip, statistic=statistic, tail=tail)
         detector.log_likelihoods, detector._fingerprint = log_likelihoods, fingerprint
         return detector
 
     def __repr__(self) -> str:
         model = "by image shape" if self.model is None else self.model.config
         fitted = "not fitted" if self.log_likelihoods is None else f"{len(self.log_likelihoods)} training images"
-        return f"Detector(model={model}; {fitted})"
+        other = "" if (self.statistic, self.tail) == (LIKELIHOOD, "lower") else f"{self.statistic}, {self.tail} tail; "
+        return f"Detector(model={model}; {other}{fitted})"
 
     def _p_values(
         self, images: ImagesT, batch_size: int, progress: bool, alpha: float = 1.0
@@ -171,15 +190,28 @@ class Detector:
         grid, form = to_grid(images, clip=self.clip)
         model = model_for(self.model, grid.shape[1:])
         if self.log_likelihoods is None:
+            if self.statistic != LIKELIHOOD:
+                raise RuntimeError(
+                    f"this detector is not fitted, and no {self.statistic} of training images is shipped: call "
+                    "fit(train_images) first"
+                )
             known = shipped_log_likelihoods(model)
         else:
             self._check_fingerprint(model_fingerprint(model))
             known = self.log_likelihoods
-        if alpha * (len(known) + 1) < 1.0:
+        if alpha * (len(known) + 1) < (1.0 if self.tail == "lower" else 2.0) and alpha < 1.0:
             many = f"with {len(known)} training images"
             raise ValueError(f"no p-value is at most alpha = {alpha:g} {many}: use more of them")
-        found = _log_likelihoods(grid, model, batch_size, progress)
-        return permutation_p_values(known, found), form
+        found = self._measure(grid, model, batch_size, progress)
+        return permutation_p_values(known, found, self.tail), form
+
+    def _measure(self, grid: Tensor, model: PixelCNN, batch_size: int, progress: bool) -> Tensor:
+        """The statistic of uint8 images (N, C, H, W) in the precision in which it is kept and compared."""
+        batch_size, progress = check_count("batch_size", batch_size, 1), check_flag("progress", progress)
+        found = of_log_probs(grid, model, batch_size, progress, STATISTICS[self.statistic]).float()
+        if found.isnan().any():
+            raise ValueError("the model gives log-likelihoods that are not a number: it is broken")
+        return found
 
     def _check_fingerprint(self, fingerprint: str) -> None:
         if fingerprint != self._fingerprint:
@@ -189,34 +221,33 @@ class Detector:
             )
 
 
-def permutation_p_values(train: Tensor, found: Tensor) -> Tensor:
-    """(1 + #{i : train[i] <= found}) / (N + 1) of log-likelihoods ``train`` (N,) and ``found`` (M,): (M,) float64."""
-    at_most = torch.searchsorted(train.sort().values, found.to(train.dtype), right=True)
-    return (1 + at_most).double() / (len(train) + 1)
+def _tensor_name(statistic: str) -> str:
+    """What a detector's file calls the training images' values: an older pxfast refuses those of another statistic."""
+    return "log_likelihoods" if statistic == LIKELIHOOD else "values"
 
 
-def _log_likelihoods(grid: Tensor, model: PixelCNN, batch_size: int, progress: bool) -> Tensor:
-    """log p(X) of uint8 images (N, C, H, W) in the precision in which a detector keeps and compares it."""
-    found = log_prob(grid, model=model, batch_size=batch_size, progress=progress).float()
-    if found.isnan().any():
-        raise ValueError("the model gives log-likelihoods that are not a number: it is broken")
-    return found
-
-
-def _read(path: Path) -> tuple[Tensor, str, tuple[int, ...]]:
-    """Log-likelihoods, fingerprint and (C, H, W) of a detector file. ValueError names the file and what is wrong."""
+def _read(path: Path) -> tuple[Tensor, str, tuple[int, ...], str, str]:
+    """Values, fingerprint, (C, H, W), statistic and tail of a detector file. ValueError names it and what is wrong."""
     tensors, metadata = read_safetensors(path, FORMAT)
-    if tensors.keys() != {"log_likelihoods"} or "fingerprint" not in metadata:
-        raise ValueError(f"{path} is not a whole detector file: it needs log_likelihoods and a fingerprint alone")
+    chosen = []
+    for key, known in (("statistic", tuple(STATISTICS)), ("tail", TAILS)):
+        value = metadata_json(metadata, key, path) if key in metadata else known[0]
+        if value not in known:
+            raise ValueError(f"{path}: {key} in its metadata must be one of {', '.join(known)}, got {shown(value)}")
+        chosen.append(value)
+    statistic, tail = chosen
+    name = _tensor_name(statistic)
+    if tensors.keys() != {name} or "fingerprint" not in metadata:
+        raise ValueError(f"{path} is not a whole detector file: it needs {name} and a fingerprint alone")
     image_shape, fingerprint = metadata_json(metadata, "image_shape", path), metadata["fingerprint"]
     if not isinstance(image_shape, list) or len(image_shape) != 3 or not all(type(side) is int for side in image_shape):
         raise ValueError(f"{path}: image_shape in its metadata must be (C, H, W), got {shown(image_shape)}")
-    found = tensors["log_likelihoods"]
+    found = tensors[name]
     if found.dtype != torch.float32 or found.ndim != 1 or len(found) == 0 or found.isnan().any():
         raise ValueError(
             f"{path}: expected log-likelihoods (N,) float32, N > 0, found {found.dtype} {tuple(found.shape)}"
         )
-    return found, fingerprint, tuple(image_shape)
+    return found, fingerprint, tuple(image_shape), statistic, tail
 
 
 def shipped_log_likelihoods_path(name: str) -> Path:
@@ -230,7 +261,7 @@ def shipped_log_likelihoods(model: PixelCNN) -> Tensor:
     paths = {name: shipped_log_likelihoods_path(name) for name in SHIPPED}
     present = {name: path for name, path in paths.items() if path.is_file()}
     for path in present.values():
-        found, of_weights, _ = _read(path)
+        found, of_weights, *_ = _read(path)
         if of_weights == fingerprint:
             return found
     raise RuntimeError(

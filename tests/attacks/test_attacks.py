@@ -12,6 +12,7 @@ from pxfast.attacks import (
     ATTACKS,
     BIM,
     CWL2,
+    DETECTION,
     FGSM,
     PAPER,
     PGD,
@@ -49,7 +50,7 @@ EPS = 20
     params=[
         pytest.param(name, marks=[pytest.mark.external] * ("foolbox" in NEEDS.get(name, ())))
         for name in ATTACKS
-        if name != "autoattack" and ATTACKS[name] not in ADAPTIVE
+        if name != "autoattack" and ATTACKS[name] not in (*ADAPTIVE, *DETECTION)
     ]
 )
 def attack(request: pytest.FixtureRequest) -> type[Attack]:
@@ -67,10 +68,10 @@ def run(attack: type[Attack], images: Tensor, labels: Tensor | None, seed: int =
 
 
 def test_names_and_groups() -> None:
-    assert len(ATTACKS) == len(PAPER) + len(REPRODUCTION) + len(YARDSTICKS) + len(ADAPTIVE) == 26
+    assert len(ATTACKS) == len(PAPER) + len(REPRODUCTION) + len(YARDSTICKS) + len(ADAPTIVE) + len(DETECTION) == 27
     assert len(REPRODUCTION) == 10
     assert [attack.name for attack in PAPER] == ["rand", "fgsm", "bim", "deepfool", "cw-l2", "cw-linf"]
-    assert all(attack.bounded for attack in (*PAPER, *YARDSTICKS, *ADAPTIVE))
+    assert all(attack.bounded for attack in (*PAPER, *YARDSTICKS, *ADAPTIVE, *DETECTION))
     assert not any(attack.bounded for attack in REPRODUCTION)
     assert isinstance(find_attack("bim"), BIM)
     with pytest.raises(ValueError, match=r"'zoo'.*rand, fgsm, bim.*autoattack"):

@@ -42,7 +42,7 @@ from pxfast.adp.training import ScoreSettings, denoising_quality, train_score_ne
 from pxfast.base.machine import parse_device
 from pxfast.data.image_grid import image_grid
 from pxfast.engines.settings import DecodeSettings
-from pxfast.evaluation.figures import density_figures
+from pxfast.evaluation.figures import density_figures, detector_figures
 from pxfast.pixelcnn.network import PixelCNNConfig
 from pxfast.pixelcnn.training import TrainingSettings, preset, train
 from pxfast.pixeldefend.lbfgs import lbfgs_purify
@@ -194,6 +194,14 @@ ATTACKS: dict[str, dict[str, Kind]] = {
     "spsa": {**ASCENT, "pairs": count(1), "delta": count(1)},
     "full-gradient": {**ASCENT, "draws": count(1)},
     "unrolled-bim": {**ASCENT, "steps": count(optional=True), "temperature": POSITIVE},
+    "likelihood-aware": {
+        "steps": count(),
+        "searches": count(1),
+        "step": count(1),
+        "share": number(high=1.0, ends="(]"),
+        "start": choice(),
+        "model": MODEL,
+    },
 }
 CALLS: dict[str, tuple[Call, dict[str, Kind]]] = {
     **{name: (of(attacks.find_attack, name), options) for name, options in ATTACKS.items()},
@@ -308,7 +316,7 @@ CALLS: dict[str, tuple[Call, dict[str, Kind]]] = {
         lambda place, **options: classifiers.RandomAboveThreshold(attack_fixture().network, **options),
         {"threshold": number(), "model": MODEL, "seed": SEED, "clip": FLAG},
     ),
-    "Detector": (of(pxfast.Detector), {"model": MODEL, "clip": FLAG}),
+    "Detector": (of(pxfast.Detector), {"model": MODEL, "clip": FLAG, "statistic": choice(), "tail": choice()}),
     "Detector.fit": (
         lambda place, **options: pxfast.Detector(tiny()).fit(IMAGES, **options),
         {"batch_size": count(1), "progress": FLAG},
@@ -455,6 +463,18 @@ CALLS: dict[str, tuple[Call, dict[str, Kind]]] = {
     "check_classifier": (
         of(classifiers.check_classifier, SmallCNN().eval(), IMAGES),
         {"classes": count(2, optional=True), "gradients": FLAG},
+    ),
+    "detector_figures": (
+        lambda place, **options: detector_figures("fashion-mnist", place, **{"out": place / "figures", **options}),
+        {
+            "images": count(1),
+            "train_images": count(1),
+            "eps": count(optional=True, most=255),
+            "alpha": number(high=1.0, ends="()"),
+            "seed": SEED,
+            "force": FLAG,
+            "progress": FLAG,
+        },
     ),
     "density_figures": (
         drawn,

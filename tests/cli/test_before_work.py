@@ -23,6 +23,7 @@ EXTRAS = [
     ("sklearn.metrics", "evaluate", "figures density {pictures} --out out --model fashion-mnist"),
     ("scipy.optimize", "evaluate", "figures density {pictures} --out out --model fashion-mnist"),
     ("foolbox", "attacks", "figures density {pictures} --out out --model fashion-mnist --attacks gaussian-blur"),
+    ("sklearn.metrics", "evaluate", "figures detectors {pictures} --out out --classifier fashion-mnist"),
     ("foolbox", "attacks", "attack {pictures} --out out.npy --attack gradient"),
     ("foolbox", "attacks", "attack {pictures} --out out.npy --attack uniform-noise"),
     ("pyautoattack", "attacks", "attack {pictures} --out out.npy --attack autoattack"),
@@ -64,6 +65,7 @@ FOLDERS = {
     "evaluate table": "evaluate table {table} --root {empty} --out {out}",
     "evaluate figures": "evaluate figures --root {empty} --out {out}",
     "figures density": "figures density {pictures} --model fashion-mnist --out {out}",
+    "figures detectors": "figures detectors {pictures} --classifier fashion-mnist --out {out}",
 }
 WRITES_NOTHING = {"info", "bench", "tune", "app"}  # tune has its own place, and needs a GPU
 

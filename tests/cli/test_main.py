@@ -60,7 +60,8 @@ import sys
 from pxfast.cli.main import COMMANDS, main
 
 pages = [[], *([name] for commands in COMMANDS.values() for name in commands)]
-pages += [["evaluate", "table1"], ["evaluate", "figures"], ["figures", "density"], ["convert", "openai-tf"]]
+pages += [["evaluate", "table1"], ["evaluate", "figures"], ["convert", "openai-tf"]]
+pages += [["figures", "density"], ["figures", "detectors"]]
 for page in pages:
     sys.argv = ["pxfast", *page, "--help"]
     try:

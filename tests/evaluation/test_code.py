@@ -153,6 +153,8 @@ def edited(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], N
         ("deepfool", "pxfast.attacks.carlini_wagner", False),
         ("bim", "pxfast.pixeldefend.detection", False),
         ("unrolled-bim", "pxfast.evaluation.run", False),
+        ("likelihood-aware", "pxfast.pixelcnn.likelihood", True),
+        ("likelihood-aware", "pxfast.pixeldefend.statistics", False),
     ],
 )
 def test_the_key_of_an_attack_changes_with_the_code_that_it_runs(

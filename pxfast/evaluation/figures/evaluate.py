@@ -15,8 +15,8 @@ from ...base.files import claimed, made_folder
 from ...base.streams import shown_name
 from ...data.datasets import TITLES
 from ...pixelcnn.shipped import model_for
-from ...pixeldefend.detection import permutation_p_values
 from ...pixeldefend.sampling import sample
+from ...pixeldefend.statistics import permutation_p_values
 from ..preflight import check_libraries, check_table
 from ..preparation import Settings, prepare
 from ..results import figures_folder

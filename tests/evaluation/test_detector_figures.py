@@ -1,0 +1,67 @@
+"""Detectors judged by attacks: numbers from what is kept, and a run that goes on."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pxfast.evaluation.figures import detectors
+from pxfast.evaluation.figures.detectors import p_values_of, summary
+from pxfast.pixeldefend.statistics import STATISTICS
+
+
+def measured() -> dict[str, dict[str, np.ndarray]]:
+    values = {
+        "train": np.arange(19.0),
+        "clean": np.array([3.0, 9.0, 15.0, 5.0]),
+        "bim": np.array([-1.0, -1.0, 30.0, 9.0]),
+    }
+    wrong = {"clean": [False] * 4, "bim": [True, True, True, False]}
+    return {
+        kind: {
+            **dict.fromkeys(STATISTICS, found),
+            **({} if kind == "train" else {"misclassified": np.array(wrong[kind])}),
+        }
+        for kind, found in values.items()
+    }
+
+
+def test_numbers_of_a_case_by_hand() -> None:
+    found = p_values_of(measured())
+    assert found["bim"]["log-likelihood", "lower"].tolist() == [0.05, 0.05, 1.0, 0.55]
+    assert found["bim"]["log-likelihood", "both"].tolist() == [0.1, 0.1, 0.1, 1.0]
+    clean, bim = summary(measured(), 0.1)["series"]
+    assert (clean["misclassified"], bim["misclassified"]) == (0.0, 0.75)
+    lower, both = bim["detectors"][:2]
+    assert (lower["statistic"], lower["tail"]) == ("log-likelihood", "lower")
+    assert (lower["detected"], lower["detected, of the misclassified"]) == (0.5, 0.6667)
+    assert (both["detected"], both["detected, of the misclassified"]) == (0.75, 1.0)
+    assert clean["detectors"][0]["AUC"] == 0.5
+    assert clean["detectors"][0]["detected, of the misclassified"] is None
+
+
+def test_files_appear_and_a_killed_run_goes_on(tmp_path, data_root, monkeypatch) -> None:
+    given = {"images": 2, "train_images": 40, "attacks": ["rand"]}
+    real, seen = detectors.scores, []
+
+    def killed(*arguments):
+        seen.append(len(arguments[0]))
+        if len(seen) == 3:
+            raise KeyboardInterrupt
+        return real(*arguments)
+
+    monkeypatch.setattr(detectors, "scores", killed)
+    with pytest.raises(KeyboardInterrupt):
+        detectors.detector_figures("fashion-mnist", data_root, tmp_path, **given)
+    assert not list(tmp_path.glob("*.json"))
+    files = detectors.detector_figures("fashion-mnist", data_root, tmp_path, **given)
+    assert seen == [32, 8, 2, 2, 2], "the training images were not measured again"
+    numbers = json.loads(files[0].read_text())
+    assert [each["name"] for each in numbers["series"]] == ["clean", "rand"]
+    assert Image.open(files[1]).size[0] > 300
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(path.name for path in files)
+    with pytest.raises(FileExistsError):
+        detectors.detector_figures("fashion-mnist", data_root, tmp_path, **given)
