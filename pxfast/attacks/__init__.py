@@ -9,6 +9,7 @@ import inspect
 from typing import Any
 
 from ..base.checks import check_text
+from .apgd import APGDBPDA
 from .attack import Attack, ClippedAttack
 from .autoattack import AutoAttack
 from .box_lbfgs import LBFGS
@@ -26,6 +27,7 @@ from .foolbox_attacks import (
     UniformNoise,
 )
 from .gradients import NoGradient
+from .random_search import RandomSearch
 from .result import AttackResult
 from .resumable import attack_to_file
 from .saliency_map import SaliencyMap
@@ -56,6 +58,8 @@ ADAPTIVE: tuple[type[Attack], ...] = (  # on defended models
     SPSA,
     FullGradient,
     UnrolledBIM,
+    APGDBPDA,
+    RandomSearch,
 )
 
 ATTACKS: dict[str, type[Attack]] = {attack.name: attack for attack in (*PAPER, *REPRODUCTION, *YARDSTICKS, *ADAPTIVE)}
@@ -78,6 +82,7 @@ def find_attack(name: str, **options: Any) -> Attack:
 
 __all__ = [
     "ADAPTIVE",
+    "APGDBPDA",
     "ATTACKS",
     "BIM",
     "BPDA",
@@ -108,6 +113,7 @@ __all__ = [
     "JointScore",
     "NoGradient",
     "Rand",
+    "RandomSearch",
     "SaliencyMap",
     "SaltAndPepper",
     "UniformNoise",

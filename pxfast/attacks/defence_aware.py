@@ -7,7 +7,7 @@ misclassified.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import ClassVar
 
 import numpy as np
@@ -38,17 +38,30 @@ def mean(tensors: list[Tensor]) -> Tensor:
     return tensors[0] if len(tensors) == 1 else torch.stack(tensors).mean(dim=0)
 
 
+def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """The cross-entropy of each image, (N,)."""
+    return F.cross_entropy(logits, labels, reduction="none")
+
+
 def purified_gradient(
-    target: Target, x: Tensor, labels: Tensor, seeds: Sequence[int], runs: int
+    target: Target,
+    x: Tensor,
+    labels: Tensor,
+    seeds: Sequence[int],
+    runs: int,
+    loss: Callable[[Tensor, Tensor], Tensor] = cross_entropy,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """BPDA's gradient, that of g's cross-entropy at f(x); g(f(x)); f(x). All averaged over so many runs of f."""
+    """BPDA's gradient, that of g's loss at f(x); g(f(x)); f(x). All averaged over so many runs of f.
+
+    loss: of logits (N, classes) and labels (N,), for each image, (N,).
+    """
     gradients, logits, purified = [], [], []
     for run in range(runs):
         at = target.purified(x, derived_seeds(seeds, run))
         with torch.enable_grad():
             at = at.detach().requires_grad_()
             found = target.classifier(at)
-            gradients.append(input_gradient(F.cross_entropy(found, labels, reduction="sum"), at))
+            gradients.append(input_gradient(loss(found, labels).sum(), at))
         logits.append(found.detach())
         purified.append(at.detach())
     return mean(gradients), mean(logits), mean(purified)
