@@ -52,8 +52,8 @@ class APGDBPDA(GridAscent):
     name = "apgd-bpda"
     knows_defences = True
     source = (
-        "Croce and Hein 2020, algorithm 1: momentum 0.75, steps from 2 eps, halved at checkpoints; cross-entropy and DLR "
-        "in turns; with the gradient at the purified image (Athalye et al. 2018). Every iterate is rounded to the grid"
+        "Croce and Hein 2020, algorithm 1: momentum 0.75, steps from 2 eps, halved at checkpoints; cross-entropy and "
+        "DLR in turns; the gradient is that at the purified image (Athalye et al. 2018). Iterates are on the grid"
     )
 
     def __init__(

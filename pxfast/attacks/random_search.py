@@ -20,7 +20,7 @@ class RandomSearch(GridAscent):
     It attacks a :class:`pxfast.defences.Defended` with at least one defence; ValueError for another classifier. The
     image itself is asked first.
 
-    trials: how many images are asked, at least 0. max_queries, max_gradients: what an image may cost of each, at least
+    steps: how many images are asked, at least 0. max_queries, max_gradients: what an image may cost of each, at least
     0; None: no limit. TypeError or ValueError for others.
 
     Source: Carlini et al. 2019, 'On Evaluating Adversarial Robustness', section 5: gradients must beat it.
@@ -31,9 +31,9 @@ class RandomSearch(GridAscent):
     source = "Carlini et al. 2019, section 5: uniform draws from the ball, the best of 100; gradients must beat it"
     needs_gradient = False
 
-    def __init__(self, *, trials: int = 100, max_queries: int | None = None, max_gradients: int | None = None) -> None:
+    def __init__(self, *, steps: int = 100, max_queries: int | None = None, max_gradients: int | None = None) -> None:
         super().__init__(1, max_queries, max_gradients)
-        self.trials: int = check_count("trials", trials)
+        self.steps: int = check_count("steps", steps)
 
     @torch.no_grad()
     def climb(self, classifier: nn.Module, x: Tensor, labels: Tensor, eps: float, meter: Meter) -> Tensor:
@@ -42,8 +42,8 @@ class RandomSearch(GridAscent):
         best = given.clone()
         margins = torch.full((len(x),), -torch.inf, device=x.device)
         active = torch.arange(len(x), device=x.device)
-        with progress_of(self.trials, "trial", shown=meter.progress, leave=False) as shown:
-            for trial in range(self.trials):
+        with progress_of(self.steps, "step", shown=meter.progress, leave=False) as shown:
+            for trial in range(self.steps):
                 if not len(active) or not meter.affords(active, 1, 0):
                     break
                 seeds = [meter.seeds[i] for i in active.tolist()]
