@@ -374,6 +374,7 @@ class _Judge:
                 name,
                 (f"{stepping} of {fewer} steps", right_under(shorter, self.eps)),
                 (f"{attack.options['steps']} steps", left[stepping]),
+                    left["Clean"],
             ))  # fmt: skip
         unbounded = APGDBPDA(steps=CHECK_STEPS, restarts=1)
         checks.append(none_left("a large eps reaches 0 %", f"APGD, eps {LARGEST}", right_under(unbounded, LARGEST)))
@@ -381,10 +382,14 @@ class _Judge:
             gradients = torch.stack([left[label] for label in white]).all(dim=0) & left["Clean"]
             all_of_them = ("the attacks with gradients", gradients)
             searched = right_under(RandomSearch(steps=CHECK_STEPS), self.eps)
-            checks.append(compare("random search does not beat gradients", ("random search", searched), all_of_them))
+            checks.append(
+                compare(
+                    "random search does not beat gradients", ("random search", searched), all_of_them, left["Clean"]
+                )
+            )
             black = [label for label in left if label not in white and label != "Clean"]
             checks += [
-                compare(f"black-box does not beat white-box: {label}", (label, left[label]), all_of_them)
+                compare(f"black-box does not beat white-box: {label}", (label, left[label]), all_of_them, left["Clean"])
                 for label in black
             ]
         return tuple(checks)

@@ -36,12 +36,12 @@ def sign_test(wins: int, losses: int) -> float:
     return float(sum(math.comb(total, k) for k in range(wins, total + 1)) / 2**total)
 
 
-def compare(name: str, weaker: tuple[str, Tensor], stronger: tuple[str, Tensor]) -> Check:
+def compare(name: str, weaker: tuple[str, Tensor], stronger: tuple[str, Tensor], clean: Tensor) -> Check:
     """Whether the stronger attack breaks at least as many images as the weaker one.
 
     Each is a label and which images are still right under it, bool (N,), N > 0. It fails where the weaker one breaks
-    significantly more. It is inconclusive where it breaks more by chance, or where neither breaks any that the other
-    leaves and some are right under both.
+    significantly more. It is inconclusive where it breaks more by chance, or where the stronger one breaks none of those
+    that are right without an attack, ``clean``, bool (N,).
     """
     (weak, left), (strong, right) = weaker, stronger
     wins, losses = int((~left & right).sum()), int((left & ~right).sum())
@@ -50,7 +50,7 @@ def compare(name: str, weaker: tuple[str, Tensor], stronger: tuple[str, Tensor])
         chance = sign_test(wins, losses)
         outcome = FAILED if chance < LEVEL else INCONCLUSIVE
         numbers += f"; p {chance:.2g}"
-    elif wins == losses and bool(right.any()):
+    elif not bool((clean & ~right).any()) and bool(clean.any()):
         outcome = INCONCLUSIVE
     else:
         outcome = PASSED

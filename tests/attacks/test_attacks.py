@@ -67,7 +67,7 @@ def run(attack: type[Attack], images: Tensor, labels: Tensor | None, seed: int =
 
 
 def test_names_and_groups() -> None:
-    assert len(ATTACKS) == len(PAPER) + len(REPRODUCTION) + len(YARDSTICKS) + len(ADAPTIVE) == 26
+    assert len(ATTACKS) == len(PAPER) + len(REPRODUCTION) + len(YARDSTICKS) + len(ADAPTIVE) == 28
     assert len(REPRODUCTION) == 10
     assert [attack.name for attack in PAPER] == ["rand", "fgsm", "bim", "deepfool", "cw-l2", "cw-linf"]
     assert all(attack.bounded for attack in (*PAPER, *YARDSTICKS, *ADAPTIVE))
