@@ -164,7 +164,6 @@ def _parts(
 ) -> tuple[str, list[nn.Module]]:
     """What the purifier is called, and its modules in eval mode. ValueError for an unknown one, or a name of others."""
     if isinstance(purifier, nn.Module):
-        check_module(purifier)
         title, parts = type(purifier).__name__, [purifier]
     else:
         (row,) = requested_rows((purifier,), "classifier", shape[0])

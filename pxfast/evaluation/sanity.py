@@ -40,8 +40,8 @@ def compare(name: str, weaker: tuple[str, Tensor], stronger: tuple[str, Tensor],
     """Whether the stronger attack breaks at least as many images as the weaker one.
 
     Each is a label and which images are still right under it, bool (N,), N > 0. It fails where the weaker one breaks
-    significantly more. It is inconclusive where it breaks more by chance, or where the stronger one breaks none of those
-    that are right without an attack, ``clean``, bool (N,).
+    significantly more. It is inconclusive where it breaks more by chance, or where the stronger one breaks none of the
+    images that are right without an attack, ``clean``, bool (N,).
     """
     (weak, left), (strong, right) = weaker, stronger
     wins, losses = int((~left & right).sum()), int((left & ~right).sum())
