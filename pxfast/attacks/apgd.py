@@ -27,10 +27,10 @@ def dlr(logits: Tensor, labels: Tensor) -> Tensor:
 
 def checkpoints(steps: int) -> list[int]:
     """The steps before which the step size is looked at: Croce and Hein 2020, section 3.1."""
-    places, last, now = [], 0.0, 0.22
-    while now < 1.0:
-        places.append(-int(-now * steps // 1))
-        last, now = now, now + max(now - last - 0.03, 0.06)
+    places, last, now = [], 0, 22  # in hundredths, which are exact
+    while now < 100:
+        places.append(-(-now * steps // 100))
+        last, now = now, now + max(now - last - 3, 6)
     return sorted(set(places))
 
 

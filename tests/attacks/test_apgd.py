@@ -32,7 +32,7 @@ def test_the_first_step_is_two_eps_along_the_sign_and_back_into_the_ball() -> No
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             total = x.flatten(1).sum(dim=1)
-            return torch.stack([100.0 - total, total - 100.0, 0.0 * total], dim=1)
+            return torch.stack([10.0 - total, total - 10.0, 0.0 * total], dim=1)
 
     images = torch.full((2, 1, 4, 4), 100, dtype=torch.uint8)
     target = Defended(Up().eval(), [nn.Identity()])
