@@ -41,6 +41,7 @@ RUNS = 10
 BLOCK = 256  # that of the attacks on defences: images that are done leave it
 LARGEST = 255  # an eps that bounds nothing
 FEWER = 10  # times as few steps, for the check that more steps never help a defence
+CHECKED = 3  # attacks that are made for the checks alone
 CHECK_STEPS = 100  # of random search, and of APGD without a bound
 PROTOCOL = (
     "blind-pgd",
@@ -129,7 +130,8 @@ def referee(
         allowed, absent = _allowed(columns, defended.module)
         static = judge.target(Defended(classifier, [nn.Identity()], seed=seed))
         beside = [each for each in columns if each.attack in STATIC]
-        with progress_of(len(allowed) + len(others) + len(beside) + 5, "attack", shown=progress) as bar:
+        work = len(data.images) * (len(allowed) + len(others) + len(beside)) + min(limit, len(data.images)) * CHECKED
+        with progress_of(work, shown=progress) as bar:
             judge.bar = bar
             scores, found = judge.row(defended, allowed, {key: judge.surrogate(each) for key, each in others.items()})
             alone, _ = judge.row(static, beside, {})
@@ -310,10 +312,10 @@ class _Judge:
                 values = {"images": result.images, "queries": result.queries, "gradients": result.gradients}
                 entry = Entry({name: value for name, value in values.items() if value is not None}, result.seconds)
                 self.store.write(recipe, entry)
+            if self.bar is not None:
+                self.bar.advance(len(images))
             entries.append({name: value.cpu() for name, value in entry.tensors.items()} | {"": torch.tensor(
                 entry.seconds, dtype=torch.float64)})  # fmt: skip
-        if self.bar is not None:
-            self.bar.advance()
         names = [name for name in entries[0] if name]
         joined = {name: torch.cat([each[name] for each in entries]) for name in names}
         return joined.pop("images"), joined, sum(float(each[""]) for each in entries)

@@ -13,6 +13,9 @@ from torch import Tensor
 from .results import CONFIDENCE, wilson_interval
 from .sanity import FAILED, Check
 
+TEST_IMAGES = 10_000  # of the data sets
+WIDTH = 40  # of an attack's label
+
 
 @dataclasses.dataclass(frozen=True)
 class Score:
@@ -81,6 +84,9 @@ class Verdict:
         many = f"; {self.runs} runs" if self.runs > 1 else "; not random: one run"
         lines = [f"{head}{many}", "", _HEAD]
         lines += [_line(score) for score in self.defended]
+        spent = sum(score.seconds or 0.0 for score in self.defended)
+        hours = spent / self.images * TEST_IMAGES / 3600.0
+        lines.append(f"These attacks took {spent:.1f} s; at this rate {TEST_IMAGES:,} images take {hours:.2g} h.")
         lines += ["", f"{self.classifier} without the purifier", *(_line(score) for score in self.static)]
         lines += ["", "Sanity checks", *(f"  {check}" for check in self.checks)]
         if not self.sound:
@@ -89,7 +95,7 @@ class Verdict:
 
 
 _HEAD = (
-    f"{'Right, %':<28}{'average':>8}{'worst':>8}{'majority':>10}  {'95 % interval':<15}"
+    f"{'Right, %':<{WIDTH}}{'average':>8}{'worst':>8}{'majority':>10}  {'95 % interval':<15}"
     f"{'queries mean/most':>19}{'gradients':>15}{'images/s':>10}"
 )
 
@@ -97,7 +103,7 @@ _HEAD = (
 def _line(score: Score) -> str:
     low, high = score.interval()
     share = 100 / score.images
-    text = f"{score.attack:<28}{100 * score.average:>8.1f}{share * score.worst:>8.1f}{share * score.majority:>10.1f}"
+    text = f"{score.attack[: WIDTH - 1]:<{WIDTH}}{100 * score.average:>8.1f}{share * score.worst:>8.1f}{share * score.majority:>10.1f}"
     text += f"  {f'{100 * low:.1f}-{100 * high:.1f}':<15}"
     for cost, width in ((score.queries, 19), (score.gradients, 15)):
         text += f"{'' if cost is None else f'{cost[0]:.1f}/{cost[1]}':>{width}}"
