@@ -18,7 +18,7 @@ from pxfast.pixelcnn.shipped import SHIPPED
 
 NAMES = {
     *("purify", "Purifier", "ADPPurifier", "Defended", "Detector", "verify", "Verification"),
-    *("benchmark", "log_prob", "bits_per_dim", "sample", "load", "save", "list_models", "list_engines"),
+    *("benchmark", "referee", "log_prob", "bits_per_dim", "sample", "load", "save", "list_models", "list_engines"),
     *("PixelCNN", "PixelCNNConfig", "__version__"),
 }
 PACKAGES = {"attacks", "classifiers", "data", "defences", "evaluation", "serving"}

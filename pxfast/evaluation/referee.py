@@ -138,7 +138,8 @@ def referee(
             checks = judge.checks(defended, allowed, found, min(limit, len(data.images)))
         kept = {
             "data": digest(data.images, data.labels),
-            "attacks": {each.name: judge.described(find_attack(str(each.attack), **each.options)) for each in allowed},
+            "attacks": {label_of(each): judge.described(attack_of(each)) for each in allowed}
+            | {f"Transfer, {key}": judge.described(BlindPGD()) for key in others},
             "left out": absent,
             "seed": seed,
             "runs": judge.runs(defended),
@@ -190,7 +191,7 @@ def _allowed(columns: list[ColumnSpecification], module: Defended) -> tuple[list
     """The attacks that the purifier allows, and why the others are left out, by name."""
     allowed, absent = [], {}
     for column in columns:
-        attack = find_attack(str(column.attack), **column.options)
+        attack = attack_of(column)
         attack.check_installed()
         try:
             attack.check_defences(list(module.defences))
@@ -214,6 +215,16 @@ class _Target:
 
     module: Defended
     key: str
+
+
+def label_of(column: ColumnSpecification) -> str:
+    """An attack as the verdict calls it."""
+    return TRANSFER if column.attack == BlindPGD.name else column.label
+
+
+def attack_of(column: ColumnSpecification) -> Attack:
+    """The attack of a column that has one."""
+    return find_attack(str(column.attack), **column.options)
 
 
 Predicted = dict[str, Tensor]  # by attack: int64 (runs, N)
@@ -262,10 +273,7 @@ class _Judge:
         """A target's scores, clean images first and the strongest attack last; and what it predicts under each."""
         found: Predicted = {"Clean": self.predicted(target, self.images)}
         costs: dict[str, tuple[dict[str, Tensor], float]] = {}
-        jobs: list[tuple[str, _Target, Attack]] = []
-        for column in columns:
-            label = TRANSFER if column.attack == BlindPGD.name else column.label
-            jobs.append((label, target, find_attack(str(column.attack), **column.options)))
+        jobs = [(label_of(column), target, attack_of(column)) for column in columns]
         jobs += [(f"Transfer, {name}", other, BlindPGD()) for name, other in surrogates.items()]
         for label, attacked, attack in jobs:
             moved, cost, seconds = self.attacked(attacked, attack, self.eps, len(self.images))
@@ -351,7 +359,7 @@ class _Judge:
         """The sanity checks, on the first ``count`` images."""
         labels = self.labels[:count]
         left = {label: votes_right(each[:, :count], labels) for label, each in found.items()}
-        attacks = {column.label: find_attack(str(column.attack), **column.options) for column in columns}
+        attacks = {label_of(column): attack_of(column) for column in columns}
         white = {
             label: attack
             for label, attack in attacks.items()
@@ -401,6 +409,10 @@ def _table(verdict: Verdict, name: str, dataset: str, defended: str, static: str
     failed = [check.name for check in verdict.checks if check.outcome == "failed"]
     technique = verdict.purifier + (f" (a sanity check failed: {'; '.join(failed)})" if failed else "")
     names = {score.attack: f"{number:02d}" for number, score in enumerate(verdict.defended[:-1])}
+    attacks = {
+        names[label]: {**settings, "knows the defences": find_attack(settings["attack"]).knows_defences}
+        for label, settings in verdict.settings["attacks"].items()
+    }
     cells = []
     for row, scores in (("defended", verdict.defended), ("static", verdict.static)):
         for score in scores:
@@ -432,7 +444,7 @@ def _table(verdict: Verdict, name: str, dataset: str, defended: str, static: str
             {"role": "defended classifier", "name": verdict.classifier, "sha256": defended, "rows": ["defended"]},
             {"role": "classifier", "name": verdict.classifier, "sha256": static, "rows": ["static"]},
         ],
-        settings=verdict.settings,
+        settings={**verdict.settings, "attacks": attacks},
         machine=machine(),
         rates=[
             {"what": score.attack, "images_per_second": score.images / score.seconds, "images": score.images}

@@ -103,7 +103,8 @@ _HEAD = (
 def _line(score: Score) -> str:
     low, high = score.interval()
     share = 100 / score.images
-    text = f"{score.attack[: WIDTH - 1]:<{WIDTH}}{100 * score.average:>8.1f}{share * score.worst:>8.1f}{share * score.majority:>10.1f}"
+    text = f"{score.attack[: WIDTH - 1]:<{WIDTH}}"
+    text += f"{100 * score.average:>8.1f}{share * score.worst:>8.1f}{share * score.majority:>10.1f}"
     text += f"  {f'{100 * low:.1f}-{100 * high:.1f}':<15}"
     for cost, width in ((score.queries, 19), (score.gradients, 15)):
         text += f"{'' if cost is None else f'{cost[0]:.1f}/{cost[1]}':>{width}}"

@@ -60,7 +60,7 @@ def judged(net: nn.Module, purifier: nn.Module, images: Tensor, out: Path, **res
 
 
 def test_the_identity_has_the_numbers_of_the_plain_attacks(net, images, tmp_path) -> None:
-    verdict = judged(net, nn.Identity(), images, tmp_path)
+    verdict = judged(net, nn.Identity(), images, tmp_path, name="PixelDefend", report=True)
     assert verdict.defended == verdict.static or [(a.attack, a.majority, a.queries) for a in verdict.defended] == [
         (a.attack, a.majority, a.queries) for a in verdict.static
     ]
@@ -72,6 +72,7 @@ def test_the_identity_has_the_numbers_of_the_plain_attacks(net, images, tmp_path
     assert verdict.strongest.majority <= min(each.majority for each in verdict.defended)
     assert verdict.sound
     assert verdict.runs == 1
+    assert "Under the strongest of Transfer, undefended, BPDA" in verdict.report.read_text()
     (table,) = read_tables(tmp_path)
     assert table.cell("defended", "strongest", EPS).correct == verdict.strongest.majority
     assert "95 % interval" in str(verdict)
