@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from .defences.defended import Defended
     from .engines.registry import list_engines
     from .evaluation.benchmark import benchmark
+    from .evaluation.referee import referee
     from .pixelcnn.files import save
     from .pixelcnn.likelihood import bits_per_dim, log_prob, surprise
     from .pixelcnn.network import PixelCNN, PixelCNNConfig
@@ -50,6 +51,7 @@ __all__ = [
     "load",
     "log_prob",
     "purify",
+    "referee",
     "sample",
     "save",
     "serving",
@@ -76,6 +78,7 @@ _ORIGINS = {
     "load": "pixelcnn.shipped",
     "log_prob": "pixelcnn.likelihood",
     "purify": "pixeldefend.purify",
+    "referee": "evaluation.referee",
     "sample": "pixeldefend.sampling",
     "save": "pixelcnn.files",
     "surprise": "pixelcnn.likelihood",

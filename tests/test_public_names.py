@@ -18,8 +18,8 @@ from pxfast.pixelcnn.shipped import SHIPPED
 
 NAMES = {
     *("purify", "Purifier", "ADPPurifier", "Defended", "Detector", "verify", "Verification"),
-    *("benchmark", "certify", "certify_l2", "Certificates", "log_prob", "bits_per_dim", "surprise", "sample"),
-    *("load", "save", "list_models", "list_engines"),
+    *("benchmark", "referee", "certify", "certify_l2", "Certificates", "log_prob", "bits_per_dim", "surprise"),
+    *("sample", "load", "save", "list_models", "list_engines"),
     *("PixelCNN", "PixelCNNConfig", "__version__"),
 }
 PACKAGES = {"attacks", "certification", "classifiers", "data", "defences", "evaluation", "serving"}

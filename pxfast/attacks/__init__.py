@@ -9,6 +9,7 @@ import inspect
 from typing import Any
 
 from ..base.checks import check_text
+from .apgd import APGDBPDA
 from .attack import Attack, ClippedAttack
 from .autoattack import AutoAttack
 from .box_lbfgs import LBFGS
@@ -27,6 +28,7 @@ from .foolbox_attacks import (
 )
 from .gradients import NoGradient
 from .likelihood_aware import LikelihoodAware
+from .random_search import RandomSearch
 from .result import AttackResult
 from .resumable import attack_to_file
 from .saliency_map import SaliencyMap
@@ -57,6 +59,8 @@ ADAPTIVE: tuple[type[Attack], ...] = (  # on defended models
     SPSA,
     FullGradient,
     UnrolledBIM,
+    APGDBPDA,
+    RandomSearch,
 )
 DETECTION: tuple[type[Attack], ...] = (LikelihoodAware,)  # on a classifier and a detector at once
 
@@ -82,6 +86,7 @@ def find_attack(name: str, **options: Any) -> Attack:
 
 __all__ = [
     "ADAPTIVE",
+    "APGDBPDA",
     "ATTACKS",
     "BIM",
     "BPDA",
@@ -114,6 +119,7 @@ __all__ = [
     "LikelihoodAware",
     "NoGradient",
     "Rand",
+    "RandomSearch",
     "SaliencyMap",
     "SaltAndPepper",
     "UniformNoise",

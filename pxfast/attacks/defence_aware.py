@@ -7,7 +7,7 @@ misclassified.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import ClassVar
 
 import numpy as np
@@ -45,10 +45,23 @@ def groups(runs: int, together: int) -> list[tuple[int, int]]:
     return [(first, min(together, runs - first)) for first in range(0, runs, together)]
 
 
+def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """The cross-entropy of each image, (N,)."""
+    return F.cross_entropy(logits, labels, reduction="none")
+
+
 def purified_gradient(
-    target: Target, x: Tensor, labels: Tensor, seeds: Sequence[int], runs: int
+    target: Target,
+    x: Tensor,
+    labels: Tensor,
+    seeds: Sequence[int],
+    runs: int,
+    loss: Callable[[Tensor, Tensor], Tensor] = cross_entropy,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """BPDA's gradient, that of g's cross-entropy at f(x); g(f(x)); f(x). All averaged over so many runs of f."""
+    """BPDA's gradient, that of g's loss at f(x); g(f(x)); f(x). All averaged over so many runs of f.
+
+    loss: of logits (N, classes) and labels (N,), for each image, (N,).
+    """
     purified = target.draws(x, seeds, runs)
     gradients: list[Tensor] = []
     logits: list[Tensor] = []
@@ -56,7 +69,7 @@ def purified_gradient(
         with torch.enable_grad():
             at = torch.cat(purified[first : first + count]).detach().requires_grad_()
             found = target.classifier(at)
-            gradient = input_gradient(F.cross_entropy(found, labels.repeat(count), reduction="sum"), at)
+            gradient = input_gradient(loss(found, labels.repeat(count)).sum(), at)
         gradients += gradient.chunk(count)
         logits += found.detach().chunk(count)
     return mean(gradients), mean(logits), mean(purified)

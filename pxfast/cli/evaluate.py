@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from .evaluate_classifier import classifier
+from .evaluate_purifier import NetworkOption, PurifierOption, RunsOption, SurrogateOption, judge
 from .groups import add_command, command_group
 from .options import (
     BatchSizeOption,
@@ -37,12 +38,12 @@ if TYPE_CHECKING:
 
 REPRODUCTION = "reproduction"
 TRAIN_BUDGET = "30m"
+SHARD, BLOCK = 64, 256  # images computed at a time, in a table and by the referee
 FIGURES = {"cifar10": "table2", "fashion-mnist": "table1"}  # the tables whose attacks are drawn, by data set
 TABLES = {
     "table1": "The paper's Table 1: Fashion-MNIST, eps 8 and 25, purification with eps 32.",
     "table2": "The paper's Table 2: CIFAR-10, eps 2, 8 and 16, purification with eps 16.",
-    "adaptive": "CIFAR-10: PixelDefend and ADP under attacks that know them, with eps 8.",
-    "adaptive-fashion-mnist": "The same on Fashion-MNIST.",
+    "adaptive-fashion-mnist": "Fashion-MNIST: the table of adaptive.",
     REPRODUCTION: "The reproduction's ten attacks on CIFAR-10, and violins of bits/dim by attack.",
 }
 
@@ -98,6 +99,90 @@ def named_table(
     )
     run_table(
         str(context.info_name), root, out, settings, rows, columns, download=download, as_json=as_json, quiet=quiet
+    )
+
+
+def adaptive(
+    out: OutOption,
+    root: RootOption = None,
+    download: DownloadOption = False,
+    images: OptionalImagesOption = None,
+    classifiers: ClassifiersOption = None,
+    train: TrainOption = True,
+    train_budget: TrainBudgetOption = TRAIN_BUDGET,
+    model: ModelOption = None,
+    rows: RowsOption = None,
+    columns: ColumnsOption = None,
+    purifier: PurifierOption = None,
+    dataset: Annotated[
+        str, typer.Option(help="With --purifier: cifar10, fashion-mnist or a folder with a folder for each class.")
+    ] = "cifar10",
+    network: NetworkOption = None,
+    surrogates: SurrogateOption = None,
+    attacks: Annotated[
+        list[str] | None,
+        typer.Option("--attack", help="With --purifier: only this attack, such as bpda:steps=100. May be repeated."),
+    ] = None,
+    eps: Annotated[int, typer.Option(help="With --purifier: of the attacks, in 0..255.")] = 8,
+    runs: RunsOption = 10,
+    engine: EngineOption = "auto",
+    precision: PrecisionOption = "auto",
+    device: DeviceOption = "auto",
+    threads: ThreadsOption = None,
+    runner: RunnerOption = "local",
+    batch_size: Annotated[
+        int | None, typer.Option(min=1, help="Images computed and kept at a time: 64, with --purifier 256.")
+    ] = None,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """CIFAR-10: PixelDefend and ADP under attacks that know them, with eps 8; or --purifier, any purifier.
+
+    With --purifier a protocol judges it: several runs of what is random, the strongest attack of every image, the
+    classifier without it, budgets and sanity checks.
+    """
+    judged = purifier is not None
+    settings = settings_of(
+        images=images,
+        model=model,
+        classifiers=classifiers,
+        train=train,
+        train_budget=train_budget,
+        engine=engine,
+        precision=precision,
+        device=device,
+        threads=threads,
+        runner=runner,
+        batch_size=batch_size or (BLOCK if judged else SHARD),
+    )
+    if purifier is None:
+        if network or surrogates or attacks:
+            raise ValueError("--classifier, --surrogate and --attack need --purifier")
+        run_table("adaptive", root, out, settings, rows, columns, download=download, as_json=as_json, quiet=quiet)
+        return
+    unused = {"--rows": rows, "--columns": columns, "--classifiers": classifiers, "--model": model}
+    for flag, value in unused.items():
+        if value is not None:
+            raise ValueError(f"{flag} is of the table: --purifier takes no {flag}")
+    if runner != "local":
+        raise ValueError("--purifier runs here: --runner must be local")
+    if download:
+        from ..data.datasets import fetch_dataset
+
+        fetch_dataset(dataset, root, progress=not quiet)
+    judge(
+        purifier,
+        dataset,
+        root,
+        out,
+        settings,
+        classifier=network,
+        surrogates=surrogates or [],
+        attacks=attacks,
+        eps=eps,
+        runs=runs,
+        as_json=as_json,
+        quiet=quiet,
     )
 
 
@@ -286,6 +371,7 @@ def run_table(
 
 for _name, _help in TABLES.items():
     add_command(app, _name, named_table, help=_help)
+add_command(app, "adaptive", adaptive)
 add_command(app, "table", table)
 add_command(app, "classifier", classifier)
 add_command(app, "figures", figures)

@@ -9,6 +9,7 @@ from .preparation import Settings
 from .report import render_report, write_report
 from .results import Cell, Column, Figure, Row, Table, read_figure, read_figures, read_table, read_tables
 from .run import evaluate_table
+from .sanity import Check
 from .specification import (
     TABLES,
     ColumnSpecification,
@@ -18,19 +19,23 @@ from .specification import (
     parse_table,
 )
 from .text import table_text
+from .verdict import Score, Verdict
 
 __all__ = [
     "TABLES",
     "BenchmarkTable",
     "Cell",
+    "Check",
     "Column",
     "ColumnSpecification",
     "Figure",
     "Row",
     "RowSpecification",
+    "Score",
     "Settings",
     "Table",
     "TableSpecification",
+    "Verdict",
     "evaluate_table",
     "load_table",
     "parse_table",

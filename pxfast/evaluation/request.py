@@ -47,6 +47,8 @@ LABELS = {
     "joint-full": "Joint (full)",
     "full-gradient": "Full gradient",
     "unrolled-bim": "Unrolled BIM",
+    "apgd-bpda": "APGD (BPDA)",
+    "random-search": "Random search",
 }
 KNOWS = "knows_defences"
 

@@ -68,7 +68,7 @@ def run(attack: type[Attack], images: Tensor, labels: Tensor | None, seed: int =
 
 
 def test_names_and_groups() -> None:
-    assert len(ATTACKS) == len(PAPER) + len(REPRODUCTION) + len(YARDSTICKS) + len(ADAPTIVE) + len(DETECTION) == 27
+    assert len(ATTACKS) == len(PAPER) + len(REPRODUCTION) + len(YARDSTICKS) + len(ADAPTIVE) + len(DETECTION) == 29
     assert len(REPRODUCTION) == 10
     assert [attack.name for attack in PAPER] == ["rand", "fgsm", "bim", "deepfool", "cw-l2", "cw-linf"]
     assert all(attack.bounded for attack in (*PAPER, *YARDSTICKS, *ADAPTIVE, *DETECTION))

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 import pxfast
 from pxfast.attacks import (
     ADAPTIVE,
+    APGDBPDA,
     BPDA,
     BPDAEOT,
     SPSA,
@@ -27,6 +28,7 @@ from pxfast.attacks import (
     FullGradient,
     JointFull,
     JointScore,
+    RandomSearch,
     UnrolledBIM,
 )
 from pxfast.attacks.attack import BATCH
@@ -128,7 +130,7 @@ def test_stays_in_the_ball_and_is_the_same_alone_and_in_any_order(attack: type[A
         together = attack(**cheap(attack)).run(target, FIXTURE.images, FIXTURE.labels, EPS, seed=3)
         assert together.images.dtype == torch.uint8
         change = (together.images.int() - FIXTURE.images.int()).abs()
-        assert 0 < int(change.max()) <= (EPS if attack is BlindPGD else 6)
+        assert 0 < int(change.max()) <= (EPS if attack in (BlindPGD, APGDBPDA, RandomSearch) else 6)
         assert torch.equal(together.rounded, target(together.images).argmax(1) != FIXTURE.labels)
         order = torch.tensor([3, 1, 7, 0])
         for chosen in (order, order[:1]):
@@ -374,13 +376,16 @@ COSTS: dict[str, tuple[int, int]] = {
     "joint-full": (3, 1),
     "spsa": (8, 0),
     "full-gradient": (3, 3),
+    "apgd-bpda": (3, 3),
+    "random-search": (1, 0),
 }
 
 
 @pytest.mark.parametrize("attack", OVER_ANY, ids=lambda attack: attack.name)
 def test_budgets_end_an_attack_before_they_are_exceeded(attack: type[Attack]) -> None:
     target = Defended(FIXTURE.network, [Noisy()])
-    options = {"pairs": 4} if attack is SPSA else {} if attack is BlindPGD else {"draws": 3}
+    options = {"pairs": 4} if attack is SPSA else {} if attack in (BlindPGD, RandomSearch) else {"draws": 3}
+    options |= {"restarts": 1} if attack is APGDBPDA else {}
     cost = dict(zip(("queries", "gradients"), COSTS[attack.name], strict=True))
     two = attack(steps=2, **options).run(target, FIXTURE.images, FIXTURE.labels, EPS)
     assert {name: set(getattr(two, name).tolist()) for name in cost} == {name: {2 * c} for name, c in cost.items()}

@@ -191,6 +191,8 @@ ATTACKS: dict[str, dict[str, Kind]] = {
     "bpda-eot": {**ASCENT, "draws": count(1)},
     "joint-score": JOINT,
     "joint-full": JOINT,
+    "apgd-bpda": {**LIMITS, "steps": count(), "restarts": count(1), "loss": choice(), "draws": count(1)},
+    "random-search": {**LIMITS, "steps": count()},
     "spsa": {**ASCENT, "pairs": count(1), "delta": count(1)},
     "full-gradient": {**ASCENT, "draws": count(1)},
     "unrolled-bim": {**ASCENT, "steps": count(optional=True), "temperature": POSITIVE},

@@ -174,7 +174,7 @@ def test_the_python_of_evaluation_runs(tmp_path: Path, monkeypatch: pytest.Monke
 
     monkeypatch.chdir(tmp_path)
     images, labels = bundled_images(1)[:2], torch.tensor([0, 0])  # wrong ones: attacks that know it are done at once
-    monkeypatch.setattr("pxfast.evaluation.benchmark.load_dataset", lambda *_, **__: (images, labels))
+    monkeypatch.setattr("pxfast.evaluation.given.load_dataset", lambda *_, **__: (images, labels))
     model = plain(load_classifier("fashion-mnist"))
     names: dict[str, object] = {"pxfast": __import__("pxfast"), "model": model, "images": images, "labels": labels}
     first, second = code_blocks(SOURCE / "docs" / "evaluation.md", "python")

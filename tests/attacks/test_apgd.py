@@ -1,0 +1,73 @@
+"""APGD through BPDA: its checkpoints, losses and steps by hand; random search."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from support.attack_network import attack_fixture
+from torch import nn
+
+from pxfast.attacks import APGDBPDA, BPDA, RandomSearch
+from pxfast.attacks.apgd import checkpoints, dlr
+from pxfast.defences import Defended
+
+FIXTURE = attack_fixture()
+EPS = 20
+
+
+def test_checkpoints_are_the_published_ones() -> None:
+    """p is 0.22, 0.22 + 0.19, and so on, each period 0.03 shorter and at least 0.06."""
+    assert checkpoints(100) == [22, 41, 57, 70, 80, 87, 93, 99]
+    assert checkpoints(1) == [1]
+
+
+def test_dlr_by_hand() -> None:
+    logits = torch.tensor([[4.0, 3.0, 1.0, 0.0], [3.0, 4.0, 1.0, 0.0]])
+    assert dlr(logits, torch.tensor([0, 0])).tolist() == pytest.approx([-1 / 3, 1 / 3])
+
+
+def test_the_first_step_is_two_eps_along_the_sign_and_back_into_the_ball() -> None:
+    class Up(nn.Module):
+        """The first logit falls with every value: the loss of label 0 rises with the image."""
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            total = x.flatten(1).sum(dim=1)
+            return torch.stack([10.0 - total, total - 10.0, 0.0 * total], dim=1)
+
+    images = torch.full((2, 1, 4, 4), 100, dtype=torch.uint8)
+    target = Defended(Up().eval(), [nn.Identity()])
+    result = APGDBPDA(steps=2, restarts=1).run(target, images, torch.zeros(2, dtype=torch.int64), EPS)
+    assert (result.images == 100 + EPS).all()
+    assert result.queries.tolist() == [2, 2]
+
+
+@pytest.mark.parametrize("loss", ["ce", "dlr", "both"])
+def test_restarts_break_at_least_as_many(loss: str) -> None:
+    target = Defended(FIXTURE.network, [nn.Identity()])
+    broken = [
+        APGDBPDA(steps=8, restarts=restarts, loss=loss).run(target, FIXTURE.images, FIXTURE.labels, 2).rounded
+        for restarts in (1, 3)
+    ]
+    assert not bool((broken[0] & ~broken[1]).any())
+    assert int(broken[1].sum()) >= 1
+
+
+def test_it_is_no_weaker_than_bpda_and_random_search_is_no_stronger() -> None:
+    target = Defended(FIXTURE.network, [nn.Identity()])
+    left = {
+        attack.name: int((~attack.run(target, FIXTURE.images, FIXTURE.labels, 3).rounded).sum())
+        for attack in (APGDBPDA(steps=20), BPDA(steps=20), RandomSearch(steps=20))
+    }
+    assert left["apgd-bpda"] <= left["bpda"] <= left["random-search"]
+
+
+def test_two_classes_have_the_cross_entropy_in_place_of_dlr() -> None:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        net = nn.Sequential(nn.Flatten(), nn.Linear(16, 2)).eval()
+        images = torch.randint(0, 256, (4, 1, 4, 4), dtype=torch.uint8)
+    found = [
+        APGDBPDA(steps=5, restarts=1, loss=loss)(Defended(net, [nn.Identity()]), images, None, 4)
+        for loss in ("ce", "dlr")
+    ]
+    assert torch.equal(*found)
