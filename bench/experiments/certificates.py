@@ -28,16 +28,16 @@ NAME = "bench/experiments/certificates.py"
 L2 = ["--norm", "l2", "--sigma", 0.25, "--samples", 100, "--first-samples", 20]
 # by name: the number of images, and the options
 RUNS: dict[str, tuple[int, list[object]]] = {
-    "l1-32-midpoints": (200, ["--width", 32, "--purifier", "midpoints"]),
-    "l1-32-pixeldefend": (200, ["--width", 32, "--purifier", "pixeldefend"]),
-    "l1-32-sample": (60, ["--width", 32, "--purifier", "sample"]),
-    "l1-64-midpoints": (100, ["--width", 64, "--purifier", "midpoints"]),
-    "l1-64-pixeldefend": (100, ["--width", 64, "--purifier", "pixeldefend"]),
-    "l1-132-midpoints": (40, ["--width", 132, "--purifier", "midpoints"]),
-    "l1-132-pixeldefend": (30, ["--width", 132, "--purifier", "pixeldefend"]),
-    "l2-none": (20, [*L2, "--purifier", "none"]),
-    "l2-adp": (20, [*L2, "--purifier", "adp"]),
-    "l2-pixeldefend": (20, [*L2, "--purifier", "pixeldefend"]),
+    "l1-32-midpoints": (200, ["--width", 32, "--guess", "midpoints"]),
+    "l1-32-pixeldefend": (200, ["--width", 32, "--guess", "pixeldefend"]),
+    "l1-32-sample": (60, ["--width", 32, "--guess", "sample"]),
+    "l1-64-midpoints": (100, ["--width", 64, "--guess", "midpoints"]),
+    "l1-64-pixeldefend": (100, ["--width", 64, "--guess", "pixeldefend"]),
+    "l1-132-midpoints": (40, ["--width", 132, "--guess", "midpoints"]),
+    "l1-132-pixeldefend": (30, ["--width", 132, "--guess", "pixeldefend"]),
+    "l2-none": (20, [*L2, "--guess", "none"]),
+    "l2-adp": (20, [*L2, "--guess", "adp"]),
+    "l2-pixeldefend": (20, [*L2, "--guess", "pixeldefend"]),
 }
 SHOWN = {"l1": (0, 4, 8, 12, 15, 24, 31, 48, 63), "l2": (0, 0.1, 0.2, 0.3, 0.4)}
 

@@ -170,7 +170,7 @@ class Attack(abc.ABC):
             require(self.library, "attacks")
 
     def hidden_networks(self, image_shape: tuple[int, ...]) -> list[nn.Module]:
-        """Networks of the attack's own that its results depend on, such as a density model, for images (C, H, W)."""
+        """Networks of the attack's own that its results depend on, such as a density model. image_shape: (C, H, W)."""
         return []
 
     def check_defences(self, defences: Sequence[nn.Module]) -> None:

@@ -68,6 +68,7 @@ class LikelihoodAware(Attack):
         self.model: str | None = None if model is None else os.fspath(model)
 
     def hidden_networks(self, image_shape: tuple[int, ...]) -> list[nn.Module]:
+        """The density model. image_shape: (C, H, W)."""
         return [model_for(self.model, image_shape)]
 
     def perturb(self, classifier: nn.Module, x: Tensor, labels: Tensor, eps: float = 1.0, *, seed: int = 0) -> Tensor:

@@ -56,7 +56,8 @@ def certify(
     purifier: Annotated[
         str | None,
         typer.Option(
-            help="l1: pixeldefend (by default), midpoints or sample; l2: none (by default), adp or pixeldefend."
+            "--guess",
+            help="l1: pixeldefend (by default), midpoints or sample; l2: none (by default), adp or pixeldefend.",
         ),
     ] = None,
     width: Annotated[int, typer.Option(help="l1: of a cell in grey levels; so many votes an image.")] = 32,

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from .options import (
+    AlphaOption,
     BatchSizeOption,
     DeviceOption,
     ForceOption,
@@ -35,7 +36,7 @@ def detect(
     sources: Annotated[
         list[Path], typer.Argument(metavar="FILES...", help="Folders of images, .npy, .pt or image files.")
     ],
-    alpha: Annotated[float, typer.Option(help="Call images adversarial up to this p-value.")] = 0.05,
+    alpha: AlphaOption = 0.05,
     model: ModelOption = None,
     detector: Annotated[
         Path | None,

@@ -8,19 +8,23 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from .evaluate_classifier import classifier
-from .evaluate_purifier import NetworkOption, PurifierOption, RunsOption, SurrogateOption, judge
+from .evaluate_purifier import PurifierOption, RunsOption, SurrogateOption, judge
 from .groups import add_command, command_group
 from .options import (
     BatchSizeOption,
+    ClassifierOption,
     ClassifiersOption,
     ColumnsOption,
     DeviceOption,
     DownloadOption,
     EngineOption,
+    EpsOption,
+    EvaluatedDatasetOption,
     JsonOption,
     LbfgsImagesOption,
     LbfgsStartsOption,
     ModelOption,
+    OptionalBatchSizeOption,
     OptionalImagesOption,
     OutOption,
     PrecisionOption,
@@ -114,32 +118,29 @@ def adaptive(
     rows: RowsOption = None,
     columns: ColumnsOption = None,
     purifier: PurifierOption = None,
-    dataset: Annotated[
-        str, typer.Option(help="With --purifier: cifar10, fashion-mnist or a folder with a folder for each class.")
-    ] = "cifar10",
-    network: NetworkOption = None,
+    dataset: EvaluatedDatasetOption = "cifar10",
+    classifier: ClassifierOption = None,
     surrogates: SurrogateOption = None,
     attacks: Annotated[
         list[str] | None,
-        typer.Option("--attack", help="With --purifier: only this attack, such as bpda:steps=100. May be repeated."),
+        typer.Option("--only", help="With --purifier: only this attack, such as bpda:steps=100. May be repeated."),
     ] = None,
-    eps: Annotated[int, typer.Option(help="With --purifier: of the attacks, in 0..255.")] = 8,
+    eps: EpsOption = None,
     runs: RunsOption = 10,
     engine: EngineOption = "auto",
     precision: PrecisionOption = "auto",
     device: DeviceOption = "auto",
     threads: ThreadsOption = None,
     runner: RunnerOption = "local",
-    batch_size: Annotated[
-        int | None, typer.Option(min=1, help="Images computed and kept at a time: 64, with --purifier 256.")
-    ] = None,
+    batch_size: OptionalBatchSizeOption = None,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
     """CIFAR-10: PixelDefend and ADP under attacks that know them, with eps 8; or --purifier, any purifier.
 
     With --purifier a protocol judges it: several runs of what is random, the strongest attack of every image, the
-    classifier without it, budgets and sanity checks.
+    classifier without it, budgets and sanity checks. --dataset, --classifier (which may be module:name too),
+    --surrogate, --only, --eps and --runs are of this protocol.
     """
     judged = purifier is not None
     settings = settings_of(
@@ -156,8 +157,8 @@ def adaptive(
         batch_size=batch_size or (BLOCK if judged else SHARD),
     )
     if purifier is None:
-        if network or surrogates or attacks:
-            raise ValueError("--classifier, --surrogate and --attack need --purifier")
+        if classifier or surrogates or attacks:
+            raise ValueError("--classifier, --surrogate and --only need --purifier")
         run_table("adaptive", root, out, settings, rows, columns, download=download, as_json=as_json, quiet=quiet)
         return
     unused = {"--rows": rows, "--columns": columns, "--classifiers": classifiers, "--model": model}
@@ -176,10 +177,10 @@ def adaptive(
         root,
         out,
         settings,
-        classifier=network,
+        classifier=classifier,
         surrogates=surrogates or [],
         attacks=attacks,
-        eps=eps,
+        eps=8 if eps is None else eps,
         runs=runs,
         as_json=as_json,
         quiet=quiet,

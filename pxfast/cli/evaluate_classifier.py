@@ -11,6 +11,7 @@ from .options import (
     DeviceOption,
     EngineOption,
     EpsOption,
+    EvaluatedDatasetOption,
     ImagesOption,
     JsonOption,
     ModelOption,
@@ -20,7 +21,6 @@ from .options import (
     RootOption,
     SeedOption,
     ThreadsOption,
-    among,
 )
 
 
@@ -34,13 +34,7 @@ def classifier(
         ),
     ],
     out: OutOption,
-    dataset: Annotated[
-        str,
-        typer.Option(
-            help="Its images: cifar10, fashion-mnist or a folder with a folder of images for each class.",
-            autocompletion=among("fashion-mnist", "cifar10"),
-        ),
-    ] = "cifar10",
+    dataset: EvaluatedDatasetOption = "cifar10",
     root: RootOption = None,
     images: ImagesOption = 1000,
     rows: Annotated[

@@ -24,13 +24,6 @@ SurrogateOption = Annotated[
     typer.Option(help="With --purifier: another classifier to transfer from, a file or module:name. May be repeated."),
 ]
 RunsOption = Annotated[int, typer.Option(min=1, help="With --purifier: evaluations of a random defence.")]
-NetworkOption = Annotated[
-    str | None,
-    typer.Option(
-        "--classifier",
-        help="With --purifier: a shipped classifier, a file or module:name; by default the data set's shipped one.",
-    ),
-]
 IMAGES = 64
 
 

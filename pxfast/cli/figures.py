@@ -10,6 +10,7 @@ import typer
 from .detector_figures import detectors
 from .groups import add_command, command_group
 from .options import (
+    AttacksOption,
     ClassifierOption,
     DatasetArgument,
     DeviceOption,
@@ -43,12 +44,7 @@ def density(
     train_images: TrainImagesOption = 1000,
     model: ModelOption = None,
     classifier: ClassifierOption = None,
-    attacks: Annotated[
-        str | None,
-        typer.Option(
-            help="Only these attacks, by name: a,b; by default rand, fgsm, bim, deepfool, or rand without a classifier."
-        ),
-    ] = None,
+    attacks: AttacksOption = None,
     attack_eps: Annotated[
         int | None,
         typer.Option(

@@ -96,6 +96,17 @@ EpsOption = Annotated[
         help="Largest change of a value, in steps of 0..255; unless given, 16 to purify and 8 to attack.",
     ),
 ]
+AlphaOption = Annotated[float, typer.Option(help="Call images adversarial up to this p-value.")]
+EvaluatedDatasetOption = Annotated[
+    str,
+    typer.Option(
+        help="Its images: cifar10, fashion-mnist or a folder with a folder of images for each class.",
+        autocompletion=among("fashion-mnist", "cifar10"),
+    ),
+]
+AttacksOption = Annotated[
+    str | None, typer.Option(help="Only these attacks, by name: a,b; by default rand, fgsm, bim, deepfool and others.")
+]
 ColumnsOption = Annotated[str | None, typer.Option(help="Only these columns of the table, by name: a,b.")]
 HeadOption = Annotated[
     str | None,
@@ -105,7 +116,7 @@ HeadOption = Annotated[
     ),
 ]
 TrainImagesOption = Annotated[
-    int, typer.Option(min=1, help="Training images that p-values compare with, where none are shipped.")
+    int, typer.Option(min=1, help="Training images that p-values compare with, where no shipped ones serve.")
 ]
 LbfgsImagesOption = Annotated[int, typer.Option(min=0, help="Images purified by L-BFGS-B, too.")]
 LbfgsStartsOption = Annotated[int, typer.Option(min=1, help="Its random starts per image; the paper's: 100.")]

@@ -143,14 +143,14 @@ class Replica:
         purifier = parts["purifier"] or Purifier(threads=threads)
         if isinstance(purifier, Purifier) and purifier.threads is None:
             purifier.threads = threads
-        self.protected = Protected(classifier, **{**parts, "purifier": purifier})
+        self.protected: Protected = Protected(classifier, **{**parts, "purifier": purifier})
         self.failure: str | None = None
 
         async def answers(images: list[Array]) -> list[Answer]:
             # in a thread, so that the next batch fills up and the health check is answered meanwhile
             return await asyncio.to_thread(self._answers, images)
 
-        self.batched = serve.batch(max_batch_size=max_batch_size, batch_wait_timeout_s=batch_wait)(answers)
+        self.batched: Any = serve.batch(max_batch_size=max_batch_size, batch_wait_timeout_s=batch_wait)(answers)
 
     def _answers(self, images: list[Array]) -> list[Answer]:
         try:

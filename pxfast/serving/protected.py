@@ -80,7 +80,7 @@ class Protected:
         self.image_shape: tuple[int, int, int] = (shape[0], shape[1], shape[2])
         self.alpha: float = check_number("alpha", alpha, 0.0, 1.0, ends="()")
         self.detector = detector
-        self.defended = Defended(classifier.eval(), [Purifier() if purifier is None else purifier]).eval()
+        self.defended: Defended = Defended(classifier.eval(), [Purifier() if purifier is None else purifier]).eval()
         self.answer(np.full((1, *self.image_shape), 128, np.uint8))
 
     def check(self, image: Array) -> None:

@@ -83,7 +83,7 @@ def test_a_killed_run_goes_on_where_it_was(monkeypatch, capfd, folder, tmp_path)
     from pxfast.cli import rows
 
     out = tmp_path / "c.tsv"
-    words = [folder, "--purifier", "midpoints", "--width", 130, "--out", out, "--quiet"]
+    words = [folder, "--guess", "midpoints", "--width", 130, "--out", out, "--quiet"]
     monkeypatch.setattr(rows, "PART_SECONDS", 0.0)
     calls: list[int] = []
     certify = pxfast.certification.certify
@@ -131,8 +131,8 @@ def test_l2_in_the_same_command(monkeypatch, capfd, folder, tmp_path):
     ("words", "message"),
     [
         (["--norm", "l3"], "norm must be one of l1, l2, got 'l3'"),
-        (["--purifier", "adp"], "purifier must be one of pixeldefend, midpoints, sample"),
-        (["--norm", "l2", "--purifier", "sample"], "purifier must be one of none, adp, pixeldefend"),
+        (["--guess", "adp"], "purifier must be one of pixeldefend, midpoints, sample"),
+        (["--norm", "l2", "--guess", "sample"], "purifier must be one of none, adp, pixeldefend"),
         (["--width", "0"], "width must be an integer in 1..1024, got 0"),
         (["--norm", "l2", "--failure", "2"], "alpha must be a number in (0, 1), got 2.0"),
         (["--curve", "a.gif"], "a.gif: this output must have the suffix .png or .svg"),

@@ -171,17 +171,21 @@ def test_the_python_of_evaluation_runs(tmp_path: Path, monkeypatch: pytest.Monke
     from support.own_classifiers import plain
 
     from pxfast.classifiers import load_classifier
+    from pxfast.defences import FeatureSqueezing
 
     monkeypatch.chdir(tmp_path)
     images, labels = bundled_images(1)[:2], torch.tensor([0, 0])  # wrong ones: attacks that know it are done at once
     monkeypatch.setattr("pxfast.evaluation.given.load_dataset", lambda *_, **__: (images, labels))
     model = plain(load_classifier("fashion-mnist"))
     names: dict[str, object] = {"pxfast": __import__("pxfast"), "model": model, "images": images, "labels": labels}
-    first, second = code_blocks(SOURCE / "docs" / "evaluation.md", "python")
+    first, second, third = code_blocks(SOURCE / "docs" / "evaluation.md", "python")
     exec(first.replace('images=500, out="mine"', 'defences=["pixeldefend"], attacks=["bpda-eot"], out="mine"'), names)
     assert names["table"].finished
     exec(re.sub(r"steps=\d+", "steps=1", second).replace("(2, 8)", "8"), names)
     assert len(list((tmp_path / "mine" / "tables").glob("*.json"))) == 2
+    names |= {"classifier": model, "purifier": FeatureSqueezing()}
+    exec(third.replace("images=64", 'images=2, attacks=["bpda:steps=1"]'), names)
+    assert names["verdict"].strongest.interval()
 
 
 def test_the_python_of_data_loaders_runs() -> None:

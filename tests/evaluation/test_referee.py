@@ -249,7 +249,7 @@ def test_the_example_that_is_not_ours_on_the_command_line(name, tmp_path, capsys
     monkeypatch.chdir(Path(__file__).parents[2])
     words = ["evaluate", "adaptive", "--purifier", f"examples.own_purifier:{name}", "--dataset", world.data]
     words += ["--classifier", world.classifiers / "data-resnet62-normal.safetensors", "--images", 4]
-    words += ["--attack", "bpda:steps=2", "--out", tmp_path / "out", "--quiet", "--json"]
+    words += ["--only", "bpda:steps=2", "--out", tmp_path / "out", "--quiet", "--json"]
     app([str(word) for word in words], standalone_mode=False)
     values = json.loads(capsys.readouterr().out)
     assert values["purifier"] == {"median": "MedianBlur", "shaken": "ShakenMedian"}[name]

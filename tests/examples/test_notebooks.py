@@ -25,7 +25,8 @@ def test_a_notebook_runs(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("PATH", os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))
     notebook = nbformat.read(path, as_version=4)
-    nbclient.NotebookClient(notebook, timeout=280, kernel_name="python3", cwd=str(tmp_path)).execute()
+    place = {"metadata": {"path": str(tmp_path)}}  # where the kernel runs
+    nbclient.NotebookClient(notebook, timeout=280, kernel_name="python3", resources=place).execute()
     shell = [line for cell in notebook.cells for line in cell.source.splitlines() if line.startswith("!")]
     printed = "".join(o.get("text", "") for cell in notebook.cells for o in cell.get("outputs", []))
     assert not shell or not {"Traceback", "error:"} & set(printed.split()), printed
