@@ -85,7 +85,8 @@ def test_full_disk_leaves_the_old_output_and_says_so(tmp_path, kind):
     code = f"""
         import sys, torch
         from pathlib import Path
-        from pxfast.data.image_files import ArrayFile, ImageFolder, TensorFile
+        from pxfast.data.image_files import open_collection
+        from pxfast.data.image_writers import image_writer
         from pxfast.pixelcnn.files import save
         from pxfast import PixelCNN, PixelCNNConfig
         sys.path.insert(0, {str(Path(__file__).parents[1])!r})
@@ -95,10 +96,10 @@ def test_full_disk_leaves_the_old_output_and_says_so(tmp_path, kind):
         if kind == "npy":
             import numpy
             numpy.save(source / "in.npy", images.numpy())
-            writer = ArrayFile(source / "in.npy").writer
+            given = source / "in.npy"
         elif kind == "pt":
             torch.save(images, source / "in.pt")
-            writer = TensorFile(source / "in.pt").writer
+            given = source / "in.pt"
         elif kind == "array":
             from pxfast.base.files import output_files
             from pxfast.data.image_files import write_npy
@@ -106,7 +107,7 @@ def test_full_disk_leaves_the_old_output_and_says_so(tmp_path, kind):
             from PIL import Image
             for i in range(2):
                 Image.new("RGB", (256, 256)).save(source / f"{{i}}.png")
-            writer = ImageFolder(source).writer
+            given = source
         limit_file_size()
         try:
             if kind == "safetensors":
@@ -115,7 +116,7 @@ def test_full_disk_leaves_the_old_output_and_says_so(tmp_path, kind):
                 with output_files(out, force=True) as (temporary,):
                     write_npy(images.numpy(), temporary)
             else:
-                with writer(out, force=True) as write:
+                with image_writer(out, open_collection(given).contents(), force=True) as (write, _):
                     write(images if kind != "npy" else images.numpy())
         except Exception as error:
             print(type(error).__name__, error)

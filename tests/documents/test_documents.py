@@ -183,7 +183,7 @@ def test_the_python_of_evaluation_runs(tmp_path: Path, monkeypatch: pytest.Monke
     assert names["table"].finished
     exec(re.sub(r"steps=\d+", "steps=1", second).replace("(2, 8)", "8"), names)
     assert len(list((tmp_path / "mine" / "tables").glob("*.json"))) == 2
-    names |= {"classifier": model, "purifier": FeatureSqueezing()}
+    names |= {"classifier": model, "purifier": FeatureSqueezing().eval()}
     exec(third.replace("images=64", 'images=2, attacks=["bpda:steps=1"]'), names)
     assert names["verdict"].strongest.interval()
 
