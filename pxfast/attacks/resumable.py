@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from ..base.checks import check_flag, check_instance, check_path, is_number
 from ..base.files import check_encodable, check_outputs, claimed, output_files, refuse_existing, whole_file
-from ..base.parts import Parts, parts_path
+from ..base.parts import Parts, has_parts
 from ..base.progress import progress_of
 from ..base.unfinished import remove_leftovers
 from ..data.image_files import numbered, write_npy, write_png
@@ -55,7 +55,7 @@ def check_attack_output(out: str | os.PathLike[str], *others: Path, force: bool)
     out = check_path("out", out)
     check_encodable(out)
     folder = check_output(out, *KINDS) == ""
-    force = force or parts_path(out).exists()
+    force = has_parts(out) or force
     if folder:
         with claimed(out):
             remove_leftovers(out)

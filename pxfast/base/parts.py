@@ -23,6 +23,12 @@ def parts_path(out: AnyPath) -> Path:
     return Path(f"{os.fspath(out)}.parts")
 
 
+def has_parts(out: AnyPath) -> bool:
+    """Whether there are parts of ``out``, after what killed runs left unfinished of them is removed."""
+    remove_leftovers(parts_path(out))
+    return parts_path(out).exists()
+
+
 class Parts:
     """The finished parts of the work that makes ``out``: files in ``folder``, which that work names and writes.
 

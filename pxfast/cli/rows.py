@@ -116,13 +116,13 @@ def check_rows_output(out: Path | None, *beside: Path, force: bool) -> None:
     An output that exists is left for later where there are parts of a run that may have published it.
     """
     from ..base.files import check_outputs
-    from ..base.parts import parts_path
+    from ..base.parts import has_parts
 
     if out is None:
         return
     if out.suffix.lower() not in SUFFIXES:
         raise ValueError(f"{out}: this output must have the suffix {' or '.join(SUFFIXES)}")
-    check_outputs(out, *beside, force=force or parts_path(out).exists())
+    check_outputs(out, *beside, force=has_parts(out) or force)
 
 
 @contextlib.contextmanager

@@ -14,9 +14,8 @@ import jinja2
 import markupsafe
 
 from ...base.checks import check_path
-from ...base.files import output_files, refuse_existing, refuse_folder
+from ...base.files import output_files
 from ...base.reading import regular_file
-from ...base.unfinished import remove_leftovers
 from ...base.version import __version__
 from ...data.datasets import TITLES
 from ..results import Figure, Table, figures_folder, read_figures, read_tables, tables_folder
@@ -54,11 +53,6 @@ def write_report(
         raise ValueError(f"{path}: this output must have the suffix .html")
     if not folder.is_dir():
         raise FileNotFoundError(f"no such folder: {folder}")
-    remove_leftovers(path)
-    refuse_folder(path)
-    refuse_existing(path, force=force)
-    if not path.absolute().parent.is_dir():
-        raise FileNotFoundError(f"no such folder: {path.absolute().parent}")
     page = render_report(folder)  # before anything is written beside what it reads
     with output_files(path, force=force) as (temporary,):
         temporary.write_text(page, encoding="utf-8", errors="replace")  # names of files may be no text
