@@ -116,7 +116,7 @@ COMMANDS: dict[str, Callable[[Inputs], list[object]]] = {
         *("--classifier", x.world.classifiers / "data-resnet62-normal.safetensors"),
     ],
     "certify": lambda x: [
-        *("certify", x.world.data / "test", "--purifier", "midpoints", "--width", 130, "--out", "c.json"),
+        *("certify", x.world.data / "test", "--guess", "midpoints", "--width", 130, "--out", "c.json"),
         *("--curve", "c.svg", "--page", "c.html", "--threads", 1),
         *("--classifier", x.world.classifiers / "data-resnet62-normal.safetensors"),
     ],
