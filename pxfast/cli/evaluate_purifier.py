@@ -21,7 +21,10 @@ PurifierOption = Annotated[
 ]
 SurrogateOption = Annotated[
     list[str] | None,
-    typer.Option(help="With --purifier: another classifier to transfer from, a file or module:name. May be repeated."),
+    typer.Option(
+        "--surrogate",
+        help="With --purifier: another classifier to transfer from, a file or module:name. May be repeated.",
+    ),
 ]
 RunsOption = Annotated[int, typer.Option(min=1, help="With --purifier: evaluations of a random defence.")]
 IMAGES = 64
@@ -44,7 +47,7 @@ def judge(
 ) -> None:
     """Judge a purifier, and print the verdict."""
     from ..base.machine import parse_device
-    from ..evaluation.given import labelled_images
+    from ..data.datasets import image_shape
     from ..evaluation.referee import referee
     from .attack import default_classifier
     from .own_module import load_model
@@ -53,8 +56,11 @@ def judge(
     module = load_model(purifier).to(place) if named_module(purifier) else purifier
     count = IMAGES if settings.images is None else settings.images
     if classifier is None:
-        given = labelled_images(dataset, root, count)
-        classifier = default_classifier(dataset, tuple(given.images.shape[1:]))
+        classifier = default_classifier(dataset, image_shape(dataset))
+    names = [each if named_module(each) else Path(each).stem for each in surrogates]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise ValueError(f"expected surrogates of different names, got {twice[0]!r} twice")
+    others = {name: network(each).to(place) for name, each in zip(names, surrogates, strict=True)}
     result = referee(
         network(classifier).to(place),
         module,
@@ -62,8 +68,7 @@ def judge(
         out=out,
         root=root,
         attacks=attacks,
-        surrogates={Path(each).stem if not named_module(each) else each: network(each).to(place)
-                    for each in surrogates},
+        surrogates=others,
         eps=eps,
         images=count,
         runs=runs,
@@ -72,7 +77,7 @@ def judge(
         threads=settings.threads,
         batch_size=settings.shard,
         progress=not quiet,
-    )  # fmt: skip
+    )
     print(result.to_json() if as_json else f"{result}\n\n{result.report}")
 
 

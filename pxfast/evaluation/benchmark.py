@@ -158,8 +158,14 @@ def benchmark(
     shape = tuple(data.images.shape[1:])
     path = _density(density, shape, rows, chosen=defences is not None)
     context = make_context(path, shape, str(place), settings)
-    missing = _missing(rows, context, ModelFiles({}, density_paths(path, context)), threads, data.images[:1],
-                       chosen=defences is not None)  # fmt: skip
+    missing = _missing(
+        rows,
+        context,
+        ModelFiles({}, density_paths(path, context)),
+        threads,
+        data.images[:1],
+        chosen=defences is not None,
+    )
     if report and folder.is_dir():
         read_tables(folder)  # a broken one would end the report, after all the work
     key = function_key(model, data.images[:FIXED_BATCH], logits, Store(folder / "store"))

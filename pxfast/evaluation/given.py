@@ -111,8 +111,10 @@ def function_key(model: nn.Module, images: Tensor, logits: Tensor, store: Store)
         if known.shape == given.shape and difference(known.double(), given.double()) <= tolerance:
             break
     else:
-        raise ValueError(f"{store.folder} has results of {MOST_TRIALS} functions of this classifier, of the same code "
-                         "and weights, already: pass another folder")  # fmt: skip
+        raise ValueError(
+            f"{store.folder} has results of {MOST_TRIALS} functions of this classifier, of the same code "
+            "and weights, already: pass another folder"
+        )
     return hashlib.sha256(canonical(recipe).encode()).hexdigest()
 
 

@@ -256,3 +256,17 @@ def test_the_example_that_is_not_ours_on_the_command_line(name, tmp_path, capsys
     assert values["runs"] == {"median": 1, "shaken": 10}[name]
     assert values["defended"][0]["attack"] == "Clean"
     assert len(values["checks"]) == 3
+
+
+def test_surrogates_of_one_name_are_refused(tmp_path, monkeypatch) -> None:
+    from support.evaluation_folder import make_world
+
+    from pxfast.cli.main import app
+
+    world = make_world(tmp_path / "world")
+    (path,) = world.classifiers.glob("*-normal.safetensors")
+    words = ["evaluate", "adaptive", "--purifier", "pixeldefend", "--dataset", world.data, "--classifier", path]
+    words += ["--surrogate", path, "--surrogate", path, "--out", tmp_path / "out"]
+    with pytest.raises(ValueError, match=f"expected surrogates of different names, got {path.stem!r} twice"):
+        app([str(word) for word in words], standalone_mode=False)
+    assert not (tmp_path / "out").exists()

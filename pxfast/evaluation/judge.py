@@ -1,0 +1,222 @@
+"""The referee's work: attacks made and evaluated block by block, each block kept, and the sanity checks."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..attacks import APGDBPDA, Attack, BlindPGD, RandomSearch, find_attack
+from ..attacks.attack import fix_batches
+from ..attacks.resumable import hidden_networks, library_versions
+from ..base.progress import Progress
+from ..defences.defended import Defended
+from ..pixelcnn.fingerprint import model_fingerprint
+from ..pixelcnn.network import PixelCNN
+from ..tensors.batches import FIXED_BATCH
+from .given import function_key
+from .pipeline import attack_code
+from .sanity import Check, compare, none_left
+from .specification import ColumnSpecification
+from .store import Entry, Store, digest
+from .verdict import Score, votes_right
+
+LARGEST = 255  # an eps that bounds nothing
+FEWER = 10  # times as few steps, for the check that more steps never help a defence
+CHECK_STEPS = 100  # of random search, and of APGD without a bound
+CHECKED = 3  # attacks that are made for the checks alone
+TRANSFER = "Transfer, undefended"
+
+
+@dataclasses.dataclass(frozen=True)
+class Target:
+    """A module that is attacked, in memory, and the key of what it computes."""
+
+    module: Defended
+    key: str
+
+
+def label_of(column: ColumnSpecification) -> str:
+    """An attack as the verdict calls it."""
+    return TRANSFER if column.attack == BlindPGD.name else column.label
+
+
+def attack_of(column: ColumnSpecification) -> Attack:
+    """The attack of a column that has one."""
+    return find_attack(str(column.attack), **column.options)
+
+
+Predicted = dict[str, Tensor]  # by attack: int64 (runs, N)
+
+
+class Judge:
+    """Makes attacks and evaluates them, block by block, each block from the store where it is there."""
+
+    def __init__(
+        self, store: Store, images: Tensor, labels: Tensor, eps: int, seed: int, runs: int, shard: int
+    ) -> None:
+        self.store, self.images, self.labels = store, images, labels
+        self.eps, self.seed, self.most_runs, self.shard = eps, seed, runs, shard
+        self.bar: Progress | None = None
+
+    def target(self, module: Defended) -> Target:
+        """The module, with its key: of its values, of the networks it hides, and of its logits of the first images."""
+        device = _device_of(module)
+        first = self.images[:FIXED_BATCH]
+        with torch.no_grad():
+            logits = fix_batches(module, FIXED_BATCH)(first.to(device).float() / 255.0)
+        key = function_key(module, first, logits, self.store)
+        hidden = [
+            model_fingerprint(each) if isinstance(each, PixelCNN) else digest(*each.state_dict().values())
+            for each in hidden_networks(module, tuple(first.shape[1:]))
+        ]
+        return Target(module, "-".join([key, *hidden]))
+
+    def surrogate(self, network: nn.Module) -> Target:
+        """Another classifier, whose own adversarial images are to be tried."""
+        return self.target(Defended(network, [nn.Identity()]))
+
+    def runs(self, target: Target) -> int:
+        """How often the target is evaluated."""
+        return self.most_runs if target.module.runs else 1
+
+    @staticmethod
+    def described(attack: Attack) -> dict[str, Any]:
+        """What the result of an attack depends on, JSON-able."""
+        code = attack_code(attack.name)
+        return {"attack": attack.name, "options": attack.options, "code": code, "source": attack.source}
+
+    def row(
+        self, target: Target, columns: list[ColumnSpecification], surrogates: Mapping[str, Target]
+    ) -> tuple[tuple[Score, ...], Predicted]:
+        """A target's scores, clean images first and the strongest attack last; and what it predicts under each."""
+        found: Predicted = {"Clean": self.predicted(target, self.images)}
+        costs: dict[str, tuple[dict[str, Tensor], float]] = {}
+        jobs = [(label_of(column), target, attack_of(column)) for column in columns]
+        jobs += [(f"Transfer, {name}", other, BlindPGD()) for name, other in surrogates.items()]
+        for label, attacked, attack in jobs:
+            moved, cost, seconds = self.attacked(attacked, attack, self.eps, len(self.images))
+            found[label], costs[label] = self.predicted(target, moved), (cost, seconds)
+        scores = [self._score(label, [each], *costs.get(label, ({}, None))) for label, each in found.items()]
+        return (*scores, self._score("Strongest of every image", list(found.values()), {}, None)), found
+
+    def _score(self, label: str, each: list[Tensor], cost: dict[str, Tensor], seconds: float | None) -> Score:
+        right = torch.stack([predicted == self.labels for predicted in each])
+        votes = torch.stack([votes_right(predicted, self.labels) for predicted in each]).all(dim=0)
+        spent = {name: (round(float(value.double().mean()), 2), int(value.max())) for name, value in cost.items()}
+        return Score(
+            label,
+            len(self.images),
+            round(float(right.double().mean(dim=1).amin(dim=0).mean()), 6),
+            int(right.all(dim=1).all(dim=0).sum()),
+            int(votes.sum()),
+            spent.get("queries"),
+            spent.get("gradients"),
+            None if seconds is None else round(seconds, 3),
+        )
+
+    def attacked(self, target: Target, attack: Attack, eps: int, count: int) -> tuple[Tensor, dict[str, Tensor], float]:
+        """The first ``count`` images, attacked, uint8; what each cost; and the seconds of that, in whichever run."""
+        entries = []
+        for start in range(0, count, self.shard):
+            chosen = slice(start, min(start + self.shard, count))
+            images, labels = self.images[chosen], self.labels[chosen]
+            recipe = {
+                **self.described(attack),
+                "stage": "referee attack",
+                "target": target.key,
+                "eps": eps,
+                "seed": self.seed,
+                "inputs": digest(images, labels),
+                "libraries": library_versions(),
+            }
+            entry = self.store.read(recipe)
+            if entry is None:
+                device = _device_of(target.module)
+                result = attack.run(target.module, images.to(device), labels, eps, seed=self.seed)
+                values = {"images": result.images, "queries": result.queries, "gradients": result.gradients}
+                entry = Entry({name: value for name, value in values.items() if value is not None}, result.seconds)
+                self.store.write(recipe, entry)
+            if self.bar is not None:
+                self.bar.advance(len(images))
+            entries.append(entry)
+        joined = {name: torch.cat([each.tensors[name].cpu() for each in entries]) for name in entries[0].tensors}
+        return joined.pop("images"), joined, sum(each.seconds for each in entries)
+
+    @torch.no_grad()
+    def predicted(self, target: Target, images: Tensor) -> Tensor:
+        """The labels of uint8 images in every run: int64 (runs, N). Run i has the seed ``seed`` + i."""
+        device = _device_of(target.module)
+        blocks = []
+        for block in images.split(self.shard):
+            recipe = {
+                "stage": "referee prediction",
+                "target": target.key,
+                "seed": self.seed,
+                "runs": self.runs(target),
+                "inputs": digest(block),
+                "libraries": library_versions(),
+            }
+            entry = self.store.read(recipe)
+            if entry is None:
+                started, module, each = time.perf_counter(), target.module, []
+                for run in range(self.runs(target)):
+                    again = Defended(module.classifier, module.defences, seed=self.seed + run)
+                    each.append(fix_batches(again, FIXED_BATCH)(block.to(device).float() / 255.0).argmax(1).cpu())
+                entry = Entry({"labels": torch.stack(each)}, time.perf_counter() - started)
+                self.store.write(recipe, entry)
+            blocks.append(entry.tensors["labels"])
+        return torch.cat(blocks, dim=1)
+
+    def checks(
+        self, target: Target, columns: list[ColumnSpecification], found: Predicted, count: int
+    ) -> tuple[Check, ...]:
+        """The sanity checks, on the first ``count`` images."""
+        labels = self.labels[:count]
+        left = {label: votes_right(each[:, :count], labels) for label, each in found.items()}
+        attacks = {label_of(column): attack_of(column) for column in columns}
+        white = {
+            label: attack
+            for label, attack in attacks.items()
+            if attack.knows_defences and attack.needs_gradient and label in left
+        }
+        checks = []
+
+        def right_under(attack: Attack, eps: int) -> Tensor:
+            moved, _, _ = self.attacked(target, attack, eps, count)
+            return votes_right(self.predicted(target, moved), labels)
+
+        name = "more steps never help the defence"
+        stepping = next((label for label, attack in white.items() if attack.options.get("steps", 0) > 1), None)
+        if stepping is None:
+            checks.append(Check(name, "inconclusive", "no attack with gradients was chosen"))
+        else:
+            attack = white[stepping]
+            fewer = max(1, attack.options["steps"] // FEWER)
+            shorter = find_attack(attack.name, **{**attack.options, "steps": fewer})
+            few = (f"{stepping} of {fewer} steps", right_under(shorter, self.eps))
+            many = (f"{attack.options['steps']} steps", left[stepping])
+            checks.append(compare(name, few, many, left["Clean"]))
+        unbounded = APGDBPDA(steps=CHECK_STEPS, restarts=1)
+        checks.append(none_left("a large eps reaches 0 %", f"APGD, eps {LARGEST}", right_under(unbounded, LARGEST)))
+        if white:
+            gradients = torch.stack([left[label] for label in white]).all(dim=0) & left["Clean"]
+            all_of_them = ("the attacks with gradients", gradients)
+            searched = right_under(RandomSearch(steps=CHECK_STEPS), self.eps)
+            name, random = "random search does not beat gradients", ("random search", searched)
+            checks.append(compare(name, random, all_of_them, left["Clean"]))
+            black = [label for label in left if label not in white and label != "Clean"]
+            checks += [
+                compare(f"black-box does not beat white-box: {label}", (label, left[label]), all_of_them, left["Clean"])
+                for label in black
+            ]
+        return tuple(checks)
+
+
+def _device_of(module: nn.Module) -> torch.device:
+    """Where a module's weights are; the CPU for one that has none."""
+    return next((each.device for each in module.parameters()), torch.device("cpu"))
