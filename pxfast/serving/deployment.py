@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import io
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,6 +23,7 @@ from ..data.images import Array
 from ..pixeldefend.detection import Detector
 from ..pixeldefend.purify import Purifier
 from ..pixeldefend.rules import DEFAULT_EPS
+from .batcher import Batcher
 from .protected import Answer, Protected
 
 LARGEST_BODY = 4 << 20  # bytes of a request: an image of a density model has a few kB
@@ -40,7 +40,7 @@ def application(
     replicas: int = 1,
     threads: int | None = None,
     max_batch_size: int = 64,
-    batch_wait: float = 0.0,
+    batch_wait: float = 0.01,
     max_waiting: int = 256,
     gpus: float = 0.0,
 ) -> Any:
@@ -50,9 +50,10 @@ def application(
     each replica. replicas: processes that answer. threads: of each, for PyTorch and, unless the purifier has its own
     number, for the CPU engine; None: the processors of this machine, shared out among the replicas. A replica works on
     one batch at a time, of at most max_batch_size images, and the requests that arrive meanwhile are the next one.
-    batch_wait: seconds that a batch waits to fill up. max_waiting: requests that may wait for a replica before
-    others are answered with status 503. gpus: of each replica, a fraction to share one; the purifier then has to work
-    on a GPU by itself, and the classifier stays on the processor unless its module moves its input.
+    batch_wait: a batch that is not full begins when so many seconds have passed in which no request came. max_waiting:
+    requests that may wait for a replica before others are answered with status 503. gpus: of each replica, a fraction
+    to share one; the purifier then has to work on a GPU by itself, and the classifier stays on the processor unless its
+    module moves its input.
 
     A request is the bytes of one image file as :func:`pxfast.data.read_image` reads it. With ``?purified=1`` the answer
     has the purified image too, as a PNG in base64. Statuses: 200; 400 for a body that is no image of the classifier's
@@ -76,7 +77,7 @@ def application(
         Replica,
         name="pxfast",
         num_replicas=replicas,
-        # one batch at work and one that fills up meanwhile
+        # those of a batch at work, and of one that fills up meanwhile
         max_ongoing_requests=2 * max_batch_size,
         max_queued_requests=check_count("max_waiting", max_waiting),
         health_check_period_s=10,
@@ -138,19 +139,16 @@ class Replica:
         max_batch_size: int,
         batch_wait: float,
     ) -> None:
-        serve = require("ray.serve", "ray")
         torch.set_num_threads(threads)
         purifier = parts["purifier"] or Purifier(threads=threads)
         if isinstance(purifier, Purifier) and purifier.threads is None:
             purifier.threads = threads
         self.protected: Protected = Protected(classifier, **{**parts, "purifier": purifier})
         self.failure: str | None = None
-
-        async def answers(images: list[Array]) -> list[Answer]:
-            # in a thread, so that the next batch fills up and the health check is answered meanwhile
-            return await asyncio.to_thread(self._answers, images)
-
-        self.batched: Any = serve.batch(max_batch_size=max_batch_size, batch_wait_timeout_s=batch_wait)(answers)
+        # in a thread of its own, so that the health check is answered meanwhile; torch keeps the number by thread
+        self.batched: Batcher[Array, Answer] = Batcher(
+            self._answers, max_batch_size, batch_wait, lambda: torch.set_num_threads(threads)
+        )
 
     def _answers(self, images: list[Array]) -> list[Answer]:
         try:
@@ -165,7 +163,7 @@ class Replica:
         ValueError for another image.
         """
         self.protected.check(image)
-        return cast(Answer, await self.batched(image))
+        return await self.batched(image)
 
     def check_health(self) -> None:
         """RuntimeError, upon which Ray replaces this replica, when a batch has failed."""

@@ -7,7 +7,7 @@ import base64
 import io
 import sys
 import types
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from typing import Any
 
 import numpy as np
@@ -98,22 +98,11 @@ class Request:
 
 @pytest.fixture
 def replica(monkeypatch: pytest.MonkeyPatch) -> deployment.Replica:
-    """A replica whose batches have one image, and whose answers with another status are (content, status)."""
-
-    def batch(**options: Any) -> Callable[..., Any]:
-        def batched(answers: Callable[..., Any]) -> Callable[..., Any]:
-            async def one(image: Any) -> Any:
-                return (await answers([image]))[0]
-
-            return one
-
-        return batched
-
+    """A replica, whose answers with another status are (content, status)."""
     responses = types.ModuleType("starlette.responses")
     responses.JSONResponse = lambda content, status, **options: (content, status)  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "starlette", types.ModuleType("starlette"))
     monkeypatch.setitem(sys.modules, "starlette.responses", responses)
-    monkeypatch.setattr(deployment, "require", lambda module, extra: types.SimpleNamespace(batch=batch))
     threads = torch.get_num_threads()
     parts = {"purifier": pxfast.Purifier(8), "detector": None, "image_shape": None, "alpha": 0.05}
     made = deployment.Replica("fashion-mnist", parts, 1, 4, 0.0)
