@@ -59,8 +59,13 @@ class Judge:
     def __init__(
         self, store: Store, images: Tensor, labels: Tensor, eps: int, seed: int, runs: int, shard: int
     ) -> None:
-        self.store, self.images, self.labels = store, images, labels
-        self.eps, self.seed, self.most_runs, self.shard = eps, seed, runs, shard
+        self.store: Store = store
+        self.images: Tensor = images
+        self.labels: Tensor = labels
+        self.eps: int = eps
+        self.seed: int = seed
+        self.most_runs: int = runs
+        self.shard: int = shard
         self.bar: Progress | None = None
 
     def target(self, module: Defended) -> Target:

@@ -29,10 +29,14 @@ class Batcher(Generic[Item, Result]):
         wait: float = 0.0,
         start: Callable[[], None] = lambda: None,
     ) -> None:
-        self.work, self.most, self.wait = work, most, wait
+        self.work: Callable[[list[Item]], list[Result]] = work
+        self.most: int = most
+        self.wait: float = wait
         self._waiting: list[tuple[Item, asyncio.Future[Result]]] = []
         self._task: asyncio.Task[None] | None = None
-        self._thread = concurrent.futures.ThreadPoolExecutor(1, "pxfast-batches", start)
+        self._thread: concurrent.futures.ThreadPoolExecutor = concurrent.futures.ThreadPoolExecutor(
+            1, "pxfast-batches", start
+        )
 
     async def __call__(self, item: Item) -> Result:
         """The item's result."""
