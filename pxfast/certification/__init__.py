@@ -5,8 +5,10 @@ PixelDefend as the guess of the image behind its cells: an L1 radius without sam
 smoothing (Cohen et al., ICML 2019): an L2 radius that holds with a confidence.
 """
 
+from ..pixeldefend.cells import cells, shifts
 from .certificates import Certificates
+from .guesses import Guess
 from .smoothing import certify_l2
-from .splitting import Guess, cells, certify, radii_of, shifts
+from .splitting import certify, radii_of
 
 __all__ = ["Certificates", "Guess", "cells", "certify", "certify_l2", "radii_of", "shifts"]

@@ -9,55 +9,29 @@ each s, and the smoothed classifier takes the label of most votes. docs/certific
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeAlias
+from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..base.checks import check_between, check_instance, check_precision, check_progress, check_seed
+from ..base.checks import check_between, check_instance, check_path, check_precision, check_progress, check_seed
+from ..base.files import AnyPath, check_output_folder
 from ..base.progress import reporting
 from ..base.records import shown
 from ..classifiers.contract import Labels, checked_logits, class_labels
 from ..data.images import Images, to_grid
-from ..engines.choosers import uniforms
 from ..engines.registry import select
 from ..engines.settings import DecodeSettings
 from ..pixelcnn.shipped import Model, model_for
-from ..pixeldefend.purify import purify
-from ..pixeldefend.sampling import sample
+from ..pixeldefend.cells import cells, shifts
 from ..tensors.ambient import in_plain_torch
 from ..tensors.batches import in_fixed_batches
+from ..tensors.store import Store
 from .certificates import Certificates
+from .guesses import DENSITY, PURIFIERS, Guess, checked_guess, kept_guess, named_guess, recipe_of
 
-PURIFIERS = ("pixeldefend", "midpoints", "sample")
 MOST_WIDTH = 1024
 TOGETHER = 128  # cells of images that are purified at once
-# lower and upper ends of cells, uint8 (M, C, H, W) both, to images of that shape, uint8 or floating in [0, 1]
-Guess: TypeAlias = Callable[[Tensor, Tensor], Tensor]
-
-
-def shifts(image_shape: tuple[int, int, int], width: int, seed: int = 0) -> Tensor:
-    """v: where the cells of each sub-pixel begin, int64 (C, H, W) in 0..width - 1.
-
-    image_shape: (C, H, W). width: of a cell in grey levels. v_i is floor(width u_i), where u_i is the uniform number
-    (:func:`pxfast.engines.choosers.uniforms`) of ``seed``, image i = (c H + row) W + column and position 0. The same
-    everywhere, and known to an attacker.
-    """
-    count = int(np.prod(image_shape))
-    found = np.floor(uniforms(seed, np.arange(count, dtype=np.uint64), 0) * width).astype(np.int64)
-    return torch.from_numpy(found).reshape(image_shape)
-
-
-def cells(images: Tensor, width: int, starts: Tensor) -> tuple[Tensor, Tensor]:
-    """The least and the greatest value of the cell of every sub-pixel: uint8, of the images' shape.
-
-    images: uint8 (N, C, H, W), or of any other shape. width: of a cell, in grey levels. starts: integers, of a shape
-    that broadcasts with the images'; cells begin at ``starts`` and every ``width`` from there, and end at 0 and 255.
-    """
-    values = images.to(torch.int64)
-    lower = values - (values - starts) % width
-    return lower.clamp(min=0).to(torch.uint8), (lower + width - 1).clamp(max=255).to(torch.uint8)
 
 
 def radii_of(counts: Tensor) -> tuple[Tensor, Tensor]:
@@ -89,6 +63,7 @@ def certify(
     engine: str = "auto",
     precision: str = "auto",
     threads: int | None = None,
+    keep: AnyPath | None = None,
     progress: bool | Callable[[int], None] = False,
 ) -> Certificates:
     """Certify images against every change of an L1 norm, without sampling: ``width`` guesses and votes an image.
@@ -102,6 +77,8 @@ def certify(
     (Algorithm 1). 'sample': a draw from the density model, restricted to them, whose random numbers depend on ``seed``
     and the offset alone. 'midpoints': the middle of each cell. Or a function of the cells' ends; each result may depend
     on its own cells alone. model, engine, precision, threads, progress: as for :func:`pxfast.purify`. seed: of v.
+    keep: a folder in which the guesses of 'pixeldefend' and 'sample' are kept, ``width`` images for each image; a later
+    call finds those of the same cells, model and settings there, whatever the classifier is. It is made if need be.
 
     Returns the :class:`Certificates`, whose radii hold for images on the grid of 0..255 and for these settings, on this
     machine. Raises TypeError or ValueError for bad input, an unknown purifier or a classifier in training mode.
@@ -117,17 +94,23 @@ def certify(
     check_eval_mode(classifier)
     grid, form = to_grid(images)
     labels = class_labels(labels, len(grid))
-    guess = purifier if callable(purifier) else _named(purifier, grid, model, seed, engine, precision, threads)
+    if keep is not None and purifier not in DENSITY:
+        raise ValueError(f"keep={shown(keep)} is of no use: only guesses of {' and '.join(DENSITY)} are kept")
+    guess = purifier if callable(purifier) else named_guess(purifier, grid, model, seed, engine, precision, threads)
     together = 1
     if purifier == "pixeldefend":
         together = max(1, TOGETHER // width)
+    if keep is not None:
+        check_output_folder(check_path("keep", keep))
+        network = model_for(model, grid.shape[1:])
+        guess = kept_guess(guess, Store(keep), width, recipe_of(str(purifier), network, seed, engine, precision))
     starts = torch.arange(width).reshape(-1, 1, 1, 1) + shifts(tuple(grid.shape[1:]), width, seed)  # type: ignore[arg-type]
 
     votes = []
     with reporting(len(grid), progress) as report:
         for part in grid.split(together) if len(grid) else ():
             lower, upper = cells(part[:, None], width, starts)  # (n, width, C, H, W)
-            guessed = _checked(guess(lower.flatten(0, 1), upper.flatten(0, 1)), lower.flatten(0, 1))
+            guessed = checked_guess(guess(lower.flatten(0, 1), upper.flatten(0, 1)), lower.flatten(0, 1))
             for own in guessed.to(form.device).split(width):  # in batches that the offset alone decides
                 logits = in_fixed_batches(lambda some: checked_logits(classifier(some), len(some)), own)
                 votes.append(logits.argmax(dim=1).bincount(minlength=logits.shape[1]).cpu())
@@ -136,7 +119,7 @@ def certify(
     predictions, radii = radii_of(counts)
     class_labels(labels, len(grid), classes=counts.shape[1] if votes else None)
     settings: dict[str, Any] = {"norm": "l1", "width": width, "purifier": name_of(purifier), "seed": seed}
-    if purifier in ("pixeldefend", "sample"):
+    if purifier in DENSITY:
         settings |= {"engine": engine, "precision": precision}
     return Certificates(labels, predictions, radii.double(), counts, "l1", settings)
 
@@ -158,42 +141,3 @@ def check_eval_mode(classifier: nn.Module) -> None:
     training = next((name or "the classifier" for name, part in classifier.named_modules() if part.training), None)
     if training is not None:
         raise ValueError(f"a certificate needs a classifier in eval mode, and {training} is in training mode")
-
-
-def _named(
-    purifier: str, grid: Tensor, model: Model | None, seed: int, engine: str, precision: str, threads: int | None
-) -> Guess:
-    """The guess of this name for uint8 images (N, C, H, W)."""
-    if purifier == "midpoints":
-        return midpoints
-    network = model_for(model, grid.shape[1:])
-
-    def likeliest(lower: Tensor, upper: Tensor) -> Tensor:
-        return purify(lower, within=(lower, upper), model=network, engine=engine, precision=precision, threads=threads)
-
-    def drawn(lower: Tensor, upper: Tensor) -> Tensor:
-        return sample(
-            len(lower),
-            model=network,
-            seed=seed,
-            within=(lower, upper),
-            engine=engine,
-            precision=precision,
-            threads=threads,
-        )
-
-    return likeliest if purifier == "pixeldefend" else drawn
-
-
-def midpoints(lower: Tensor, upper: Tensor) -> Tensor:
-    """The middle of each cell in [0, 1], float32; lower, upper: its ends, uint8."""
-    return (lower.float() + upper.float()) / 510.0
-
-
-def _checked(guessed: Tensor, lower: Tensor) -> Tensor:
-    """Guesses as float32 in [0, 1]. TypeError or ValueError unless images of the cells' shape."""
-    if not isinstance(guessed, Tensor):
-        raise TypeError(f"expected the purifier to give a tensor of images, got {type(guessed).__name__}")
-    if guessed.shape != lower.shape:
-        raise ValueError(f"expected the purifier to give images {tuple(lower.shape)}, got {tuple(guessed.shape)}")
-    return guessed.float() / 255.0 if guessed.dtype == torch.uint8 else guessed.float()

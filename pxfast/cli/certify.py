@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -73,6 +72,9 @@ def certify(
     model: ModelOption = None,
     curve: Annotated[Path | None, typer.Option(help="A picture of accuracy against radius, .png or .svg.")] = None,
     page: Annotated[Path | None, typer.Option(help="An HTML page with the table and the picture.")] = None,
+    keep: Annotated[
+        Path | None, typer.Option(help="l1: a folder that keeps the guesses, for certifying another classifier.")
+    ] = None,
     seed: SeedOption = 0,
     engine: EngineOption = "auto",
     precision: PrecisionOption = "auto",
@@ -94,6 +96,7 @@ def certify(
     from ..certification import certify_l2
     from ..classifiers import load_classifier
     from ..data.datasets import UNLABELLED, check_classes, load_dataset
+    from ..tensors.store import digest
     from .attack import default_classifier
     from .machine import engine_on, use_threads
     from .output import print_json
@@ -105,6 +108,8 @@ def certify(
         raise ValueError(f"{curve}: this output must have the suffix {' or '.join(PICTURES)}")
     if page is not None and page.suffix.lower() != ".html":
         raise ValueError(f"{page}: this output must have the suffix .html")
+    if keep is not None and norm != "l1":
+        raise ValueError("--keep is for --norm l1: only its guesses are kept")
     require("matplotlib", "evaluate")
     beside = [path for path in (curve, page) if path is not None]
     check_rows_output(out, *beside, force=force)
@@ -124,7 +129,7 @@ def certify(
         "threads": threads,
     }
     if norm == "l1":
-        options |= {"width": width, "purifier": purifier or "pixeldefend"}
+        options |= {"width": width, "purifier": purifier or "pixeldefend", "keep": keep}
     else:
         options |= {
             "sigma": sigma,
@@ -145,8 +150,8 @@ def certify(
     def depends_on() -> dict[str, Any]:
         return {
             "command": "certify",
-            "images": _digest([given]),
-            "classifier": _digest(list(network.state_dict().values())),
+            "images": digest(given),
+            "classifier": digest(*network.state_dict().values()),
             "model": _density(norm, settings["purifier"], model, tuple(given.shape[1:])),
             "device": place.type,
             "libraries": _libraries(),
@@ -223,23 +228,15 @@ def _write_beside(path: Path, certificates: Certificates, dataset: str, *, pictu
     path.write_text(certified.page_of(certificates, name, facts), encoding="utf-8")
 
 
-def _digest(tensors: list[Tensor]) -> str:
-    """SHA-256 of the values and shapes of tensors."""
-    total = hashlib.sha256()
-    for tensor in tensors:
-        values = tensor.detach().cpu().contiguous()
-        total.update(f"{tuple(values.shape)} {values.dtype}".encode() + values.flatten().numpy().tobytes())
-    return total.hexdigest()
-
-
 def _density(norm: str, purifier: str, model: str | None, shape: tuple[int, ...]) -> str | None:
     """What tells a purifier's network from another; None where it has none."""
     if purifier in ("midpoints", "none"):
         return None
     if purifier == "adp":
         from ..adp.files import SHIPPED
+        from ..tensors.store import digest
 
-        return _digest(list(SHIPPED.for_images(model, shape).state_dict().values()))
+        return digest(*SHIPPED.for_images(model, shape).state_dict().values())
     from ..pixelcnn.fingerprint import model_fingerprint
     from ..pixelcnn.shipped import model_for
 

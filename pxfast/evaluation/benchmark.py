@@ -25,6 +25,7 @@ from ..classifiers.contract import class_labels
 from ..classifiers.inspection import check_classifier, check_module
 from ..pixelcnn.shipped import model_path
 from ..tensors.batches import FIXED_BATCH
+from ..tensors.store import Store
 from . import defences as kinds
 from .given import Dataset, function_key, labelled_images, output_folder, place_of, renewed_report
 from .networks import ClassifierModule, EvaluatedClassifier, ModelFiles, Models
@@ -34,7 +35,6 @@ from .request import DEFAULT_ATTACKS, DEFAULT_DEFENCES, requested_columns, reque
 from .results import NAME, Table, read_tables
 from .run import compute
 from .specification import RowSpecification, TableSpecification
-from .store import Store
 from .text import table_text
 
 

@@ -25,7 +25,7 @@ ELSEWHERE = (
     "pxfast.engines.registry",
     "pxfast.evaluation.defences",
     "pxfast.evaluation.networks",
-    "pxfast.evaluation.store",
+    "pxfast.tensors.store",
 )
 
 Definition = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef | ast.Assign | ast.AnnAssign

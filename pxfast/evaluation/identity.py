@@ -25,8 +25,8 @@ import torch
 from torch import Tensor, nn
 
 from ..base.files import file_digest
+from ..tensors.store import digest
 from .code import code_hash
-from .store import digest
 
 DEEPEST = 20_000  # calls of this module in each other, several for a value inside of another
 COLLECTIONS = (dict, OrderedDict, types.MappingProxyType, list, tuple, set, frozenset, torch.Size)

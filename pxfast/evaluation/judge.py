@@ -18,11 +18,11 @@ from ..defences.defended import Defended
 from ..pixelcnn.fingerprint import model_fingerprint
 from ..pixelcnn.network import PixelCNN
 from ..tensors.batches import FIXED_BATCH
+from ..tensors.store import Entry, Store, digest
 from .given import function_key
 from .pipeline import attack_code
 from .sanity import Check, compare, none_left
 from .specification import ColumnSpecification
-from .store import Entry, Store, digest
 from .verdict import Score, votes_right
 
 LARGEST = 255  # an eps that bounds nothing

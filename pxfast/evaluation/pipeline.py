@@ -11,13 +11,13 @@ from torch import Tensor
 
 from ..attacks import ATTACKS, Attack, ClippedAttack, find_attack
 from ..attacks.resumable import library_versions, network_digest
+from ..tensors.store import Entry, Recipe, Store, digest
 from . import stages
 from .code import ELSEWHERE, code_hash
 from .defences import Context, Description, find_kind, processor
 from .networks import EvaluatedClassifier
 from .runners import Runner
 from .stages import Task, Tensors
-from .store import Entry, Recipe, Store, digest
 
 SHARD = 64  # images computed and kept at a time: two of the classifiers' batches, one block of the CPU engine
 ENGINE_LIBRARIES = ("torch", "numpy")

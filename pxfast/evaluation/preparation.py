@@ -25,13 +25,13 @@ from ..engines.registry import check_engine
 from ..engines.settings import DecodeSettings
 from ..pixelcnn.fingerprint import model_fingerprint
 from ..pixelcnn.shipped import SHIPPED, model_for, model_path
+from ..tensors.store import Store
 from .classifier_needs import TRAIN_BUDGET, ClassifierNeed
 from .defences import Context
 from .networks import ClassifierFile, EvaluatedClassifier, ModelFiles
 from .pipeline import SHARD, Pipeline
 from .runners import RUNNERS, make_runner
 from .specification import TableSpecification
-from .store import Store
 
 
 @dataclasses.dataclass(frozen=True)

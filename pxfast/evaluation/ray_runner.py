@@ -19,9 +19,9 @@ import torch
 from safetensors.torch import load, save
 
 from ..base.extras import require
+from ..tensors.store import canonical
 from .networks import ModelFiles
 from .stages import Task, TaskResult, Tensors, Worker
-from .store import canonical
 
 Batch = dict[str, np.ndarray]  # a column of one value each: Ray Data's batches of one row
 

@@ -18,6 +18,7 @@ from ..base.streams import note
 from ..classifiers.inspection import check_classifier, check_module
 from ..defences.defended import Defended
 from ..tensors.batches import FIXED_BATCH
+from ..tensors.store import Store, digest
 from . import defences as kinds
 from .given import Dataset, labelled_images, output_folder, place_of, renewed_report
 from .judge import CHECKED, Judge, attack_of, label_of
@@ -28,7 +29,6 @@ from .request import requested_columns, requested_rows
 from .results import NAME, Cell, Column, Row, Table, table_path, write_table
 from .run import machine
 from .specification import ColumnSpecification
-from .store import Store, digest
 from .verdict import Verdict
 
 RUNS = 10

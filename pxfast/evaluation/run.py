@@ -24,13 +24,13 @@ from ..base.progress import Progress, progress_of
 from ..base.streams import shown_name
 from ..base.version import __version__
 from ..pixelcnn.files import read_metadata
+from ..tensors.store import digest
 from .defences import Description, describe
 from .pipeline import Computed, Pipeline, attack_code
 from .preflight import check_libraries, check_table
 from .preparation import Prepared, Settings, prepare
 from .results import Cell, Column, Row, Table, read_table, table_path, write_table
 from .specification import ColumnSpecification, RowSpecification, TableSpecification
-from .store import digest
 
 
 def evaluate_table(

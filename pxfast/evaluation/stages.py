@@ -16,9 +16,9 @@ from ..attacks import ClippedAttack, find_attack
 from ..attacks.attack import FixedBatch
 from ..defences import Defended
 from ..pixelcnn.likelihood import log_prob
+from ..tensors.store import Recipe
 from . import defences
 from .networks import ModelFiles, Models
-from .store import Recipe
 
 Tensors = dict[str, Tensor]
 

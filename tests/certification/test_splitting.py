@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import pxfast
 from pxfast.certification import cells, certify, radii_of, shifts
-from pxfast.certification.splitting import midpoints
+from pxfast.pixeldefend.cells import midpoints
 
 WIDTHS = (1, 2, 3, 7, 16, 32, 64, 132, 255, 256, 257, 300)
 
@@ -300,3 +300,58 @@ def test_wrong_requests(change, error, message):
     right = {"classifier": Linear(64).eval(), "images": torch.zeros(1, 1, 8, 8), "labels": [0], "purifier": "midpoints"}
     with pytest.raises(error, match=message):
         certify(**{**right, **change})
+
+
+# --- kept guesses ---
+
+
+@pytest.mark.parametrize("purifier", ["pixeldefend", "sample"])
+def test_kept_guesses_certify_another_classifier_without_purifying_again(tmp_path, monkeypatch, purifier):
+    images = real_images(1, (4, 4), 2)
+    options = {"width": 5, "purifier": purifier, "model": trained_model((4, 4), 1, 8, 1), "engine": QUICK}
+    plain = certify(Linear(16, 1), images, [0, 1], **options)
+    first = certify(Linear(16, 0), images[:1], [0], keep=tmp_path / "kept", **options)
+    assert torch.equal(first.counts, certify(Linear(16, 0), images[:1], [0], **options).counts)
+    files = sorted((tmp_path / "kept").rglob("*.safetensors"))
+    assert len(files) == 1, "one file an image"
+    assert torch.equal(certify(Linear(16, 1), images, [0, 1], keep=tmp_path / "kept", **options).counts, plain.counts)
+    assert len(list((tmp_path / "kept").rglob("*.safetensors"))) == 2
+
+    def never(*given: object, **options: object) -> Tensor:
+        raise AssertionError("purified again")
+
+    monkeypatch.setattr("pxfast.certification.guesses.purify", never)
+    monkeypatch.setattr("pxfast.certification.guesses.sample", never)
+    kept = certify(Linear(16, 1), images, [0, 1], keep=tmp_path / "kept", **options)
+    assert torch.equal(kept.counts, plain.counts)
+    for change in ({"width": 4}, {"model": trained_model((4, 4), 1, 8, 1, steps=4)}, {"seed": 1}):
+        with pytest.raises(AssertionError, match="again"):
+            certify(Linear(16, 1), images, [0, 1], keep=tmp_path / "kept", **options | change)
+    files[0].write_bytes(files[0].read_bytes()[:-3])  # a damaged one is made again
+    with pytest.raises(AssertionError, match="again"):
+        certify(Linear(16, 1), images, [0, 1], keep=tmp_path / "kept", **options)
+
+
+@pytest.mark.parametrize(
+    ("keep", "purifier", "error", "message"),
+    [
+        (3, "pixeldefend", TypeError, "keep"),
+        ("kept", "midpoints", ValueError, "only guesses of pixeldefend and sample are kept"),
+        ("kept", midpoints, ValueError, "only guesses of pixeldefend and sample are kept"),
+        ("file/kept", "pixeldefend", NotADirectoryError, "file is not a folder"),
+    ],
+)
+def test_where_guesses_cannot_be_kept(tmp_path, monkeypatch, keep, purifier, error, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(error, match=message):
+        certify(
+            Linear(16),
+            real_images(1, (4, 4), 1),
+            [0],
+            width=4,
+            purifier=purifier,
+            model=trained_model((4, 4), 1, 8, 1),
+            keep=keep,
+        )
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file"]

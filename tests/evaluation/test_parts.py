@@ -12,8 +12,8 @@ from pxfast.evaluation.defences import Context, describe
 from pxfast.evaluation.results import Cell, Column, Row, Table
 from pxfast.evaluation.runners import make_runner
 from pxfast.evaluation.specification import TABLES, load_table, parse_table
-from pxfast.evaluation.store import Entry, Store, canonical, digest
 from pxfast.evaluation.text import table_text
+from pxfast.tensors.store import Entry, Store, canonical, digest
 
 # printed so in the paper, and noted beside the numbers: the strongest attack of the row is not its minimum
 MISPRINTED = {("table2", "resnet-fgsm-purified"): (81, 68, 56)}

@@ -18,9 +18,9 @@ from pxfast.evaluation.networks import ModelFiles
 from pxfast.evaluation.pipeline import Pipeline
 from pxfast.evaluation.runners import LocalRunner, make_runner
 from pxfast.evaluation.stages import Task
-from pxfast.evaluation.store import Store
 from pxfast.pixelcnn.files import load_model
 from pxfast.pixelcnn.fingerprint import model_fingerprint
+from pxfast.tensors.store import Store
 
 if os.environ.get("PXFAST_TEST_RAY") != "1":
     pytest.skip("a local Ray takes minutes on a busy machine: PXFAST_TEST_RAY=1 runs these", allow_module_level=True)

@@ -26,9 +26,9 @@ from pxfast.evaluation.preparation import Settings
 from pxfast.evaluation.results import Table, read_table, table_path
 from pxfast.evaluation.run import evaluate_table
 from pxfast.evaluation.specification import load_table
-from pxfast.evaluation.store import FORMAT
 from pxfast.evaluation.text import table_text
 from pxfast.tensors.safetensors import read_safetensors
+from pxfast.tensors.store import FORMAT
 
 
 @pytest.fixture(scope="module")

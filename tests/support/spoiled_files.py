@@ -49,7 +49,6 @@ from pxfast.data.image_files import open_collection
 from pxfast.evaluation.report.page import render_report
 from pxfast.evaluation.results import Cell, Column, Figure, Row, Table, write_figure, write_table
 from pxfast.evaluation.specification import load_table
-from pxfast.evaluation.store import Entry, Store
 from pxfast.kernels import trust
 from pxfast.kernels.launch import Tile
 from pxfast.kernels.tiles import dump, read_tiles
@@ -60,6 +59,7 @@ from pxfast.pixelcnn.training import Trainer, read_settings
 from pxfast.pixeldefend.detection import Detector
 from pxfast.tensors.pretrained import CONFIG as CONFIG_JSON
 from pxfast.tensors.pretrained import WEIGHTS
+from pxfast.tensors.store import Entry, Store
 from pxfast.training import checkpoints
 from pxfast.training.log import TrainingLog, has_checkpoint
 

@@ -21,9 +21,9 @@ from torch import Tensor
 from ..base.checks import is_number
 from ..base.files import whole_file
 from ..base.unfinished import remove_all_leftovers
-from ..tensors.safetensors import metadata_json, read_safetensors
+from .safetensors import metadata_json, read_safetensors
 
-FORMAT = "pxfast-evaluation"
+FORMAT = "pxfast-store"
 
 Recipe = dict[str, Any]
 

@@ -1,0 +1,86 @@
+"""Guesses of images from their cells: what stands in front of the classifier that votes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+
+from ..base.version import __version__
+from ..pixelcnn.fingerprint import model_fingerprint
+from ..pixelcnn.network import PixelCNN
+from ..pixelcnn.shipped import Model, model_for
+from ..pixeldefend.cells import midpoints
+from ..pixeldefend.purify import purify
+from ..pixeldefend.sampling import sample
+from ..tensors.store import Entry, Recipe, Store, digest
+
+DENSITY = ("pixeldefend", "sample")  # guesses by the density model
+PURIFIERS = ("pixeldefend", "midpoints", "sample")
+# lower and upper ends of cells, uint8 (M, C, H, W) both, to images of that shape, uint8 or floating in [0, 1]
+Guess: TypeAlias = Callable[[Tensor, Tensor], Tensor]
+
+
+def named_guess(
+    purifier: str, grid: Tensor, model: Model | None, seed: int, engine: str, precision: str, threads: int | None
+) -> Guess:
+    """The guess of this name for uint8 images (N, C, H, W)."""
+    if purifier == "midpoints":
+        return midpoints
+    network = model_for(model, grid.shape[1:])
+
+    def likeliest(lower: Tensor, upper: Tensor) -> Tensor:
+        return purify(lower, within=(lower, upper), model=network, engine=engine, precision=precision, threads=threads)
+
+    def drawn(lower: Tensor, upper: Tensor) -> Tensor:
+        return sample(
+            len(lower),
+            model=network,
+            seed=seed,
+            within=(lower, upper),
+            engine=engine,
+            precision=precision,
+            threads=threads,
+        )
+
+    return likeliest if purifier == "pixeldefend" else drawn
+
+
+def recipe_of(purifier: str, network: PixelCNN, seed: int, engine: str, precision: str) -> Recipe:
+    """All that guesses depend on besides their cells."""
+    versions = {"pxfast": __version__, "torch": torch.__version__}
+    made = {"model": model_fingerprint(network), "engine": engine, "precision": precision, **versions}
+    return {"guess": purifier, **made, **({"seed": seed} if purifier == "sample" else {})}
+
+
+def kept_guess(guess: Guess, store: Store, width: int, recipe: Recipe) -> Guess:
+    """The guess, of images at all ``width`` offsets each, which are kept and found in the store."""
+
+    def found(lower: Tensor, upper: Tensor) -> Tensor:
+        pairs = list(zip(lower.split(width), upper.split(width), strict=True))
+        recipes = [{**recipe, "cells": digest(*pair)} for pair in pairs]
+        entries = [store.read(each) for each in recipes]
+        missing = [number for number, entry in enumerate(entries) if entry is None]
+        if missing:
+            started = time.perf_counter()
+            ends = (torch.cat([pairs[number][end] for number in missing]) for end in (0, 1))
+            made = guess(*ends).split(width)
+            seconds = (time.perf_counter() - started) / len(missing)
+            for number, images in zip(missing, made, strict=True):
+                entries[number] = Entry({"images": images}, seconds)
+                store.write(recipes[number], Entry({"images": images}, seconds))
+        return torch.cat([entry.tensors["images"] for entry in entries if entry is not None])
+
+    return found
+
+
+def checked_guess(guessed: Tensor, lower: Tensor) -> Tensor:
+    """Guesses as float32 in [0, 1]. TypeError or ValueError unless images of the cells' shape."""
+    if not isinstance(guessed, Tensor):
+        raise TypeError(f"expected the purifier to give a tensor of images, got {type(guessed).__name__}")
+    if guessed.shape != lower.shape:
+        raise ValueError(f"expected the purifier to give images {tuple(lower.shape)}, got {tuple(guessed.shape)}")
+    return guessed.float() / 255.0 if guessed.dtype == torch.uint8 else guessed.float()
