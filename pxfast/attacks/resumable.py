@@ -23,7 +23,7 @@ from ..base.progress import progress_of
 from ..base.unfinished import remove_leftovers
 from ..data.image_files import numbered, write_npy, write_png
 from ..data.image_writers import check_one_png, check_output, check_output_suffix, folder_writer, png_folder
-from ..defences.protocol import HidesNetworks
+from ..defences.weights import hidden_networks, network_digest
 from ..tensors.safetensors import metadata_json, read_safetensors
 from .attack import Attack, attackable
 from .result import COSTS, STAGES, AttackResult, join
@@ -183,30 +183,6 @@ def describe(
         "device": images.device.type,
         "libraries": library_versions(),
     }
-
-
-def network_digest(network: nn.Module, *others: nn.Module) -> str:
-    """SHA-256 of how the first network is made, and of the weights of all."""
-    weights = hashlib.sha256(repr(network).encode())
-    for each in (network, *others):
-        for name, value in each.state_dict().items():
-            values = value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy()
-            weights.update(name.encode() + values.tobytes())
-    return weights.hexdigest()
-
-
-def hidden_networks(classifier: nn.Module, image_shape: tuple[int, ...]) -> list[nn.Module]:
-    """Networks that the classifier's defences hold without their being submodules, such as a purifier's model.
-
-    image_shape: (C, H, W), for purifiers that pick the shipped model of that shape.
-    """
-    found = []
-    for module in classifier.modules():
-        if isinstance(module, HidesNetworks):
-            found += module.hidden_networks(image_shape)
-        else:
-            found += [value for value in vars(module).values() if isinstance(value, nn.Module)]
-    return found
 
 
 def write_part(result: AttackResult, path: Path) -> None:

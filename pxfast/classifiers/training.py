@@ -7,12 +7,13 @@ import math
 import os
 import time
 from pathlib import Path
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..base.checks import check_choice, check_levels, check_path, check_text
+from ..base.checks import check_choice, check_levels, check_optional_count, check_path, check_text
 from ..base.durations import phase
 from ..data.datasets import load_dataset
 from ..tensors.safetensors import fill, stored_tensors
@@ -33,6 +34,22 @@ from .weights import SHIPPED, load_classifier, save_classifier
 CHECKPOINT_FORMAT = "pxfast-classifier-training"
 DEFENCES = ("none", "fgsm", "bim", "label-smoothing")
 ADVERSARIES = {"fgsm": fgsm_examples, "bim": bim_examples}
+TEST_IMAGES = 1000  # so many are brought behind a defence for the accuracy there
+
+
+class Preparation(Protocol):
+    """What makes the images that a classifier sees of a data set's: uint8 (N, C, H, W) both.
+
+    Made by :mod:`pxfast.defences.behind`, from the same settings as the training.
+    """
+
+    def training(self, images: Tensor, labels: Tensor, start: Classifier | None) -> tuple[Tensor, Tensor]:
+        """The images to train on, and their labels (N,); start: the classifier that the training starts from."""
+        ...
+
+    def seen(self, images: Tensor) -> Tensor:
+        """What the classifier sees of each image when it is used."""
+        ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,6 +65,11 @@ class ClassifierSettings(RunSettings):
     ADVERSARIAL_WEIGHT as much as the clean half; or 'label-smoothing', where the right class's target is
     1 - smoothing and the wrong classes share the rest. ``start``: a shipped classifier's name or a file, whose weights
     to begin with in place of random ones: a defence is then fine-tuned.
+
+    ``behind``: what the classifier is to stand behind, as :mod:`pxfast.defences.behind` reads it; the images are then
+    made by that. ``adversary``: what attacks the images that are purified, 'bim', 'fgsm' or 'none'; None: 'bim' where
+    the classifier that the training starts from can be attacked. ``behind_images``: so many training images, drawn by
+    ``seed``; None: all.
     """
 
     batch_size: int = 128
@@ -61,6 +83,9 @@ class ClassifierSettings(RunSettings):
     delta: float = 8.0
     smoothing: float = 0.1
     start: str | None = None
+    behind: str | None = None
+    adversary: str | None = None
+    behind_images: int | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -71,8 +96,23 @@ class ClassifierSettings(RunSettings):
         self._number("momentum", "smoothing", high=1.0, ends="[)")
         self._number("delta", ends="()")
         check_levels("delta", self.delta)
-        if self.start is not None:
-            check_text("start", self.start)
+        for name in ("start", "behind"):
+            if getattr(self, name) is not None:
+                check_text(name, getattr(self, name))
+        if self.adversary is not None:
+            check_choice("adversary", self.adversary, ("none", *ADVERSARIES))
+        check_optional_count("behind_images", self.behind_images, 1)
+        if self.behind is None and (self.adversary is not None or self.behind_images is not None):
+            raise ValueError("adversary and behind_images are settings of a training behind a defence: say which one")
+        if self.behind is not None and self.defence in ADVERSARIES:
+            raise ValueError(
+                f"defence {self.defence!r} attacks the images of each step, which nothing purifies then: behind a "
+                f"defence say adversary={self.defence!r}"
+            )
+        if self.adversary in ADVERSARIES and self.start is None:
+            raise ValueError(
+                f"adversary {self.adversary!r} attacks the classifier to start from: expected start, got None"
+            )
 
 
 def shifted(images: Tensor, most: int, generator: torch.Generator) -> Tensor:
@@ -233,6 +273,7 @@ def train_classifier(
     progress: bool = True,
     checkpoint_interval: float = 60.0,
     processes: Processes | None = None,
+    preparation: Preparation | None = None,
 ) -> Classifier:
     """Train a classifier on a data set's training images and write it to ``out`` (safetensors).
 
@@ -242,7 +283,8 @@ def train_classifier(
     the suffix .checkpoint.safetensors, in shards if it is large; with ``resume`` a killed run goes on from there with
     the same data order. Ctrl-C ends the run after the step at hand, with the checkpoint kept, and raises
     KeyboardInterrupt. processes: names the device; a classifier is trained by one process. settings: None for
-    the defaults. progress: show a bar. Returns the classifier as stored, on its device.
+    the defaults. progress: show a bar. preparation: what the setting ``behind`` stands for;
+    :func:`pxfast.defences.train_behind` gives it. Returns the classifier as stored, on its device.
     Raises FileNotFoundError when ``root`` has no data, FloatingPointError when the loss stops being finite, and what
     :func:`pxfast.training.outputs.run_outputs` raises.
     """
@@ -256,6 +298,8 @@ def train_classifier(
         processes=processes,
     )
     check_path("out", out)
+    if (settings.behind is None) != (preparation is None):
+        raise ValueError("settings.behind and preparation belong together: call pxfast.defences.train_behind")
     if settings.start is not None and not resume:
         SHIPPED.path(settings.start)
     config = architecture_for(arch, dataset)
@@ -264,6 +308,9 @@ def train_classifier(
         with phase(f"reading {name}", f"reading {name}", shown=progress):
             images, labels = load_dataset(dataset, root, train=True)
             test_images, test_labels = load_dataset(dataset, root, train=False)
+        start = None if settings.start is None else load_classifier(settings.start)
+        if preparation is not None:
+            images, labels = preparation.training(images, labels, start)
         before = files.checkpoint if files.resumed else None
         place = processes or Processes()
         settings, why = settle_compilation(settings, config, len(images), place, before, progress=progress)
@@ -271,8 +318,8 @@ def train_classifier(
         trainer.compilation = why
         if files.resumed:
             trainer.restore(files.checkpoint)
-        elif settings.start is not None:
-            trainer.start_from(load_classifier(settings.start))
+        elif start is not None:
+            trainer.start_from(start)
         recent: tuple[float, ...] | None = None
 
         def describe(now: tuple[float, float]) -> str:
@@ -304,6 +351,10 @@ def train_classifier(
             "test_accuracy": found,
             "torch": torch.__version__,
         }
+        if preparation is not None:
+            seen = preparation.seen(test_images[:TEST_IMAGES]).to(device)
+            notes["behind_test_images"] = len(seen)
+            notes["behind_test_accuracy"] = accuracy(model, seen, test_labels[: len(seen)].to(device))
         if trainer.compilation is not None:
             notes["compilation"] = trainer.compilation
         with files.model.written() as temporary:

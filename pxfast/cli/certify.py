@@ -15,6 +15,7 @@ from .options import (
     EngineOption,
     ForceOption,
     JsonOption,
+    KeepOption,
     ModelOption,
     OptionalImagesOption,
     OutOption,
@@ -72,9 +73,7 @@ def certify(
     model: ModelOption = None,
     curve: Annotated[Path | None, typer.Option(help="A picture of accuracy against radius, .png or .svg.")] = None,
     page: Annotated[Path | None, typer.Option(help="An HTML page with the table and the picture.")] = None,
-    keep: Annotated[
-        Path | None, typer.Option(help="l1: a folder that keeps the guesses, for certifying another classifier.")
-    ] = None,
+    keep: KeepOption = None,
     seed: SeedOption = 0,
     engine: EngineOption = "auto",
     precision: PrecisionOption = "auto",

@@ -70,6 +70,11 @@ GridOption = Annotated[
 ]
 ForceOption = Annotated[bool, typer.Option("--force", help="Replace an output that exists.")]
 
+KeepOption = Annotated[
+    Path | None,
+    typer.Option(help="A folder that keeps what was purified; later runs find it there."),
+]
+
 # networks, defences and attacks
 
 MODEL = typer.Option(help="A shipped model's name or a model file; by default a shipped one of the images' shape.")

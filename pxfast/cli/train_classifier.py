@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -18,6 +18,7 @@ from .options import (
     FlipsOption,
     ForceOption,
     JsonOption,
+    KeepOption,
     LearningRateOption,
     OutOption,
     PrecisionOption,
@@ -67,6 +68,24 @@ def train_classifier(
     seed: SeedOption = 0,
     compiled: CompileOption = False,
     start: StartOption = None,
+    behind: Annotated[
+        str | None,
+        typer.Option(
+            help="What the classifier is to stand behind: a defence, as 'purifier:eps=16', or 'cells:width=64'. It is "
+            "trained on what that makes of the images."
+        ),
+    ] = None,
+    adversary: Annotated[
+        str | None,
+        typer.Option(
+            help="--behind a defence: what attacks --start's classifier: bim (by default), fgsm or none.",
+            autocompletion=among("bim", "fgsm", "none"),
+        ),
+    ] = None,
+    behind_images: Annotated[
+        int | None, typer.Option(min=1, help="--behind: so many training images, drawn; by default all.")
+    ] = None,
+    keep: KeepOption = None,
     checkpoint_interval: CheckpointIntervalOption = "1m",
     resume: ResumeOption = False,
     precision: PrecisionOption = "auto",
@@ -78,13 +97,15 @@ def train_classifier(
 ) -> None:
     """Train a classifier on a data set; killed runs go on with --resume.
 
-    OUT is the classifier's file; its checkpoint is kept beside it. --batch-size counts the images of a step.
+    OUT is the classifier's file; its checkpoint is kept beside it, and what --behind makes of the images is kept in
+    OUT.purified, or in the folder of --keep. --batch-size counts the images of a step.
     --precision is bf16 unless given.
     """
     from ..classifiers.training import ClassifierSettings
     from ..classifiers.training import train_classifier as train
     from ..classifiers.weights import read_notes
     from ..data.datasets import fetch_dataset
+    from ..defences.behind import train_behind
     from ..training.processes import join
     from .machine import use_threads
     from .output import print_json
@@ -102,29 +123,36 @@ def train_classifier(
         delta=delta,
         smoothing=smoothing,
         start=start,
+        behind=behind,
+        adversary=adversary,
+        behind_images=behind_images,
         precision=settled(precision) or "bf16",
         compile=compiled,
         seed=seed,
     )
+    if keep is not None and behind is None:
+        raise ValueError("--keep is for --behind: nothing else is kept")
     use_threads(threads)
     if download:
         fetch_dataset(dataset, root, progress=not quiet)
     with join(device) as processes:
-        train(
-            dataset,
-            arch,
-            root,
-            out,
-            settings=settings,
-            resume=resume,
-            force=force,
-            checkpoint_interval=parse_budget(checkpoint_interval, "checkpoint interval"),
-            progress=not quiet,
-            processes=processes,
-        )
+        options: dict[str, Any] = {
+            "settings": settings,
+            "resume": resume,
+            "force": force,
+            "checkpoint_interval": parse_budget(checkpoint_interval, "checkpoint interval"),
+            "progress": not quiet,
+            "processes": processes,
+        }
+        if behind is None:
+            train(dataset, arch, root, out, **options)
+        else:
+            train_behind(dataset, arch, root, out, keep=keep, threads=threads, **options)
     notes = read_notes(out)
     if as_json:
-        facts = {name: notes[name] for name in ("test_accuracy", "test_images", "steps", "seconds")}
-        print_json({**facts, "files": [out]})
-    else:
-        print(f"{100 * notes['test_accuracy']:.2f} % accuracy on {notes['test_images']} test images")
+        names = ("test_accuracy", "test_images", "behind_test_accuracy", "behind_test_images", "steps", "seconds")
+        print_json({**{name: notes[name] for name in names if name in notes}, "files": [out]})
+        return
+    print(f"{100 * notes['test_accuracy']:.2f} % accuracy on {notes['test_images']} test images")
+    if behind is not None:
+        print(f"{100 * notes['behind_test_accuracy']:.2f} % behind {behind} on {notes['behind_test_images']} of them")

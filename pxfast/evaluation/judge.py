@@ -12,9 +12,10 @@ from torch import Tensor, nn
 
 from ..attacks import APGDBPDA, Attack, BlindPGD, RandomSearch, find_attack
 from ..attacks.attack import fix_batches
-from ..attacks.resumable import hidden_networks, library_versions
+from ..attacks.resumable import library_versions
 from ..base.progress import Progress
 from ..defences.defended import Defended
+from ..defences.weights import hidden_networks
 from ..pixelcnn.fingerprint import model_fingerprint
 from ..pixelcnn.network import PixelCNN
 from ..tensors.batches import FIXED_BATCH

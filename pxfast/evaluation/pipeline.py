@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from ..attacks import ATTACKS, Attack, ClippedAttack, find_attack
-from ..attacks.resumable import library_versions, network_digest
+from ..attacks.resumable import library_versions
+from ..defences.weights import network_digest
 from ..tensors.store import Entry, Recipe, Store, digest
 from . import stages
 from .code import ELSEWHERE, code_hash
