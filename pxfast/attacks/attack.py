@@ -86,8 +86,9 @@ class Attack(abc.ABC):
     whether it stays within ±eps. needs_gradient: whether the classifier must be differentiable. on_grid: its results
     are grid values but for rounding errors. random: they depend on the seed. batch: how many images the classifier
     sees at once. block: how many images are attacked at once. targeted: whether :meth:`perturb` also takes
-    ``targets``, int64 (N,). knows_defences: whether it is one on the defences in front of a classifier. library: the
-    module of the extra ``attacks`` that it calls, or None.
+    ``targets``, int64 (N,). knows_defences: whether it is one on the defences in front of a classifier. alone:
+    whether an image's result depends on no other of its block. library: the module of the extra ``attacks`` that it
+    calls, or None.
     """
 
     name: ClassVar[str]
@@ -100,6 +101,7 @@ class Attack(abc.ABC):
     block: ClassVar[int] = BLOCK
     targeted: ClassVar[bool] = False
     knows_defences: ClassVar[bool] = False
+    alone: ClassVar[bool] = True
     library: ClassVar[str | None] = None
 
     @abc.abstractmethod
