@@ -6,12 +6,10 @@ import torch
 from torch import Tensor, nn
 
 from ..base.checks import check_choice, check_count
-from ..base.progress import progress_of
-from ..tensors.seeds import derived_seeds
 from .carlini_wagner import margin
+from .climb import Climb, State, rowwise, seeds_of
 from .defence_aware import cross_entropy, finished, purified_gradient, runs_of, uniform_integers
 from .grid_ascent import GridAscent, Target, target_of
-from .meter import Meter
 
 LOSSES = ("both", "ce", "dlr")
 MOMENTUM = 0.75  # the share of the new step; the rest repeats the last move
@@ -72,106 +70,120 @@ class APGDBPDA(GridAscent):
         self.loss: str = check_choice("loss", loss, LOSSES)
         self.draws: int = check_count("draws", draws, 1)
 
-    def climb(self, classifier: nn.Module, x: Tensor, labels: Tensor, eps: float, meter: Meter) -> Tensor:
+    def climb(self, classifier: nn.Module, image_shape: tuple[int, int, int], eps: float) -> _Climb:
         target = target_of(self.name, classifier)
-        best = (255.0 * x).round()
-        margins = torch.full((len(x),), -torch.inf, device=x.device)
-        active = torch.arange(len(x), device=x.device)
-        with progress_of(self.steps * self.restarts, "step", shown=meter.progress, leave=False) as shown:
-            for restart in range(self.restarts):
-                if not len(active):
-                    break
-                loss = ("ce", "dlr")[restart % 2] if self.loss == "both" else self.loss
-                run = _Run(target, x, labels, round(255.0 * eps), meter, runs_of(target, self.draws), loss, restart)
-                for step in range(self.steps):
-                    if not len(active) or not meter.affords(active, run.runs, run.runs):
-                        break
-                    active = run.step(step, active, self.steps, best, margins)
-                    shown.advance()
-        return best / 255.0
+        losses = [("ce", "dlr")[run % 2] if self.loss == "both" else self.loss for run in range(self.restarts)]
+        return _Climb(target, round(255.0 * eps), self.steps, losses, runs_of(target, self.draws))
 
 
-class _Run:
-    """One climb from one start. Values are whole grid levels, kept as floats."""
+class _Climb(Climb):
+    """Runs one after the other, each from a start of its own. Values are whole grid levels, kept as floats.
 
-    def __init__(
-        self,
-        target: Target,
-        x: Tensor,
-        labels: Tensor,
-        radius: int,
-        meter: Meter,
-        runs: int,
-        loss: str,
-        number: int,
-    ) -> None:
-        self.target, self.labels, self.meter, self.runs, self.number = target, labels, meter, runs, number
-        given = (255.0 * x).round()
-        self.lowest, self.highest = (given - radius).clamp(min=0.0), (given + radius).clamp(max=255.0)
-        self.now = given
-        if number:
-            start = uniform_integers(derived_seeds(meter.seeds, number), x, radius).to(x)
-            self.now = torch.minimum(torch.maximum(given + start, self.lowest), self.highest)
-        self.before, self.top = self.now.clone(), self.now.clone()
-        self.now = self.now.clone()
-        self.slope: Tensor = torch.zeros_like(given)  # the gradient's sign at the best image of this run
-        self.losses: Tensor = torch.full((len(x),), -torch.inf, device=x.device)  # the highest of this run
-        self.last: Tensor = self.losses.clone()
-        self.rises: Tensor = torch.zeros(len(x), device=x.device)
-        self.size: Tensor = torch.full((len(x),), 2.0 * radius, device=x.device)
-        self.checked: Tensor = self.losses.clone()  # the highest loss at the last checkpoint
-        self.halved: Tensor = torch.zeros(len(x), dtype=torch.bool, device=x.device)  # there
-        self.checkpoint = 0
-        self.dlr: bool = loss == "dlr"
+    losses: 'ce' or 'dlr' of each run. draws: how often the purifier is run at a step. A state has ``moved``, the image
+    with the highest margin of all runs, and that ``margin``. Of the run it has ``now`` and ``before``, the images of
+    this step and of the last one; ``top``, the one of the highest loss, with this ``loss`` and ``slope``, the
+    gradient's sign there; ``last``, the loss of the last step; ``rises``, how often it rose since ``checkpoint``, the
+    step of the last one, where ``checked`` was the highest loss and ``halved`` says whether the step was; ``size``, in
+    levels.
+    """
 
-    def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
-        return dlr(logits, labels) if self.dlr and logits.shape[1] >= DLR_CLASSES else cross_entropy(logits, labels)
+    def __init__(self, target: Target, radius: int, steps: int, losses: list[str], draws: int) -> None:
+        super().__init__(steps * len(losses), queries=draws, gradients=draws)
+        self.target: Target = target
+        self.radius: int = radius
+        self.length: int = steps
+        self.checkpoints: list[int] = checkpoints(steps)
+        self.dlr: list[bool] = [loss == "dlr" for loss in losses]
 
-    def step(self, number: int, active: Tensor, steps: int, best: Tensor, margins: Tensor) -> Tensor:
-        """Look at the active images, int64 indices, and move them. Gives those that are not finished.
+    def begin(self, state: State) -> None:
+        given = (255.0 * state["x"]).round()
+        state["lowest"], state["highest"] = (given - self.radius).clamp(min=0.0), (given + self.radius).clamp(max=255.0)
+        state["moved"] = given
+        state["margin"] = given.new_full((len(given),), -torch.inf)
+        state.update(self._run_from(given))
 
-        best, margins: the image with the highest margin of all runs, and this margin; both are changed in place.
-        """
-        labels = self.labels[active]
-        seeds = derived_seeds([self.meter.seeds[i] for i in active.tolist()], self.number, number)
-        at = self.now[active]
-        gradient, logits, _ = purified_gradient(self.target, at / 255.0, labels, seeds, self.runs, self._loss)
-        self.meter.spend(active, self.runs, self.runs)
+    def _run_from(self, start: Tensor) -> State:
+        """What a run from these images begins with."""
+        lowest, none = start.new_full((len(start),), -torch.inf), start.new_zeros(len(start))
+        return {
+            **dict.fromkeys(("now", "before", "top"), start),
+            **dict.fromkeys(("loss", "last", "checked"), lowest),
+            "slope": torch.zeros_like(start),
+            "rises": none,
+            "size": torch.full_like(none, 2.0 * self.radius),
+            "halved": none.bool(),
+            "checkpoint": none,
+        }
+
+    def _restart(self, state: State, chosen: Tensor, runs: list[int]) -> None:
+        """Begin the next run of the chosen images, bool, at random in the ball. runs: the number of each image's."""
+        noise = uniform_integers(seeds_of(state, runs), state["x"], self.radius).to(state["x"])
+        start = torch.minimum(torch.maximum((255.0 * state["x"]).round() + noise, state["lowest"]), state["highest"])
+        for name, values in self._run_from(start).items():
+            state[name] = torch.where(_like(chosen, values), values, state[name])
+
+    def step(self, state: State) -> Tensor | None:
+        labels = state["labels"]
+        runs, numbers = zip(*(divmod(taken, self.length) for taken in state["taken"].tolist()), strict=True)
+        number = torch.tensor(numbers, device=labels.device)
+        later = (number == 0) & (state["taken"] > 0)
+        if bool(later.any()):
+            self._restart(state, later, list(runs))
+        dlr = torch.tensor([self.dlr[run] for run in runs], device=labels.device)
+
+        def losses(logits: Tensor, labels: Tensor) -> Tensor:
+            return self._losses(logits, labels, dlr.repeat(len(logits) // len(dlr)))
+
+        at, seeds = state["now"], seeds_of(state, runs, numbers)
+        gradient, logits, _ = purified_gradient(self.target, at / 255.0, labels, seeds, self.queries, losses)
         margin_now = -margin(logits, labels)
-        better = active[margin_now > margins[active]]
-        best[better], margins[better] = self.now[better], margin_now[margin_now > margins[active]]
-        slope, found = gradient.sign(), self._loss(logits, labels)
-        higher = found > self.losses[active]
-        chosen = active[higher]
-        self.top[chosen], self.losses[chosen], self.slope[chosen] = at[higher], found[higher], slope[higher]
-        self.rises[active] += (found > self.last[active]).float()
-        self.last[active] = found
-        if (wrong := finished(self.target, logits, labels)) is not None:
-            active, slope = active[~wrong], slope[~wrong]
-        if number in checkpoints(steps):
-            slope = self._halve(number, active, slope)
-        self._move(number, active, slope)
-        return active
+        _keep(state, margin_now > state["margin"], moved=at, margin=margin_now)
+        slope, found = gradient.sign(), losses(logits, labels)
+        _keep(state, found > state["loss"], top=at, loss=found, slope=slope)
+        state["rises"] = state["rises"] + (found > state["last"]).float()
+        state["last"] = found
+        here = torch.tensor([each in self.checkpoints for each in numbers], device=labels.device)
+        if bool(here.any()):
+            slope = self._halve(state, here, number, slope)
+        self._move(state, number, slope)
+        return finished(self.target, logits, labels)
 
-    def _halve(self, number: int, active: Tensor, slope: Tensor) -> Tensor:
-        """Halve the steps of images whose loss no longer rises, and put these back to their best; the slopes there."""
-        few = self.rises[active] < RISES * (number - self.checkpoint)
-        stuck = ~self.halved[active] & (self.checked[active] >= self.losses[active])
-        halve = few | stuck
-        self.halved[active], self.checked[active] = halve, self.losses[active]
-        chosen = active[halve]
-        self.size[chosen] = (self.size[chosen] / 2.0).clamp(min=1.0)
-        self.now[chosen] = self.top[chosen]
-        self.before[chosen] = self.top[chosen]
-        self.rises[active] = 0.0
-        self.checkpoint = number
-        return torch.where(halve[:, None, None, None], self.slope[active], slope)
+    @staticmethod
+    def _losses(logits: Tensor, labels: Tensor, dlr_chosen: Tensor) -> Tensor:
+        if not bool(dlr_chosen.any()) or logits.shape[1] < DLR_CLASSES:
+            return cross_entropy(logits, labels)
+        if bool(dlr_chosen.all()):
+            return dlr(logits, labels)
+        return torch.where(dlr_chosen, dlr(logits, labels), cross_entropy(logits, labels))
 
-    def _move(self, number: int, active: Tensor, slope: Tensor) -> None:
-        now, before = self.now[active], self.before[active]
-        low, high = self.lowest[active], self.highest[active]
-        aim = torch.minimum(torch.maximum(now + self.size[active, None, None, None].round() * slope, low), high)
-        share = MOMENTUM if number else 1.0
+    @staticmethod
+    def _halve(state: State, here: Tensor, number: Tensor, slope: Tensor) -> Tensor:
+        """Halve the steps of those images at a checkpoint, ``here``, whose loss no longer rises, and put these back to
+        their best; the slopes then.
+        """
+        few = state["rises"] < RISES * (number - state["checkpoint"])
+        stuck = ~state["halved"] & (state["checked"] >= state["loss"])
+        halve = here & (few | stuck)
+        _keep(state, here, halved=halve, checked=state["loss"])
+        _keep(state, halve, size=(state["size"] / 2.0).clamp(min=1.0), now=state["top"], before=state["top"])
+        _keep(state, here, rises=torch.zeros_like(state["rises"]), checkpoint=number.to(state["checkpoint"]))
+        return torch.where(rowwise(halve), state["slope"], slope)
+
+    @staticmethod
+    def _move(state: State, number: Tensor, slope: Tensor) -> None:
+        now, before, low, high = (state[name] for name in ("now", "before", "lowest", "highest"))
+        aim = torch.minimum(torch.maximum(now + rowwise(state["size"]).round() * slope, low), high)
+        share = rowwise(torch.where(number > 0, MOMENTUM, 1.0)).to(now)
         moved = (now + share * (aim - now) + (1.0 - share) * (now - before)).round()
-        self.before[active] = now
-        self.now[active] = torch.minimum(torch.maximum(moved, low), high)
+        state["before"] = now
+        state["now"] = torch.minimum(torch.maximum(moved, low), high)
+
+
+def _keep(state: State, chosen: Tensor, **values: Tensor) -> None:
+    """Values by name in the place of the chosen images' own, bool (n,)."""
+    for name, value in values.items():
+        state[name] = torch.where(_like(chosen, value), value, state[name])
+
+
+def _like(chosen: Tensor, values: Tensor) -> Tensor:
+    return chosen.reshape(-1, *[1] * (values.dim() - 1))

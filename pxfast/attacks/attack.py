@@ -6,8 +6,8 @@ import abc
 import dataclasses
 import inspect
 import time
-from collections.abc import Callable, Sequence
-from typing import Any, ClassVar, TypeVar
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -86,8 +86,9 @@ class Attack(abc.ABC):
     whether it stays within ±eps. needs_gradient: whether the classifier must be differentiable. on_grid: its results
     are grid values but for rounding errors. random: they depend on the seed. batch: how many images the classifier
     sees at once. block: how many images are attacked at once. targeted: whether :meth:`perturb` also takes
-    ``targets``, int64 (N,). knows_defences: whether it is one on the defences in front of a classifier. library: the
-    module of the extra ``attacks`` that it calls, or None.
+    ``targets``, int64 (N,). knows_defences: whether it is one on the defences in front of a classifier. alone:
+    whether an image's result depends on no other of its block. library: the module of the extra ``attacks`` that it
+    calls, or None.
     """
 
     name: ClassVar[str]
@@ -100,6 +101,7 @@ class Attack(abc.ABC):
     block: ClassVar[int] = BLOCK
     targeted: ClassVar[bool] = False
     knows_defences: ClassVar[bool] = False
+    alone: ClassVar[bool] = True
     library: ClassVar[str | None] = None
 
     @abc.abstractmethod
@@ -131,7 +133,8 @@ class Attack(abc.ABC):
         progress: bool | Callable[[int], None] = False,
     ) -> Tensor:
         """The attacked images (N, C, H, W), as :meth:`run` gives them, with the same arguments and errors."""
-        return self._run(classifier, images, labels, eps, seed, targets, clip, progress, judge=not self.on_grid).images
+        judge = not self.on_grid
+        return self._whole(classifier, images, labels, eps, seed, targets, clip, progress, judge=judge).images
 
     def run(
         self,
@@ -162,7 +165,44 @@ class Attack(abc.ABC):
         Raises TypeError or ValueError for bad input and for logits or gradients that are not finite, NoGradient (a
         ValueError) for a classifier without a gradient.
         """
-        return self._run(classifier, images, labels, eps, seed, targets, clip, progress, judge=True)
+        return self._whole(classifier, images, labels, eps, seed, targets, clip, progress, judge=True)
+
+    @in_plain_torch
+    @torch.no_grad()
+    def in_pieces(
+        self,
+        take: Callable[[Tensor, AttackResult], object],
+        classifier: nn.Module,
+        images: Tensor,
+        labels: Labels | None,
+        eps: int | None = None,
+        *,
+        seed: int = 0,
+        targets: Labels | None = None,
+        clip: bool = False,
+        progress: bool | Callable[[int], None] = False,
+        judge: bool = True,
+    ) -> None:
+        """What :meth:`run` gives, piece by piece, so that it can be kept.
+
+        take: is called with the places of images that are finished, int64 (n,), on the CPU, and their result, whose
+        images are uint8; every image comes once, in any order. judge: False: nobody asks which images are
+        misclassified, and the result says none. The rest is as in :meth:`run`.
+        """
+        self.check_installed()
+        eps = self.check_eps(eps)
+        seed = check_seed(seed)
+        check_progress(progress)
+        grid, _ = attackable(classifier, images, clip)
+        fixed, known, aims = prepared(classifier, grid, labels, targets, self.batch)
+        if aims is not None and not self.targeted:
+            raise ValueError(f"{self.name} leads to any wrong class: it takes no targets")
+        done = 0
+        with reporting(len(grid), progress) as report:
+            for places, result in self._pieces(fixed, grid, known, aims, eps, seed, judge):
+                take(places, result)
+                done += len(places)
+                report(done)
 
     def check_installed(self) -> None:
         """ImportError, naming the extra, where the library that this attack calls is not there."""
@@ -189,7 +229,7 @@ class Attack(abc.ABC):
         return None
 
     @in_plain_torch
-    def _run(
+    def _whole(
         self,
         classifier: nn.Module,
         images: Tensor,
@@ -202,46 +242,55 @@ class Attack(abc.ABC):
         *,
         judge: bool,
     ) -> AttackResult:
-        self.check_installed()
-        eps = self.check_eps(eps)
-        seed = check_seed(seed)
-        check_progress(progress)
+        """All pieces, in the images' order, in the form of the images."""
+        places, pieces = [torch.zeros(0, dtype=torch.int64)], []
+
+        def take(own: Tensor, piece: AttackResult) -> None:
+            places.append(own)
+            pieces.append(piece)
+
+        self.in_pieces(
+            take,
+            classifier,
+            images,
+            labels,
+            eps,
+            seed=seed,
+            targets=targets,
+            clip=clip,
+            progress=progress,
+            judge=judge,
+        )
         grid, form = attackable(classifier, images, clip)
-        fixed, known, aims = prepared(classifier, grid, labels, targets, self.batch)
-        if aims is not None and not self.targeted:
-            raise ValueError(f"{self.name} leads to any wrong class: it takes no targets")
-
-        def attack(block: Tensor, given: Tensor | None, aims: Tensor | None) -> AttackResult:
-            x = _to_float(block)
-            clean = None
-            if given is None or judge:
-                prediction = predicted(fixed, x)
-                given = prediction if given is None else given
-                clean = prediction != given if judge else None
-            started = time.perf_counter()
-            moved, costs = self._counted(
-                fixed, x, given, 1.0 if eps is None else eps / 255.0, seed, aims, progress is True
-            )
-            seconds = time.perf_counter() - started
-            result = _settled(fixed, block, x, moved.detach(), given, clean, eps)
-            return dataclasses.replace(result, **costs, seconds=seconds)
-
-        found = join([_nothing(grid), *_by_block(attack, grid, known, aims, self.block, progress)])
+        found = join([_nothing(grid), *pieces]).ordered(torch.cat(places))
         return dataclasses.replace(found, images=form.images(found.images))
 
-    def _counted(
+    def _pieces(
         self,
-        classifier: nn.Module,
-        x: Tensor,
-        labels: Tensor,
-        eps: float,
-        seed: int,
+        classifier: FixedBatch | Defended,
+        images: Tensor,
+        labels: Tensor | None,
         targets: Tensor | None,
-        progress: bool,
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """What :meth:`perturb` gives and, from attacks that count them, its costs by the names of ``COSTS``."""
-        aims = {} if targets is None else {"targets": targets}
-        return self.perturb(classifier, x, labels, eps, seed=seed, **aims), {}
+        eps: int | None,
+        seed: int,
+        judge: bool,
+    ) -> Iterator[tuple[Tensor, AttackResult]]:
+        """Places and results of images, uint8 (N, C, H, W), as they are finished; the arguments are checked."""
+        for places in blocks(len(images), self.block):
+            block = images[places]
+            x = to_float(block)
+            given = None if labels is None else labels[places]
+            clean = None
+            if given is None or judge:
+                prediction = predicted(classifier, x)
+                given = prediction if given is None else given
+                clean = prediction != given if judge else None
+            aims = {} if targets is None else {"targets": targets[places]}
+            started = time.perf_counter()
+            moved = self.perturb(classifier, x, given, 1.0 if eps is None else eps / 255.0, seed=seed, **aims)
+            seconds = time.perf_counter() - started
+            result = settled(classifier, block, x, moved.detach(), given, clean, eps)
+            yield torch.arange(len(images))[places], dataclasses.replace(result, seconds=seconds)
 
 
 class ClippedAttack(Attack):
@@ -262,6 +311,7 @@ class ClippedAttack(Attack):
         return x + (self.find(classifier, x, labels) - x).clamp(-eps, eps)
 
     @in_plain_torch
+    @torch.no_grad()
     def unclipped(
         self,
         classifier: nn.Module,
@@ -280,15 +330,17 @@ class ClippedAttack(Attack):
         grid, _ = attackable(classifier, images, clip)
         fixed, known, _ = prepared(classifier, grid, labels, None, self.batch)
 
-        def find(block: Tensor, given: Tensor | None, _: Tensor | None) -> Tensor:
-            x = _to_float(block)
-            given = predicted(fixed, x) if given is None else given
-            return self.find(fixed, x, given).detach().float()
-
-        nothing = torch.zeros(0, *grid.shape[1:], device=grid.device)
-        return torch.cat([nothing, *_by_block(find, grid, known, None, self.block, progress)])
+        found = [torch.zeros(0, *grid.shape[1:], device=grid.device)]
+        with reporting(len(grid), progress) as report:
+            for places in blocks(len(grid), self.block):
+                x = to_float(grid[places])
+                given = predicted(fixed, x) if known is None else known[places]
+                found.append(self.find(fixed, x, given).detach().float())
+                report(places.stop)
+        return torch.cat(found)
 
     @in_plain_torch
+    @torch.no_grad()
     def clip(
         self,
         classifier: nn.Module,
@@ -309,16 +361,14 @@ class ClippedAttack(Attack):
         check_instance("found", found, Tensor)
         if found.shape != grid.shape or not found.is_floating_point():
             raise ValueError(f"expected floating images {tuple(grid.shape)}, got {found.dtype} {tuple(found.shape)}")
-        parts = iter(torch.split(found, self.block))
-
-        def settle(block: Tensor, given: Tensor | None, _: Tensor | None) -> AttackResult:
-            x = _to_float(block)
+        pieces = [_nothing(grid)]
+        for places in blocks(len(grid), self.block):
+            x = to_float(grid[places])
             prediction = predicted(fixed, x)
-            given = prediction if given is None else given
-            moved = x + (next(parts) - x).clamp(-bound / 255.0, bound / 255.0)
-            return _settled(fixed, block, x, moved, given, prediction != given, bound)
-
-        result = join([_nothing(grid), *_by_block(settle, grid, known, None, self.block, False)])
+            given = prediction if known is None else known[places]
+            moved = x + (found[places] - x).clamp(-bound / 255.0, bound / 255.0)
+            pieces.append(settled(fixed, grid[places], x, moved, given, prediction != given, bound))
+        result = join(pieces)
         return dataclasses.replace(result, images=form.images(result.images))
 
 
@@ -335,7 +385,7 @@ def prepared(
     known = {"labels": labels, "targets": targets}
     classes = None
     if len(images) and any(value is not None for value in known.values()):
-        classes = inner(_to_float(images[:1])).shape[1]
+        classes = inner(to_float(images[:1])).shape[1]
     found = {
         what: None
         if value is None
@@ -362,7 +412,7 @@ def attackable(classifier: nn.Module, images: Tensor, clip: bool) -> tuple[Tenso
     return grid_of(images, keep_device=True, clip=clip)
 
 
-def _settled(
+def settled(
     classifier: FixedBatch | Defended,
     images: Tensor,
     x: Tensor,
@@ -377,8 +427,8 @@ def _settled(
         unknown = torch.zeros(len(images), dtype=torch.bool, device=images.device)
         return AttackResult(grid, unknown, unknown, unknown, unknown)
     unrounded = predicted(classifier, moved) != labels
-    exact = torch.equal(moved, _to_float(grid))
-    nearest = unrounded if exact else predicted(classifier, _to_float(grid)) != labels
+    exact = torch.equal(moved, to_float(grid))
+    nearest = unrounded if exact else predicted(classifier, to_float(grid)) != labels
     grid, rounded = rearm(classifier, images, moved, grid, labels, eps, unrounded, nearest)
     return AttackResult(grid, clean, unrounded, nearest, rounded)
 
@@ -388,30 +438,11 @@ def _nothing(images: Tensor) -> AttackResult:
     return AttackResult(images[:0], none, none, none, none)
 
 
-def _to_float(images: Tensor) -> Tensor:
+def to_float(images: Tensor) -> Tensor:
     """uint8 images as fp32 in [0, 1]."""
     return images.contiguous().float() / 255.0
 
 
-Part = TypeVar("Part")
-
-
-@torch.no_grad()
-def _by_block(
-    function: Callable[[Tensor, Tensor | None, Tensor | None], Part],
-    images: Tensor,
-    labels: Tensor | None,
-    targets: Tensor | None,
-    size: int,
-    progress: bool | Callable[[int], None],
-) -> list[Part]:
-    """``function`` of ``size`` images at a time, their labels and their targets; none without images."""
-    parts, done = [], 0
-    with reporting(len(images), progress) as report:
-        for start in range(0, len(images), size):
-            block = images[start : start + size]
-            own = (None if values is None else values[start : start + size] for values in (labels, targets))
-            parts.append(function(block, *own))
-            done += len(block)
-            report(done)
-    return parts
+def blocks(count: int, size: int) -> list[slice]:
+    """The places of so many images, at most ``size`` at a time; none without images."""
+    return [slice(start, min(start + size, count)) for start in range(0, count, size)]

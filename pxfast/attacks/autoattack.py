@@ -33,6 +33,7 @@ class AutoAttack(Attack):
         "Croce and Hein 2020, standard version, by pyautoattack; random numbers are drawn for 128 images as a whole"
     )
     random = True
+    alone = False
 
     def __init__(self, *, version: str = "standard") -> None:
         self.version: str = check_choice("version", version, VERSIONS)

@@ -19,10 +19,10 @@ from ..adp.purifier import CPU_BATCH
 from ..base.checks import check_choice, check_count, check_flag, check_number
 from ..defences.defended import Defended
 from ..tensors.seeds import derived_seeds
-from .attack import BATCH, BLOCK
+from .attack import BATCH
+from .climb import Ascent
 from .gradients import input_gradient, loss_gradient
-from .grid_ascent import STEP, STEPS, GridAscent, Target, ascend, target_of, the_differentiable, the_scored
-from .meter import Meter
+from .grid_ascent import STEP, STEPS, GridAscent, Target, target_of, the_differentiable, the_scored
 
 TABLE_1 = "Yoon et al. 2021, Table 1"
 DRAWS = 15  # of the published BPDA + EOT against ADP
@@ -102,7 +102,6 @@ class BlindPGD(GridAscent):
         f"{TABLE_1}, 'Classifier PGD': that of Madry et al. 2018 on the classifier alone, which knows no "
         "purifier; from a uniformly random start, 40 steps of 2/255 as in the authors' code"
     )
-    block = BLOCK
 
     def __init__(
         self,
@@ -117,23 +116,21 @@ class BlindPGD(GridAscent):
         self.steps: int = check_count("steps", steps)
         self.random_start: bool = check_flag("random_start", random_start)
 
-    def climb(self, classifier: nn.Module, x: Tensor, labels: Tensor, eps: float, meter: Meter) -> Tensor:
+    def climb(self, classifier: nn.Module, image_shape: tuple[int, int, int], eps: float) -> Ascent:
+        radius = round(255.0 * eps)
         bare = classifier.classifier if isinstance(classifier, Defended) else classifier
 
         def direction(x: Tensor, labels: Tensor, seeds: Sequence[int]) -> tuple[Tensor, None]:
             return loss_gradient(bare, x, labels).sign(), None
 
-        return ascend(
-            x,
-            labels,
-            eps,
-            meter,
+        return Ascent(
             direction,
+            round(255.0 * eps),
             steps=self.steps,
             step=self.step,
             queries=0,
             gradients=1,
-            start=uniform_integers(meter.seeds, x, round(255.0 * eps)) if self.random_start else None,
+            start=(lambda seeds, x: uniform_integers(seeds, x, radius)) if self.random_start else None,
         )
 
 
@@ -169,7 +166,7 @@ class BPDA(GridAscent):
         self.steps: int = check_count("steps", steps)
         self.draws: int = check_count("draws", draws, 1)
 
-    def climb(self, classifier: nn.Module, x: Tensor, labels: Tensor, eps: float, meter: Meter) -> Tensor:
+    def climb(self, classifier: nn.Module, image_shape: tuple[int, int, int], eps: float) -> Ascent:
         target = target_of(self.name, classifier)
         runs = runs_of(target, self.draws)
 
@@ -177,12 +174,9 @@ class BPDA(GridAscent):
             gradient, logits, _ = purified_gradient(target, x, labels, seeds, runs)
             return gradient.sign(), finished(target, logits, labels)
 
-        return ascend(
-            x,
-            labels,
-            eps,
-            meter,
+        return Ascent(
             direction,
+            round(255.0 * eps),
             steps=self.steps,
             step=self.step,
             queries=runs,
@@ -244,7 +238,7 @@ class _Joint(GridAscent):
         self.at: str = check_choice("at", at, PLACES)
         self.draws: int = check_count("draws", draws, 1)
 
-    def climb(self, classifier: nn.Module, x: Tensor, labels: Tensor, eps: float, meter: Meter) -> Tensor:
+    def climb(self, classifier: nn.Module, image_shape: tuple[int, int, int], eps: float) -> Ascent:
         target = target_of(self.name, classifier)
         runs = runs_of(target, self.draws)
 
@@ -260,12 +254,9 @@ class _Joint(GridAscent):
             likelier = target.log_prob_gradient(x) if self.by_score else purified - x
             return self.weight * likelier.sign() + (1.0 - self.weight) * gradient.sign(), wrong
 
-        return ascend(
-            x,
-            labels,
-            eps,
-            meter,
+        return Ascent(
             direction,
+            round(255.0 * eps),
             steps=self.steps,
             step=self.step,
             queries=0 if self.by_score and self.at == "image" else runs,
@@ -342,7 +333,6 @@ class FullGradient(GridAscent):
         f"{TABLE_1}: the gradient of the classifier and the purifier in one, where the latter can be "
         "differentiated; averaged over 15 runs of a stochastic one, 40 steps of 2/255"
     )
-    block = BLOCK
 
     def __init__(
         self,
@@ -361,7 +351,7 @@ class FullGradient(GridAscent):
         super().check_defences(defences)
         the_differentiable(self.name, defences)
 
-    def climb(self, classifier: nn.Module, x: Tensor, labels: Tensor, eps: float, meter: Meter) -> Tensor:
+    def climb(self, classifier: nn.Module, image_shape: tuple[int, int, int], eps: float) -> Ascent:
         target = target_of(self.name, classifier)
         runs = runs_of(target, self.draws)
 
@@ -378,12 +368,9 @@ class FullGradient(GridAscent):
                 logits += found.detach().chunk(count)
             return mean(gradients).sign(), finished(target, mean(logits), labels)
 
-        return ascend(
-            x,
-            labels,
-            eps,
-            meter,
+        return Ascent(
             direction,
+            round(255.0 * eps),
             steps=self.steps,
             step=self.step,
             queries=runs,

@@ -5,7 +5,7 @@ They attack a :class:`pxfast.defences.Defended`: g(f(x)), its defences together 
 and within ±eps of the given image: steps are whole numbers of grid levels, and both projections are done in integers.
 
 Each has the options ``max_queries`` and ``max_gradients``, limits for every image, and stops before a step that would
-exceed one; what a query and a gradient are says :class:`pxfast.attacks.meter.Meter`. Random numbers, the attack's own
+exceed one; what a query and a gradient are says :class:`pxfast.attacks.climb.Climb`. Random numbers, the attack's own
 and a stochastic purifier's, come from the image and the seed alone, so that an image's result depends on no other.
 """
 
@@ -13,21 +13,24 @@ from __future__ import annotations
 
 import abc
 import dataclasses
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from ..base.checks import check_optional_count, check_steps_of_grid
-from ..base.progress import progress_of
 from ..defences.defended import Defended
 from ..defences.protocol import DifferentiablePurifier, ScoredPurifier, is_stochastic
 from ..tensors.seeds import derived_seeds, image_seeds
-from .attack import Attack, FixedBatch
-from .meter import Meter
-from .result import COSTS
+from .attack import BATCH, Attack, FixedBatch, blocks, settled, to_float
+from .climb import Climb, State, climbed
+from .gradients import predicted
+from .result import COSTS, AttackResult
 
 STEPS, STEP = 40, 2  # a step of 2 levels is 2/255, as in Table 1
+AT_ONCE = (2 * BATCH, 8 * BATCH)  # images at work on a CPU, whose engine wants no more, and on a GPU
+GROUP = 2 * BATCH  # images that arrive together
+RELEASED = BATCH  # images that are given together when they are finished, so that they fill the classifier's batches
 
 
 def names(modules: Iterable[nn.Module]) -> str:
@@ -98,60 +101,15 @@ def target_of(name: str, classifier: nn.Module) -> Target:
     return Target(name, classifier, classifier.classifier)
 
 
-Direction = Callable[[Tensor, Tensor, Sequence[int]], tuple[Tensor, Tensor | None]]
-
-
-def ascend(
-    x: Tensor,
-    labels: Tensor,
-    eps: float,
-    meter: Meter,
-    direction: Direction,
-    *,
-    steps: int,
-    step: int,
-    queries: int,
-    gradients: int,
-    start: Tensor | None = None,
-) -> Tensor:
-    """``steps`` times a step of ``step`` levels along a direction, back into the ball and into 0..255, all in integers.
-
-    x: images (N, C, H, W) in [0, 1] on the grid. direction: of images, their labels and a seed for each of them, gives
-    values in [-1, 1] of the images' shape, and which of the images the defended classifier gets wrong, bool, or None if
-    that did not come out: these are finished. A step is rounded to whole levels, halves to even. queries, gradients:
-    what a step costs; the attack ends before one that the meter does not afford. start: integers to add to x first.
-    Returns images on the grid.
-    """
-    given, radius = (255.0 * x).round().int(), round(255.0 * eps)
-    lowest, highest = (given - radius).clamp(min=0), (given + radius).clamp(max=255)
-    moved = given if start is None else given + start.to(given)
-    moved = torch.minimum(torch.maximum(moved, lowest), highest)
-    active = torch.arange(len(x), device=x.device)
-    with progress_of(steps, "step", shown=meter.progress, leave=False) as shown:
-        for number in range(steps):
-            if not len(active) or not meter.affords(active, queries, gradients):
-                break
-            seeds = derived_seeds([meter.seeds[i] for i in active.tolist()], number)
-            way, wrong = direction(moved[active].float() / 255.0, labels[active], seeds)
-            meter.spend(active, queries, gradients)
-            if wrong is not None:
-                active, way = active[~wrong], way[~wrong]
-            change = (step * way).round().int()
-            moved[active] = torch.minimum(torch.maximum(moved[active] + change, lowest[active]), highest[active])
-            shown.advance()
-    return moved.float() / 255.0
-
-
 class GridAscent(Attack):
     """An attack whose every iterate is on the grid, and which counts the queries and gradients that an image costs.
 
     Its random numbers, those of a stochastic purifier included, come from the image and the seed alone. A subclass has
-    :meth:`climb` in place of ``perturb``.
+    :meth:`climb` in place of ``perturb``. Images that are finished make room for others, whatever ``block`` says.
     """
 
     on_grid = True
     random = True
-    block = 256  # enough for a purifier's own batches even when most of the images are done
 
     def __init__(self, step: int, max_queries: int | None, max_gradients: int | None) -> None:
         self.step: int = check_steps_of_grid("step", step)
@@ -159,23 +117,65 @@ class GridAscent(Attack):
         self.max_gradients: int | None = check_optional_count("max_gradients", max_gradients)
 
     @abc.abstractmethod
-    def climb(self, classifier: nn.Module, x: Tensor, labels: Tensor, eps: float, meter: Meter) -> Tensor:
-        """The attack itself, with the arguments of :meth:`perturb`; meter: takes the costs and has the seeds."""
+    def climb(self, classifier: nn.Module, image_shape: tuple[int, int, int], eps: float) -> Climb:
+        """The attack itself: how it moves images (N, C, H, W) of shape ``image_shape`` = (C, H, W).
+
+        classifier, eps: as :meth:`perturb` takes them.
+        """
 
     def perturb(self, classifier: nn.Module, x: Tensor, labels: Tensor, eps: float = 1.0, *, seed: int = 0) -> Tensor:
-        return self._counted(classifier, x, labels, eps, seed, None, False)[0]
+        moved = torch.empty_like(x)
+        arrivals = [{"x": x, "labels": labels, "places": torch.arange(len(x), device=x.device)}] if len(x) else []
+        for state, _ in self._climbed(classifier, arrivals, x, eps, seed, 1):
+            moved[state["places"]] = state["moved"].to(x) / 255.0
+        return moved
 
-    def _counted(
+    def _climbed(
         self,
         classifier: nn.Module,
-        x: Tensor,
-        labels: Tensor,
+        arrivals: Iterable[State],
+        like: Tensor,
         eps: float,
         seed: int,
+        released: int,
+    ) -> Iterator[tuple[State, float]]:
+        """Images as they are finished, ``queries`` and ``gradients`` in their state: what each cost; and the seconds.
+
+        arrivals: images with their labels. like: images of their shape and device.
+        """
+        C, H, W = like.shape[1:]
+        climb = self.climb(classifier, (C, H, W), eps)
+        limits = ((self.max_queries, climb.queries), (self.max_gradients, climb.gradients))
+        steps = min([climb.steps, *(most // cost for most, cost in limits if most is not None and cost)])
+        seeded = ({**group, "seeds": torch.tensor(image_seeds(group["x"], seed)).to(like.device)} for group in arrivals)
+        found = climbed(climb, seeded, steps=steps, at_once=AT_ONCE[like.is_cuda], released=released)
+        for state, seconds in found:
+            yield {**state, **{cost: state["taken"] * getattr(climb, cost) for cost in COSTS}}, seconds
+
+    def _pieces(
+        self,
+        classifier: FixedBatch | Defended,
+        images: Tensor,
+        labels: Tensor | None,
         targets: Tensor | None,
-        progress: bool,
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        limits = {"max_queries": self.max_queries, "max_gradients": self.max_gradients}
-        meter = Meter(image_seeds(x, seed), **limits, progress=progress)
-        moved = self.climb(classifier, x, labels, eps, meter)
-        return moved, {name: getattr(meter, name) for name in COSTS}
+        eps: int | None,
+        seed: int,
+        judge: bool,
+    ) -> Iterator[tuple[Tensor, AttackResult]]:
+        def arrivals() -> Iterator[State]:
+            for chosen in blocks(len(images), GROUP):
+                x = to_float(images[chosen])
+                known = predicted(classifier, x) if labels is None else labels[chosen]
+                yield {"x": x, "labels": known, "places": torch.arange(len(images), device=images.device)[chosen]}
+
+        bound = 1.0 if eps is None else eps / 255.0
+        for state, seconds in self._climbed(classifier, arrivals(), images, bound, seed, RELEASED):
+            places, x, known = state["places"], state["x"], state["labels"]
+            clean = None
+            if judge:
+                clean = torch.zeros_like(known, dtype=torch.bool)
+                if labels is not None:
+                    clean = predicted(classifier, x) != known
+            result = settled(classifier, images[places], x, state["moved"].to(x) / 255.0, known, clean, eps)
+            costs = {cost: state[cost].cpu() for cost in COSTS}
+            yield places.cpu(), dataclasses.replace(result, **costs, seconds=seconds)

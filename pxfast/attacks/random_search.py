@@ -6,12 +6,10 @@ import torch
 from torch import Tensor, nn
 
 from ..base.checks import check_count
-from ..base.progress import progress_of
-from ..tensors.seeds import derived_seeds
 from .carlini_wagner import margin
+from .climb import Climb, State, rowwise, seeds_of
 from .defence_aware import finished, uniform_integers
-from .grid_ascent import GridAscent, target_of
-from .meter import Meter
+from .grid_ascent import GridAscent, Target, target_of
 
 
 class RandomSearch(GridAscent):
@@ -35,27 +33,31 @@ class RandomSearch(GridAscent):
         super().__init__(1, max_queries, max_gradients)
         self.steps: int = check_count("steps", steps)
 
+    def climb(self, classifier: nn.Module, image_shape: tuple[int, int, int], eps: float) -> _Search:
+        return _Search(target_of(self.name, classifier), round(255.0 * eps), self.steps)
+
+
+class _Search(Climb):
+    """A trial at a step. A state has ``moved``, the best so far, in whole levels kept as floats, and its ``margin``."""
+
+    def __init__(self, target: Target, radius: int, steps: int) -> None:
+        super().__init__(steps, queries=1, gradients=0)
+        self.target: Target = target
+        self.radius: int = radius
+
+    def begin(self, state: State) -> None:
+        state["moved"] = (255.0 * state["x"]).round()
+        state["margin"] = state["x"].new_full((len(state["x"]),), -torch.inf)
+
     @torch.no_grad()
-    def climb(self, classifier: nn.Module, x: Tensor, labels: Tensor, eps: float, meter: Meter) -> Tensor:
-        target = target_of(self.name, classifier)
-        given, radius = (255.0 * x).round(), round(255.0 * eps)
-        best = given.clone()
-        margins = torch.full((len(x),), -torch.inf, device=x.device)
-        active = torch.arange(len(x), device=x.device)
-        with progress_of(self.steps, "step", shown=meter.progress, leave=False) as shown:
-            for trial in range(self.steps):
-                if not len(active) or not meter.affords(active, 1, 0):
-                    break
-                seeds = [meter.seeds[i] for i in active.tolist()]
-                at = given[active]
-                if trial:
-                    at = (at + uniform_integers(derived_seeds(seeds, trial, 0), at, radius)).clamp(0.0, 255.0)
-                logits = target.classifier(target.purified(at / 255.0, derived_seeds(seeds, trial, 1)))
-                meter.spend(active, 1, 0)
-                found = -margin(logits, labels[active])
-                better = found > margins[active]
-                best[active[better]], margins[active[better]] = at[better], found[better]
-                if (wrong := finished(target, logits, labels[active])) is not None:
-                    active = active[~wrong]
-                shown.advance()
-        return best / 255.0
+    def step(self, state: State) -> Tensor | None:
+        labels, trials = state["labels"], state["taken"]
+        at = (255.0 * state["x"]).round()
+        noise = uniform_integers(seeds_of(state, trials.tolist(), 0), at, self.radius)
+        at = (at + rowwise(trials > 0) * noise).clamp(0.0, 255.0)
+        logits = self.target.classifier(self.target.purified(at / 255.0, seeds_of(state, trials.tolist(), 1)))
+        found = -margin(logits, labels)
+        better = found > state["margin"]
+        state["moved"] = torch.where(rowwise(better), at, state["moved"])
+        state["margin"] = torch.where(better, found, state["margin"])
+        return finished(self.target, logits, labels)

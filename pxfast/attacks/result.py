@@ -17,7 +17,8 @@ class AttackResult:
     result rounded to the nearest grid values; rounded: of ``images``, where perturbations that rounding had disarmed
     were stretched until they worked again.
 
-    queries, gradients: int64 (N,), what each image cost, as :class:`Meter` has it; None where the attack counts none.
+    queries, gradients: int64 (N,), what each image cost, as
+    :class:`pxfast.attacks.climb.Climb` counts them; None where the attack counts none.
     seconds: spent on the attack itself, without the judging.
     """
 
@@ -33,6 +34,16 @@ class AttackResult:
     def rates(self) -> dict[str, float]:
         """The fractions in [0, 1] of images that are misclassified, by stage; NaN without images."""
         return {stage: float(getattr(self, stage).double().mean()) for stage in STAGES}
+
+    def ordered(self, places: Tensor) -> AttackResult:
+        """The same images in the order of their places: int64 (N,), on the CPU, each of 0..N - 1 once."""
+        order = places.argsort()
+
+        def chosen(values: Tensor | None) -> Tensor | None:
+            return None if values is None else values[order.to(values.device)]
+
+        tensors = {name: chosen(getattr(self, name)) for name in ("images", *STAGES, *COSTS)}
+        return dataclasses.replace(self, **tensors)  # type: ignore[arg-type]
 
     def __str__(self) -> str:
         rates = {stage: f"{100 * rate:.1f} %" for stage, rate in self.rates().items()}

@@ -87,8 +87,8 @@ def attack_to_file(
     together with these, each with a function that writes it, of the result on the grid and a temporary path. The other
     arguments are those of :meth:`Attack.run`.
 
-    While this runs, every finished block of images is kept in the folder OUT.parts, with everything that they depend
-    on; a killed run that is started again takes them from there. They are removed once all is written; a run that was
+    While this runs, images are kept in the folder OUT.parts as they are finished, with everything that they depend on;
+    a killed run that is started again takes them from there. They are removed once all is written; a run that was
     killed in between is finished by the next one.
     Raises FileExistsError when ``out`` or its labels exist, ValueError for another suffix or when the parts are of
     another run (with ``force`` they and the files are replaced), BlockingIOError where another process writes ``out``,
@@ -110,22 +110,26 @@ def attack_to_file(
     parts = Parts(out, describe(attack, classifier, grid, labels, eps, seed))
     with published(out, kind, list(others), force=force or parts.published(outputs)) as temporary:
         parts.open(force=force)
-        results = []
         try:
-            with progress_of(len(grid), shown=progress) as shown:
-                for start in range(0, len(grid), attack.block):
-                    part = parts.folder / f"{start:08d}.safetensors"
-                    if not part.exists():
-                        chosen = slice(start, start + attack.block)
-                        given = None if labels is None else labels[chosen]
-                        write_part(attack.run(classifier, grid[chosen], given, eps, seed=seed), part)
-                    results.append(read_part(part))
-                    shown.advance(len(results[-1].images))
+            kept = [read_part(path) for path in sorted(parts.folder.glob("*.safetensors"))]
+            left = places_left(parts.folder, [places for places, _ in kept], len(grid))
+            with progress_of(len(grid), shown=progress, done=len(grid) - len(left)) as shown:
+
+                def take(chosen: Tensor, result: AttackResult) -> None:
+                    path = parts.folder / f"{sum(len(places) for places, _ in kept):08d}.safetensors"
+                    write_part(left[chosen], result, path)
+                    kept.append(read_part(path))
+                    shown.advance(len(chosen))
+
+                if len(left):
+                    given = labels if labels is None or not kept else labels[left.to(labels.device)]
+                    attack.in_pieces(take, classifier, grid[left.to(grid.device)], given, eps, seed=seed)
         except BaseException:
             if not any(parts.folder.glob("*.safetensors")):  # a wrong request leaves nothing behind
                 parts.remove()
             raise
-        joined = join(results)
+        places = torch.cat([places for places, _ in kept])
+        joined = join([result for _, result in kept]).ordered(places)
         known = torch.full((len(grid),), -1) if labels is None else labels
         write_npy(known.cpu().long().numpy(), temporary.labels)
         if kind == ".npy":
@@ -185,17 +189,19 @@ def describe(
     }
 
 
-def write_part(result: AttackResult, path: Path) -> None:
-    tensors = {name: getattr(result, name) for name in ("images", *STAGES, *COSTS)}
-    tensors = {name: tensor.cpu().contiguous() for name, tensor in tensors.items() if tensor is not None}
+def write_part(places: Tensor, result: AttackResult, path: Path) -> None:
+    """Keep images that are finished. places: theirs among all images, int64 (N,)."""
+    tensors = {"places": places, **{name: getattr(result, name) for name in ("images", *STAGES, *COSTS)}}
+    # copies: some of them may be one tensor, which the format refuses
+    tensors = {name: tensor.cpu().contiguous().clone() for name, tensor in tensors.items() if tensor is not None}
     with whole_file(path) as temporary:
         save_file(tensors, temporary, metadata={"format": PART_FORMAT, "seconds": repr(result.seconds)})
 
 
-def read_part(path: Path) -> AttackResult:
-    """A finished part, on the CPU. ValueError names the file when it is none."""
+def read_part(path: Path) -> tuple[Tensor, AttackResult]:
+    """The places of finished images and their result, on the CPU. ValueError names the file when it is none."""
     tensors, notes = read_safetensors(path, PART_FORMAT)
-    needed, seconds = {"images", *STAGES}, metadata_json(notes, "seconds", path)
+    needed, seconds = {"places", "images", *STAGES}, metadata_json(notes, "seconds", path)
     images = tensors.get("images", torch.zeros(()))
     good = needed <= tensors.keys() <= needed | set(COSTS) and images.dtype == torch.uint8 and images.ndim == 4
     for name in tensors.keys() - {"images"}:
@@ -203,7 +209,18 @@ def read_part(path: Path) -> AttackResult:
         good = good and tensors[name].dtype == dtype and tuple(tensors[name].shape) == images.shape[:1]
     if not good or not is_number(seconds):
         raise ValueError(f"{path} is no part of an attack: remove it, or the folder of parts that it is in")
-    return AttackResult(**tensors, seconds=float(seconds))
+    return tensors.pop("places"), AttackResult(**tensors, seconds=float(seconds))
+
+
+def places_left(folder: Path, kept: Sequence[Tensor], count: int) -> Tensor:
+    """Which of so many images are not among those that are kept: int64, in their order. ValueError for wrong places."""
+    places = torch.cat([torch.zeros(0, dtype=torch.int64), *kept])
+    within = bool(((places >= 0) & (places < count)).all())
+    if not within or len(places.unique()) < len(places):
+        raise ValueError(f"{folder} holds parts that are not of {count} images: remove it")
+    left = torch.ones(count, dtype=torch.bool)
+    left[places] = False
+    return left.nonzero()[:, 0]
 
 
 def library_versions() -> dict[str, str | None]:

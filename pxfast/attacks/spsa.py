@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from ..base.checks import check_count, check_steps_of_grid
 from ..tensors.seeds import derived_seeds
 from .carlini_wagner import margin
-from .grid_ascent import STEP, GridAscent, ascend, target_of
-from .meter import Meter
+from .climb import Ascent
+from .grid_ascent import STEP, GridAscent, target_of
 
 QUERIES_AT_ONCE = 512  # images that the purifier gets at once
 
@@ -60,7 +60,7 @@ class SPSA(GridAscent):
         self.pairs: int = check_count("pairs", pairs, 1)
         self.delta: int = check_steps_of_grid("delta", delta)
 
-    def climb(self, classifier: nn.Module, x: Tensor, labels: Tensor, eps: float, meter: Meter) -> Tensor:
+    def climb(self, classifier: nn.Module, image_shape: tuple[int, int, int], eps: float) -> Ascent:
         target = target_of(self.name, classifier)
 
         @torch.no_grad()
@@ -82,12 +82,9 @@ class SPSA(GridAscent):
                     total += slope[:, None, None, None] * signs[:, pair]
             return total.sign(), None
 
-        return ascend(
-            x,
-            labels,
-            eps,
-            meter,
+        return Ascent(
             direction,
+            round(255.0 * eps),
             steps=self.steps,
             step=self.step,
             queries=2 * self.pairs,

@@ -11,10 +11,9 @@ from torch import Tensor, nn
 from ..base.checks import check_number, check_optional_count
 from ..pixeldefend.purify import Purifier
 from ..pixeldefend.relaxed import RelaxedPurifier
-from .attack import BLOCK
+from .climb import Ascent
 from .gradients import input_gradient
-from .grid_ascent import GridAscent, ascend, names, target_of
-from .meter import Meter
+from .grid_ascent import GridAscent, names, target_of
 from .sign_steps import bim_steps
 
 
@@ -45,7 +44,6 @@ class UnrolledBIM(GridAscent):
         "Song et al. 2018, section 4.4: BIM on PixelDefend unrolled end to end, with RelaxedPurifier in its place; "
         "for small images, since every sub-pixel is a pass of the network that the gradient goes through"
     )
-    block = BLOCK
 
     def __init__(
         self,
@@ -63,11 +61,10 @@ class UnrolledBIM(GridAscent):
     def check_defences(self, defences: Sequence[nn.Module]) -> None:
         the_purifier(self.name, defences)
 
-    def climb(self, classifier: nn.Module, x: Tensor, labels: Tensor, eps: float, meter: Meter) -> Tensor:
+    def climb(self, classifier: nn.Module, image_shape: tuple[int, int, int], eps: float) -> Ascent:
         target = target_of(self.name, classifier)
-        C, H, W = x.shape[1:]
         purifier = the_purifier(self.name, list(target.defended.defences))
-        relaxed = RelaxedPurifier.of(purifier, (C, H, W), temperature=self.temperature)
+        relaxed = RelaxedPurifier.of(purifier, image_shape, temperature=self.temperature)
 
         def direction(x: Tensor, labels: Tensor, seeds: Sequence[int]) -> tuple[Tensor, None]:
             with torch.enable_grad():
@@ -75,12 +72,9 @@ class UnrolledBIM(GridAscent):
                 logits = target.classifier(relaxed(start))
                 return input_gradient(F.cross_entropy(logits, labels, reduction="sum"), start).sign(), None
 
-        return ascend(
-            x,
-            labels,
-            eps,
-            meter,
+        return Ascent(
             direction,
+            round(255.0 * eps),
             steps=bim_steps(round(255.0 * eps)) if self.steps is None else self.steps,
             step=self.step,
             queries=1,

@@ -1,4 +1,4 @@
-"""The referee's work: attacks made and evaluated block by block, each block kept, and the sanity checks."""
+"""The referee's work: attacks made and evaluated, what is finished kept, and the sanity checks."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ..attacks import APGDBPDA, Attack, BlindPGD, RandomSearch, find_attack
 from ..attacks.attack import fix_batches
+from ..attacks.result import AttackResult
 from ..attacks.resumable import library_versions
 from ..base.progress import Progress
 from ..defences.defended import Defended
@@ -55,7 +56,10 @@ Predicted = dict[str, Tensor]  # by attack: int64 (runs, N)
 
 
 class Judge:
-    """Makes attacks and evaluates them, block by block, each block from the store where it is there."""
+    """Makes attacks and evaluates them; what is in the store already is taken from there.
+
+    shard: images that are predicted and kept together. Attacked images are kept one by one.
+    """
 
     def __init__(
         self, store: Store, images: Tensor, labels: Tensor, eps: int, seed: int, runs: int, shard: int
@@ -127,31 +131,44 @@ class Judge:
 
     def attacked(self, target: Target, attack: Attack, eps: int, count: int) -> tuple[Tensor, dict[str, Tensor], float]:
         """The first ``count`` images, attacked, uint8; what each cost; and the seconds of that, in whichever run."""
-        entries = []
-        for start in range(0, count, self.shard):
-            chosen = slice(start, min(start + self.shard, count))
-            images, labels = self.images[chosen], self.labels[chosen]
-            recipe = {
-                **self.described(attack),
-                "stage": "referee attack",
-                "target": target.key,
-                "eps": eps,
-                "seed": self.seed,
-                "inputs": digest(images, labels),
-                "libraries": library_versions(),
-            }
-            entry = self.store.read(recipe)
-            if entry is None:
-                device = _device_of(target.module)
-                result = attack.run(target.module, images.to(device), labels, eps, seed=self.seed)
-                values = {"images": result.images, "queries": result.queries, "gradients": result.gradients}
-                entry = Entry({name: value for name, value in values.items() if value is not None}, result.seconds)
-                self.store.write(recipe, entry)
-            if self.bar is not None:
-                self.bar.advance(len(images))
-            entries.append(entry)
-        joined = {name: torch.cat([each.tensors[name].cpu() for each in entries]) for name in entries[0].tensors}
-        return joined.pop("images"), joined, sum(each.seconds for each in entries)
+        images, labels = self.images[:count], self.labels[:count]
+        groups = torch.arange(count).split(1 if attack.alone else attack.block)
+        recipe = {
+            **self.described(attack),
+            "stage": "referee attack",
+            "target": target.key,
+            "eps": eps,
+            "seed": self.seed,
+            "libraries": library_versions(),
+        }
+        recipes = [{**recipe, "inputs": digest(images[group], labels[group])} for group in groups]
+        entries = [self.store.read(each) for each in recipes]
+        missing = [number for number, entry in enumerate(entries) if entry is None]
+        self._advance(sum(len(groups[i]) for i, entry in enumerate(entries) if entry is not None))
+
+        def take(places: Tensor, result: AttackResult) -> None:
+            values = {"images": result.images, "queries": result.queries, "gradients": result.gradients}
+            for rows in torch.arange(len(places)).split(1 if attack.alone else attack.block):
+                number = missing[int(places[rows[0]]) // len(groups[0])]
+                tensors = {name: value[rows.to(value.device)] for name, value in values.items() if value is not None}
+                entry = Entry(tensors, result.seconds * len(rows) / len(places))
+                self.store.write(recipes[number], entry)
+                entries[number] = entry
+            self._advance(len(places))
+
+        if missing:
+            device, left = _device_of(target.module), torch.cat([groups[number] for number in missing])
+            given = images[left].to(device)
+            # rounding asks again where results are not on the grid
+            judged = not attack.on_grid
+            attack.in_pieces(take, target.module, given, labels[left], eps, seed=self.seed, judge=judged)
+        found = [entry for entry in entries if entry is not None]
+        joined = {name: torch.cat([each.tensors[name].cpu() for each in found]) for name in found[0].tensors}
+        return joined.pop("images"), joined, sum(each.seconds for each in found)
+
+    def _advance(self, count: int) -> None:
+        if self.bar is not None:
+            self.bar.advance(count)
 
     @torch.no_grad()
     def predicted(self, target: Target, images: Tensor) -> Tensor:

@@ -32,7 +32,7 @@ from .specification import ColumnSpecification
 from .verdict import Verdict
 
 RUNS = 10
-BLOCK = 256  # that of the attacks on defences: images that are done leave it
+BLOCK = 256  # images that are predicted and kept together
 PROTOCOL = (
     "blind-pgd",
     "bpda",
@@ -80,10 +80,10 @@ def referee(
     classifiers by name, such as an adversarially trained one, whose adversarial images are tried as well. eps: in
     0..255. runs: how often a random defence is evaluated; another one is evaluated once.
     check_images: how many of the images the sanity checks are made on, the first ones. name: of the purifier, as shown.
-    batch_size: images attacked and kept at a time. seed: of all random numbers. The rest is as in
-    :func:`pxfast.benchmark`.
+    batch_size: images predicted and kept at a time; attacked ones are kept as they are finished. seed: of all random
+    numbers. The rest is as in :func:`pxfast.benchmark`.
 
-    ``out`` keeps every finished block, so that a killed run goes on; it gets a table of the report, and the verdict in
+    ``out`` keeps what is finished, so that a killed run goes on; it gets a table of the report, and the verdict in
     ``out``/verdicts. Raises TypeError or ValueError for bad input and for a classifier or purifier that breaks its
     contract, FileNotFoundError for data that are not there, BlockingIOError where another process does the same.
     """

@@ -24,11 +24,15 @@ def image_seeds(images: Tensor, seed: int = 0) -> list[int]:
     return [image_key(image, seed) >> 65 for image in images.float()]
 
 
-def derived_seeds(seeds: Sequence[int], *numbers: int) -> list[int]:
-    """Other seeds, for the draws that ``numbers`` count: independent of each other for different seeds or numbers."""
+def derived_seeds(seeds: Sequence[int], *numbers: int | Sequence[int]) -> list[int]:
+    """Other seeds, for the draws that ``numbers`` count: independent of each other for different seeds or numbers.
+
+    numbers: each the same for all seeds, or one for each of them.
+    """
+    columns = [[number] * len(seeds) if isinstance(number, int) else number for number in numbers]
     derived = []
-    for seed in seeds:
-        text = ":".join(map(str, (seed, *numbers)))
+    for row in zip(seeds, *columns, strict=True):
+        text = ":".join(map(str, row))
         derived.append(int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little") >> 1)
     return derived
 

@@ -32,8 +32,7 @@ from pxfast.attacks import (
     UnrolledBIM,
 )
 from pxfast.attacks.attack import BATCH
-from pxfast.attacks.grid_ascent import ascend
-from pxfast.attacks.meter import Meter
+from pxfast.attacks.climb import Ascent, climbed
 from pxfast.attacks.spsa import random_signs
 from pxfast.defences import Defended, FeatureSqueezing
 from pxfast.tensors.seeds import derived_seeds, image_seeds
@@ -105,18 +104,11 @@ def test_steps_and_projections_are_exact(seed: int, eps: int, step: int, steps: 
         seen.append(x)
         return ways[len(seen) - 1], None
 
-    found = ascend(
-        images.float() / 255.0,
-        torch.zeros(3),
-        eps / 255.0,
-        Meter([1, 2, 3]),
-        direction,
-        steps=steps,
-        step=step,
-        queries=1,
-        gradients=1,
-        start=start,
-    )
+    begin = None if start is None else lambda seeds, x: start
+    climb = Ascent(direction, eps, steps=steps, step=step, queries=1, gradients=1, start=begin)
+    given = {"x": images.float() / 255.0, "labels": torch.zeros(3), "seeds": torch.tensor([1, 2, 3])}
+    ((state, _),) = climbed(climb, [given], steps=steps, at_once=3)
+    found = state["moved"] / 255.0
     expected = images if start is None else sign_step(images, start, images, eps, 1)
     for x, way in zip(seen, ways, strict=True):
         assert torch.equal(x, expected.float() / 255.0)

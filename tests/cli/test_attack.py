@@ -179,10 +179,10 @@ def test_finished_parts_are_kept_and_used(tmp_path: Path, monkeypatch) -> None:
     images, out = images_of(2 * BLOCK + 3), tmp_path / "attacked.npy"
     whole = Rand().run(FIXTURE.network, images, None, 5)
 
-    def broken(result, path):
+    def broken(places, result, path):
         if path.stem == f"{2 * BLOCK:08d}":
             raise OSError("no space left on device")
-        write_part(result, path)
+        write_part(places, result, path)
 
     write_part = resumable.write_part
     monkeypatch.setattr(resumable, "write_part", broken)
@@ -204,7 +204,7 @@ def test_finished_parts_are_kept_and_used(tmp_path: Path, monkeypatch) -> None:
         attack_to_file(Rand(), FIXTURE.network, changed, None, out, eps=5)
 
     written = []
-    monkeypatch.setattr(resumable, "write_part", lambda result, path: (written.append(path), write_part(result, path)))
+    monkeypatch.setattr(resumable, "write_part", lambda *given: (written.append(given[-1]), write_part(*given)))
     result = attack_to_file(Rand(), FIXTURE.network, images, None, out, eps=5)
     assert [path.stem for path in written] == [f"{2 * BLOCK:08d}"]
     assert torch.equal(result.images, whole.images)
@@ -236,8 +236,8 @@ from pxfast.attacks import resumable
 from cli.test_attack import images_of
 
 write_part = resumable.write_part
-def slowly(result, path):
-    write_part(result, path)
+def slowly(*given):
+    write_part(*given)
     print("written", flush=True)
     time.sleep(60)
 resumable.write_part = slowly
@@ -268,7 +268,7 @@ def test_killed_and_started_again(tmp_path: Path) -> None:
     time.sleep(0.01)
     modified = []
     write_part = resumable.write_part
-    resumable.write_part = lambda result, path: (write_part(result, path), modified.append(first.stat().st_mtime_ns))
+    resumable.write_part = lambda *given: (write_part(*given), modified.append(first.stat().st_mtime_ns))
     try:
         result = attack_to_file(Rand(), FIXTURE.network, images, None, out, eps=5)
     finally:
@@ -278,17 +278,15 @@ def test_killed_and_started_again(tmp_path: Path) -> None:
     assert np.array_equal(np.load(out), result.images.numpy())
 
 
-SLOW_BPDA = SLOW_RUN.replace("from pxfast.attacks import Rand", "from cli.test_attack import DEFENDED, Quick").replace(
+SLOW_BPDA = SLOW_RUN.replace(
+    "from pxfast.attacks import Rand",
+    "from pxfast.attacks import BPDA, grid_ascent\nfrom cli.test_attack import DEFENDED",
+).replace(
     "resumable.attack_to_file(Rand(), attack_fixture().network, images_of(BLOCK + 5), None, sys.argv[1], eps=5)",
-    "resumable.attack_to_file(Quick(steps=2), DEFENDED, images_of(12), None, sys.argv[1], eps=5)",
+    "grid_ascent.RELEASED = 8\n"
+    "resumable.attack_to_file(BPDA(steps=2), DEFENDED, images_of(12), None, sys.argv[1], eps=5)",
 )
 DEFENDED = Defended(FIXTURE.network, [Noisy()])
-
-
-class Quick(BPDA):
-    """BPDA in smaller blocks."""
-
-    block = 8
 
 
 @pytest.mark.process
@@ -298,9 +296,9 @@ def test_an_attack_through_a_random_defence_is_killed_and_goes_on(tmp_path: Path
     assert [path.stem for path in parts_path(out).glob("*.safetensors")] == [f"{0:08d}"]
     other = Defended(FIXTURE.network, [Noisy(0.2)])
     with pytest.raises(ValueError, match=r"other settings \(classifier\)"):
-        attack_to_file(Quick(steps=2), other, images_of(12), None, out, eps=5)
+        attack_to_file(BPDA(steps=2), other, images_of(12), None, out, eps=5)
     asked = len(DEFENDED.defences[0].calls)
-    result = attack_to_file(Quick(steps=2), DEFENDED, images_of(12), None, out, eps=5)
+    result = attack_to_file(BPDA(steps=2), DEFENDED, images_of(12), None, out, eps=5)
     rest = images_of(12)[8:].float() / 255
     for seen in torch.cat([x for x, _, _ in DEFENDED.defences[0].calls[asked:]]):
         assert ((rest - seen).abs().amax((1, 2, 3)) < 5.5 / 255).any()

@@ -189,7 +189,8 @@ def training_kinds(folder: Path) -> list[Kind]:
 
 def attack_kinds(folder: Path) -> list[Kind]:
     images, wrong = real_images(1, (8, 8), 3), torch.tensor([True, False, True])
-    write_part(AttackResult(images, *(wrong.clone() for _ in range(4)), seconds=0.5), folder / "part.safetensors")
+    result = AttackResult(images, *(wrong.clone() for _ in range(4)), seconds=0.5)
+    write_part(torch.arange(3), result, folder / "part.safetensors")
     parts = Parts(folder / "attack.npy", {"attack": "fgsm", "eps": 8, "options": {}})
     parts.open(force=False)
     parts.promise([folder / "part.safetensors"])
