@@ -68,6 +68,7 @@ def test_on_x86_only_the_files_of_an_instruction_set_may_use_it():
         assert ("-mavx512f" in machine) == source.startswith("isa_avx512"), f"{source}: {machine}"
 
 
+@pytest.mark.compile
 @pytest.mark.parametrize(("tools", "machine"), [("", platform.machine()), ("aarch64-linux-gnu-", "aarch64")])
 def test_the_builds_of_an_instruction_set_share_no_function(tools, machine, tmp_path):
     """The linker keeps one copy of a shared function, and it might be the one that an older machine can't run."""
