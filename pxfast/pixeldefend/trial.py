@@ -13,6 +13,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,6 +27,7 @@ from ..kernels.trust import LIKELIHOOD, UNTRIED, WRONG
 from ..pixelcnn.heads import HEADS, LogisticHead, make_head
 from ..pixelcnn.network import PixelCNN
 from ..pixelcnn.shipped import load
+from .cells import cells, shifts
 from .verify import verify
 
 # shipped models and precisions that are tried (None: the engine's best); images decoded together, which fill no tile of
@@ -34,6 +36,7 @@ CASES = (("fashion-mnist", None), ("fashion-mnist", "fp32"), ("cifar10", None))
 IMAGES = 21
 JUDGED = (0, 0.5, 1)
 EPS = 16
+WIDTH = 64  # grey levels, of the cells that images are purified within too: ranges that lie otherwise for each value
 # nats: a sound engine's largest regret is 0 in fp32, and in bf16 0.08 on the CPU and 0.2 on a GPU. The mean that
 # verify allows would let several wrong values of an image pass.
 LARGEST_REGRET = {"fp32": 1e-2, "bf16": 0.4}
@@ -71,6 +74,8 @@ def judge_decode(
 ) -> str | None:
     """What is wrong with a decode of images (N, C, H, W) uint8, of which some are verified; None where nothing is.
 
+    They are decoded within ±EPS, and within cells of WIDTH grey levels.
+
     ways: plans that may change no bit of any image, nor may an image's batch. settings: of the decode; with each way
     its ``wgmma`` is used. largest: a regret in nats that no sub-pixel may exceed.
     """
@@ -80,11 +85,16 @@ def judge_decode(
     if not torch.equal(alone, together[-1:]):
         return f"an image alone does not become what it becomes among {len(images)}"
     judged = [round(part * (len(images) - 1)) for part in JUDGED]
-    found = verify(images[judged], together[judged], EPS, model=model, precision=precision)
-    if not found.passed:
-        return str(found)
-    if not found.max_regret <= largest:
-        return f"a regret of {found.max_regret:.2g} nats is more than {largest:g}: {found}"
+    C, H, W = images.shape[1:]
+    ends = cells(images, WIDTH, shifts((C, H, W), WIDTH))
+    ranged = decode(schedule, images, Greedy(within=ends), precision=precision, settings=settings)
+    own: tuple[dict[str, Any], ...] = {"eps": EPS}, {"within": (ends[0][judged], ends[1][judged])}
+    for decoded, bounds in zip((together, ranged), own, strict=True):
+        found = verify(images[judged], decoded[judged], model=model, precision=precision, **bounds)
+        if not found.passed:
+            return str(found)
+        if not found.max_regret <= largest:
+            return f"a regret of {found.max_regret:.2g} nats is more than {largest:g}: {found}"
     for way in ways:
         plan = dataclasses.replace(way, wgmma=settings.wgmma)
         other = decode(schedule, images, Greedy(EPS), precision=precision, settings=plan)

@@ -10,6 +10,7 @@ import torch
 from support.helpers import plain_mixture_log_prob
 
 from pxfast.engines import compiled, cpu, cuda_plans
+from pxfast.engines.choosers import Greedy
 from pxfast.engines.registry import ENGINES
 from pxfast.engines.settings import DEFAULTS, DecodeSettings
 from pxfast.kernels import trust
@@ -48,6 +49,18 @@ def a_few_values_are_wrong(schedule, images, chooser, **options):
     result = cpu.decode(schedule, images, chooser, **options)
     result[-1, 0, -1, -3:] = (images[-1, 0, -1, -3:].int() + 16).clamp(max=255).to(torch.uint8)
     return result
+
+
+def ranges_are_ignored(schedule, images, chooser, **options):
+    """An engine that knows ±eps alone."""
+    chooser = Greedy(16) if chooser.within is not None else chooser
+    return cpu.decode(schedule, images, chooser, **options)
+
+
+def test_an_engine_that_ignores_ranges_is_found():
+    found = trial.judge_engine(engine_of(ranges_are_ignored), CASES, 4)
+    assert found is not None
+    assert "NOT within the ranges" in found
 
 
 def nothing_done(schedule, images, chooser, **options):
