@@ -308,7 +308,9 @@ def train_classifier(
         with phase(f"reading {name}", f"reading {name}", shown=progress):
             images, labels = load_dataset(dataset, root, train=True)
             test_images, test_labels = load_dataset(dataset, root, train=False)
-        start = None if settings.start is None else load_classifier(settings.start)
+        start = None
+        if settings.start is not None and not (files.resumed and preparation is None):  # a resumed run needs it no more
+            start = load_classifier(settings.start)
         if preparation is not None:
             images, labels = preparation.training(images, labels, start)
         before = files.checkpoint if files.resumed else None

@@ -349,3 +349,12 @@ def test_command(small_data, tmp_path, monkeypatch, capsys) -> None:
     assert (settings["defence"], settings["delta"], settings["max_shift"]) == ("fgsm", 25.0, 2)
     assert not settings["horizontal_flips"]
     assert notes["steps"] == 2
+
+
+def test_a_resumed_run_needs_no_file_to_start_from(small_data, model: Classifier, tmp_path) -> None:
+    training.save_classifier(model, tmp_path / "start.safetensors")
+    settings = dataclasses.replace(SETTINGS, start=str(tmp_path / "start.safetensors"))
+    found = train(tmp_path / "a.safetensors", settings=settings)
+    (tmp_path / "start.safetensors").unlink()
+    again = train(tmp_path / "a.safetensors", settings=settings, resume=True)
+    assert all(map(torch.equal, found.state_dict().values(), again.state_dict().values()))
