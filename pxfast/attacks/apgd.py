@@ -88,8 +88,9 @@ class _Climb(Climb):
     """
 
     def __init__(self, target: Target, radius: int, steps: int, losses: list[str], draws: int) -> None:
-        super().__init__(steps * len(losses), queries=draws, gradients=draws)
+        super().__init__(steps * len(losses), queries=draws * target.views, gradients=draws * target.views)
         self.target: Target = target
+        self.draws: int = draws
         self.radius: int = radius
         self.length: int = steps
         self.checkpoints: list[int] = checkpoints(steps)
@@ -135,7 +136,7 @@ class _Climb(Climb):
             return self._losses(logits, labels, dlr.repeat(len(logits) // len(dlr)))
 
         at, seeds = state["now"], seeds_of(state, runs, numbers)
-        gradient, logits, _ = purified_gradient(self.target, at / 255.0, labels, seeds, self.queries, losses)
+        gradient, logits, _ = purified_gradient(self.target, at / 255.0, labels, seeds, self.draws, losses)
         margin_now = -margin(logits, labels)
         _keep(state, margin_now > state["margin"], moved=at, margin=margin_now)
         slope, found = gradient.sign(), losses(logits, labels)

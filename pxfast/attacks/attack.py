@@ -56,9 +56,7 @@ class FixedBatch(nn.Module):
 def fix_batches(classifier: nn.Module, size: int) -> FixedBatch | Defended:
     """The classifier in batches of one size. Its purifiers depend on no batch, and get all images at once."""
     if isinstance(classifier, Defended):
-        return Defended(
-            FixedBatch(classifier.classifier, size), classifier.defences, seed=classifier.seed, clip=classifier.clip
-        )
+        return classifier.around(FixedBatch(classifier.classifier, size))
     return FixedBatch(classifier, size)
 
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ..adp.purifier import CPU_BATCH
 from ..base.checks import check_choice, check_count, check_flag, check_number
-from ..defences.defended import Defended
+from ..defences.defended import Defended, averaged
 from ..tensors.seeds import derived_seeds
 from .attack import BATCH
 from .climb import Ascent
@@ -30,7 +30,7 @@ PLACES = ("image", "purified")
 
 
 def runs_of(target: Target, draws: int) -> int:
-    """How often f is run at a step: ``draws`` times if it is stochastic."""
+    """How often f is run at a step, for each view: ``draws`` times if it is stochastic."""
     return draws if target.stochastic else 1
 
 
@@ -60,19 +60,33 @@ def purified_gradient(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """BPDA's gradient, that of g's loss at f(x); g(f(x)); f(x). All averaged over so many runs of f.
 
-    loss: of logits (N, classes) and labels (N,), for each image, (N,).
+    Of several views the gradient is the sum of those at each. loss: of logits (N, classes) and labels (N,), for each
+    image, (N,).
     """
     purified = target.draws(x, seeds, runs)
+    views = target.views
     gradients: list[Tensor] = []
     logits: list[Tensor] = []
-    for first, count in groups(runs, BATCH // len(x)):
+    for first, count in groups(runs, BATCH // (views * len(x))):
         with torch.enable_grad():
-            at = torch.cat(purified[first : first + count]).detach().requires_grad_()
-            found = target.classifier(at)
+            at = torch.cat(purified[views * first : views * (first + count)]).detach().requires_grad_()
+            found = seen_together(target.classifier(at), count, views)
             gradient = input_gradient(loss(found, labels.repeat(count)).sum(), at)
-        gradients += gradient.chunk(count)
+        gradients += [sum_of(run.chunk(views)) for run in gradient.chunk(count)]
         logits += found.detach().chunk(count)
     return mean(gradients), mean(logits), mean(purified)
+
+
+def seen_together(logits: Tensor, runs: int, views: int) -> Tensor:
+    """The logits of images of which each run has so many views, (runs * views * N, classes) to (runs * N, classes)."""
+    if views == 1:
+        return logits
+    return torch.cat([averaged(run.chunk(views)) for run in logits.chunk(runs)])
+
+
+def sum_of(tensors: Sequence[Tensor]) -> Tensor:
+    """The sum of tensors of one shape; a single one as it is."""
+    return tensors[0] if len(tensors) == 1 else torch.stack(list(tensors)).sum(dim=0)
 
 
 def finished(target: Target, logits: Tensor, labels: Tensor) -> Tensor | None:
@@ -179,8 +193,8 @@ class BPDA(GridAscent):
             round(255.0 * eps),
             steps=self.steps,
             step=self.step,
-            queries=runs,
-            gradients=runs,
+            queries=runs * target.views,
+            gradients=runs * target.views,
         )
 
 
@@ -259,8 +273,8 @@ class _Joint(GridAscent):
             round(255.0 * eps),
             steps=self.steps,
             step=self.step,
-            queries=0 if self.by_score and self.at == "image" else runs,
-            gradients=(runs if self.at == "purified" else 1) + self.by_score,
+            queries=0 if self.by_score and self.at == "image" else runs * target.views,
+            gradients=(runs * target.views if self.at == "purified" else 1) + self.by_score,
         )
 
 
@@ -362,7 +376,7 @@ class FullGradient(GridAscent):
                 own = [seed for run in range(first, first + count) for seed in derived_seeds(seeds, run)]
                 with torch.enable_grad():
                     start = x.repeat(count, 1, 1, 1).requires_grad_()
-                    found = target.classifier(target.differentiate(start, own))
+                    found = averaged([target.classifier(view) for view in target.differentiate(start, own)])
                     loss = F.cross_entropy(found, labels.repeat(count), reduction="sum")
                     gradients += input_gradient(loss, start).chunk(count)
                 logits += found.detach().chunk(count)
@@ -373,6 +387,6 @@ class FullGradient(GridAscent):
             round(255.0 * eps),
             steps=self.steps,
             step=self.step,
-            queries=runs,
-            gradients=runs,
+            queries=runs * target.views,
+            gradients=runs * target.views,
         )

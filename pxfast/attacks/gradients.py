@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -40,7 +42,7 @@ def differentiable(logits: Tensor) -> Tensor:
     return logits
 
 
-def loss_gradient(classifier: nn.Module, x: Tensor, labels: Tensor) -> Tensor:
+def loss_gradient(classifier: Callable[[Tensor], Tensor], x: Tensor, labels: Tensor) -> Tensor:
     """The gradient of the cross-entropy, summed over the batch so that no image's depends on the batch's size.
 
     x: floating (N, C, H, W). labels: int64 (N,). Returns a tensor of x's shape.

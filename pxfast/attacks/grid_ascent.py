@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from ..base.checks import check_optional_count, check_steps_of_grid
-from ..defences.defended import Defended
+from ..defences.defended import Defended, averaged
 from ..defences.protocol import DifferentiablePurifier, ScoredPurifier, is_stochastic
 from ..tensors.seeds import derived_seeds, image_seeds
 from .attack import BATCH, Attack, FixedBatch, blocks, settled, to_float
@@ -57,36 +57,55 @@ def the_differentiable(name: str, defences: Sequence[nn.Module]) -> list[Differe
 
 @dataclasses.dataclass(frozen=True)
 class Target:
-    """A defended classifier taken apart: the purifier f and the classifier g behind it."""
+    """A defended classifier taken apart: the purifier f and the classifier g behind it, and of how many views.
+
+    What is said of f(x) is said of each view: a list of them has the views of a run one after the other.
+    """
 
     name: str
     defended: Defended
-    classifier: nn.Module
 
     @property
     def stochastic(self) -> bool:
         """Whether f is random."""
         return bool(self.defended.runs)
 
+    @property
+    def views(self) -> int:
+        """How many views of an image g sees."""
+        return self.defended.view_count
+
+    def classifier(self, purified: Tensor) -> Tensor:
+        """g's logits (N, classes) of one view."""
+        return self.defended.classify(purified)
+
     @torch.no_grad()
-    def purified(self, x: Tensor, seeds: Sequence[int]) -> Tensor:
-        """f(x), one run of it: floating images (N, C, H, W) in [0, 1]."""
-        return self.defended.defend(x, seeds)
+    def logits(self, x: Tensor, seeds: Sequence[int]) -> Tensor:
+        """g(f(x)), one run of it: (N, classes)."""
+        (seen,) = self.defended.seen_draws(x, [seeds])
+        return averaged([self.classifier(view) for view in seen])
 
     @torch.no_grad()
     def draws(self, x: Tensor, seeds: Sequence[int], runs: int) -> list[Tensor]:
-        """f(x) so many times, each of seeds of its own: what :meth:`purified` gives for each."""
-        return list(self.defended.draws(x, [derived_seeds(seeds, run) for run in range(runs)]))
+        """f(x) so many times, each of seeds of its own: floating images (N, C, H, W) in [0, 1]."""
+        each = self.defended.seen_draws(x, [derived_seeds(seeds, run) for run in range(runs)])
+        return [view for seen in each for view in seen]
 
     def log_prob_gradient(self, x: Tensor) -> Tensor:
         """The score of the only defence, at x. ValueError unless there is one such."""
         return the_scored(self.name, list(self.defended.defences)).log_prob_gradient(x).detach()
 
-    def differentiate(self, x: Tensor, seeds: Sequence[int]) -> Tensor:
+    def differentiate(self, x: Tensor, seeds: Sequence[int]) -> tuple[Tensor, ...]:
         """f(x) with its own gradient. ValueError where a defence has none."""
-        for place, defence in enumerate(the_differentiable(self.name, list(self.defended.defences))):
-            x = defence.differentiate(x, derived_seeds(seeds, place) if is_stochastic(defence) else seeds)
-        return x
+        defences = the_differentiable(self.name, list(self.defended.defences))
+        own = list(seeds) * self.views
+
+        def purify(x: Tensor) -> Tensor:
+            for place, defence in enumerate(defences):
+                x = defence.differentiate(x, derived_seeds(own, place) if is_stochastic(defence) else own)
+            return x
+
+        return self.defended.seen(x, purify)
 
 
 def target_of(name: str, classifier: nn.Module) -> Target:
@@ -98,7 +117,7 @@ def target_of(name: str, classifier: nn.Module) -> Target:
             f"{name} attacks a purifier and the classifier behind it: expected a pxfast.defences.Defended with at "
             f"least one defence, got a {names([given])} without any"
         )
-    return Target(name, classifier, classifier.classifier)
+    return Target(name, classifier)
 
 
 class GridAscent(Attack):

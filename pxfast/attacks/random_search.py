@@ -41,7 +41,7 @@ class _Search(Climb):
     """A trial at a step. A state has ``moved``, the best so far, in whole levels kept as floats, and its ``margin``."""
 
     def __init__(self, target: Target, radius: int, steps: int) -> None:
-        super().__init__(steps, queries=1, gradients=0)
+        super().__init__(steps, queries=target.views, gradients=0)
         self.target: Target = target
         self.radius: int = radius
 
@@ -55,7 +55,7 @@ class _Search(Climb):
         at = (255.0 * state["x"]).round()
         noise = uniform_integers(seeds_of(state, trials.tolist(), 0), at, self.radius)
         at = (at + rowwise(trials > 0) * noise).clamp(0.0, 255.0)
-        logits = self.target.classifier(self.target.purified(at / 255.0, seeds_of(state, trials.tolist(), 1)))
+        logits = self.target.logits(at / 255.0, seeds_of(state, trials.tolist(), 1))
         found = -margin(logits, labels)
         better = found > state["margin"]
         state["moved"] = torch.where(rowwise(better), at, state["moved"])

@@ -75,7 +75,7 @@ class SPSA(GridAscent):
                 count = 2 * len(chosen)
                 asked = (levels.repeat(count, 1, 1, 1) + moves).clamp(0.0, 255.0) / 255.0
                 own = [seed for pair in chosen for side in (1, 2) for seed in derived_seeds(seeds, pair, side)]
-                logits = target.classifier(target.purified(asked, own))
+                logits = target.logits(asked, own)
                 losses = -margin(logits, labels.repeat(count)).reshape(len(chosen), 2, len(x))
                 slopes = (losses[:, 0] - losses[:, 1]) / (2.0 * self.delta)
                 for slope, pair in zip(slopes, chosen, strict=True):
@@ -87,6 +87,6 @@ class SPSA(GridAscent):
             round(255.0 * eps),
             steps=self.steps,
             step=self.step,
-            queries=2 * self.pairs,
+            queries=2 * self.pairs * target.views,
             gradients=0,
         )

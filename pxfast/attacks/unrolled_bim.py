@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..base.checks import check_number, check_optional_count
+from ..defences.defended import averaged
 from ..pixeldefend.purify import Purifier
 from ..pixeldefend.relaxed import RelaxedPurifier
 from .climb import Ascent
@@ -69,7 +70,7 @@ class UnrolledBIM(GridAscent):
         def direction(x: Tensor, labels: Tensor, seeds: Sequence[int]) -> tuple[Tensor, None]:
             with torch.enable_grad():
                 start = x.detach().requires_grad_()
-                logits = target.classifier(relaxed(start))
+                logits = averaged([target.classifier(view) for view in target.defended.seen(start, relaxed)])
                 return input_gradient(F.cross_entropy(logits, labels, reduction="sum"), start).sign(), None
 
         return Ascent(
@@ -77,6 +78,6 @@ class UnrolledBIM(GridAscent):
             round(255.0 * eps),
             steps=bim_steps(round(255.0 * eps)) if self.steps is None else self.steps,
             step=self.step,
-            queries=1,
-            gradients=1,
+            queries=target.views,
+            gradients=target.views,
         )

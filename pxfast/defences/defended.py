@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from ..base.checks import check_flag, check_seed, check_seeds
+from ..base.checks import check_choice, check_flag, check_seed, check_seeds
 from ..base.records import shown
 from ..data.images import TORCH_DTYPES, clipped
 from ..tensors.floating import floating_type, in_type_of
@@ -17,6 +18,14 @@ from ..tensors.seeds import derived_seeds, image_seeds
 from .protocol import is_stochastic
 
 DRAWN_AT_ONCE = 512  # images that a random purifier gets at once
+VIEWS = ("one", "flip")
+
+
+def averaged(logits: Sequence[Tensor]) -> Tensor:
+    """The logarithm of the mean of the probabilities that several logits (N, classes) give; a single one as it is."""
+    if len(logits) == 1:
+        return logits[0]
+    return torch.stack([each.log_softmax(dim=1) for each in logits]).logsumexp(dim=0) - math.log(len(logits))
 
 
 class Defended(nn.Module):
@@ -39,8 +48,13 @@ class Defended(nn.Module):
     Where a defence is stochastic (see :mod:`pxfast.defences.protocol`), the logits are the mean over as many draws as
     it asks for. Their random numbers depend on the image's own values and on ``seed``, 0 to
     2^63 - 1, so that the logits of an image do not depend on its batch.
+
+    views: 'one', or 'flip': an image and its mirror image go through the defences, the classifier sees both as they
+    are and mirrored, and the logits are the logarithm of the mean of the four probabilities. It doubles the work. An
+    attack that knows the defences knows the views.
+
     Raises TypeError when one of the parts is no module, or a stochastic one lacks what such need, and TypeError or
-    ValueError for another seed.
+    ValueError for another seed or other views.
     """
 
     if TYPE_CHECKING:
@@ -48,7 +62,13 @@ class Defended(nn.Module):
         def __call__(self, images: Tensor) -> Tensor: ...
 
     def __init__(
-        self, classifier: nn.Module, defences: Iterable[nn.Module] = (), *, seed: int = 0, clip: bool = False
+        self,
+        classifier: nn.Module,
+        defences: Iterable[nn.Module] = (),
+        *,
+        seed: int = 0,
+        clip: bool = False,
+        views: str = "one",
     ) -> None:
         super().__init__()
         expected = "expected a classifier and a list of defences, all nn.Module"
@@ -63,11 +83,17 @@ class Defended(nn.Module):
         self.classifier = classifier
         self.seed: int = check_seed(seed)
         self.clip: bool = check_flag("clip", clip)
+        self.views: str = check_choice("views", views, VIEWS)
         self.training: bool = classifier.training  # the parts themselves keep their modes
         self.defences.training = classifier.training
 
+    def around(self, classifier: nn.Module, seed: int | None = None) -> Defended:
+        """The same defences and settings in front of another classifier. seed: None: this one's."""
+        seed = self.seed if seed is None else seed
+        return Defended(classifier, self.defences, seed=seed, clip=self.clip, views=self.views)
+
     def defend(self, images: Tensor, seeds: Sequence[int] | None = None) -> Tensor:
-        """What the defences make of the images: floating (N, C, H, W) in [0, 1].
+        """What the defences make of the images: floating (N, C, H, W) in [0, 1]; of several views the first.
 
         seeds: of the stochastic defences' random numbers, an integer in 0..2^63 - 1 for each image; None: the first
         of the draws over which the logits are averaged.
@@ -100,29 +126,66 @@ class Defended(nn.Module):
                 drawn = defence.draw(drawn, derived_seeds(given, place)) if is_stochastic(defence) else defence(drawn)
             yield from reversed(drawn.chunk(len(group)) if len(x) else [drawn] * len(group))
 
-    def classify(self, defended: Tensor) -> Tensor:
-        """The classifier's logits (N, classes) of defended images: floating (N, C, H, W) in [0, 1], of any type.
+    def seen(self, images: Tensor, purify: Callable[[Tensor], Tensor]) -> tuple[Tensor, ...]:
+        """The views of floating images that ``purify`` gives in the place of the defences.
 
-        They are brought to the type of the classifier's weights, if these are of one.
+        A view is turned as the images are, and the first one is that of the images as they are. All of them are one
+        batch of ``purify``.
         """
-        logits: Tensor = self.classifier(in_type_of(self.classifier, defended))
-        return logits
+        return self._turned_back(purify(self._oriented(images)), len(images))
+
+    def seen_draws(self, images: Tensor, seeds: Sequence[Sequence[int]]) -> Iterator[tuple[Tensor, ...]]:
+        """The views with each of several lists of seeds, in their order, as :meth:`draws` gives the first ones.
+
+        All views of an image have the same random numbers.
+        """
+        x = self._floating(images)
+        for drawn in self.draws(self._oriented(x), [list(given) * self.view_count for given in seeds]):
+            yield self._turned_back(drawn, len(x))
+
+    @property
+    def view_count(self) -> int:
+        """How many views of an image go through the defences."""
+        return 2 if self.views == "flip" else 1
+
+    def _oriented(self, x: Tensor) -> Tensor:
+        """The views of the images before the defences, one after the other in one batch."""
+        return torch.cat([x, x.flip(3)]) if self.views == "flip" else x
+
+    def _turned_back(self, defended: Tensor, count: int) -> tuple[Tensor, ...]:
+        """The views of ``count`` images, which are one batch, turned as the images are."""
+        if self.views == "flip":
+            return defended[:count], defended[count:].flip(3)
+        return (defended,)
+
+    def classify(self, defended: Tensor) -> Tensor:
+        """The classifier's logits (N, classes) of defended images, or of one view of them: floating (N, C, H, W) in
+        [0, 1], of any type.
+
+        They are brought to the type of the classifier's weights, if these are of one. Where there are several views,
+        the logits are those of the mean probability of the images and their mirror images.
+        """
+        x = in_type_of(self.classifier, defended)
+        if self.views == "one":
+            logits: Tensor = self.classifier(x)
+            return logits
+        return averaged([self.classifier(x), self.classifier(x.flip(3))])
 
     def forward(self, images: Tensor) -> Tensor:
-        if not self.runs:
-            return self.classify(self.defend(images))
         x = self._floating(images)
+        if not self.runs:
+            return averaged([self.classify(view) for view in self.seen(x, self.defences)])
         if torch.compiler.is_compiling():
             return self._compiled_mean(x)
         seeds = image_seeds(x, self.seed)
-        logits = map(self.classify, self.draws(x, [derived_seeds(seeds, run) for run in range(self.runs)]))
-        return torch.stack(list(logits)).mean(dim=0)
+        draws = self.seen_draws(x, [derived_seeds(seeds, run) for run in range(self.runs)])
+        return torch.stack([averaged([self.classify(view) for view in views]) for views in draws]).mean(dim=0)
 
     def _compiled_mean(self, x: Tensor) -> Tensor:
         """The mean of the logits for torch.compile: all draws in one batch, and their seeds as tensors."""
-        seeds = compiled_image_seeds(x, self.seed)
-        given = torch.cat([compiled_derived_seeds(seeds, run) for run in range(self.runs)])
-        drawn = torch.cat([x] * self.runs)
+        seeds, views = compiled_image_seeds(x, self.seed), self.view_count
+        given = torch.cat([compiled_derived_seeds(seeds, run) for run in range(self.runs) for _ in range(views)])
+        drawn = torch.cat([self._oriented(x)] * self.runs)
         for place, defence in enumerate(self.defences):
             if is_stochastic(defence):
                 own: Any = compiled_derived_seeds(given, place)
@@ -130,9 +193,11 @@ class Defended(nn.Module):
             else:
                 drawn = defence(drawn)
         if self.classifier.training:  # it may look at its batch
-            return torch.stack([self.classify(draw) for draw in drawn.chunk(self.runs)]).mean(dim=0)
-        logits = self.classify(drawn)
-        return logits.reshape(self.runs, len(x), *logits.shape[1:]).mean(dim=0)
+            logits = torch.cat([self.classify(view) for view in drawn.chunk(self.runs * views)])
+        else:  # which way a view is turned does not matter, since its mirror image is seen too
+            logits = self.classify(drawn)
+        runs = logits.reshape(self.runs, views, len(x), *logits.shape[1:])
+        return torch.stack([averaged(list(run)) for run in runs]).mean(dim=0)
 
     def _floating(self, images: Tensor) -> Tensor:
         """The images as floating ones. TypeError or ValueError for others than the class takes."""
@@ -148,4 +213,5 @@ class Defended(nn.Module):
 
     def extra_repr(self) -> str:
         shown = [f"seed={self.seed}"] if self.runs else []
+        shown += [f"views={self.views}"] if self.views != "one" else []
         return ", ".join([*shown, "clip=True"] if self.clip else shown)

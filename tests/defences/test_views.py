@@ -1,0 +1,157 @@
+"""Several views of an image: what the classifier sees, the mean of its probabilities, and attacks that know of it."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from support.attack_network import attack_fixture
+from support.helpers import bundled_images
+from support.small_defences import Halves, Noisy
+from torch import Tensor
+
+import pxfast
+from pxfast.attacks import ADAPTIVE, APGDBPDA, BPDA, SPSA, Attack, FullGradient, JointScore, RandomSearch, UnrolledBIM
+from pxfast.attacks.attack import fix_batches
+from pxfast.attacks.defence_aware import purified_gradient
+from pxfast.attacks.gradients import loss_gradient
+from pxfast.attacks.grid_ascent import target_of
+from pxfast.classifiers import load_classifier
+from pxfast.defences import Defended, FeatureSqueezing
+from pxfast.tensors.seeds import derived_seeds, image_seeds
+
+FIXTURE = attack_fixture()
+CHEAP = {"spsa": {"pairs": 4}, "bpda-eot": {"draws": 3}, "full-gradient": {"draws": 2}}
+
+
+def mean_probability(*logits: Tensor) -> Tensor:
+    return torch.stack([each.softmax(1) for each in logits]).mean(0)
+
+
+def test_the_mean_probability_of_an_image_and_its_mirror_image_purified_each_seen_twice() -> None:
+    images, classifier, purifier = bundled_images(3)[:2], load_classifier("cifar10"), pxfast.Purifier(16)
+    defended = Defended(classifier, [purifier], views="flip")
+    with torch.no_grad():
+        straight, mirrored = purifier(images).float() / 255, purifier(images.flip(3)).float() / 255
+        seen = [classifier(each) for each in (straight, straight.flip(3), mirrored, mirrored.flip(3))]
+        found = defended(images)
+    assert not torch.equal(straight.flip(3), mirrored)
+    torch.testing.assert_close(found.exp(), mean_probability(*seen), atol=1e-5, rtol=1e-4)
+    with torch.no_grad():
+        torch.testing.assert_close(defended(images.flip(3)), found, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(defended(images.float() / 255), found)
+        assert torch.equal(defended.defend(images), straight)
+
+
+def test_views_of_a_random_purifier_have_the_images_own_seeds() -> None:
+    purifier = Noisy(runs=3)
+    defended = Defended(FIXTURE.network, [FeatureSqueezing(), purifier], seed=4, views="flip")
+    logits = defended(FIXTURE.x)
+    draws = purifier.draws(16)
+    assert len(draws) == 3
+    runs = []
+    for _, seeds, drawn in draws:
+        assert seeds[:8] == seeds[8:]
+        straight, mirrored = drawn.chunk(2)
+        seen = [FIXTURE.network(each) for each in (straight, straight.flip(3), mirrored, mirrored.flip(3))]
+        runs.append(mean_probability(*seen).log())
+    torch.testing.assert_close(logits, torch.stack(runs).mean(0))
+    torch.testing.assert_close(defended(FIXTURE.x[5:6])[0], logits[5])
+
+
+def test_one_view_is_as_before_and_others_are_refused() -> None:
+    plain, one = Defended(FIXTURE.network, [Halves()]), Defended(FIXTURE.network, [Halves()], views="one")
+    assert torch.equal(plain(FIXTURE.x), one(FIXTURE.x))
+    assert torch.equal(plain(FIXTURE.x), FIXTURE.network(Halves()(FIXTURE.x)))
+    assert "views" not in repr(one)
+    assert "views=flip" in repr(Defended(FIXTURE.network, views="flip"))
+    with pytest.raises(ValueError, match="views must be one of one, flip, got 'rotate'"):
+        Defended(FIXTURE.network, views="rotate")
+    with pytest.raises(TypeError, match="views must be"):
+        Defended(FIXTURE.network, views=2)  # type: ignore[arg-type]
+
+
+def test_what_is_made_of_a_defended_classifier_has_its_views() -> None:
+    defended = Defended(FIXTURE.network, [Noisy()], seed=3, clip=True, views="flip")
+    for other in (fix_batches(defended, 4), defended.around(FIXTURE.network), copy.deepcopy(defended)):
+        assert (other.views, other.seed, other.clip) == ("flip", 3, True)
+    assert defended.around(FIXTURE.network, seed=7).seed == 7
+    torch.testing.assert_close(fix_batches(defended, 4)(FIXTURE.x), defended(FIXTURE.x))
+
+
+def test_bpda_climbs_the_gradient_of_the_whole_straight_through() -> None:
+    defended = Defended(FIXTURE.network, [Halves()], views="flip")
+    seeds = image_seeds(FIXTURE.x, 0)
+    gradient, logits, _ = purified_gradient(target_of("bpda", defended), FIXTURE.x, FIXTURE.labels, seeds, 1)
+    torch.testing.assert_close(logits, defended(FIXTURE.x))
+    torch.testing.assert_close(gradient, loss_gradient(defended, FIXTURE.x, FIXTURE.labels))
+    one = target_of("bpda", Defended(FIXTURE.network, [Halves()]))
+    assert not torch.allclose(purified_gradient(one, FIXTURE.x, FIXTURE.labels, seeds, 1)[0], gradient)
+
+
+def test_bpda_averages_the_gradients_of_a_random_purifiers_runs() -> None:
+    purifier = Noisy()
+    target = target_of("bpda", Defended(FIXTURE.network, [purifier], views="flip"))
+    seeds = image_seeds(FIXTURE.x, 0)
+    gradient, logits, _ = purified_gradient(target, FIXTURE.x, FIXTURE.labels, seeds, 3)
+    each = [
+        loss_gradient(Fixed(FIXTURE.network, purifier, derived_seeds(seeds, run)), FIXTURE.x, FIXTURE.labels)
+        for run in range(3)
+    ]
+    torch.testing.assert_close(gradient, torch.stack(each).mean(0))
+    torch.testing.assert_close(target.logits(FIXTURE.x, derived_seeds(seeds, 0)).exp().sum(1), torch.ones(8))
+    assert not torch.allclose(logits, target.logits(FIXTURE.x, derived_seeds(seeds, 0)))
+
+
+class Fixed(torch.nn.Module):
+    """The flipped views behind a random purifier of given seeds, by hand."""
+
+    def __init__(self, network: torch.nn.Module, purifier: Noisy, seeds: list[int]) -> None:
+        super().__init__()
+        self.network, self.purifier, self.seeds = network, purifier, derived_seeds(seeds, 0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        straight, mirrored = self.purifier.draw(x, self.seeds), self.purifier.draw(x.flip(3), self.seeds)
+        seen = (straight, straight.flip(3), mirrored, mirrored.flip(3))
+        return mean_probability(*map(self.network, seen)).log()
+
+
+@pytest.mark.parametrize("attack", ADAPTIVE, ids=lambda attack: attack.name)
+def test_every_attack_that_knows_the_defence_knows_its_views(attack: type[Attack], tiny_model: pxfast.PixelCNN) -> None:
+    made, x = attack(steps=3, **CHEAP.get(attack.name, {})), FIXTURE.x[:, :, :8, :8]
+    purifier: torch.nn.Module = pxfast.Purifier(16, model=tiny_model)
+    if attack is not UnrolledBIM:
+        purifier = Noisy(runs=2) if attack is FullGradient else Halves()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 5)).eval().requires_grad_(False)
+    one, flip = (Defended(network, [purifier], views=views) for views in ("one", "flip"))
+    images, labels = (x * 255).round().byte(), flip(x).argmax(1)
+    few, both = (made.run(target, images, labels, eps=20, seed=1) for target in (one, flip))
+    assert torch.equal(both.images, few.images) == (not attack.knows_defences)
+    spent, twice = (torch.stack([each.queries, each.gradients]).amax(1) for each in (few, both))
+    assert bool((twice >= spent).all())
+    purifies_nothing = not attack.knows_defences or attack is JointScore  # which asks no purifier by default
+    assert bool((twice > spent).any()) != purifies_nothing
+    alone = made(flip, images[3:4], labels[3:4], eps=20, seed=1)
+    assert torch.equal(alone[0], both.images[3])
+
+
+@pytest.mark.parametrize("attack", [BPDA(steps=20), APGDBPDA(steps=20, restarts=1)], ids=lambda each: each.name)
+def test_an_image_is_finished_when_the_mean_of_its_views_is_wrong(attack: Attack) -> None:
+    defended = Defended(FIXTURE.network, [Halves()], views="flip")
+    result = attack.run(defended, FIXTURE.images, FIXTURE.labels, eps=60)
+    wrong = defended(result.images).argmax(1) != FIXTURE.labels
+    assert torch.equal(result.rounded, wrong)
+    assert bool(wrong.any())
+    steps = result.gradients // 2
+    assert bool((steps[wrong] <= 20).all())
+
+
+def test_searches_without_gradients_count_both_views() -> None:
+    defended = Defended(FIXTURE.network, [Halves()], views="flip")
+    spent = SPSA(steps=2, pairs=3).run(defended, FIXTURE.images, FIXTURE.labels, eps=8)
+    assert spent.queries.tolist() == [2 * 2 * 3 * 2] * len(FIXTURE.images)
+    few = RandomSearch(steps=9, max_queries=4).run(defended, FIXTURE.images, FIXTURE.labels, eps=1)
+    assert int(few.queries.max()) <= 4
