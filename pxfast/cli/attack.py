@@ -23,6 +23,7 @@ from .options import (
     RootOption,
     SeedOption,
     ThreadsOption,
+    ViewsOption,
 )
 
 if TYPE_CHECKING:
@@ -38,6 +39,7 @@ def attack(
         str, typer.Option("--attack", help="fgsm, bim, pgd, bpda, spsa, ...: an unknown name lists all of them.")
     ] = "bim",
     defence: DefenceOption = None,
+    views: ViewsOption = "one",
     eps: EpsOption = None,
     root: RootOption = None,
     download: DownloadOption = False,
@@ -67,17 +69,18 @@ def attack(
     """
     from ..attacks import attack_to_file, find_attack
     from ..attacks.resumable import check_attack_output, labels_path
-    from ..base.checks import check_seed
+    from ..base.checks import check_choice, check_seed
     from ..base.machine import parse_device
     from ..classifiers import load_classifier
     from ..data.datasets import DATASETS, UNLABELLED, check_classes, fetch_dataset, image_names, load_dataset
     from ..data.image_writers import check_output
-    from ..defences import Defended
+    from ..defences.defended import VIEWS, Defended
     from .grid import SHOWN, Judges, class_names, density_of, write_grid
     from .machine import engine_on, parse_defences, use_threads
     from .output import print_json
 
     use_threads(threads)
+    check_choice("--views", views, VIEWS)
     settings = [*(option or []), *([] if steps is None else [f"steps={steps}"])]
     chosen = find_attack(name, **parse_options(name, settings))
     bound = chosen.check_eps(8 if eps is None and chosen.bounded else eps)
@@ -104,7 +107,7 @@ def attack(
     labels = None if bool((stored == UNLABELLED).all()) else stored.to(place)
     if labels is not None:
         check_classes(dataset, model.config.classes)
-    target = Defended(model, defences) if defences else model
+    target = Defended(model, defences, views=views) if defences or views != "one" else model
     judges = Judges(target, density_of(None, tuple(given.shape[1:])), class_names(network)) if grids else Judges()
 
     def draw(result: AttackResult, temporary: Path) -> None:

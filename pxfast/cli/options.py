@@ -86,6 +86,10 @@ ClassifierOption = Annotated[
 ClassifiersOption = Annotated[
     Path | None, typer.Option(help="The folder of trained classifiers; by default OUT/classifiers.")
 ]
+ViewsOption = Annotated[
+    str,
+    typer.Option(help="one, or flip: the image and its mirror image are purified, and the probabilities averaged."),
+]
 DefenceOption = Annotated[
     list[str] | None,
     typer.Option(

@@ -19,6 +19,7 @@ from pxfast.attacks.gradients import loss_gradient
 from pxfast.attacks.grid_ascent import target_of
 from pxfast.classifiers import load_classifier
 from pxfast.defences import Defended, FeatureSqueezing
+from pxfast.defences.weights import network_digest
 from pxfast.tensors.seeds import derived_seeds, image_seeds
 
 FIXTURE = attack_fixture()
@@ -77,6 +78,7 @@ def test_what_is_made_of_a_defended_classifier_has_its_views() -> None:
     for other in (fix_batches(defended, 4), defended.around(FIXTURE.network), copy.deepcopy(defended)):
         assert (other.views, other.seed, other.clip) == ("flip", 3, True)
     assert defended.around(FIXTURE.network, seed=7).seed == 7
+    assert network_digest(defended) != network_digest(Defended(FIXTURE.network, [Noisy()], seed=3, clip=True))
     torch.testing.assert_close(fix_batches(defended, 4)(FIXTURE.x), defended(FIXTURE.x))
 
 
