@@ -220,6 +220,7 @@ def _table(verdict: Verdict, columns: list[ColumnSpecification], dataset: str, d
                 names[label]: {**settings, "knows the defences": find_attack(settings["attack"]).knows_defences}
                 for label, settings in verdict.settings["attacks"].items()
             },
+            "runs": {"defended": verdict.runs, "static": 1},
             "left out": {
                 "defended": verdict.settings["left out"],
                 "static": {name: ALONE for label, name in names.items() if label not in there},

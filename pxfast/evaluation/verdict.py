@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .results import CONFIDENCE, FAILED, Cell, Check, wilson_interval
+from .results import CONFIDENCE, FAILED, Cell, Check, Row, Table, wilson_interval
 
 TEST_IMAGES = 10_000  # of the data sets
 WIDTH = 40  # of an attack's label
@@ -93,6 +93,16 @@ class Verdict:
         lines = [f"{head}{many}", "", *score_lines(self.defended)]
         lines += ["", f"{self.classifier} without the purifier", *map(_line, self.static)]
         return "\n".join([*lines, "", *check_lines(self.checks)])
+
+
+def row_scores(table: Table, row: Row) -> list[Score]:
+    """The scores of a table's row, in the order of its columns; none where the protocol has not judged it."""
+    return [
+        Score.of(column.label, cell)
+        for column in table.columns
+        for cell in table.cells
+        if (cell.row, cell.column) == (row.name, column.name) and cell.average is not None
+    ]
 
 
 def score_lines(scores: Sequence[Score]) -> list[str]:
