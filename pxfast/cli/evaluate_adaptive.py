@@ -203,7 +203,8 @@ def judged_purifier(
     """A purifier and the classifier alone. specification: whose eps, runs and number of images are taken."""
     from ..base.machine import parse_device
     from ..data.datasets import image_shape
-    from ..evaluation.referee import RUNS, referee
+    from ..evaluation.protocol import RUNS
+    from ..evaluation.referee import referee
     from ..evaluation.request import PROTOCOL
     from ..evaluation.results import read_table, table_path
     from .attack import default_classifier

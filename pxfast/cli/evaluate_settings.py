@@ -69,4 +69,4 @@ def print_table(table: Table, out: Path, *, as_json: bool) -> None:
     if as_json:
         print_json(dataclasses.asdict(table))
     else:
-        print("\n".join(filter(None, (table_text(table), report and f"\n{report}"))))
+        print(table_text(table) + ("" if report is None else f"\n{report}"))

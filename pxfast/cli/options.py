@@ -218,7 +218,10 @@ def parse_budget(text: str, what: str = "budget") -> float:
 
 
 def parse_names(text: str | None) -> list[str] | None:
-    """'a,b' as a list; None as None. Options stay with their name: 'a:b=1,c=2,d' is two. ValueError where there is none."""
+    """'a,b' as a list; None as None. Options stay with their name: 'a:b=1,c=2,d' has two.
+
+    ValueError where no name is in it.
+    """
     if text is None:
         return None
     names: list[str] = []

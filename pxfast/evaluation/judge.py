@@ -193,8 +193,11 @@ class Judge:
         return torch.cat(blocks, dim=1)
 
     def checks(self, target: Target, jobs: Sequence[Job], found: Predicted, count: int) -> tuple[Check, ...]:
-        """The sanity checks, on the first ``count`` images, after the row of these jobs, which gave ``found``."""
+        """The sanity checks, on at most ``count`` images, the first ones, after the row of these jobs, which gave
+        ``found``.
+        """
         labels = self.labels[:count]
+        count = len(labels)
         left = {label: votes_right(each[:, :count], labels) for label, each in found.items()}
         attacks = {job.label: job.attack for job in jobs if job.source is None}
         white = {

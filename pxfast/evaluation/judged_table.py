@@ -142,8 +142,9 @@ class JudgedRun(TableRun):
             "left out": absent,
             "sanity checks on": min(protocol.CHECK_IMAGES, len(prepared.images)),
             "surrogates": {name: target.key for name, target in self.sources.items()},
-            "one classifier": next(iter(prepared.classifiers.values())).key if given else None,
         }
+        if given:
+            self.settings["one classifier"] = next(iter(prepared.classifiers.values())).key
 
     def places(self, chosen: TableSpecification) -> Iterator[tuple[RowSpecification, ColumnSpecification, int | None]]:
         """The cells of the rows that can be judged."""

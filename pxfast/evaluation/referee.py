@@ -132,7 +132,7 @@ def referee(
             judge.bar = bar
             scores, found = judge.row(defended, jobs)
             without, _ = judge.row(static, alone)
-            checks = judge.checks(defended, jobs, found, min(limit, attacked))
+            checks = judge.checks(defended, jobs, found, limit)
         kept = {
             "data": digest(data.images, data.labels),
             "attacks": {job.label: judge.described(job.attack) for job in jobs},
