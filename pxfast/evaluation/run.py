@@ -59,6 +59,8 @@ def evaluate_table(
             raise ValueError(f"classifier and surrogates need a table with runs, and {specification.name} has none")
         chosen = specification.chosen(rows, columns)
     else:
+        if settings.runner != "local":
+            raise ValueError(f"the protocol runs here: runner must be 'local', got {settings.runner!r}")
         if classifier is not None:
             check_instance("classifier", classifier, nn.Module)
         specification = judged_columns(specification, columns)

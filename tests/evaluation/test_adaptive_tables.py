@@ -188,7 +188,7 @@ def test_a_second_run_computes_nothing_and_other_rows_join(world, whole, tmp_pat
     assert {cell.row for cell in one.cells} == {"none", "pixeldefend"}
     assert not one.finished
     joined = evaluate(world, tmp_path, rows=["shake", "absent"])
-    assert timeless(joined) == timeless(table)
+    assert {**timeless(joined), "models": []} == {**timeless(table), "models": []}
     assert entries(out) == before
     quicker = evaluate(world, tmp_path, rows=["pixeldefend"], columns=["bpda:steps=1"])
     assert [column.name for column in quicker.columns] == ["natural", "bpda steps 1", "strongest"]
@@ -202,7 +202,7 @@ def test_what_is_stopped_goes_on(world, whole, tmp_path, monkeypatch) -> None:
     write, written = Store.write, []
 
     def stopped(self, *arguments):
-        if len(written) == 25:
+        if len(written) == 20:
             raise KeyboardInterrupt
         written.append(1)
         return write(self, *arguments)
@@ -210,14 +210,15 @@ def test_what_is_stopped_goes_on(world, whole, tmp_path, monkeypatch) -> None:
     with monkeypatch.context() as patch:
         patch.setattr(Store, "write", stopped)
         with pytest.raises(KeyboardInterrupt):
-            evaluate(world, tmp_path)
+            evaluate(world, tmp_path, rows=["shake"])
     before = entries(tmp_path)
     cut = read_table(table_path(tmp_path, "judged"))
     assert not cut.finished
-    assert 0 < len(cut.cells) < len(table.cells)
+    assert {cell.row for cell in cut.cells} == {"none"}
     assert "The table is not finished" in table_text(cut)
     assert "Not finished." in render_report(tmp_path)
-    assert timeless(evaluate(world, tmp_path)) == timeless(table)
+    cells = timeless(evaluate(world, tmp_path, rows=["shake"]))["cells"]
+    assert cells == [cell for cell in timeless(table)["cells"] if cell["row"] in ("none", "shake")]
     assert {name: entries(tmp_path)[name] for name in before} == before
 
 
@@ -280,7 +281,7 @@ def values_of(world: World) -> dict:
         ({"attack_eps": [4, 8]}, "a table with runs needs one attack_eps, got"),
         ({"columns": lambda given: given[:-1]}, "needs one column of the strongest attack, got 0"),
         ({"columns": lambda given: given[1:]}, "needs one column of clean images, got 0"),
-        ({"columns": lambda given: [*given, {**BPDA_COLUMN, "attack": "cw-l2"}]}, "cw-l2 has no eps"),
+        ({"columns": lambda given: [*given, {**BPDA_COLUMN, "attack": "lbfgs"}]}, "lbfgs has no eps"),
         (
             {"columns": lambda given: [*given, {"name": "fgsm", "label": "FGSM", "attack": "fgsm"}]},
             "every attack but blind-pgd is on the whole row: it needs knows_defences = true",
@@ -299,14 +300,13 @@ def test_tables_that_cannot_be_judged_are_refused(world, change, words) -> None:
 def test_wrong_requests_leave_nothing(world, tmp_path) -> None:
     out = tmp_path / "out"
     with pytest.raises(ValueError, match="the protocol runs here: runner must be 'local', got 'ray'"):
-        pytest.importorskip("ray.data")
         evaluate_table(load_table(world.table), None, out, Settings(runner="ray"))
     with pytest.raises(ValueError, match="no column 'sgd'; it has: natural, .*; another attack is written bpda:steps"):
         evaluate(world, out, columns=["sgd"])
     with pytest.raises(ValueError, match="needs an attack, got the columns natural, strongest alone"):
         evaluate(world, out, columns=["natural", "strongest"])
-    with pytest.raises(ValueError, match="cw-l2 has no eps"):
-        evaluate(world, out, columns=["cw-l2:steps=3"])
+    with pytest.raises(ValueError, match="lbfgs has no eps"):
+        evaluate(world, out, columns=["lbfgs"])
     with pytest.raises(ValueError, match="the table has no row 'other'"):
         evaluate(world, out, rows=["other"])
     with pytest.raises(ValueError, match="need a table with runs, and table1 has none"):
