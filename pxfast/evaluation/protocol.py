@@ -78,8 +78,9 @@ def beside(columns: Iterable[ColumnSpecification]) -> tuple[list[ColumnSpecifica
 
 def check_labels(labels: Iterable[str]) -> None:
     """ValueError for attacks and surrogates of which two would be called the same."""
-    everything = [plain_name(label) for label in (CLEAN, STRONGEST, *labels)]
-    if twice := [label for number, label in enumerate(everything) if label in everything[:number]]:
+    everything = [CLEAN, STRONGEST, *labels]
+    names = list(map(plain_name, everything))
+    if twice := [label for number, label in enumerate(everything) if names[number] in names[:number]]:
         raise ValueError(f"expected attacks and surrogates of different names, got {twice[0]!r} twice")
 
 
