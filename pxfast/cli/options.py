@@ -222,9 +222,19 @@ def parse_budget(text: str, what: str = "budget") -> float:
 
 
 def parse_names(text: str | None) -> list[str] | None:
-    """'a,b' as a list; None as None. ValueError where no name is in it."""
-    names = None if text is None else [name.strip() for name in text.split(",") if name.strip()]
-    if names == []:
+    """'a,b' as a list; None as None. Options stay with their name: 'a:b=1,c=2,d' has two.
+
+    ValueError where no name is in it.
+    """
+    if text is None:
+        return None
+    names: list[str] = []
+    for part in filter(None, map(str.strip, text.split(","))):
+        if names and "=" in part and ":" not in part.partition("=")[0]:
+            names[-1] += f",{part}"
+        else:
+            names.append(part)
+    if not names:
         raise ValueError(f"expected names such as a,b, got {text!r}")
     return names
 

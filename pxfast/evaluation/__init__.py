@@ -7,9 +7,8 @@
 from .benchmark import BenchmarkTable
 from .preparation import Settings
 from .report import render_report, write_report
-from .results import Cell, Column, Figure, Row, Table, read_figure, read_figures, read_table, read_tables
+from .results import Cell, Check, Column, Figure, Row, Table, read_figure, read_figures, read_table, read_tables
 from .run import evaluate_table
-from .sanity import Check
 from .specification import (
     TABLES,
     ColumnSpecification,

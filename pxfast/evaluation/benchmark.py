@@ -170,9 +170,10 @@ def benchmark(
         read_tables(folder)  # a broken one would end the report, after all the work
     key = function_key(model, data.images[:FIXED_BATCH], logits, Store(folder / "store"))
     classifier = ClassifierModule(model, key, title)
-    pipeline = make_pipeline(folder, ModelFiles({}, {}, {key: model}), path, context, settings)
+    files = ModelFiles({}, density_paths(path, context), {key: model})
+    pipeline = make_pipeline(folder, files, path, context, settings)
     classifiers: dict[str, EvaluatedClassifier] = {row.name: classifier for row in rows if row.name not in missing}
-    prepared = Prepared(data.images, data.labels, classifiers, missing, path, pipeline)
+    prepared = Prepared(data.images, data.labels, classifiers, missing, path, pipeline, files)
     specification = dataclasses.replace(specification, name=f"{data.name}-{title}"[:90].rstrip() + f"-{key[:8]}")
     table = compute(specification, specification, prepared, folder, progress)
     page = renewed_report(folder) if report else None

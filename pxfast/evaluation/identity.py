@@ -25,6 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from ..base.files import file_digest
+from ..tensors.opaque import Opaque
 from ..tensors.store import digest
 from .code import code_hash
 
@@ -166,6 +167,8 @@ class _Walk:
                 self._all("hooks", value.values())
             elif name == "_compiled_call_impl":
                 self.text(str(value is None))
+            elif isinstance(module, Opaque) and name == "handle":  # how many were made before it in this process
+                continue
             elif not (isinstance(module, torch.fx.GraphModule) and name in ("_graph", "_code", "graph")):
                 self.add(value)
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Mapping
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..attacks import APGDBPDA, Attack, BlindPGD, RandomSearch, find_attack
+from ..attacks import APGDBPDA, Attack, RandomSearch, find_attack
 from ..attacks.attack import fix_batches
 from ..attacks.result import AttackResult
 from ..attacks.resumable import library_versions
@@ -23,15 +23,15 @@ from ..tensors.batches import FIXED_BATCH
 from ..tensors.store import Entry, Store, digest
 from .given import function_key
 from .pipeline import attack_code
-from .sanity import Check, compare, none_left
-from .specification import ColumnSpecification
+from .results import Check
+from .sanity import compare, none_left
 from .verdict import Score, votes_right
 
 LARGEST = 255  # an eps that bounds nothing
 FEWER = 10  # times as few steps, for the check that more steps never help a defence
 CHECK_STEPS = 100  # of random search, and of APGD without a bound
+CLEAN, STRONGEST = "Clean", "Strongest of every image"  # labels
 CHECKED = 3  # attacks that are made for the checks alone
-TRANSFER = "Transfer, undefended"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,17 +42,18 @@ class Target:
     key: str
 
 
-def label_of(column: ColumnSpecification) -> str:
-    """An attack as the verdict calls it."""
-    return TRANSFER if column.attack == BlindPGD.name else column.label
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """An attack to be made. label: as the verdict calls it. source: whose adversarial images they are; None: the
+    target's own.
+    """
+
+    label: str
+    attack: Attack
+    source: Target | None = None
 
 
-def attack_of(column: ColumnSpecification) -> Attack:
-    """The attack of a column that has one."""
-    return find_attack(str(column.attack), **column.options)
-
-
-Predicted = dict[str, Tensor]  # by attack: int64 (runs, N)
+Predicted = dict[str, Tensor]  # by label: int64 (runs, N)
 
 
 class Judge:
@@ -100,19 +101,15 @@ class Judge:
         code = attack_code(attack.name)
         return {"attack": attack.name, "options": attack.options, "code": code, "source": attack.source}
 
-    def row(
-        self, target: Target, columns: list[ColumnSpecification], surrogates: Mapping[str, Target]
-    ) -> tuple[tuple[Score, ...], Predicted]:
+    def row(self, target: Target, jobs: Sequence[Job]) -> tuple[tuple[Score, ...], Predicted]:
         """A target's scores, clean images first and the strongest attack last; and what it predicts under each."""
-        found: Predicted = {"Clean": self.predicted(target, self.images)}
+        found: Predicted = {CLEAN: self.predicted(target, self.images)}
         costs: dict[str, tuple[dict[str, Tensor], float]] = {}
-        jobs = [(label_of(column), target, attack_of(column)) for column in columns]
-        jobs += [(f"Transfer, {name}", other, BlindPGD()) for name, other in surrogates.items()]
-        for label, attacked, attack in jobs:
-            moved, cost, seconds = self.attacked(attacked, attack, self.eps, len(self.images))
-            found[label], costs[label] = self.predicted(target, moved), (cost, seconds)
+        for job in jobs:
+            moved, cost, seconds = self.attacked(job.source or target, job.attack, self.eps, len(self.images))
+            found[job.label], costs[job.label] = self.predicted(target, moved), (cost, seconds)
         scores = [self._score(label, [each], *costs.get(label, ({}, None))) for label, each in found.items()]
-        return (*scores, self._score("Strongest of every image", list(found.values()), {}, None)), found
+        return (*scores, self._score(STRONGEST, list(found.values()), {}, None)), found
 
     def _score(self, label: str, each: list[Tensor], cost: dict[str, Tensor], seconds: float | None) -> Score:
         right = torch.stack([predicted == self.labels for predicted in each])
@@ -195,13 +192,14 @@ class Judge:
             blocks.append(entry.tensors["labels"])
         return torch.cat(blocks, dim=1)
 
-    def checks(
-        self, target: Target, columns: list[ColumnSpecification], found: Predicted, count: int
-    ) -> tuple[Check, ...]:
-        """The sanity checks, on the first ``count`` images."""
+    def checks(self, target: Target, jobs: Sequence[Job], found: Predicted, count: int) -> tuple[Check, ...]:
+        """The sanity checks, on at most ``count`` images, the first ones, after the row of these jobs, which gave
+        ``found``.
+        """
         labels = self.labels[:count]
+        count = len(labels)
         left = {label: votes_right(each[:, :count], labels) for label, each in found.items()}
-        attacks = {label_of(column): attack_of(column) for column in columns}
+        attacks = {job.label: job.attack for job in jobs if job.source is None}
         white = {
             label: attack
             for label, attack in attacks.items()
@@ -223,18 +221,18 @@ class Judge:
             shorter = find_attack(attack.name, **{**attack.options, "steps": fewer})
             few = (f"{stepping} of {fewer} steps", right_under(shorter, self.eps))
             many = (f"{attack.options['steps']} steps", left[stepping])
-            checks.append(compare(name, few, many, left["Clean"]))
+            checks.append(compare(name, few, many, left[CLEAN]))
         unbounded = APGDBPDA(steps=CHECK_STEPS, restarts=1)
         checks.append(none_left("a large eps reaches 0 %", f"APGD, eps {LARGEST}", right_under(unbounded, LARGEST)))
         if white:
-            gradients = torch.stack([left[label] for label in white]).all(dim=0) & left["Clean"]
+            gradients = torch.stack([left[label] for label in white]).all(dim=0) & left[CLEAN]
             all_of_them = ("the attacks with gradients", gradients)
             searched = right_under(RandomSearch(steps=CHECK_STEPS), self.eps)
             name, random = "random search does not beat gradients", ("random search", searched)
-            checks.append(compare(name, random, all_of_them, left["Clean"]))
-            black = [label for label in left if label not in white and label != "Clean"]
+            checks.append(compare(name, random, all_of_them, left[CLEAN]))
+            black = [label for label in left if label not in white and label != CLEAN]
             checks += [
-                compare(f"black-box does not beat white-box: {label}", (label, left[label]), all_of_them, left["Clean"])
+                compare(f"black-box does not beat white-box: {label}", (label, left[label]), all_of_them, left[CLEAN])
                 for label in black
             ]
         return tuple(checks)

@@ -6,7 +6,7 @@ import dataclasses
 import os
 from pathlib import Path
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..base.checks import (
     check_count,
@@ -20,15 +20,18 @@ from ..base.checks import (
 )
 from ..base.files import check_encodable
 from ..base.machine import parse_device
-from ..data.datasets import load_dataset
+from ..classifiers.inspection import check_classifier
+from ..data.datasets import class_count, load_dataset
 from ..engines.registry import check_engine
 from ..engines.settings import DecodeSettings
 from ..pixelcnn.fingerprint import model_fingerprint
 from ..pixelcnn.shipped import SHIPPED, model_for, model_path
+from ..tensors.batches import FIXED_BATCH
 from ..tensors.store import Store
 from .classifier_needs import TRAIN_BUDGET, ClassifierNeed
 from .defences import Context
-from .networks import ClassifierFile, EvaluatedClassifier, ModelFiles
+from .given import function_key
+from .networks import ClassifierFile, ClassifierModule, EvaluatedClassifier, ModelFiles
 from .pipeline import SHARD, Pipeline
 from .runners import RUNNERS, make_runner
 from .specification import TableSpecification
@@ -82,8 +85,8 @@ class Settings:
 @dataclasses.dataclass(frozen=True)
 class Prepared:
     """What cells are computed from: images uint8 (N, C, H, W) and labels int64 (N,), the classifier of each row that
-    has one, why the others have none, the density model's file, None where no defence can have one, and the way to
-    results.
+    has one, why the others have none, the density model's file, None where no defence can have one, the way to
+    results, and where the networks lie.
     """
 
     images: Tensor
@@ -92,6 +95,7 @@ class Prepared:
     missing: dict[str, str]
     density: Path | None
     pipeline: Pipeline
+    files: ModelFiles
 
 
 def prepare(
@@ -100,8 +104,12 @@ def prepare(
     out: str | os.PathLike[str],
     settings: Settings,
     progress: bool = False,
+    given: nn.Module | None = None,
 ) -> Prepared:
-    """Load the data and find or train the classifiers. Raises ValueError or FileNotFoundError for what is not there."""
+    """Load the data and find or train the classifiers. Raises ValueError or FileNotFoundError for what is not there.
+
+    given: a classifier that all rows take instead of their own; it is tried first.
+    """
     count = specification.images if settings.images is None else settings.images
     if count < 1:
         raise ValueError(f"images must be positive, got {count}")
@@ -116,6 +124,27 @@ def prepare(
     shape = tuple(images.shape[1:])
     density = model_path(settings.model, shape)
     folder = Path(out) / "classifiers" if settings.classifiers is None else Path(settings.classifiers)
+    if given is None:
+        classifiers, missing, files = _found(specification, root, folder, shape, settings, progress)
+    else:
+        module = _tried(given, images, labels, specification.dataset, Path(out) / "store")
+        classifiers, missing = {row.name: module for row in specification.rows}, {}
+        files = ModelFiles({}, {}, {module.key: given})
+    context = make_context(density, shape, device, settings)
+    pipeline = make_pipeline(out, files, density, context, settings)
+    files = dataclasses.replace(files, densities=density_paths(density, context))
+    return Prepared(images, labels, classifiers, missing, density, pipeline, files)
+
+
+def _found(
+    specification: TableSpecification,
+    root: str | os.PathLike[str] | None,
+    folder: Path,
+    shape: tuple[int, ...],
+    settings: Settings,
+    progress: bool,
+) -> tuple[dict[str, EvaluatedClassifier], dict[str, str], ModelFiles]:
+    """The rows' classifiers from the folder, trained where they are missing; why rows have none; and their files."""
     files: dict[ClassifierNeed, ClassifierFile] = {}
     classifiers: dict[str, EvaluatedClassifier] = {}
     missing: dict[str, str] = {}
@@ -130,10 +159,14 @@ def prepare(
                 continue
             files[need] = ClassifierFile.of(path, shape, specification.dataset)
         classifiers[row.name] = files[need]
-    paths = {file.key: str(file.path) for file in files.values()}
-    context = make_context(density, shape, device, settings)
-    pipeline = make_pipeline(out, ModelFiles(paths, {}), density, context, settings)
-    return Prepared(images, labels, classifiers, missing, density, pipeline)
+    return classifiers, missing, ModelFiles({file.key: str(file.path) for file in files.values()}, {})
+
+
+def _tried(given: nn.Module, images: Tensor, labels: Tensor, dataset: str, store: Path) -> ClassifierModule:
+    """A classifier of one's own, tried on the first images."""
+    first = images[:FIXED_BATCH]
+    logits = check_classifier(given, first, labels[:FIXED_BATCH], classes=class_count(dataset))
+    return ClassifierModule(given, function_key(given, first, logits, Store(store)), type(given).__name__)
 
 
 def make_context(density: Path | None, shape: tuple[int, ...], device: str, settings: Settings) -> Context:

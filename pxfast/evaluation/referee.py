@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import nn
 
-from ..attacks import BlindPGD, find_attack
+from ..attacks import find_attack
 from ..attacks.resumable import library_versions
 from ..base.checks import check_count, check_eps, check_flag, check_instance, check_seed, check_text
 from ..base.files import claimed, made_folder, whole_file
@@ -21,29 +21,31 @@ from ..tensors.batches import FIXED_BATCH
 from ..tensors.store import Store, digest
 from . import defences as kinds
 from .given import Dataset, labelled_images, output_folder, place_of, renewed_report
-from .judge import CHECKED, Judge, attack_of, label_of
+from .judge import CLEAN, STRONGEST, Job, Judge
 from .networks import ModelFiles, Models
 from .preparation import Settings, density_paths, make_context
-from .purifier_check import check_purifier
-from .request import requested_columns, requested_rows
-from .results import NAME, Cell, Column, Row, Table, table_path, write_table
-from .run import machine
-from .specification import ColumnSpecification
-from .verdict import Verdict
-
-RUNS = 10
-BLOCK = 256  # images that are predicted and kept together
-PROTOCOL = (
-    "blind-pgd",
-    "bpda",
-    "bpda-eot",
-    "apgd-bpda",
-    "full-gradient",
-    "joint-score:at=purified",
-    "joint-full:at=purified",
-    "spsa",
+from .protocol import (
+    ALONE,
+    BLOCK,
+    CHECK_IMAGES,
+    RUNS,
+    allowed,
+    attack_of,
+    beside,
+    cell_of,
+    check_labels,
+    checking,
+    label_of,
+    rates_of,
+    transfer_label,
+    transfers,
 )
-STATIC = ("blind-pgd", "bpda", "apgd-bpda")  # those that have a meaning without a purifier
+from .purifier_check import check_purifier
+from .request import PROTOCOL, plain_name, requested_columns, requested_rows
+from .results import NAME, UNDEFENDED, Column, Row, Table, table_path, write_table
+from .specification import ColumnSpecification
+from .table_run import machine
+from .verdict import Verdict
 
 
 def referee(
@@ -57,7 +59,7 @@ def referee(
     surrogates: Mapping[str, nn.Module] | None = None,
     eps: int = 8,
     images: int = 64,
-    check_images: int = 64,
+    check_images: int = CHECK_IMAGES,
     runs: int = RUNS,
     name: str | None = None,
     device: str = "auto",
@@ -112,25 +114,28 @@ def referee(
         check_classifier(network, first, data.labels[:FIXED_BATCH], classes=data.classes)
     for part in parts:
         check_purifier(part, first)
+    check_labels([*map(label_of, columns), *map(transfer_label, others)])
     store = Store(folder / "store")
     store.remove_leftovers()
     judge = Judge(store, data.images, data.labels, bound, seed, many, shard)
     defended = judge.target(Defended(classifier, parts, seed=seed))
     path = table_path(folder, f"referee-{data.name}-{title}"[:85].rstrip() + f"-{defended.key[:8]}")
     with made_folder(path.parent), claimed(path):
-        allowed, absent = _allowed(columns, defended.module)
+        chosen, absent = allowed(columns, parts)
+        if not chosen:
+            raise ValueError(f"no attack is left: {'; '.join(absent.values())}")
         static = judge.target(Defended(classifier, [nn.Identity()], seed=seed))
-        beside = [each for each in columns if each.attack in STATIC]
-        work = len(data.images) * (len(allowed) + len(others) + len(beside)) + min(limit, len(data.images)) * CHECKED
-        with progress_of(work, shown=progress) as bar:
+        own, alone = _jobs(chosen), _jobs(beside(columns)[0])
+        jobs = [*own, *transfers({key: judge.target(Defended(each, [nn.Identity()])) for key, each in others.items()})]
+        attacked = len(data.images)
+        with progress_of(attacked * (len(jobs) + len(alone)) + checking(attacked, limit), shown=progress) as bar:
             judge.bar = bar
-            scores, found = judge.row(defended, allowed, {key: judge.surrogate(each) for key, each in others.items()})
-            alone, _ = judge.row(static, beside, {})
-            checks = judge.checks(defended, allowed, found, min(limit, len(data.images)))
+            scores, found = judge.row(defended, jobs)
+            without, _ = judge.row(static, alone)
+            checks = judge.checks(defended, jobs, found, limit)
         kept = {
             "data": digest(data.images, data.labels),
-            "attacks": {label_of(each): judge.described(attack_of(each)) for each in allowed}
-            | {f"Transfer, {key}": judge.described(BlindPGD()) for key in others},
+            "attacks": {job.label: judge.described(job.attack) for job in jobs},
             "left out": absent,
             "seed": seed,
             "runs": judge.runs(defended),
@@ -140,8 +145,8 @@ def referee(
         }
         kind = type(classifier).__name__
         facts = (kind, title, data.title, bound, judge.runs(defended), len(data.images))
-        verdict = Verdict(*facts, scores, alone, checks, kept, folder, None)
-        write_table(folder, _table(verdict, path.stem, data.name, defended.key, static.key))
+        verdict = Verdict(*facts, scores, without, checks, kept, folder, path.stem, None)
+        write_table(folder, _table(verdict, columns, data.name, defended.key, static.key))
     if report:
         verdict = dataclasses.replace(verdict, report=renewed_report(folder))
     written = folder / "verdicts" / f"{path.stem}.json"
@@ -168,7 +173,7 @@ def _parts(
             path = model_path(None, shape)
         context = make_context(path, shape, str(place), settings)
         models = Models(ModelFiles({}, density_paths(path, context)), str(place), settings.threads)
-        title = "".join(letter if letter.isalnum() or letter in "_.+- " else " " for letter in row.technique)
+        title = plain_name(row.technique)
         parts = [kinds.build(kinds.describe(each, context), models) for each in row.defences]
     title = title if name is None else check_text("name", name)
     if not NAME.fullmatch(title):
@@ -176,74 +181,52 @@ def _parts(
     return title, parts
 
 
-def _allowed(columns: list[ColumnSpecification], module: Defended) -> tuple[list[ColumnSpecification], dict[str, str]]:
-    """The attacks that the purifier allows, and why the others are left out, by name."""
-    allowed, absent = [], {}
-    for column in columns:
-        attack = attack_of(column)
-        attack.check_installed()
-        try:
-            attack.check_defences(list(module.defences))
-        except ValueError as error:
-            absent[column.name] = str(error)
-            continue
-        if not attack.bounded:
-            absent[column.name] = f"{attack.name} has no eps"
-        elif attack.name == "bpda-eot" and not module.runs and any(each.attack == "bpda" for each in columns):
-            absent[column.name] = "the purifier is not random: this is bpda"
-        else:
-            allowed.append(column)
-    if not allowed:
-        raise ValueError(f"no attack is left: {'; '.join(absent.values())}")
-    return allowed, absent
+def _jobs(columns: list[ColumnSpecification]) -> list[Job]:
+    return [Job(label_of(column), attack_of(column)) for column in columns]
 
 
-def _table(verdict: Verdict, name: str, dataset: str, defended: str, static: str) -> Table:
-    """The verdict as a table of the report: majorities, with the averages and worst cases in the notes."""
-    failed = [check.name for check in verdict.checks if check.outcome == "failed"]
-    technique = verdict.purifier + (f" (a sanity check failed: {'; '.join(failed)})" if failed else "")
-    names = {score.attack: f"{number:02d}" for number, score in enumerate(verdict.defended[:-1])}
-    attacks = {
-        names[label]: {**settings, "knows the defences": find_attack(settings["attack"]).knows_defences}
-        for label, settings in verdict.settings["attacks"].items()
-    }
-    cells = []
-    for row, scores in (("defended", verdict.defended), ("static", verdict.static)):
-        for score in scores:
-            notes = f"average {100 * score.average:.1f} %, right in every run {100 * score.worst / score.images:.1f} %"
-            bound = None if score.attack == "Clean" else verdict.eps
-            column = names.get(score.attack, "strongest")
-            cells.append(
-                Cell.counted(
-                    row,
-                    column,
-                    bound,
-                    score.majority,
-                    score.images,
-                    seconds=score.seconds,
-                    notes=None if column == "strongest" else notes,
-                )
-            )
+def _table(verdict: Verdict, columns: list[ColumnSpecification], dataset: str, defended: str, static: str) -> Table:
+    """The verdict as a table of the report. columns: of the attacks, those that were left out among them."""
+    names = {CLEAN: plain_name(CLEAN), **{label_of(column): column.name for column in columns}}
+    names |= {label: plain_name(label) for label in verdict.settings["attacks"] if label not in names}
+    names = {label: name for label, name in names.items() if label == CLEAN or label in verdict.settings["attacks"]}
+    names[STRONGEST] = "strongest"
+    rows = {"defended": verdict.defended, "static": verdict.static}
+    there = {score.attack for score in verdict.static}
     return Table(
-        name=name,
+        name=verdict.table,
         title=f"{verdict.dataset}: {verdict.purifier} before the referee",
         caption=f"Accuracy in % by the majority of {verdict.runs} runs, on {verdict.images} images, eps {verdict.eps}.",
         dataset=dataset,
         images=verdict.images,
         source={},
-        columns=[*(Column(key, label) for label, key in names.items()), Column("strongest", "Strongest attack")],
-        rows=[Row("defended", verdict.classifier, technique), Row("static", verdict.classifier, "No defence")],
-        cells=cells,
+        columns=[Column(name, label) for label, name in names.items()],
+        rows=[
+            Row("defended", verdict.classifier, verdict.purifier, checks=list(verdict.checks)),
+            Row("static", verdict.classifier, UNDEFENDED),
+        ],
+        cells=[
+            cell_of(row, names[score.attack], None if score.attack == CLEAN else verdict.eps, score)
+            for row, scores in rows.items()
+            for score in scores
+        ],
         models=[
             {"role": "defended classifier", "name": verdict.classifier, "sha256": defended, "rows": ["defended"]},
             {"role": "classifier", "name": verdict.classifier, "sha256": static, "rows": ["static"]},
         ],
-        settings={**verdict.settings, "attacks": attacks},
+        settings={
+            **verdict.settings,
+            "attacks": {
+                names[label]: {**settings, "knows the defences": find_attack(settings["attack"]).knows_defences}
+                for label, settings in verdict.settings["attacks"].items()
+            },
+            "runs": {"defended": verdict.runs, "static": 1},
+            "left out": {
+                "defended": verdict.settings["left out"],
+                "static": {name: ALONE for label, name in names.items() if label not in there},
+            },
+        },
         machine=machine(),
-        rates=[
-            {"what": score.attack, "images_per_second": score.images / score.seconds, "images": score.images}
-            for score in verdict.defended
-            if score.seconds
-        ],
+        rates=rates_of(verdict.defended),
         finished=True,
     )

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from ..attacks import ATTACKS, find_attack
+from ..attacks import ATTACKS, BlindPGD, find_attack
 from ..base.checks import check_eps, check_names, check_text
 from ..defences.named import parse_setting
 from .defences import DEFENCES, check_defence
 from .results import UNDEFENDED
-from .specification import ColumnSpecification, RowSpecification
+from .specification import ColumnSpecification, RowSpecification, TableSpecification
 
 NONE = "none"
 PURIFICATION_EPS = {1: 32, 3: 16}  # the paper's, by channels
@@ -23,13 +24,24 @@ NAMED_DEFENCES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "feature-squeezing": ("feature-squeezing", "Feature Squeezing", {}),
     "purifier": ("purifier", "PixelDefend", {}),
 }
+PROTOCOL = (  # by which purifiers are judged
+    "blind-pgd",
+    "bpda",
+    "bpda-eot",
+    "apgd-bpda",
+    "full-gradient",
+    "joint-score:at=purified",
+    "joint-full:at=purified",
+    "spsa",
+)
 # sets of attacks by one name: those of the paper's tables, and those of the table of attackers who know the defence
 ATTACK_SETS: dict[str, tuple[str, ...]] = {
     "paper": ("rand", "fgsm", "bim", "deepfool", "cw-linf"),
-    "adaptive": ("blind-pgd", "bpda-eot", "spsa", "joint-score:at=purified", "joint-full:at=purified"),
+    "adaptive": PROTOCOL,
 }
 DEFAULT_DEFENCES = (NONE, "feature-squeezing", "pixeldefend", "adaptive-pixeldefend", "adp")
 DEFAULT_ATTACKS = ("fgsm", "bim", "deepfool", "blind-pgd", "bpda-eot")
+BLIND = "Blind PGD"
 LABELS = {
     "rand": "RAND",
     "fgsm": "FGSM",
@@ -39,7 +51,7 @@ LABELS = {
     "cw-linf": "CW",
     "cw-l2": "CW (L2)",
     "autoattack": "AutoAttack",
-    "blind-pgd": "Blind PGD",
+    "blind-pgd": BLIND,
     "bpda": "BPDA",
     "bpda-eot": "BPDA+EOT",
     "spsa": "SPSA",
@@ -69,7 +81,7 @@ def _row(text: str, network: str, channels: int) -> RowSpecification:
     chain = () if parts == [NONE] else tuple(_defence(part, channels) for part in parts)
     technique = " + ".join(label for label, _ in chain) or UNDEFENDED
     return RowSpecification(
-        name=_name(" + ".join(parts)),
+        name=plain_name(" + ".join(parts)),
         network=network,
         technique=technique,
         architecture="",
@@ -107,6 +119,47 @@ def requested_columns(attacks: Iterable[str]) -> tuple[ColumnSpecification, ...]
     return (clean, *columns, strongest)
 
 
+def judged_columns(table: TableSpecification, names: Iterable[str] | None) -> TableSpecification:
+    """A table with runs, with these attacks alone; None: all. Its clean images and strongest attack stay.
+
+    names: of its columns, or attacks with options, 'NAME:OPTION=VALUE,...', which are made on the whole row and have no
+    published numbers. ValueError for others, and where no attack is left.
+    """
+    if names is None:
+        return table
+    own = {column.name: column for column in table.columns}
+    chosen = {name: own[name] if name in own else _judged(name, own) for name in check_names("columns", names)}
+    attacks = [column for column in chosen.values() if column.attack is not None]
+    if not attacks:
+        raise ValueError(f"a table with runs needs an attack, got the columns {', '.join(chosen)} alone")
+    _check_once("attack", [column.name for column in attacks])
+    kept = {column.name for column in attacks}
+    columns = [column for column in table.columns if column.attack is None or column.name in kept]
+    place = next(i for i, column in enumerate(columns) if column.strongest)
+    columns[place:place] = [column for column in attacks if column.name not in own]
+    there = {column.name for column in columns}
+    rows = [
+        dataclasses.replace(
+            row,
+            published={name: values for name, values in row.published.items() if name in there},
+            published_notes={name: note for name, note in row.published_notes.items() if name in there},
+        )
+        for row in table.rows
+    ]
+    return dataclasses.replace(table, columns=tuple(columns), rows=tuple(rows))
+
+
+def _judged(text: str, own: Iterable[str]) -> ColumnSpecification:
+    if text.partition(":")[0] not in ATTACKS:
+        raise ValueError(
+            f"the table has no column {text!r}; it has: {', '.join(own)}; another attack is written bpda:steps=100"
+        )
+    column = _column(text)
+    if not find_attack(str(column.attack), **column.options).bounded:
+        raise ValueError(f"{column.attack} has no eps: the protocol's attacks have one")
+    return column if column.attack == BlindPGD.name else dataclasses.replace(column, knows_defences=True)
+
+
 def _column(text: str) -> ColumnSpecification:
     name, _, rest = check_text("an attack", text).partition(":")
     if name not in ATTACKS:
@@ -125,7 +178,7 @@ def _column(text: str) -> ColumnSpecification:
     notes += [] if attack.bounded else ["of any size"]
     label = ", ".join([LABELS.get(name, name), *words])
     return ColumnSpecification(
-        _name(" ".join([name, *words])), label, name, given, knows, note=", ".join(notes) or None
+        plain_name(" ".join([name, *words])), label, name, given, knows, note=", ".join(notes) or None
     )
 
 
@@ -138,7 +191,7 @@ def requested_eps(eps: int | Sequence[int]) -> tuple[int, ...]:
     return tuple(found)
 
 
-def _name(text: str) -> str:
+def plain_name(text: str) -> str:
     """A text as a name of rows and columns: letters, digits, spaces and any of _.+- alone."""
     return "".join(letter if letter.isalnum() or letter in "_.+- " else " " for letter in text)[:100]
 

@@ -25,6 +25,7 @@ VERSION = 1
 CONFIDENCE = 0.95
 NAME = re.compile(r"\w[\w.+ -]{0,99}")  # of tables, rows and columns: of files, and in lists on the command line
 UNDEFENDED = "No defence"  # the technique of a classifier alone, where there is nothing else to say of it
+PASSED, FAILED, INCONCLUSIVE = "passed", "failed", "inconclusive"  # outcomes of a check
 MOST_IMAGES = 10**9
 LONGEST = 1e12  # seconds
 
@@ -62,16 +63,35 @@ class Column:
 
 
 @dataclasses.dataclass(frozen=True)
+class Check:
+    """A sanity check. name: what should hold. outcome: 'passed', 'failed' or 'inconclusive'. numbers: what was seen."""
+
+    name: str
+    outcome: str
+    numbers: str
+
+    def __str__(self) -> str:
+        return f"{self.outcome}: {self.name} ({self.numbers})"
+
+
+@dataclasses.dataclass(frozen=True)
 class Row:
     """A classifier and what stands in front of it.
 
     name: in cells and options. network, technique: as shown. missing: why the row has no cells, if it was left out.
+    checks: of a row that the protocol has judged.
     """
 
     name: str
     network: str
     technique: str
     missing: str | None = None
+    checks: list[Check] = dataclasses.field(default_factory=list)
+
+    @property
+    def failed(self) -> list[str]:
+        """The names of the sanity checks that failed."""
+        return [check.name for check in self.checks if check.outcome == FAILED]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,7 +101,10 @@ class Cell:
     correct, images: counts. accuracy: their ratio in [0, 1], interval: its 95 % Wilson interval. seconds: what
     computing took, without what earlier cells or runs had left in the store. published: in %, as printed.
     published_note, notes: what there is to say of the published number and of ours; None: nothing.
-    published_note, notes: what there is to say of the published number and of ours; None: nothing.
+
+    Of a cell that the protocol has judged, ``correct`` is by the majority of several runs. average: the mean over the
+    runs, in [0, 1]. worst: how many images are right in every run. queries, gradients: the mean and the most that an
+    image cost. Each is None where there is none.
     """
 
     row: str
@@ -95,6 +118,10 @@ class Cell:
     published: float | None = None
     published_note: str | None = None
     notes: str | None = None
+    average: float | None = None
+    worst: int | None = None
+    queries: tuple[float, int] | None = None
+    gradients: tuple[float, int] | None = None
 
     @classmethod
     def counted(cls, row: str, column: str, eps: int | None, correct: int, images: int, **rest: Any) -> Cell:
@@ -206,6 +233,8 @@ def _check(table: Table, path: str) -> None:
         low, high = cell.interval
         if not 0 <= cell.correct <= cell.images <= MOST_IMAGES or not 0 <= low <= cell.accuracy <= high <= 1:
             raise ValueError(f"{place} has impossible counts, or an accuracy outside of its interval")
+        if not 0 <= (cell.worst or 0) <= cell.images or not 0 <= (cell.average or 0) <= 1:
+            raise ValueError(f"{place} has an impossible average, or worst case")
         if not 0 <= (cell.published or 0) <= 100 or not 0 <= (cell.seconds or 0) < LONGEST:
             raise ValueError(f"{place} has an impossible published accuracy, or time")
     for model in table.models:

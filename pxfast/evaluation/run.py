@@ -1,36 +1,21 @@
-"""Computing a table: every cell by itself, the table's file written anew after each."""
+"""Computing a table: each cell by itself, or each row by the protocol; its file is written anew after each."""
 
 from __future__ import annotations
 
-import contextlib
-import dataclasses
 import os
-import platform
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Mapping
 
-import torch
+from torch import nn
 
-from ..attacks import find_attack
-from ..attacks.resumable import library_versions
-from ..base.checks import (
-    check_flag,
-    check_instance,
-    check_path,
-)
-from ..base.files import claimed, file_digest, made_folder
-from ..base.machine import processor_name, usable_processors
-from ..base.progress import Progress, progress_of
-from ..base.streams import shown_name
-from ..base.version import __version__
-from ..pixelcnn.files import read_metadata
-from ..tensors.store import digest
-from .defences import Description, describe
-from .pipeline import Computed, Pipeline, attack_code
+from ..base.checks import check_flag, check_instance, check_path, check_text
+from ..base.files import claimed, made_folder
+from .judged_table import judge_table
 from .preflight import check_libraries, check_table
 from .preparation import Prepared, Settings, prepare
-from .results import Cell, Column, Row, Table, read_table, table_path, write_table
-from .specification import ColumnSpecification, RowSpecification, TableSpecification
+from .request import judged_columns
+from .results import Table, table_path, write_table
+from .specification import TableSpecification
+from .table_run import TableRun, earlier_table, progress_bars
 
 
 def evaluate_table(
@@ -41,6 +26,8 @@ def evaluate_table(
     *,
     rows: list[str] | None = None,
     columns: list[str] | None = None,
+    classifier: nn.Module | None = None,
+    surrogates: Mapping[str, nn.Module] | None = None,
     progress: bool = False,
 ) -> Table:
     """Compute a table's cells, and write them to ``out``/tables/NAME.json after each; give the table.
@@ -48,19 +35,43 @@ def evaluate_table(
     specification: of the table. root: torchvision's root folder. out: the output folder, made when it isn't there.
     settings: None for the defaults. rows, columns: names of those to compute; None: all. progress: show bars.
 
-    What an earlier run of the same settings wrote for other rows and columns stays in the file;
-    a table of other settings is replaced, since the store still has everything it was made of.
+    A specification with ``runs`` is judged row by row by the protocol of :func:`pxfast.referee`, and only here, in this
+    process: each row's number is every image under the attack that is strongest on it. Its columns may be attacks with
+    options, too, such as 'bpda:steps=20'; the rows of the classifiers without a defence are always there. classifier:
+    instead of the rows' own. surrogates: other classifiers by name, whose adversarial images are tried as well. Both
+    are modules in eval mode of floating images (N, C, H, W) in [0, 1] to logits, and need such a specification.
+
+    What an earlier run of the same settings wrote for other rows, and but for ``runs`` other columns, stays in the
+    file; a table of other settings is replaced, since the store still has everything it was made of.
     Raises ValueError, TypeError or FileNotFoundError for bad input, BlockingIOError where another process computes the
     same table.
     """
     check_instance("specification", specification, TableSpecification)
     settings = Settings() if settings is None else check_instance("settings", settings, Settings)
     check_path("out", out)
-    chosen = specification.chosen(rows, columns)
+    check_flag("progress", progress)
+    others = {
+        check_text("surrogates", name): check_instance(name, network, nn.Module)
+        for name, network in (surrogates or {}).items()
+    }
+    if specification.runs is None:
+        if classifier is not None or others:
+            raise ValueError(f"classifier and surrogates need a table with runs, and {specification.name} has none")
+        chosen = specification.chosen(rows, columns)
+    else:
+        if settings.runner != "local":
+            raise ValueError(f"the protocol runs here: runner must be 'local', got {settings.runner!r}")
+        if classifier is not None:
+            check_instance("classifier", classifier, nn.Module)
+        specification = judged_columns(specification, columns)
+        chosen = specification.chosen(rows, None)
     check_libraries(settings.runner)
     check_table(chosen, out)
-    prepared = prepare(chosen, root, out, settings, check_flag("progress", progress))
-    return compute(specification, chosen, prepared, out, progress)
+    if specification.runs is None:
+        return compute(specification, chosen, prepare(chosen, root, out, settings, progress), out, progress)
+    return judge_table(
+        specification, root, out, settings, rows=rows, classifier=classifier, surrogates=others, progress=progress
+    )
 
 
 def compute(
@@ -87,218 +98,3 @@ def compute(
                 write_table(out, run.table())
                 cells.advance()
         return run.table()
-
-
-@contextlib.contextmanager
-def progress_bars(pipeline: Pipeline, cells: int, progress: bool) -> Iterator[Progress]:
-    """Show how far so many cells are, which is to be told, and below it the images of the step at hand."""
-    with (
-        progress_of(cells, "cell", shown=progress) as outer,
-        progress_of(None, shown=progress, leave=False) as inner,
-    ):
-        pipeline.report = lambda what, done, total: inner.turn_to(f"  {what}", done, total)
-        yield outer
-
-
-def earlier_table(specification: TableSpecification, out: str | os.PathLike[str]) -> Table | None:
-    """The table that an earlier run left, or None when there is none, or none that can be read."""
-    try:
-        return read_table(table_path(out, specification.name))
-    except (FileNotFoundError, ValueError):
-        return None
-
-
-class TableRun:
-    """A table in the making: its cells, and what they were computed from."""
-
-    def __init__(self, specification: TableSpecification, prepared: Prepared) -> None:
-        self.specification = specification
-        self.prepared = prepared
-        self.cells: dict[tuple[str, str, int | None], Cell] = {}
-        self.missing: dict[str, str] = dict(prepared.missing)
-        self.defences: dict[str, list[Description]] = {}
-        for row in specification.rows:
-            try:
-                self.defences[row.name] = [describe(each, prepared.pipeline.context) for each in row.defences]
-            except FileNotFoundError as error:  # of a network that a defence needs
-                self.missing[row.name] = str(error)
-        self.models: list[dict[str, Any]] = [*_density_entries(prepared), *_classifier_entries(prepared)]
-        self.settings: dict[str, Any] = self._settings()
-        self.earlier_rates: list[dict[str, Any]] = []
-
-    def places(self, chosen: TableSpecification) -> Iterator[tuple[RowSpecification, ColumnSpecification, int | None]]:
-        """The cells that can be computed, row by row, each row's strongest attacks last."""
-        for row in chosen.rows:
-            if row.name not in self.missing:
-                for column in sorted(chosen.columns, key=lambda column: column.strongest):
-                    if not column.applies_to(row):
-                        continue
-                    for eps in column.eps(chosen.attack_eps):
-                        if not column.strongest or self._attacks(row, eps):
-                            yield row, column, eps
-
-    def adopt(self, earlier: Table | None, chosen: TableSpecification) -> None:
-        """Take over what an earlier run of the same settings says of cells that this one is not to compute."""
-        if earlier is None or earlier.settings != self.settings or earlier.images != len(self.prepared.images):
-            return
-        classifiers = {row: model["sha256"] for model in earlier.models for row in model.get("rows") or ()}
-        now = {row: file.key for row, file in self.prepared.classifiers.items()}
-        rows, columns = ({entry.name for entry in entries} for entries in (chosen.rows, chosen.columns))
-        for cell in earlier.cells:
-            same = cell.row not in rows or (
-                cell.column not in columns and now.get(cell.row) == classifiers.get(cell.row)
-            )
-            if same:
-                self.cells[cell.row, cell.column, cell.eps] = cell
-        self.missing |= {row.name: row.missing for row in earlier.rows if row.missing and row.name not in rows}
-        for model in earlier.models:
-            kept = [row for row in model.get("rows") or () if row not in rows]
-            if kept:
-                self.models.append({**model, "rows": kept})
-        self.earlier_rates = earlier.rates
-
-    def compute(self, row: RowSpecification, column: ColumnSpecification, eps: int | None) -> None:
-        """Add a cell. A strongest attack needs the row's attacks of this eps to be there."""
-        published: dict[str, Any] = {
-            "published": self.specification.published(row, column, eps),
-            "published_note": self.specification.published_note(row, column, eps),
-        }
-        place = row.name, column.name, eps
-        if column.strongest:
-            if (cell := self._strongest(row, eps)) is not None:
-                self.cells[place] = dataclasses.replace(cell, column=column.name, **published)
-            return
-        correct, seconds = self._correct(row, column, eps)
-        self.cells[place] = Cell.counted(*place, correct, len(self.prepared.images), seconds=seconds, **published)
-
-    def _correct(self, row: RowSpecification, column: ColumnSpecification, eps: int | None) -> tuple[int, float]:
-        """How many images are classified rightly, and the seconds that finding out took, in whichever run."""
-        prepared, pipeline = self.prepared, self.prepared.pipeline
-        classifier, defences = prepared.classifiers[row.name], self.defences[row.name]
-        steps = [Computed(prepared.images, 0.0)]
-        if column.attack is not None:
-            steps.append(
-                pipeline.attacked(
-                    prepared.images,
-                    prepared.labels,
-                    classifier,
-                    column.attack,
-                    eps,
-                    options=column.options,
-                    seed=self.specification.seed,
-                    through=defences if column.knows_defences else (),
-                )
-            )
-        defended, rest = pipeline.defended(steps[-1].values, defences)
-        predicted = pipeline.predicted(defended.values, classifier, rest)
-        correct = int((predicted.values == prepared.labels).sum())
-        return correct, round(sum(step.seconds for step in (*steps, defended, predicted)), 3)
-
-    def _attacks(self, row: RowSpecification, eps: int | None) -> list[ColumnSpecification]:
-        """The columns of attacks of this eps that can be made on the row."""
-        return [
-            column
-            for column in self.specification.columns
-            if column.attack is not None and column.applies_to(row) and eps in column.eps(self.specification.attack_eps)
-        ]
-
-    def _strongest(self, row: RowSpecification, eps: int | None) -> Cell | None:
-        """The row's cell of the attack that leaves the least accuracy, saying which one it is; None without attacks."""
-        attacks = self._attacks(row, eps)
-        there = [column for column in attacks if (row.name, column.name, eps) in self.cells]
-        if not there:
-            return None
-        cells = {column.label: self.cells[row.name, column.name, eps] for column in there}
-        label = min(cells, key=lambda label: cells[label].correct)
-        notes = label
-        if absent := [column.label for column in attacks if column not in there]:
-            notes += f"; without {', '.join(absent)}, not computed yet"
-        return dataclasses.replace(cells[label], seconds=None, notes=notes)
-
-    def table(self) -> Table:
-        """The table as far as it is."""
-        specification = self.specification
-        everything = list(self.places(specification))
-        order = {(row.name, column.name, eps): i for i, (row, column, eps) in enumerate(everything)}
-        cells = [self.cells[place] for place in sorted(self.cells, key=lambda place: order.get(place, -1))]
-        rates = self.prepared.pipeline.rates()
-        names = {rate["what"] for rate in rates}
-        return Table(
-            name=specification.name,
-            title=specification.title,
-            caption=specification.caption,
-            dataset=shown_name(specification.dataset),
-            images=len(self.prepared.images),
-            source=specification.source,
-            columns=[Column(column.name, column.label, column.note) for column in specification.columns],
-            rows=[Row(row.name, row.network, row.technique, self.missing.get(row.name)) for row in specification.rows],
-            cells=cells,
-            models=self.models,
-            settings=self.settings,
-            machine=machine(),
-            rates=[*(rate for rate in self.earlier_rates if rate["what"] not in names), *rates],
-            finished=all(place in self.cells for place in order),
-        )
-
-    def _settings(self) -> dict[str, Any]:
-        """What all cells depend on but for the classifiers, JSON-able."""
-        specification, pipeline = self.specification, self.prepared.pipeline
-        return {
-            "data": digest(self.prepared.images, self.prepared.labels),
-            "attack eps": list(specification.attack_eps),
-            "attacks": {
-                column.name: {
-                    "attack": column.attack,
-                    "options": column.options,
-                    "knows the defences": column.knows_defences,
-                    "source": find_attack(column.attack).source,
-                    "code": attack_code(column.attack),
-                }
-                for column in specification.columns
-                if column.attack is not None
-            },
-            "defences": {name: defences for name, defences in self.defences.items() if defences},
-            "seed": specification.seed,
-            "device": pipeline.context.device,
-            "libraries": library_versions(),
-        }
-
-
-def _density_entries(prepared: Prepared) -> list[dict[str, Any]]:
-    """That of the density model, where there is one."""
-    if prepared.density is None:
-        return []
-    _, notes = read_metadata(prepared.density)
-    sha256 = file_digest(prepared.density)
-    return [{"role": "density model", "name": prepared.density.stem, "sha256": sha256, "notes": notes}]
-
-
-def _classifier_entries(prepared: Prepared) -> list[dict[str, Any]]:
-    """An entry for each classifier, with the rows that it stands in."""
-    rows: dict[str, list[str]] = {}
-    for row, classifier in prepared.classifiers.items():
-        rows.setdefault(classifier.key, []).append(row)
-    found = {classifier.key: classifier for classifier in prepared.classifiers.values()}
-    return [
-        {
-            "role": "classifier",
-            "name": found[key].name,
-            "sha256": key,
-            "rows": names,
-            "notes": found[key].notes(),
-        }
-        for key, names in rows.items()
-    ]
-
-
-def machine() -> dict[str, Any]:
-    """What this is computed on, JSON-able."""
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
-    return {
-        "cpu": processor_name(),
-        "cores": usable_processors(),
-        "gpu": gpu,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "pxfast": __version__,
-    }

@@ -6,28 +6,14 @@ Source: Athalye et al. 2018, section 3.1, and Carlini et al. 2019, section 5.
 
 from __future__ import annotations
 
-import dataclasses
 import math
 
 from torch import Tensor
 
-from .results import wilson_interval
+from .results import FAILED, INCONCLUSIVE, PASSED, Check, wilson_interval
 
-PASSED, FAILED, INCONCLUSIVE = "passed", "failed", "inconclusive"
 LEVEL = 0.05  # of the one-sided sign test
 NEARLY_NONE = 0.05  # accuracy that a large eps may leave before it counts as a failure
-
-
-@dataclasses.dataclass(frozen=True)
-class Check:
-    """A sanity check. name: what should hold. outcome: 'passed', 'failed' or 'inconclusive'. numbers: what was seen."""
-
-    name: str
-    outcome: str
-    numbers: str
-
-    def __str__(self) -> str:
-        return f"{self.outcome}: {self.name} ({self.numbers})"
 
 
 def sign_test(wins: int, losses: int) -> float:

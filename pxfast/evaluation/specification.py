@@ -8,6 +8,7 @@ The tables of the package lie in ``tables/``; a file of one's own has the same f
     dataset = "cifar10"                  # or 'fashion-mnist', or a folder of images with classes
     images = 200                         # unless the command says otherwise
     attack_eps = [2, 8, 16]              # in steps of the grid
+    runs = 10                            # optional: the rows are judged by the protocol, a random one in so many runs
     source = { title = "...", where = "Table 2" }     # of the published numbers; optional
 
     [[columns]]
@@ -21,7 +22,7 @@ The tables of the package lie in ``tables/``; a file of one's own has the same f
     [[columns]]
     name = "strongest"
     label = "Strongest attack"
-    strongest = true                     # the least accuracy of the row, for each eps
+    strongest = true                     # the least accuracy of the row, for each eps; with runs, of each image
 
     [[rows]]
     name = "resnet-purified"
@@ -31,6 +32,9 @@ The tables of the package lie in ``tables/``; a file of one's own has the same f
     training = "normal"                  # fgsm, bim or label-smoothing
     defences = [{ kind = "purifier", eps = 16 }]
     published = { fgsm = [73, 46, 24] }  # %, for each eps; one number where there is no eps
+
+A table with ``runs`` (:mod:`pxfast.evaluation.judged_table`) has one eps, a column of clean images, a strongest one and
+attacks on the row with its defences, and a row without defences for every classifier.
 """
 
 from __future__ import annotations
@@ -43,7 +47,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ..attacks import find_attack
+from ..attacks import BlindPGD, find_attack
 from ..base.checks import check_eps, check_instance, check_names, check_path, grid_conversion
 from ..base.reading import check_depth, read_text
 from ..base.records import record, shown
@@ -59,6 +63,7 @@ else:
 LARGEST_FILE = 1 << 18  # bytes; the tables of the package have 5 thousand
 MOST_DOTS = 100  # of a line: tomllib takes memory with the square of the parts of a dotted name
 MOST_IMAGES = 10**9
+MOST_RUNS = 10_000
 TRAININGS = ("normal", "fgsm", "bim", "label-smoothing")
 TABLES = ("table1", "table2", "reproduction", "adaptive", "adaptive-fashion-mnist")  # of the package
 
@@ -127,6 +132,7 @@ class TableSpecification:
     name: of the result's file. title, caption: as shown. dataset: 'cifar10', 'fashion-mnist' or a folder of images with
     classes. images: how many of the test images, the first ones. columns, rows: in the order in which they are shown.
     attack_eps: in steps of the grid. source: title and where, of the published numbers. seed: of random attacks.
+    runs: how often a random row is evaluated by the protocol that judges the rows; None: the table is not of it.
     """
 
     name: str
@@ -139,6 +145,7 @@ class TableSpecification:
     caption: str = ""
     source: dict[str, str] = dataclasses.field(default_factory=dict)
     seed: int = 0
+    runs: int | None = None
 
     def published(self, row: RowSpecification, column: ColumnSpecification, eps: int | None) -> float | None:
         """The published accuracy in %, or None, of the cell of a row, a column and an eps of the attack."""
@@ -166,6 +173,23 @@ class TableSpecification:
         return dataclasses.replace(
             self, rows=_named("row", self.rows, rows), columns=_named("column", self.columns, columns)
         )
+
+    def at_eps(self, eps: int) -> TableSpecification:
+        """The table with this eps in 0..255 alone, and the published numbers that are of it, or of no eps."""
+        bounded = {column.name for column in self.columns if column.eps(self.attack_eps) != (None,)}
+        place = self.attack_eps.index(eps) if eps in self.attack_eps else None
+
+        def at(row: RowSpecification) -> RowSpecification:
+            kept: dict[str, tuple[float, ...]] = {}
+            for name, values in row.published.items():
+                if name not in bounded:
+                    kept[name] = values
+                elif place is not None:
+                    kept[name] = (values[place],)
+            notes = {name: note for name, note in row.published_notes.items() if name in kept}
+            return dataclasses.replace(row, published=kept, published_notes=notes)
+
+        return dataclasses.replace(self, attack_eps=(check_eps(eps),), rows=tuple(map(at, self.rows)))
 
 
 Named = TypeVar("Named", ColumnSpecification, RowSpecification)
@@ -271,6 +295,8 @@ def _check(table: TableSpecification) -> None:
             raise ValueError(f"each {kind} must be there once, got {', '.join(map(str, names))}")
     for column in table.columns:
         _check_column(table, column)
+    if table.runs is not None:
+        _check_judged(table, table.runs)
     counts = {column.name: len(column.eps(table.attack_eps)) for column in table.columns}
     for row in table.rows:
         _check_row(table, row, counts)
@@ -291,6 +317,32 @@ def _check_column(table: TableSpecification, column: ColumnSpecification) -> Non
         raise ValueError(f"column {column.name!r} has options, and no attack to take them")
     if column.strongest and column.attack is not None:
         raise ValueError(f"column {column.name!r} is the strongest attack, and can't have one of its own")
+
+
+def _check_judged(table: TableSpecification, runs: int) -> None:
+    """Raise ValueError for a table with runs that the protocol cannot judge."""
+    if not 1 <= runs <= MOST_RUNS:
+        raise ValueError(f"runs must be in 1..{MOST_RUNS}, got {shown(runs)}")
+    if len(table.attack_eps) != 1:
+        raise ValueError(f"a table with runs needs one attack_eps, got {shown(list(table.attack_eps))}")
+    kinds = [(column.attack is None, column.strongest) for column in table.columns]
+    for what, kind in (("of clean images", (True, False)), ("of the strongest attack", (True, True))):
+        if kinds.count(kind) != 1:
+            raise ValueError(f"a table with runs needs one column {what}, got {kinds.count(kind)}")
+    for column in table.columns:
+        if column.attack is None:
+            continue
+        if not find_attack(column.attack).bounded:
+            raise ValueError(f"column {column.name!r}: {column.attack} has no eps, and a table with runs has one")
+        if not column.knows_defences and column.attack != BlindPGD.name:
+            raise ValueError(
+                f"column {column.name!r}: in a table with runs every attack but {BlindPGD.name} is on the whole row: "
+                "it needs knows_defences = true"
+            )
+    alone = {(row.architecture, row.training) for row in table.rows if not row.defences}
+    for row in table.rows:
+        if (row.architecture, row.training) not in alone:
+            raise ValueError(f"row {row.name!r}: a table with runs needs a row of the same classifier without defences")
 
 
 def _check_row(table: TableSpecification, row: RowSpecification, counts: dict[str, int]) -> None:

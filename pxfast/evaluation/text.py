@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from ..base.checks import check_instance
 from .results import Cell, Column, Row, Table
+from .verdict import check_lines, row_scores, score_lines
 
 WIDTH = 120
 LABEL_WIDTH = 41
@@ -14,7 +15,7 @@ LABEL_MOST = 9  # of a column's label that is shown, or as much as its numbers a
 
 
 def table_text(table: Table) -> str:
-    """The table, its strongest attacks with intervals, and the rows that were left out."""
+    """The table, its strongest attacks with intervals, what judged rows cost and their checks, and rows left out."""
     check_instance("table", table, Table)
     eps = sorted({cell.eps for cell in table.cells if cell.eps is not None})
     head = f"{table.title}; {table.images} images"
@@ -40,6 +41,7 @@ def table_text(table: Table) -> str:
                 lines.append(_line(row.technique, ours, [_ours(found) for found in cells], sizes))
                 lines.append(_line(f"  {row.network}", paper, [below_it(found) for found in cells], sizes))
     lines += _intervals(table)
+    lines += _judged(table)
     lines += [f"left out: {row.network}, {row.technique}: {row.missing}" for row in table.rows if row.missing]
     if not table.finished:
         lines.append("The table is not finished: not every cell is there.")
@@ -100,6 +102,16 @@ def _intervals(table: Table) -> list[str]:
         texts = [_with_interval(found.get(bound)) for bound in eps or (None,)]
         lines.append(f"{row.network + ', ' + row.technique:<{INTERVAL_LABEL_WIDTH}}{_spread(texts)}")
     return [line.rstrip() for line in lines]
+
+
+def _judged(table: Table) -> list[str]:
+    """Of every row that the protocol has judged its scores, with budgets and rates, and its sanity checks."""
+    lines = []
+    for row in table.rows:
+        if scores := row_scores(table, row):
+            lines += ["", f"{row.network}, {row.technique}", *score_lines(scores)]
+            lines += check_lines(row.checks) if row.checks else []
+    return [*lines, ""] if lines else []
 
 
 def _spread(texts: list[str]) -> str:

@@ -1,17 +1,17 @@
-"""What the referee says of a purifier: numbers of several runs, budgets and checks, as text, JSON and a table."""
+"""What the protocol says of a row, numbers of several runs, budgets and checks; and the referee of a purifier."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .results import CONFIDENCE, wilson_interval
-from .sanity import FAILED, Check
+from .results import CONFIDENCE, FAILED, Cell, Check, Row, Table, wilson_interval
 
 TEST_IMAGES = 10_000  # of the data sets
 WIDTH = 40  # of an attack's label
@@ -35,6 +35,13 @@ class Score:
     gradients: tuple[float, int] | None = None
     seconds: float | None = None
 
+    @classmethod
+    def of(cls, label: str, cell: Cell) -> Score:
+        """What a judged cell says, of the attack of this label."""
+        average = cell.accuracy if cell.average is None else cell.average
+        worst = cell.correct if cell.worst is None else cell.worst
+        return cls(label, cell.images, average, worst, cell.correct, cell.queries, cell.gradients, cell.seconds)
+
     def interval(self) -> tuple[float, float]:
         """The 95 % Wilson interval of the majority's accuracy, in [0, 1]."""
         return wilson_interval(self.majority, self.images, CONFIDENCE)
@@ -46,8 +53,8 @@ class Verdict:
 
     classifier, purifier, dataset: as shown. eps: of the attacks, in 0..255. runs: of a random defence. images: how
     many. defended, static: scores of the defended classifier and of the classifier alone, the last of each being the
-    strongest attack of every image. checks: of sanity. settings: what all depends on. out: the output folder. report:
-    the page of all tables in it, None where none was written.
+    strongest attack of every image. checks: of sanity. settings: what all depends on. out: the output folder. table:
+    the name of the verdict's table in it. report: the page of all its tables, None where none was written.
     """
 
     classifier: str
@@ -61,6 +68,7 @@ class Verdict:
     checks: tuple[Check, ...]
     settings: dict[str, Any]
     out: Path
+    table: str
     report: Path | None
 
     @property
@@ -82,19 +90,38 @@ class Verdict:
     def __str__(self) -> str:
         head = f"{self.dataset}: {self.classifier} behind {self.purifier}, eps {self.eps}, {self.images} images"
         many = f"; {self.runs} runs" if self.runs > 1 else "; not random: one run"
-        lines = [f"{head}{many}", "", _HEAD]
-        lines += [_line(score) for score in self.defended]
-        spent = sum(score.seconds or 0.0 for score in self.defended)
-        hours = spent / self.images * TEST_IMAGES / 3600.0
-        lines.append(f"These attacks took {spent:.1f} s; at this rate {TEST_IMAGES:,} images take {hours:.2g} h.")
-        lines += ["", f"{self.classifier} without the purifier", *(_line(score) for score in self.static)]
-        lines += ["", "Sanity checks", *(f"  {check}" for check in self.checks)]
-        if not self.sound:
-            lines.append("A check failed: better attacks may well beat the strongest one's number.")
-        return "\n".join(lines)
+        lines = [f"{head}{many}", "", *score_lines(self.defended)]
+        lines += ["", f"{self.classifier} without the purifier", *map(_line, self.static)]
+        return "\n".join([*lines, "", *check_lines(self.checks)])
 
 
-_HEAD = (
+def row_scores(table: Table, row: Row) -> list[Score]:
+    """The scores of a table's row, in the order of its columns; none where the protocol has not judged it."""
+    return [
+        Score.of(column.label, cell)
+        for column in table.columns
+        for cell in table.cells
+        if (cell.row, cell.column) == (row.name, column.name) and cell.average is not None
+    ]
+
+
+def score_lines(scores: Sequence[Score]) -> list[str]:
+    """A row's scores as text, with their budgets and rates, and what they took together."""
+    spent = sum(score.seconds or 0.0 for score in scores)
+    hours = spent / scores[0].images * TEST_IMAGES / 3600.0
+    took = f"These attacks took {spent:.1f} s; at this rate {TEST_IMAGES:,} images take {hours:.2g} h."
+    return [HEAD, *map(_line, scores), took]
+
+
+def check_lines(checks: Sequence[Check]) -> list[str]:
+    """A row's sanity checks as text."""
+    lines = ["Sanity checks", *(f"  {check}" for check in checks)]
+    if any(check.outcome == FAILED for check in checks):
+        lines.append("A check failed: better attacks may well beat the strongest one's number.")
+    return lines
+
+
+HEAD = (
     f"{'Right, %':<{WIDTH}}{'average':>8}{'worst':>8}{'majority':>10}  {'95 % interval':<15}"
     f"{'queries mean/most':>19}{'gradients':>15}{'images/s':>10}"
 )

@@ -15,6 +15,7 @@ from support.helpers import run_python
 from support.own_classifiers import Features, SmallCNN, Wrapped
 from torch import nn
 
+import pxfast
 from pxfast.evaluation.identity import identity_of
 
 SOURCE = """
@@ -163,3 +164,10 @@ def test_it_is_the_same_in_every_process_and_follows_the_files(tmp_path: Path):
     assert "complete=True" in first
     assert keys(source.replace("# of images", "# of anything"), HELPER) == first
     assert keys(source, HELPER.replace("x - OFFSET", "x + OFFSET")) != first
+
+
+def test_how_many_purifiers_were_made_before_does_not_matter() -> None:
+    """Or what a store has of one would not be found again by a run that makes others first."""
+    for make in (lambda: pxfast.Purifier(2), pxfast.ADPPurifier):
+        assert key(make()) == key(make())
+    assert key(pxfast.Purifier(2)) != key(pxfast.Purifier(3))

@@ -72,8 +72,10 @@ def test_the_identity_has_the_numbers_of_the_plain_attacks(net, images, tmp_path
     assert verdict.strongest.majority <= min(each.majority for each in verdict.defended)
     assert verdict.sound
     assert verdict.runs == 1
-    assert "Under the strongest of Transfer, undefended, BPDA" in verdict.report.read_text()
+    assert "the strongest of Transfer, undefended, steps 5, BPDA, steps 10 and" in verdict.report.read_text()
     (table,) = read_tables(tmp_path)
+    assert table.name == verdict.table
+    assert [cell.queries for cell in table.cells] == [each.queries for each in (*verdict.defended, *verdict.static)]
     assert table.cell("defended", "strongest", EPS).correct == verdict.strongest.majority
     assert "95 % interval" in str(verdict)
     (written,) = (tmp_path / "verdicts").glob("*.json")
@@ -125,8 +127,9 @@ def test_a_wrong_gradient_is_noticed_and_shown_beside_the_row(net, images, tmp_p
     assert any(name.startswith("black-box") for name in failed)
     assert not verdict.sound
     (table,) = read_tables(tmp_path)
-    assert "a sanity check failed" in table.rows[0].technique
-    assert "a sanity check failed" in verdict.report.read_text()
+    assert set(table.rows[0].failed) == failed
+    assert table.rows[0].checks == list(verdict.checks)
+    assert verdict.report.read_text().count("a sanity check failed: ") == 1
 
 
 def test_checks_by_hand() -> None:
@@ -148,6 +151,15 @@ def test_another_classifier_is_transferred_from(net, images, tmp_path) -> None:
     verdict = judged(net, nn.Identity(), images, tmp_path, surrogates={"a copy": net}, attacks=["blind-pgd", "bpda"])
     by_name = {score.attack: score for score in verdict.defended}
     assert by_name["Transfer, a copy"].majority == by_name["Transfer, undefended"].majority < 24
+
+
+def test_attacks_and_surrogates_of_one_name_are_refused(net, images, tmp_path) -> None:
+    with pytest.raises(ValueError, match="of different names, got 'Transfer, undefended' twice"):
+        judged(net, nn.Identity(), images, tmp_path / "a", surrogates={"undefended": net}, attacks=["blind-pgd"])
+    assert not (tmp_path / "a").exists()
+    both = ["blind-pgd:steps=1", "blind-pgd:steps=2"]
+    verdict = judged(net, nn.Identity(), images, tmp_path, attacks=both)
+    assert [score.gradients for score in verdict.defended[1:3]] == [(1.0, 1), (2.0, 2)]
 
 
 class Flips(nn.Module):
@@ -249,13 +261,17 @@ def test_the_example_that_is_not_ours_on_the_command_line(name, tmp_path, capsys
     monkeypatch.chdir(Path(__file__).parents[2])
     words = ["evaluate", "adaptive", "--purifier", f"examples.own_purifier:{name}", "--dataset", world.data]
     words += ["--classifier", world.classifiers / "data-resnet62-normal.safetensors", "--images", 4]
-    words += ["--only", "bpda:steps=2", "--out", tmp_path / "out", "--quiet", "--json"]
+    words += ["--columns", "bpda:steps=2", "--out", tmp_path / "out", "--quiet", "--json"]
     app([str(word) for word in words], standalone_mode=False)
-    values = json.loads(capsys.readouterr().out)
-    assert values["purifier"] == {"median": "MedianBlur", "shaken": "ShakenMedian"}[name]
-    assert values["runs"] == {"median": 1, "shaken": 10}[name]
-    assert values["defended"][0]["attack"] == "Clean"
-    assert len(values["checks"]) == 3
+    table = json.loads(capsys.readouterr().out)
+    assert [row["technique"] for row in table["rows"]] == [
+        {"median": "MedianBlur", "shaken": "ShakenMedian"}[name],
+        "No defence",
+    ]
+    assert table["settings"]["runs"] == {"defended": {"median": 1, "shaken": 10}[name], "static": 1}
+    assert table["columns"][0]["label"] == "Clean"
+    assert len(table["rows"][0]["checks"]) == 3
+    assert "Runs and budgets" in (tmp_path / "out" / "report.html").read_text()
 
 
 def test_surrogates_of_one_name_are_refused(tmp_path, monkeypatch) -> None:

@@ -20,8 +20,8 @@ from ...pixeldefend.statistics import permutation_p_values
 from ..preflight import check_libraries, check_table
 from ..preparation import Settings, prepare
 from ..results import figures_folder
-from ..run import progress_bars
 from ..specification import TableSpecification
+from ..table_run import progress_bars
 from . import pictures
 from .density import measure_baseline
 from .drawing import SHOWN, draw, draw_violins

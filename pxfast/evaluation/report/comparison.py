@@ -66,7 +66,9 @@ class Comparison:
 
 @dataclasses.dataclass(frozen=True)
 class Heading:
-    """A row's or column's title. over: what stands small above it. marks: its footnotes'. missing: why it is empty."""
+    """A row's or column's title. over: what stands small above it. marks: its footnotes'. missing: why it is empty.
+    warning: what stands below it where its numbers are not to be trusted.
+    """
 
     label: str
     over: str = ""
@@ -74,16 +76,19 @@ class Heading:
     strong: bool = False
     begins: bool = False
     missing: str | None = None
+    warning: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)
 class Panel:
-    """What a table shows for one eps (None: the attacks have none): ``cells[row][column]``, None if not computed."""
+    """What a table shows for one eps (None: the attacks have none): ``cells[row][column]``; a text says why there will
+    be none, None that it is not computed yet.
+    """
 
     eps: int | None
     rows: list[Heading]
     columns: list[Heading]
-    cells: list[list[Comparison | None]]
+    cells: list[list[Comparison | str | None]]
 
 
 class Notes:
@@ -113,7 +118,9 @@ def letter(index: int) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class TableView:
-    """A table ready to be laid out. computed, planned: how many cells there are, and will be."""
+    """A table ready to be laid out. computed, planned: how many cells there are, and will be. judged: whether its rows
+    are judged by the protocol of several runs.
+    """
 
     table: Table
     panels: list[Panel]
@@ -123,6 +130,7 @@ class TableView:
     has_published: bool
     computed: int
     planned: int
+    judged: bool = False
 
     @property
     def seconds(self) -> float:
@@ -154,6 +162,17 @@ def eps_values(table: Table) -> list[int | None]:
     return sorted({*planned, *(cell.eps for cell in table.cells if cell.eps is not None)}) or [None]
 
 
+def judged(table: Table) -> bool:
+    """Whether the table's rows are judged by the protocol of several runs."""
+    return "left out" in table.settings
+
+
+def left_out(table: Table, row: Row, column: Column) -> str | None:
+    """Why a judged row gets no cell in a column, or None."""
+    reason = table.settings.get("left out", {}).get(row.name, {}).get(column.name)
+    return None if reason is None else str(reason)
+
+
 def find_cell(table: Table, row: str, column: str, eps: int | None) -> Cell | None:
     """The cell for this eps, or the one of a column that has no eps, which stands in every panel."""
     return table.cell(row, column, eps) or table.cell(row, column, None)
@@ -170,13 +189,25 @@ def view_table(table: Table) -> TableView:
     shown = [row for row in table.rows if not (turned and row.missing)]
     first_defended = next((i for i, row in enumerate(shown) if is_defended(row)), 0)
     rows = [
-        Heading(row.technique, over=row.network, missing=row.missing, begins=0 < first_defended == i)
+        Heading(
+            row.technique,
+            over=row.network,
+            missing=row.missing,
+            begins=0 < first_defended == i,
+            warning=f"a sanity check failed: {'; '.join(row.failed)}" if row.failed else None,
+        )
         for i, row in enumerate(shown)
     ]
     panels = []
     for eps in eps_values(table):
         cells = [[find_cell(table, row.name, column.name, eps) for column in table.columns] for row in shown]
-        compared = [[None if cell is None else compare(cell, notes) for cell in line] for line in cells]
+        compared = [
+            [
+                left_out(table, row, column) if cell is None else compare(cell, notes)
+                for column, cell in zip(table.columns, line, strict=True)
+            ]
+            for row, line in zip(shown, cells, strict=True)
+        ]
         if turned:
             across = [list(line) for line in zip(*compared, strict=True)]
             panels.append(Panel(eps, columns, rows, across))
@@ -190,7 +221,9 @@ def view_table(table: Table) -> TableView:
         len(panels) if column.name in {*attacks, STRONGEST} else 1
         for row in table.rows
         for column in table.columns
-        if not row.missing and (row.name in defended or not knows_defences(table, column))
+        if not row.missing
+        and (row.name in defended or not knows_defences(table, column) or judged(table))
+        and left_out(table, row, column) is None
     )
     return TableView(
         table,
@@ -201,6 +234,7 @@ def view_table(table: Table) -> TableView:
         any(cell.published is not None for cell in table.cells),
         len(table.cells),
         planned,
+        judged(table),
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from ..results import UNDEFENDED, Row, Table
-from .comparison import STRONGEST, Comparison, attack_columns, eps_values, find_cell, is_defended
+from .comparison import STRONGEST, Comparison, attack_columns, eps_values, find_cell, is_defended, judged
 
 USUAL_EPS = 8  # the one that both data sets' tables have
 
@@ -23,12 +23,15 @@ class Contrast:
 
 @dataclasses.dataclass(frozen=True)
 class Headline:
-    """The contrasts of one table at one eps. attacks: the labels of those that the strongest is the strongest of."""
+    """The contrasts of one table at one eps. attacks: the labels of those that the strongest is the strongest of.
+    judged: whether it is so of every image, by the protocol.
+    """
 
     table: Table
     eps: int | None
     attacks: list[str]
     contrasts: list[Contrast]
+    judged: bool
 
 
 def headline(table: Table) -> Headline | None:
@@ -54,12 +57,16 @@ def headline(table: Table) -> Headline | None:
             if defence and before and after:
                 contrasts.append(Contrast(row.network, row.technique, defence, before, after))
     attacks = [column.label for column in attack_columns(table)]
-    return Headline(table, eps, attacks, contrasts) if contrasts else None
+    return Headline(table, eps, attacks, contrasts, judged(table)) if contrasts else None
 
 
 def survivors(table: Table) -> list[tuple[str, Comparison]]:
     """What the strongest attack leaves of each row with PixelDefend that has been computed, by technique."""
-    rows = {row.name: row.technique for row in table.rows if is_defended(row)}
+    rows = {
+        row.name: row.technique + (" (a sanity check failed)" if row.failed else "")
+        for row in table.rows
+        if is_defended(row)
+    }
     return [(rows[cell.row], Comparison(cell)) for cell in table.cells if cell.column == STRONGEST and cell.row in rows]
 
 

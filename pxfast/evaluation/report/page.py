@@ -22,6 +22,7 @@ from ..results import Figure, Table, figures_folder, read_figures, read_tables, 
 from . import formats
 from .comparison import LARGE, SMALL, knows_defences, shortfalls, view_table
 from .headline import headline, survivors
+from .judged_rows import judged_rows
 from .network_facts import model_facts
 
 MIME_TYPES = {".png": "image/png", ".svg": "image/svg+xml", ".jpg": "image/jpeg"}
@@ -88,6 +89,7 @@ def _render(folder: Path, tables: list[Table], figures: list[Figure]) -> str:
         version=__version__,
         date=_date(folder),
         views=views,
+        judged={table.name: judged_rows(table) for table in tables},
         adaptive=[(table, survivors(table)) for table in tables if _is_adaptive(table)],
         headlines=[found for found in map(headline, tables) if found],
         pictures=[_picture(folder, figure) for figure in figures],
