@@ -185,7 +185,7 @@ class Judge:
             if entry is None:
                 started, module, each = time.perf_counter(), target.module, []
                 for run in range(self.runs(target)):
-                    again = Defended(module.classifier, module.defences, seed=self.seed + run)
+                    again = module.around(module.classifier, seed=self.seed + run)
                     each.append(fix_batches(again, FIXED_BATCH)(block.to(device).float() / 255.0).argmax(1).cpu())
                 entry = Entry({"labels": torch.stack(each)}, time.perf_counter() - started)
                 self.store.write(recipe, entry)

@@ -1,0 +1,136 @@
+"""Accuracy under attack against clean accuracy of PixelDefend with one view and two, several eps, and purifying twice.
+
+    python bench/experiments/views.py cifar10 --root DIR --work FOLDER
+
+The first test images, the shipped ResNet-62 and density model, attacks of eps 8: BIM on the classifier alone, and BPDA of
+100 steps, which knows the purifier and its views. What is finished is kept in FOLDER, where a killed run goes on.
+Writes bench/results/views-NAME.json, and for CIFAR-10 docs/views.png; prints the table of docs/results.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+from pathlib import Path
+
+from matplotlib import rc_context
+from torch import nn
+
+import pxfast
+from pxfast.attacks import BIM, BPDA
+from pxfast.base.files import whole_file
+from pxfast.base.machine import processor_name
+from pxfast.base.progress import progress_of
+from pxfast.classifiers import load_classifier
+from pxfast.data.datasets import load_dataset
+from pxfast.defences import Defended
+from pxfast.engines.cpu import isa_of
+from pxfast.evaluation.figures import pictures
+from pxfast.evaluation.judge import STRONGEST, Job, Judge
+from pxfast.evaluation.verdict import Score
+from pxfast.pixelcnn.fingerprint import model_fingerprint
+from pxfast.pixelcnn.shipped import load
+from pxfast.tensors.store import Store
+
+ROOT = Path(__file__).resolve().parents[2]
+NAME = "bench/experiments/views.py"
+EPS = 8  # of the attacks
+CLEAN, BLIND, AWARE = "Clean", "BIM", "BPDA"
+# by data set: the eps of the purifiers, one after the other
+PURIFIERS: dict[str, tuple[tuple[int, ...], ...]] = {
+    "cifar10": ((), (8,), (16,), (24,), (16, 16)),
+    "fashion-mnist": ((), (16,), (32,), (48,), (32, 32)),
+}
+VIEWS = ("one", "flip")
+
+
+def title(eps: tuple[int, ...], views: str) -> str:
+    """A point of the curve in words."""
+    purified = "twice, " if len(eps) > 1 else ""
+    what = f"{purified}eps {eps[0]}" if eps else "not purified"
+    return f"{what}, {'two views' if views == 'flip' else 'one view'}"
+
+
+def judged(dataset: str, root: Path, work: Path, images: int, threads: int) -> dict[str, tuple[Score, ...]]:
+    """The scores of every point."""
+    given, labels = load_dataset(dataset, root, train=False)
+    classifier = load_classifier(dataset)
+    judge = Judge(Store(work / "store"), given[:images], labels[:images], EPS, 0, 1, 64)
+    bare = judge.surrogate(classifier)
+    points = [(eps, views) for eps in PURIFIERS[dataset] for views in VIEWS]
+    scores = {}
+    with progress_of(2 * images * len(points), shown=True) as judge.bar:
+        for eps, views in points:
+            parts = [pxfast.Purifier(each, threads=threads) for each in eps] or [nn.Identity()]
+            target = judge.target(Defended(classifier, parts, views=views))
+            jobs = [Job(BLIND, BIM(), bare), Job(AWARE, BPDA(steps=100))]
+            scores[title(eps, views)], _ = judge.row(target, jobs)
+    return scores
+
+
+def accuracy(scores: tuple[Score, ...], attack: str) -> float:
+    """In %, under an attack."""
+    score = next(each for each in scores if each.attack == attack)
+    return 100 * score.majority / score.images
+
+
+def table(points: dict[str, tuple[Score, ...]]) -> list[str]:
+    """As a table of Markdown."""
+    lines = [f"| defence | clean | {BLIND}, blind | {AWARE} |", "|---|---:|---:|---:|"]
+    for name, scores in points.items():
+        cells = (f"{accuracy(scores, each):.1f}" for each in (CLEAN, BLIND, AWARE))
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return lines
+
+
+def draw(points: dict[str, tuple[Score, ...]], path: Path) -> None:
+    """Accuracy under each attack against clean accuracy."""
+    with rc_context(pictures.STYLE):
+        figure = pictures.new_figure(5.2, 3.6)
+        axes = figure.subplots()
+        for attack, filled in ((BLIND, "full"), (AWARE, "none")):
+            for views, marker in (("one view", "o"), ("two views", "s")):
+                chosen = {name: each for name, each in points.items() if name.endswith(views)}
+                x = [accuracy(each, CLEAN) for each in chosen.values()]
+                y = [accuracy(each, attack) for each in chosen.values()]
+                axes.plot(x, y, marker, fillstyle=filled, color="black", label=f"{attack}, {views}")
+                for name, place in zip(chosen, zip(x, y, strict=True), strict=True):
+                    what = name.rpartition(", ")[0]
+                    axes.annotate(what, place, fontsize=6, xytext=(4, 3), textcoords="offset points")
+        axes.set_xlabel("clean accuracy, %")
+        axes.set_ylabel(f"accuracy under attack, eps {EPS}, %")
+        pictures.legend_above(figure, axes, 4)
+    pictures.save_picture(figure, path)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("dataset", choices=sorted(PURIFIERS))
+    parser.add_argument("--root", type=Path, required=True, help="torchvision's root folder")
+    parser.add_argument("--work", type=Path, required=True, help="where what is finished is kept")
+    parser.add_argument("--images", type=int, default=1000)
+    parser.add_argument("--threads", type=int, default=1)
+    arguments = parser.parse_args()
+    dataset: str = arguments.dataset
+    points = judged(dataset, arguments.root, arguments.work, arguments.images, arguments.threads)
+    result = {
+        "script": NAME,
+        "data": f"the first {arguments.images} test images of {dataset}",
+        "eps of the attacks": EPS,
+        "density model": model_fingerprint(load(dataset)),
+        "machine": {"cpu": processor_name(), "isa": isa_of(), "threads": arguments.threads},
+        "points": {
+            name: [dataclasses.asdict(score) for score in scores if score.attack != STRONGEST]
+            for name, scores in points.items()
+        },
+    }
+    with whole_file(ROOT / "bench" / "results" / f"views-{dataset}.json") as path:
+        path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    if dataset == "cifar10":
+        draw(points, ROOT / "docs" / "views.png")
+    print("\n".join(table(points)))
+
+
+if __name__ == "__main__":
+    main()
