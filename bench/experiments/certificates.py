@@ -2,9 +2,10 @@
 
     python bench/experiments/certificates.py cifar10 --root DIR --work FOLDER
 
-The classifiers are the shipped one and one that was fine-tuned on guesses from cells, which is trained first. Each run,
-its guesses and the training are kept in FOLDER, where a killed one goes on. Writes the results as
-bench/results/certificates-NAME.json, and for CIFAR-10 docs/certificate.png; docs/certificate.md has the printed table.
+The classifiers are the shipped one and those that were fine-tuned on guesses from cells, of PixelDefend's or midpoints,
+which are trained first. Each run, its guesses and the trainings are kept in FOLDER, where a killed one goes on. Writes
+the results as bench/results/certificates-NAME.json, and for CIFAR-10 docs/certificate.png; docs/certificate.md has the
+printed tables.
 """
 
 from __future__ import annotations
@@ -28,16 +29,15 @@ from pxfast.pixelcnn.shipped import load
 ROOT = Path(__file__).resolve().parents[2]
 NAME = "bench/experiments/certificates.py"
 L2 = ["--norm", "l2", "--sigma", 0.25, "--samples", 100, "--first-samples", 20]
-# by name: the number of images, and the options; a width of which 'tuned' is said uses the classifier fine-tuned for it
+# by name: the number of images, and the options; a 'tuned' classifier is one fine-tuned for that width and guess
 RUNS: dict[str, tuple[int, list[object]]] = {
-    "l1-32-midpoints": (200, ["--width", 32, "--guess", "midpoints"]),
-    "l1-32-pixeldefend": (200, ["--width", 32, "--guess", "pixeldefend"]),
     "l1-32-sample": (60, ["--width", 32, "--guess", "sample"]),
-    "l1-64-midpoints": (1000, ["--width", 64, "--guess", "midpoints"]),
-    "l1-64-pixeldefend": (1000, ["--width", 64, "--guess", "pixeldefend"]),
-    "l1-132-midpoints": (1000, ["--width", 132, "--guess", "midpoints"]),
-    "l1-132-pixeldefend": (1000, ["--width", 132, "--guess", "pixeldefend"]),
-    "l1-132-tuned": (1000, ["--width", 132, "--guess", "pixeldefend"]),
+    **{
+        f"l1-{width}-{guess}": (1000, ["--width", width, "--guess", guess])
+        for width in (32, 64, 132)
+        for guess in ("midpoints", "pixeldefend")
+    },
+    **{f"l1-132-tuned-{guess}": (1000, ["--width", 132, "--guess", guess]) for guess in ("midpoints", "pixeldefend")},
     "l2-none": (20, [*L2, "--guess", "none"]),
     "l2-adp": (20, [*L2, "--guess", "adp"]),
     "l2-pixeldefend": (20, [*L2, "--guess", "pixeldefend"]),
@@ -51,11 +51,19 @@ def pxfast(*words: object) -> None:
     subprocess.run([sys.executable, "-m", "pxfast.cli", *map(str, words)], check=True)
 
 
-def tuned(dataset: str, width: object, root: Path, work: Path, threads: int) -> Path:
+def tuned(dataset: str, width: object, guess: object, root: Path, work: Path, threads: int) -> Path:
     """The classifier fine-tuned on guesses from cells of a width, which is trained unless it is there."""
-    out = work / f"{dataset}-cells{width}.safetensors"
+    out = work / f"{dataset}-cells{width}-{guess}.safetensors"
     if not out.exists():
-        behind = ["--behind", f"cells:width={width}", "--start", dataset, *TUNING, "--keep", work / "training"]
+        behind = [
+            "--behind",
+            f"cells:width={width},guess={guess}",
+            "--start",
+            dataset,
+            *TUNING,
+            "--keep",
+            work / "training",
+        ]
         places = ["--root", root, "--out", out, "--threads", threads]
         pxfast("train-classifier", dataset, "resnet62", *places, *behind, "--resume")
     return out
@@ -67,8 +75,8 @@ def run(dataset: str, name: str, root: Path, work: Path, threads: int) -> Path:
     if not out.exists():
         images, options = RUNS[name]
         options = list(options)
-        if name.endswith("tuned"):
-            options += ["--classifier", tuned(dataset, options[1], root, work, threads)]
+        if "-tuned-" in name:
+            options += ["--classifier", tuned(dataset, options[1], options[3], root, work, threads)]
         if "l1" in name and "midpoints" not in name:
             options += ["--keep", work / "kept"]
         pxfast("certify", dataset, "--root", root, "--images", images, "--threads", threads, *options, "--out", out)
@@ -98,7 +106,7 @@ def first(found: Certificates, count: int) -> Certificates:
 
 def group(name: str) -> str:
     """What runs are compared with each other: those of one norm and width."""
-    return name.rpartition("-")[0]
+    return "-".join(name.split("-")[:2]) if name.startswith("l1") else "l2"
 
 
 def compared(runs: dict[str, Certificates]) -> dict[str, Certificates]:
@@ -116,17 +124,25 @@ def compared(runs: dict[str, Certificates]) -> dict[str, Certificates]:
     }
 
 
+def title(name: str) -> str:
+    """The guess and the classifier of a run of L1."""
+    guess = {"pixeldefend": "PixelDefend", "sample": "draw"}.get(kind := name.rpartition("-")[2], kind)
+    return f"{guess}, {'fine-tuned' if '-tuned-' in name else 'shipped'}"
+
+
 def table(runs: dict[str, Certificates], norm: str) -> list[str]:
     """Certified accuracy in % by radius as a table of Markdown."""
     radii = SHOWN[norm]
+    lead = ["w", "guess, classifier", "images"] if norm == "l1" else ["purifier", "images"]
     lines = [
-        f"| run | images | {' | '.join(f'{radius:g}' for radius in radii)} |",
-        f"|---|{'---:|' * (len(radii) + 1)}",
+        f"| {' | '.join(lead)} | {' | '.join(f'{radius:g}' for radius in radii)} |",
+        f"|{'---|' * len(lead)}{'---:|' * len(radii)}",
     ]
     for name, found in runs.items():
         if found.norm == norm:
             shares = (f"{100 * found.certified_accuracy(radius):.0f}" for radius in radii)
-            lines.append(f"| {name} | {len(found.labels)} | {' | '.join(shares)} |")
+            head = f"{found.settings['width']} | {title(name)}" if norm == "l1" else name.rpartition("-")[2]
+            lines.append(f"| {head} | {len(found.labels)} | {' | '.join(shares)} |")
     return lines
 
 
@@ -146,7 +162,7 @@ def main() -> None:
     result = {
         "script": NAME,
         "data": f"the first test images of {dataset}",
-        "classifiers": f"ResNet-62 of {dataset} as shipped; tuned: the same after {shlex.join(map(str, TUNING))}",
+        "classifiers": f"ResNet-62 of {dataset} as shipped; tuned: on guesses, {shlex.join(map(str, TUNING))}",
         "density model": model_fingerprint(load(dataset)),
         "runs": {
             name: {
@@ -163,7 +179,7 @@ def main() -> None:
     with whole_file(ROOT / "bench" / "results" / f"certificates-{dataset}.json") as path:
         path.write_text(json.dumps(result) + "\n", encoding="utf-8")
     shown = {
-        f"{name.rpartition('-')[2]}, w = {found.settings['width']}, {len(found.labels)} images": found
+        f"{title(name)}, w = {found.settings['width']}": found
         for name, found in runs.items()
         if found.norm == "l1" and "sample" not in name
     }

@@ -2,8 +2,8 @@
 
     python bench/experiments/views.py cifar10 --root DIR --work FOLDER
 
-The first test images, the shipped ResNet-62 and density model, attacks of eps 8: BIM on the classifier alone, and BPDA of
-100 steps, which knows the purifier and its views. What is finished is kept in FOLDER, where a killed run goes on.
+The first test images, the shipped ResNet-62 and density model, attacks of eps 8: BIM on the classifier alone, and BPDA
+of 100 steps, which knows the purifier and its views. What is finished is kept in FOLDER, where a killed run goes on.
 Writes bench/results/views-NAME.json, and for CIFAR-10 docs/views.png; prints the table of docs/results.md.
 """
 
