@@ -384,6 +384,19 @@ def test_the_command_judges_the_table(world, tmp_path, capsys, monkeypatch) -> N
     assert "Runs and budgets" in (tmp_path / "report.html").read_text()
 
 
+def test_the_data_set_chooses_the_table() -> None:
+    from pxfast.cli.evaluate_adaptive import table_of
+
+    def name(*given: str | None, judged: bool = False) -> tuple[str, str]:
+        table, dataset = table_of(*given, judged=judged)
+        return table.name, dataset
+
+    assert name("adaptive", None) == name("adaptive", "cifar10") == ("adaptive", "cifar10")
+    assert name("adaptive", "fashion-mnist") == name("adaptive-fashion-mnist", None)
+    assert name("adaptive-fashion-mnist", None) == ("adaptive-fashion-mnist", "fashion-mnist")
+    assert name("adaptive", "folder", judged=True) == ("adaptive", "folder")
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
