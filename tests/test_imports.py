@@ -37,4 +37,4 @@ def test_every_folder_has_its_floor(graph: grimp.ImportGraph) -> None:
     found = {module for module in graph.find_children("pxfast") if graph.find_children(module)}
     assert found == named
     loose = {path.stem for path in Path(SOURCE / "pxfast").glob("*.py")}
-    assert loose == {"__init__"}
+    assert loose == {"__init__", "__main__"}  # the latter is python -m pxfast, which nobody imports

@@ -12,6 +12,7 @@ from .evaluate_settings import TRAIN_BUDGET, RowsOption, TrainBudgetOption, Trai
 from .options import (
     ClassifierOption,
     ClassifiersOption,
+    ColumnsOption,
     DeviceOption,
     DownloadOption,
     EngineOption,
@@ -19,6 +20,7 @@ from .options import (
     JsonOption,
     ModelOption,
     OptionalBatchSizeOption,
+    OptionalEvaluatedDatasetOption,
     OptionalImagesOption,
     OutOption,
     PrecisionOption,
@@ -26,7 +28,6 @@ from .options import (
     RootOption,
     RunnerOption,
     ThreadsOption,
-    among,
     parse_names,
 )
 
@@ -45,7 +46,8 @@ _PROTOCOL = """
 Every row is judged by one protocol: several runs of what is random, the strongest attack of every image, the classifier
 without a defence beside it, budgets and sanity checks. With --purifier the table has this one row.
 
---columns takes attacks with options, too: bpda:steps=100,spsa. --classifier and --surrogate may be module:name.
+--columns takes attacks with options, too: bpda:steps=100,spsa. --classifier and --surrogate may be module:name. Without
+--purifier --dataset chooses the table, of cifar10 or of fashion-mnist.
 """
 ADAPTIVE = {
     "adaptive": "CIFAR-10: PixelDefend and ADP under attackers who know them, with eps 8; or --purifier, any purifier."
@@ -59,17 +61,6 @@ PurifierOption = Annotated[
         help="Judge this purifier instead: package.module:name, a function that gives it, a class or the module; or "
         "pixeldefend:eps=16, adp ..."
     ),
-]
-DatasetOption = Annotated[
-    str | None,
-    typer.Option(
-        help="Its images: cifar10 or fashion-mnist; with --purifier also a folder with a folder of images for each "
-        "class.",
-        autocompletion=among("fashion-mnist", "cifar10"),
-    ),
-]
-ColumnsOption = Annotated[
-    str | None, typer.Option(help="Only these attacks: columns of the table, or others with options: a,b:steps=9.")
 ]
 SurrogateOption = Annotated[
     list[str] | None,
@@ -91,7 +82,7 @@ def adaptive(
     rows: RowsOption = None,
     columns: ColumnsOption = None,
     purifier: PurifierOption = None,
-    dataset: DatasetOption = None,
+    dataset: OptionalEvaluatedDatasetOption = None,
     classifier: ClassifierOption = None,
     surrogates: SurrogateOption = None,
     eps: EpsOption = None,

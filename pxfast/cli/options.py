@@ -106,17 +106,22 @@ EpsOption = Annotated[
     ),
 ]
 AlphaOption = Annotated[float, typer.Option(help="Call images adversarial up to this p-value.")]
-EvaluatedDatasetOption = Annotated[
-    str,
-    typer.Option(
-        help="Its images: cifar10, fashion-mnist or a folder with a folder of images for each class.",
-        autocompletion=among("fashion-mnist", "cifar10"),
-    ),
-]
+_EVALUATED_DATASET = typer.Option(
+    help="Its images: cifar10, fashion-mnist or a folder with a folder of images for each class.",
+    autocompletion=among("fashion-mnist", "cifar10"),
+)
+EvaluatedDatasetOption = Annotated[str, _EVALUATED_DATASET]
+OptionalEvaluatedDatasetOption = Annotated[str | None, _EVALUATED_DATASET]
 AttacksOption = Annotated[
     str | None, typer.Option(help="Only these attacks, by name: a,b; by default rand, fgsm, bim, deepfool and others.")
 ]
-ColumnsOption = Annotated[str | None, typer.Option(help="Only these columns of the table, by name: a,b.")]
+ColumnsOption = Annotated[
+    str | None,
+    typer.Option(
+        help="Only these columns of the table, by name: a,b; where the protocol judges also attacks with options: "
+        "bpda:steps=9."
+    ),
+]
 HeadOption = Annotated[
     str | None,
     typer.Option(

@@ -111,7 +111,7 @@ class JudgedRun(TableRun):
         self.checks: dict[str, list[Check]] = {}
         self.own_rates: list[dict[str, Any]] = []
         self.networks: Models = Models(prepared.files, prepared.pipeline.context.device, settings.threads)
-        (self.eps,) = specification.attack_eps
+        self.eps: int = specification.attack_eps[0]
         most, seed = specification.runs or 1, specification.seed
         store = prepared.pipeline.store
         self.judge: Judge = Judge(store, prepared.images, prepared.labels, self.eps, seed, most, settings.shard)
@@ -121,8 +121,9 @@ class JudgedRun(TableRun):
             self.sources[plain_name(protocol.transfer_label(name))] = target
             self.models.append({"role": "surrogate", "name": name, "sha256": target.key})
         attacks = [column for column in specification.columns if column.attack and column.name not in self.sources]
-        (self.clean,) = (each.name for each in specification.columns if each.attack is None and not each.strongest)
-        (self.strongest,) = (each.name for each in specification.columns if each.strongest)
+        self.strongest: str = next(column.name for column in specification.columns if column.strongest)
+        others = (column for column in specification.columns if not column.strongest)
+        self.clean: str = next(column.name for column in others if column.attack is None)
         self.attacks: dict[str, list[ColumnSpecification]] = {}  # that can be made on each row
         absent: dict[str, dict[str, str]] = {}
         runs: dict[str, int] = {}
@@ -135,12 +136,14 @@ class JudgedRun(TableRun):
             if not self.jobs_on(row):
                 absent[row.name][self.strongest] = "no attack is left"
             runs[row.name] = most if any(map(is_stochastic, examples)) else 1
-        self.settings |= {
-            "runs": runs,
-            "left out": absent,
-            "sanity checks on": min(protocol.CHECK_IMAGES, len(prepared.images)),
-            "surrogates": {name: target.key for name, target in self.sources.items()},
-        }
+        self.settings.update(
+            {
+                "runs": runs,
+                "left out": absent,
+                "sanity checks on": min(protocol.CHECK_IMAGES, len(prepared.images)),
+                "surrogates": {name: target.key for name, target in self.sources.items()},
+            }
+        )
         if given:
             self.settings["one classifier"] = next(iter(prepared.classifiers.values())).key
 

@@ -5,6 +5,7 @@ import os
 import shlex
 import signal
 import subprocess
+import sys
 import time
 
 import numpy as np
@@ -27,6 +28,13 @@ def test_version_and_help(run_here):
     assert places == sorted(places), "the commands stand in the order of COMMANDS"
     for panel in COMMANDS:
         assert f"─ {panel} ─" in listing
+
+
+@pytest.mark.process
+def test_the_package_is_a_program():
+    command = [sys.executable, "-m", "pxfast", "--version"]
+    ran = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=60, check=True)
+    assert ran.stdout.strip() == f"pxfast {pxfast.__version__}"
 
 
 @pytest.mark.process

@@ -259,8 +259,8 @@ def test_one_classifier_for_all_rows_and_one_to_transfer_from(world, tmp_path) -
     right = int((other(images.float() / 255).argmax(1) == labels).sum())
     assert found.cell("none", "natural", None).correct == right
     assert [model["role"] for model in found.models] == ["density model", "classifier", "surrogate"]
+    twice = parse_table({**values_of(world), "columns": [*values_of(world)["columns"], {**BPDA_COLUMN}]})
     with pytest.raises(ValueError, match="of different names, got 'BPDA' twice"):
-        twice = parse_table({**values_of(world), "columns": [*values_of(world)["columns"], {**BPDA_COLUMN}]})
         evaluate(world, tmp_path, twice)
 
 
@@ -301,7 +301,7 @@ def test_wrong_requests_leave_nothing(world, tmp_path) -> None:
     out = tmp_path / "out"
     with pytest.raises(ValueError, match="the protocol runs here: runner must be 'local', got 'ray'"):
         evaluate_table(load_table(world.table), None, out, Settings(runner="ray"))
-    with pytest.raises(ValueError, match="no column 'sgd'; it has: natural, .*; another attack is written bpda:steps"):
+    with pytest.raises(ValueError, match=r"no column 'sgd'; it has: natural, .*; another attack is written bpda:steps"):
         evaluate(world, out, columns=["sgd"])
     with pytest.raises(ValueError, match="needs an attack, got the columns natural, strongest alone"):
         evaluate(world, out, columns=["natural", "strongest"])
@@ -327,7 +327,9 @@ def test_another_eps_has_no_published_numbers_of_attacks(world) -> None:
     assert other.attack_eps == (4,)
     assert [row.published for row in other.rows] == [{}, {"natural": (80,)}, {}, {}]
     assert not any(row.published_notes for row in other.rows)
-    assert load_table("table2").at_eps(16).rows[0].published["fgsm"] == load_table("table2").rows[0].published["fgsm"][-1:]
+    assert (
+        load_table("table2").at_eps(16).rows[0].published["fgsm"] == load_table("table2").rows[0].published["fgsm"][-1:]
+    )
 
 
 def test_names_keep_their_options() -> None:
@@ -380,6 +382,19 @@ def test_the_command_judges_the_table(world, tmp_path, capsys, monkeypatch) -> N
     assert {cell["eps"] for cell in table["cells"]} == {None, 4}
     assert (table["settings"]["runs"]["shake"], table["images"]) == (2, 4)
     assert "Runs and budgets" in (tmp_path / "report.html").read_text()
+
+
+def test_the_data_set_chooses_the_table() -> None:
+    from pxfast.cli.evaluate_adaptive import table_of
+
+    def name(*given: str | None, judged: bool = False) -> tuple[str, str]:
+        table, dataset = table_of(*given, judged=judged)
+        return table.name, dataset
+
+    assert name("adaptive", None) == name("adaptive", "cifar10") == ("adaptive", "cifar10")
+    assert name("adaptive", "fashion-mnist") == name("adaptive-fashion-mnist", None)
+    assert name("adaptive-fashion-mnist", None) == ("adaptive-fashion-mnist", "fashion-mnist")
+    assert name("adaptive", "folder", judged=True) == ("adaptive", "folder")
 
 
 @pytest.mark.parametrize(
