@@ -60,7 +60,7 @@ def judged(dataset: str, root: Path, work: Path, images: int, threads: int) -> d
     bare = judge.surrogate(classifier)
     points = [(eps, views) for eps in PURIFIERS[dataset] for views in VIEWS]
     scores = {}
-    with progress_of(2 * images * len(points), shown=True) as judge.bar:
+    with progress_of(judge.work(images, 2) * len(points), shown=True) as judge.bar:
         for eps, views in points:
             parts = [pxfast.Purifier(each, threads=threads) for each in eps] or [nn.Identity()]
             target = judge.target(Defended(classifier, parts, views=views))

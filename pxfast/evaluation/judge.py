@@ -111,6 +111,13 @@ class Judge:
         scores = [self._score(label, [each], *costs.get(label, ({}, None))) for label, each in found.items()]
         return (*scores, self._score(STRONGEST, list(found.values()), {}, None)), found
 
+    @staticmethod
+    def work(images: int, jobs: int) -> int:
+        """By how many images the bar advances in a row of so many jobs: each is attacked and predicted, clean ones too
+        are predicted.
+        """
+        return images * (2 * jobs + 1)
+
     def _score(self, label: str, each: list[Tensor], cost: dict[str, Tensor], seconds: float | None) -> Score:
         right = torch.stack([predicted == self.labels for predicted in each])
         votes = torch.stack([votes_right(predicted, self.labels) for predicted in each]).all(dim=0)
@@ -190,6 +197,7 @@ class Judge:
                 entry = Entry({"labels": torch.stack(each)}, time.perf_counter() - started)
                 self.store.write(recipe, entry)
             blocks.append(entry.tensors["labels"])
+            self._advance(len(block))
         return torch.cat(blocks, dim=1)
 
     def checks(self, target: Target, jobs: Sequence[Job], found: Predicted, count: int) -> tuple[Check, ...]:

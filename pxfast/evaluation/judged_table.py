@@ -164,9 +164,9 @@ class JudgedRun(TableRun):
         return jobs
 
     def work(self, row: RowSpecification) -> int:
-        """How many images are attacked for a row."""
+        """How many images are attacked and predicted for a row."""
         count, jobs = len(self.prepared.images), self.jobs_on(row)
-        return count * len(jobs) + (protocol.checking(count) if row.defences and jobs else 0)
+        return self.judge.work(count, len(jobs)) + (protocol.checking(count) if row.defences and jobs else 0)
 
     def judge_row(self, row: RowSpecification) -> None:
         """Add a row's cells and, where it has defences, its sanity checks."""

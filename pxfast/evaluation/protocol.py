@@ -90,8 +90,8 @@ def transfers(surrogates: Mapping[str, Target]) -> list[Job]:
 
 
 def checking(images: int, most: int = CHECK_IMAGES) -> int:
-    """How many images are attacked for the sanity checks of a row, on at most so many of the images."""
-    return CHECKED * min(images, most)
+    """How many images are attacked and predicted for the sanity checks of a row, on at most so many of the images."""
+    return 2 * CHECKED * min(images, most)
 
 
 def cell_of(row: str, column: str, eps: int | None, score: Score, **rest: Any) -> Cell:

@@ -127,8 +127,8 @@ def referee(
         static = judge.target(Defended(classifier, [nn.Identity()], seed=seed))
         own, alone = _jobs(chosen), _jobs(beside(columns)[0])
         jobs = [*own, *transfers({key: judge.target(Defended(each, [nn.Identity()])) for key, each in others.items()})]
-        attacked = len(data.images)
-        with progress_of(attacked * (len(jobs) + len(alone)) + checking(attacked, limit), shown=progress) as bar:
+        work = sum(judge.work(len(data.images), len(each)) for each in (jobs, alone))
+        with progress_of(work + checking(len(data.images), limit), shown=progress) as bar:
             judge.bar = bar
             scores, found = judge.row(defended, jobs)
             without, _ = judge.row(static, alone)

@@ -193,7 +193,8 @@ def requested_eps(eps: int | Sequence[int]) -> tuple[int, ...]:
 
 def plain_name(text: str) -> str:
     """A text as a name of rows and columns: letters, digits, spaces and any of _.+- alone."""
-    return "".join(letter if letter.isalnum() or letter in "_.+- " else " " for letter in text)[:100]
+    plain = "".join(letter if letter.isalnum() or letter in "_.+- " else " " for letter in text)
+    return " ".join(plain.split())[:100]
 
 
 def _check_once(what: str, names: Sequence[str]) -> None:
