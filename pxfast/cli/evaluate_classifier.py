@@ -41,8 +41,9 @@ def classifier(
         list[str] | None,
         typer.Option(
             "--row",
-            help="Defences with their settings, joined by +: none, pixeldefend:eps=16, adaptive-pixeldefend, adp, "
-            "feature-squeezing, pixeldefend+feature-squeezing ... May be repeated; by default the first five.",
+            help="Defences with their settings, joined by +, with flip as the last for two views: none, "
+            "pixeldefend:eps=16, adaptive-pixeldefend, adp, feature-squeezing, pixeldefend+feature-squeezing ... May "
+            "be repeated; by default the first five.",
         ),
     ] = None,
     columns: Annotated[

@@ -89,8 +89,9 @@ def benchmark(
     and their labels, integers (N,). images: how many of them, the first ones, or of a folder evenly spread ones; all,
     where there are fewer.
     defences: rows of the table, each 'none', 'pixeldefend', 'adaptive-pixeldefend', 'adp' or 'feature-squeezing', with
-    settings as in 'pixeldefend:eps=8', several joined by '+' in the order in which images meet them. None: these five,
-    but for those that images of this shape have no network for.
+    settings as in 'pixeldefend:eps=8', several joined by '+' in the order in which images meet them, with 'flip' as the
+    last for two views (:class:`pxfast.Defended`). None: these five, but for those that images of this shape have no
+    network for.
     attacks: columns, each a name of :data:`pxfast.attacks.ATTACKS`, with options as in 'bim:steps=20', or 'paper' or
     'adaptive' for those of the tables. None: fgsm, bim, deepfool, blind-pgd and bpda-eot. Attacks on defences know
     those of their row; others are made on the classifier alone, unless their options have knows_defences=true. The

@@ -172,7 +172,9 @@ class JudgedRun(TableRun):
         """Add a row's cells and, where it has defences, its sanity checks."""
         classifier = self.networks.classifier(self.prepared.classifiers[row.name].key)
         parts = [build(each, self.networks) for each in self.defences[row.name]]
-        target = self.judge.target(Defended(classifier, parts or [nn.Identity()], seed=self.judge.seed))
+        target = self.judge.target(
+            Defended(classifier, parts or [nn.Identity()], seed=self.judge.seed, views=row.views)
+        )
         columns = {column.name: column for column in self.specification.columns}
         jobs = self.jobs_on(row)
         scores, found = self.judge.row(target, list(jobs.values()))

@@ -65,13 +65,15 @@ class Pipeline:
         options: dict[str, Any] | None = None,
         seed: int = 0,
         through: Sequence[Description] = (),
+        views: str = "one",
     ) -> Computed:
         """The attack's uint8 images. images, labels: uint8 (N, C, H, W) and int64 (N,).
 
-        through: the defences that the attacker knows of. An attack that eps only clips is searched once for all eps.
+        through, views: the defences and the views that the attacker knows of. An attack that eps only clips is searched
+        once for all eps.
         """
         chosen = find_attack(attack, **(options or {}))
-        recipe = self._attack_recipe(chosen, classifier, seed, through)
+        recipe = {**self._attack_recipe(chosen, classifier, seed, through), **_seen(views)}
         if own := chosen.hidden_networks(tuple(images.shape[1:])):
             recipe["networks"] = [network_digest(network) for network in own]
         inputs = {"images": images, "labels": labels}
@@ -104,9 +106,13 @@ class Pipeline:
         return Computed(images, seconds), list(defences[through:])
 
     def predicted(
-        self, images: Tensor, classifier: EvaluatedClassifier, defences: Sequence[Description] = ()
+        self,
+        images: Tensor,
+        classifier: EvaluatedClassifier,
+        defences: Sequence[Description] = (),
+        views: str = "one",
     ) -> Computed:
-        """The classifier's labels (N,) int64 of images behind the defences."""
+        """The classifier's labels (N,) int64 of images behind the defences, by so many views."""
         recipe = {
             "stage": "predict",
             "classifier": classifier.key,
@@ -114,6 +120,7 @@ class Pipeline:
             "code": code_hash(stages.predict, *classifier.modules, without=ELSEWHERE),
             "libraries": self._libraries(ENGINE_LIBRARIES),
             "processor": processor(self.context.device),
+            **_seen(views),
         }
         return self._run("classification", recipe, {"images": images}, "labels")
 
@@ -189,6 +196,11 @@ class Pipeline:
         for each, part, entry in zip(recipes, shards, found, strict=True):
             spent[self.store.path(each).name] = len(part["images"]), entry.seconds
         return Computed(torch.cat([entry.tensors[output] for entry in found]), sum(entry.seconds for entry in found))
+
+
+def _seen(views: str) -> Recipe:
+    """What recipes say of the views, so that those of one view are as if there were no others."""
+    return {} if views == "one" else {"views": views}
 
 
 def attack_code(name: str) -> str:

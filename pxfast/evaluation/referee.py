@@ -103,7 +103,7 @@ def referee(
     settings = Settings(
         images=count, train=False, device=str(place), engine=engine, precision=precision, threads=threads, shard=shard
     )
-    title, parts = _parts(purifier, tuple(data.images.shape[1:]), place, settings, name)
+    title, parts, views = _parts(purifier, tuple(data.images.shape[1:]), place, settings, name)
     others = {
         check_text("surrogates", key): check_instance(key, value, nn.Module)
         for key, value in (surrogates or {}).items()
@@ -118,7 +118,7 @@ def referee(
     store = Store(folder / "store")
     store.remove_leftovers()
     judge = Judge(store, data.images, data.labels, bound, seed, many, shard)
-    defended = judge.target(Defended(classifier, parts, seed=seed))
+    defended = judge.target(Defended(classifier, parts, seed=seed, views=views))
     path = table_path(folder, f"referee-{data.name}-{title}"[:85].rstrip() + f"-{defended.key[:8]}")
     with made_folder(path.parent), claimed(path):
         chosen, absent = allowed(columns, parts)
@@ -158,10 +158,13 @@ def referee(
 
 def _parts(
     purifier: nn.Module | str, shape: tuple[int, ...], place: torch.device, settings: Settings, name: str | None
-) -> tuple[str, list[nn.Module]]:
-    """What the purifier is called, and its modules in eval mode. ValueError for an unknown one, or a name of others."""
+) -> tuple[str, list[nn.Module], str]:
+    """What the purifier is called, its modules in eval mode, and the views.
+
+    ValueError for an unknown one, or a name of others.
+    """
     if isinstance(purifier, nn.Module):
-        title, parts = type(purifier).__name__, [purifier]
+        title, parts, views = type(purifier).__name__, [purifier], "one"
     else:
         (row,) = requested_rows((purifier,), "classifier", shape[0])
         if not row.defences:
@@ -173,12 +176,12 @@ def _parts(
             path = model_path(None, shape)
         context = make_context(path, shape, str(place), settings)
         models = Models(ModelFiles({}, density_paths(path, context)), str(place), settings.threads)
-        title = plain_name(row.technique)
+        title, views = plain_name(row.technique), row.views
         parts = [kinds.build(kinds.describe(each, context), models) for each in row.defences]
     title = title if name is None else check_text("name", name)
     if not NAME.fullmatch(title):
         raise ValueError(f"name must be of letters, digits, spaces and any of _.+- alone, at most 100, got {title!r}")
-    return title, parts
+    return title, parts, views
 
 
 def _jobs(columns: list[ColumnSpecification]) -> list[Job]:

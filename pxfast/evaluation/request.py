@@ -15,6 +15,7 @@ from .results import UNDEFENDED
 from .specification import ColumnSpecification, RowSpecification, TableSpecification
 
 NONE = "none"
+FLIP = "flip"  # the last part of a row that has the views of this name
 PURIFICATION_EPS = {1: 32, 3: 16}  # the paper's, by channels
 # by name: the kind of defence, what it is called, and settings that are not its own defaults
 NAMED_DEFENCES: dict[str, tuple[str, str, dict[str, Any]]] = {
@@ -68,6 +69,8 @@ KNOWS = "knows_defences"
 def requested_rows(defences: Iterable[str], network: str, channels: int) -> tuple[RowSpecification, ...]:
     """A row for each of the texts: 'none', or 'NAME[:SETTING=VALUE,...]', several joined by '+' in their order.
 
+    'flip' as the last of them stands for the views of that name (:class:`pxfast.Defended`).
+
     network: of the classifier, as shown. channels: of the images.
     TypeError or ValueError, which lists the known names, for others, and for the same row twice.
     """
@@ -78,14 +81,19 @@ def requested_rows(defences: Iterable[str], network: str, channels: int) -> tupl
 
 def _row(text: str, network: str, channels: int) -> RowSpecification:
     parts = [part.strip() for part in text.split("+")]
-    chain = () if parts == [NONE] else tuple(_defence(part, channels) for part in parts)
+    views = FLIP if parts[-1] == FLIP else "one"
+    named = parts[:-1] if views == FLIP else parts
+    chain = () if named in ([], [NONE]) else tuple(_defence(part, channels) for part in named)
     technique = " + ".join(label for label, _ in chain) or UNDEFENDED
+    if views == FLIP:
+        technique += ", two views"
     return RowSpecification(
         name=plain_name(" + ".join(parts)),
         network=network,
         technique=technique,
         architecture="",
         defences=tuple(defence for _, defence in chain),
+        views=views,
     )
 
 
@@ -93,7 +101,7 @@ def _defence(text: str, channels: int) -> tuple[str, dict[str, Any]]:
     """What a defence is called, and its table."""
     name, _, rest = text.partition(":")
     if name not in NAMED_DEFENCES:
-        known = ", ".join((NONE, *NAMED_DEFENCES))
+        known = ", ".join((NONE, *NAMED_DEFENCES, FLIP))
         raise ValueError(f"unknown defence {name!r}; known: {known}; several are joined by +")
     kind, label, settings = NAMED_DEFENCES[name]
     given = dict(parse_setting(part, list(DEFENCES[kind].options)) for part in rest.split(",") if part)

@@ -31,6 +31,7 @@ The tables of the package lie in ``tables/``; a file of one's own has the same f
     architecture = "resnet62"
     training = "normal"                  # fgsm, bim or label-smoothing
     defences = [{ kind = "purifier", eps = 16 }]
+    views = "flip"                       # the mirror image too, as pxfast.Defended has it; optional
     published = { fgsm = [73, 46, 24] }  # %, for each eps; one number where there is no eps
 
 A table with ``runs`` (:mod:`pxfast.evaluation.judged_table`) has one eps, a column of clean images, a strongest one and
@@ -52,6 +53,7 @@ from ..base.checks import check_eps, check_instance, check_names, check_path, gr
 from ..base.reading import check_depth, read_text
 from ..base.records import record, shown
 from ..classifiers.architectures import ARCHITECTURES
+from ..defences.defended import VIEWS
 from .defences import check_defence, find_kind
 from .results import NAME
 
@@ -112,7 +114,8 @@ class RowSpecification:
     name: in results and options. network, technique: as shown. architecture: a name that
     :func:`pxfast.classifiers.architecture` knows. training: 'normal', 'fgsm', 'bim' or 'label-smoothing'. defences: of
     each its kind and settings, in the order in which an image meets them. published: by column, in %, for each eps, or
-    a single number. published_notes: by column.
+    a single number. published_notes: by column. views: 'one' or 'flip',
+    as :class:`pxfast.Defended` takes them.
     """
 
     name: str
@@ -123,6 +126,7 @@ class RowSpecification:
     defences: tuple[dict[str, Any], ...] = ()
     published: dict[str, tuple[float, ...]] = dataclasses.field(default_factory=dict)
     published_notes: dict[str, str] = dataclasses.field(default_factory=dict)
+    views: str = "one"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -354,6 +358,8 @@ def _check_row(table: TableSpecification, row: RowSpecification, counts: dict[st
         )
     if row.training not in TRAININGS:
         raise ValueError(f"row {row.name!r}: training must be one of {', '.join(TRAININGS)}, got {shown(row.training)}")
+    if row.views not in VIEWS:
+        raise ValueError(f"row {row.name!r}: views must be one of {', '.join(VIEWS)}, got {shown(row.views)}")
     for defence in row.defences:
         try:
             check_defence(defence)

@@ -61,10 +61,13 @@ class Worker:
 
 
 def target(models: Models, recipe: Recipe) -> nn.Module:
-    """What is attacked: the classifier alone or, by an attacker who knows of them, behind its defences, ``through``."""
+    """What is attacked: the classifier alone or, by an attacker who knows of them, behind its defences, ``through``,
+    with its ``views``.
+    """
     classifier = models.classifier(recipe["classifier"])
     through = [defences.build(description, models) for description in recipe["through"]]
-    return Defended(classifier, through) if through else classifier
+    views = recipe.get("views", "one")
+    return Defended(classifier, through, views=views) if through or views != "one" else classifier
 
 
 def attack(models: Models, recipe: Recipe, inputs: Tensors) -> Tensors:
@@ -106,7 +109,8 @@ def defend(models: Models, recipe: Recipe, inputs: Tensors) -> Tensors:
 def predict(models: Models, recipe: Recipe, inputs: Tensors) -> Tensors:
     """Images through the remaining defences and the classifier to labels (N,) int64, in batches of one size."""
     classifier = models.classifier(recipe["classifier"])
-    defended = Defended(classifier, [defences.build(description, models) for description in recipe["defences"]])
+    parts = [defences.build(description, models) for description in recipe["defences"]]
+    defended = Defended(classifier, parts, views=recipe.get("views", "one"))
     images = inputs["images"]
     logits = FixedBatch(defended)(images.float() / 255 if images.dtype == torch.uint8 else images)
     return {"labels": logits.argmax(1)}

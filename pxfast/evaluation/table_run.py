@@ -113,6 +113,7 @@ class TableRun:
         """How many images are classified rightly, and the seconds that finding out took, in whichever run."""
         prepared, pipeline = self.prepared, self.prepared.pipeline
         classifier, defences = prepared.classifiers[row.name], self.defences[row.name]
+        views = {"views": row.views}
         steps = [Computed(prepared.images, 0.0)]
         if column.attack is not None:
             steps.append(
@@ -125,12 +126,16 @@ class TableRun:
                     options=column.options,
                     seed=self.specification.seed,
                     through=defences if column.knows_defences else (),
+                    **(views if column.knows_defences else {}),
                 )
             )
-        defended, rest = pipeline.defended(steps[-1].values, defences)
-        predicted = pipeline.predicted(defended.values, classifier, rest)
+        defended, rest = steps[-1], defences
+        if row.views == "one":  # else each view is purified by itself
+            defended, rest = pipeline.defended(steps[-1].values, defences)
+            steps.append(defended)
+        predicted = pipeline.predicted(defended.values, classifier, rest, **views)
         correct = int((predicted.values == prepared.labels).sum())
-        return correct, round(sum(step.seconds for step in (*steps, defended, predicted)), 3)
+        return correct, round(sum(step.seconds for step in (*steps, predicted)), 3)
 
     def _attacks(self, row: RowSpecification, eps: int | None) -> list[ColumnSpecification]:
         """The columns of attacks of this eps that can be made on the row."""
@@ -200,6 +205,7 @@ class TableRun:
                 if column.attack is not None
             },
             "defences": {name: defences for name, defences in self.defences.items() if defences},
+            "views": {row.name: row.views for row in specification.rows if row.views != "one"},
             "seed": specification.seed,
             "device": pipeline.context.device,
             "libraries": library_versions(),

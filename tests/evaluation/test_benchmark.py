@@ -91,6 +91,49 @@ def test_cells_are_what_the_parts_give(world: World, tmp_path, make):
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
 
 
+def test_a_row_of_two_views_is_what_its_parts_give(world: World, tmp_path):
+    network, rows = SmallCNN().eval(), ["feature-squeezing", "feature-squeezing+flip", "none+flip"]
+    table = evaluate(world, network, tmp_path, defences=rows, attacks=["fgsm", "bpda:steps=2"], eps=12, report=False)
+    images, labels = load_dataset(world.data, train=False)
+    images, labels = images[torch.arange(12) * 20 // 12], labels[torch.arange(12) * 20 // 12]
+    defended = pxfast.Defended(network, [pxfast.defences.FeatureSqueezing()], views="flip")
+    attacked = {"clean": images, "fgsm": FGSM()(network, images, labels, 12)}
+    attacked["bpda steps 2"] = BPDA(steps=2)(defended, images, labels, 12)
+    for column, x in attacked.items():
+        with torch.no_grad():
+            correct = int((defended(x).argmax(1) == labels).sum())
+        assert table.cell("feature-squeezing + flip", column, None if column == "clean" else 12).correct == correct
+    with torch.no_grad():
+        flipped = pxfast.Defended(network, views="flip")(images).argmax(1) == labels
+    assert table.cell("none + flip", "clean", None).correct == int(flipped.sum())
+    kept = len(entries(tmp_path))
+    again = evaluate(world, network, tmp_path, defences=rows, attacks=["fgsm", "bpda:steps=2"], eps=12, report=False)
+    assert numbers(again) == numbers(table)
+    assert len(entries(tmp_path)) == kept
+
+
+def test_the_views_of_a_row_are_part_of_what_is_kept(world: World, tmp_path):
+    verdicts = [
+        pxfast.referee(
+            SmallCNN().eval(),
+            f"feature-squeezing{views}",
+            world.data,
+            out=tmp_path,
+            images=12,
+            attacks=["bpda:steps=2"],
+            eps=12,
+            check_images=2,
+            report=False,
+            progress=False,
+        )
+        for views in ("", "+flip")
+    ]
+    assert [verdict.purifier for verdict in verdicts] == ["Feature Squeezing", "Feature Squeezing two views"]
+    spent = [verdict.defended[1].gradients for verdict in verdicts]
+    assert spent[1][1] in (2, 4)  # a gradient for each view
+    assert spent[1] != spent[0]
+
+
 def test_it_prints_itself_and_is_json(whole):
     out, table = whole
     text = str(table)
