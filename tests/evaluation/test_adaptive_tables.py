@@ -251,9 +251,9 @@ def test_one_classifier_for_all_rows_and_one_to_transfer_from(world, tmp_path) -
     found = evaluate(
         world, tmp_path, rows=["pixeldefend"], columns=["bpda"], classifier=other, surrogates={"a: copy": other}
     )
-    transfer = found.cell("pixeldefend", "Transfer a  copy", 8)
+    transfer = found.cell("pixeldefend", "Transfer a copy", 8)
     assert transfer is not None
-    assert found.cell("none", "Transfer a  copy", 8) is None
+    assert found.cell("none", "Transfer a copy", 8) is None
     assert {row.network for row in found.rows} == {"ResNet"}
     images, labels = (part[:6] for part in load_dataset(world.data, train=False))
     right = int((other(images.float() / 255).argmax(1) == labels).sum())
