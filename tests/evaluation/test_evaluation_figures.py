@@ -15,7 +15,7 @@ import pxfast
 from pxfast.attacks import Rand, SaliencyMap
 from pxfast.classifiers import load_classifier
 from pxfast.data.datasets import load_dataset
-from pxfast.evaluation.figures import attack_pictures
+from pxfast.evaluation.figures import attack_pictures, pictures
 from pxfast.evaluation.figures.evaluate import evaluate_figures, evaluate_violins
 from pxfast.evaluation.preparation import Settings
 from pxfast.evaluation.results import read_figures
@@ -50,10 +50,11 @@ def draw(world: World, out: Path) -> list[Path]:
 def not_blank(path: Path) -> bool:
     with Image.open(path) as image:
         pixels = np.asarray(image.convert("RGB")).astype(int)
-    return min(pixels.shape[:2]) > 150 and pixels.std() > 5
+    return min(pixels.shape[:2]) > 75 and pixels.std() > 5
 
 
-def test_figures_show_what_the_parts_of_pxfast_give(world: World, tmp_path) -> None:
+def test_figures_show_what_the_parts_of_pxfast_give(world: World, tmp_path, monkeypatch) -> None:
+    monkeypatch.setitem(pictures.STYLE, "savefig.dpi", 80)
     pytest.importorskip("sklearn", reason="ROC curves need scikit-learn (pip install 'pxfast[evaluate]')")
     pytest.importorskip("scipy", reason="L-BFGS-B needs scipy (pip install 'pxfast[evaluate]')")
     written = draw(world, tmp_path)
