@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 import torch
-from support.engines import ENGINE_PARAMS, INSTRUCTION_SETS
+from support.engines import INSTRUCTION_SETS, engines_with
 from support.golden import BUNDLED, NAMES, fullest_path, load_golden
 from support.helpers import assert_as_exact, noisy, real_images, regret, trained_model, wide_component_model
 from torch import Tensor
@@ -93,22 +93,8 @@ def with_engines(
     too_slow: Callable[[Any], bool],
     whole: Callable[[str, Any], bool] = lambda engine, value: False,
 ) -> pytest.MarkDecorator:
-    """Gives a test every engine with every value, but for those that the reference engine is too slow for.
-
-    The pairs of which ``whole`` says so are left out of the inner loop.
-    """
-    pairs = [
-        pytest.param(
-            engine,
-            value,
-            marks=(*marks, *[pytest.mark.whole] * whole(engine, value)),
-            id=f"{engine}-{value}".replace(" ", ""),
-        )
-        for (engine,), marks, _ in ENGINE_PARAMS
-        for value in values
-        if not (engine == "reference" and too_slow(value))
-    ]
-    return pytest.mark.parametrize(("engine", name), pairs)
+    """Gives a test every engine with every value; see :func:`support.engines.engines_with`."""
+    return pytest.mark.parametrize(("engine", name), engines_with(values, too_slow, whole))
 
 
 every_case = with_engines(
