@@ -111,7 +111,9 @@ def test_bad_settings_are_named(folder, tiny_colour_model):
         measure_density(str(folder), model=tiny_colour_model, images=1, train_images=1, shown=1, attacks=["nonsense"])
 
 
-@pytest.mark.parametrize("name", sorted(SHIPPED))
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.whole] * (name == "cifar10")) for name in sorted(SHIPPED)]
+)
 def test_shipped_models(name, data_root):
     measured = measure_density(name, data_root, images=2, train_images=2, shown=1, attacks=["rand"], lbfgs_images=0)
     clean, noisy = measured.series
@@ -124,7 +126,8 @@ def test_shipped_models(name, data_root):
     assert np.median(measured.train_bits) < 5.0
 
 
-def test_command(tmp_path, folder, tiny_colour_model):
+def test_command(tmp_path, folder, tiny_colour_model, monkeypatch):
+    monkeypatch.setitem(pictures.STYLE, "savefig.dpi", 40)
     save(tiny_colour_model, tmp_path / "model.safetensors")
     arguments = ["figures", "density", str(folder), "--out", str(tmp_path / "out"), "--images", "2"]
     arguments += ["--train-images", "3", "--lbfgs-images", "0", "--model", str(tmp_path / "model.safetensors")]

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
 from PIL import Image
 from support.evaluation_folder import World, entries, make_world
 
@@ -84,7 +85,10 @@ def test_figures_show_what_the_parts_of_pxfast_give(world: World, tmp_path, monk
     assert figures["data-errors"].numbers["rand"]["error"] == wrong
 
     before = entries(tmp_path)
+    pictures_now = {path: path.read_bytes() for path in (tmp_path / "figures").glob("*.png")}
+    monkeypatch.setattr(Figure, "savefig", lambda self, path, **_: Path(path).write_bytes(b"drawn again"))
     assert draw(world, tmp_path) == written
+    assert {path.read_bytes() for path in pictures_now} == {b"drawn again"}
     assert entries(tmp_path) == before
 
 
