@@ -218,7 +218,7 @@ def test_quality_of_a_perfect_and_of_an_idle_network() -> None:
 
 
 def test_training_learns_and_its_file_says_how(tmp_path) -> None:
-    images, out = real_images(1, (8, 8), 64), tmp_path / "score.safetensors"
+    images, out = real_images(1, (12, 12), 64), tmp_path / "score.safetensors"
     config = ScoreNetworkConfig((12, 12), 1, ngf=4)
     settings = dataclasses.replace(SETTINGS, epochs=8, sigma_min=0.1, precision="bf16", ema_decay=0.9)
     network = train_score_network(config, images, out, settings=settings, progress=False)

