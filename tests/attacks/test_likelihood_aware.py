@@ -18,6 +18,7 @@ from pxfast.pixelcnn.files import save
 from pxfast.pixelcnn.likelihood import log_prob_and_gradient, log_prob_gradient
 
 
+@pytest.mark.whole  # of a small network: the tests below
 def test_it_finds_misclassified_images_that_are_less_suspicious_than_bims() -> None:
     images, classifier = bundled_images(1)[:2], load_classifier("fashion-mnist")
     own = predict(classifier, images / 255.0)
@@ -42,7 +43,7 @@ def small(tmp_path) -> tuple[nn.Module, Tensor, Tensor, str]:
     return network, images, network(images / 255.0).argmax(1), str(path)
 
 
-@pytest.mark.parametrize("start", ["image", "random"])
+@pytest.mark.parametrize("start", [pytest.param("image", marks=pytest.mark.whole), "random"])
 def test_an_images_result_is_its_own_on_the_grid_and_in_the_ball(small, start: str) -> None:
     network, images, labels, path = small
     attack = LikelihoodAware(steps=4, searches=2, step=16, start=start, share=1.0, model=path)

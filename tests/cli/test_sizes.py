@@ -30,6 +30,7 @@ def folder(tmp_path_factory) -> Path:
     return place
 
 
+@pytest.mark.whole  # two commands of it: the test below
 def test_images_of_64_pixels_are_trained_on_judged_purified_and_drawn(folder, run_here, refused, tmp_path):
     model = tmp_path / "m.safetensors"
     small = ["--preset", "small", "--filters", 4, "--resnets", 1, "--batch-size", 4, "--epochs", 1, "--device", "cpu"]

@@ -74,8 +74,8 @@ CASES = [
     Case("logistic", 1, (28, 28), 16, 1),  # an odd number of positions, 7 x 7, on the coarsest level
     Case("logistic", 1, (12, 8), 33, 1, steps=8),
 ]
-# of the inner loop: every head, one channel and three, remainders of vectors, two layers, odd positions
-FEW = [*CASES[:4], SMALL, CASES[6], CASES[14]]
+# of the inner loop: every head, one channel and three, remainders of vectors, two layers
+FEW = [*CASES[:4], SMALL, CASES[6]]
 
 
 def small(engine: str) -> Case:

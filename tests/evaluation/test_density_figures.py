@@ -126,6 +126,7 @@ def test_shipped_models(name, data_root):
     assert np.median(measured.train_bits) < 5.0
 
 
+@pytest.mark.whole  # in the inner loop: test_before_work.py
 def test_command(tmp_path, folder, tiny_colour_model, monkeypatch):
     monkeypatch.setitem(pictures.STYLE, "savefig.dpi", 40)
     save(tiny_colour_model, tmp_path / "model.safetensors")

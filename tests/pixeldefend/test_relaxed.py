@@ -103,6 +103,7 @@ def test_bad_settings(make_model, tiny_model: pxfast.PixelCNN) -> None:
         RelaxedPurifier(4, tiny_model)(torch.rand(1, 1, 8, 8) + 1)
 
 
+@pytest.mark.whole  # the gradient that it follows is tested below
 def test_unrolled_bim_is_bim_through_the_relaxation() -> None:
     model = sharp(1)
     with torch.random.fork_rng(devices=[]):

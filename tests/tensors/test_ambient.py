@@ -44,7 +44,9 @@ MODES: dict[str, Callable[[], AbstractContextManager[object]]] = {
     "bfloat16 by default": lambda: default_dtype(torch.bfloat16),
     "another device by default": lambda: torch.device("meta"),
 }
-modes = pytest.mark.parametrize("mode", MODES)
+modes = pytest.mark.parametrize(
+    "mode", [pytest.param(mode, marks=[pytest.mark.whole] * (mode == "bfloat16 by default")) for mode in MODES]
+)
 
 IMAGES = noisy(real_images(1, (8, 8), 2))
 FLOATS = IMAGES / 255
