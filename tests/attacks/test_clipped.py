@@ -9,7 +9,10 @@ from pxfast.attacks.attack import BLOCK
 from pxfast.attacks.result import STAGES
 
 FIXTURE = attack_fixture()
-OPTIONS = {"cw-l2": {"steps": 20, "binary_search_steps": 3, "learning_rate": 0.05, "initial_const": 1.0}}
+OPTIONS = {
+    "cw-l2": {"steps": 20, "binary_search_steps": 3, "learning_rate": 0.05, "initial_const": 1.0},
+    "cw-linf": {"steps": 20},
+}
 CLIPPED = [attack for attack in ATTACKS.values() if issubclass(attack, ClippedAttack)]
 
 

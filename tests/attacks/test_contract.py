@@ -227,9 +227,12 @@ def test_a_noise_of_16_is_none_of_the_unit_interval() -> None:
 # --- modes of torch ---
 
 
+FEWER = {"cw-linf": {"steps": 20}, "spsa": {"steps": 4}}
+
+
 @pytest.mark.parametrize("name", ["fgsm", "pgd", "deepfool", "cw-linf", "saliency-map", "rand", "spsa"])
 def test_modes_of_torch_change_no_attack(name: str) -> None:
-    attack = ATTACKS[name]()
+    attack = ATTACKS[name](**FEWER.get(name, {}))
     network, images = linear(), images_of(3)
     model = Defended(network, [FeatureSqueezing()]) if name == "spsa" else network
     eps = 8 if attack.bounded else None

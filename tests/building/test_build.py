@@ -47,6 +47,7 @@ def test_off_x86_the_sources_compile_without_a_warning(compiler, machine, source
             assert struct.unpack_from("<H", compiled.read_bytes(), 18)[0] == AARCH64
 
 
+@pytest.mark.compile  # the compiler is asked what it knows
 def test_a_set_that_the_compiler_does_not_know_is_left_out(capsys):
     if shutil.which("g++") is None:
         pytest.skip("there is no g++ here")
@@ -55,6 +56,7 @@ def test_a_set_that_the_compiler_does_not_know_is_left_out(capsys):
     assert "which are left out" in capsys.readouterr().out
 
 
+@pytest.mark.compile
 def test_on_x86_only_the_files_of_an_instruction_set_may_use_it():
     if shutil.which("g++") is None:
         pytest.skip("there is no g++ here")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable
 from fractions import Fraction
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from support.attack_network import attack_fixture
-from support.helpers import bundled_images
+from support.helpers import bundled_images, random_model
 from support.wrong_values import IMAGES, classifier, scorer, tiny
 from torch import Tensor, nn
 
@@ -86,11 +87,18 @@ def test_a_file_of_attacked_floats_is_on_the_grid(tmp_path) -> None:
 
 UNIT = torch.rand(2, 1, 8, 8, generator=torch.Generator().manual_seed(1))
 OVER = UNIT * 1.2 - 0.1  # overshoots on both sides
+OVER[0, 0, 1, :2] = torch.tensor([-0.05, 1.05])  # where small networks look as well
 
 
 def flat() -> nn.Module:
     torch.manual_seed(0)
     return nn.Sequential(nn.Flatten(), nn.Linear(64, 10)).eval()
+
+
+@functools.cache
+def tinier() -> pxfast.PixelCNN:
+    """A network of 4x4 images, for what goes from pixel to pixel."""
+    return random_model((4, 4))
 
 
 def defended(**options: Any) -> pxfast.Defended:
@@ -114,7 +122,7 @@ CALLS: dict[str, Callable[..., Tensor]] = {
     "Detector.p_value": lambda x, **clip: pxfast.Detector(tiny(), **clip).fit(IMAGES).p_value(x),
     "Detector.bits_per_dim": lambda images, **clip: pxfast.Detector(tiny(), **clip).bits_per_dim(images),
     "RandomAboveThreshold": lambda x, **clip: classifiers.RandomAboveThreshold(flat(), model=tiny(), **clip)(x),
-    "RelaxedPurifier": lambda images, **clip: RelaxedPurifier(1, tiny(), **clip)(images),
+    "RelaxedPurifier": lambda images, **clip: RelaxedPurifier(1, tinier(), **clip)(images[:1, :, :4, :4]),
     "an attack": lambda images, **clip: BIM(steps=2)(classifier(), images, None, 8, **clip),
 }
 

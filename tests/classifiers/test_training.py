@@ -206,7 +206,10 @@ def build_logits(trainer: ClassifierTrainer, images: Tensor) -> Tensor:
     return copied(images)
 
 
-@pytest.mark.parametrize("defence", training.DEFENCES)
+@pytest.mark.parametrize(
+    "defence",
+    [pytest.param(name, marks=[pytest.mark.whole] * (name not in ("none", "fgsm"))) for name in training.DEFENCES],
+)
 def test_training_learns(defence: str, small_data, tmp_path) -> None:
     settings = ClassifierSettings(epochs=9, batch_size=16, learning_rate=0.05, defence=defence, delta=2.0)
     train(tmp_path / "a.safetensors", settings=settings)

@@ -16,6 +16,7 @@ from torch import nn
 import pxfast
 from pxfast.cli.main import COMMANDS
 from pxfast.data.image_files import write_png
+from pxfast.evaluation.figures import pictures
 
 # a command that could do its work, but for what is missing: {pictures} are images of Fashion-MNIST's shape, {classes}
 # the same in folders of classes, {empty} an empty folder
@@ -238,6 +239,7 @@ def test_a_rerun_after_a_failure_is_not_refused(places, tmp_path, monkeypatch, r
     """For want of a library at first; it is installed then."""
     pytest.importorskip("sklearn")
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(pictures.STYLE, "savefig.dpi", 40)
     command = [
         "figures",
         "density",

@@ -36,7 +36,9 @@ def examination(laboratory):
     return laboratory.examine(load_demo_images().clean[9], "fgsm", 25, 32)  # an ankle boot
 
 
-@pytest.mark.parametrize("dataset", DATASETS)
+@pytest.mark.parametrize(
+    "dataset", [pytest.param(name, marks=[pytest.mark.whole] * (name == "cifar10")) for name in DATASETS]
+)
 def test_an_examination_is_what_the_public_functions_give(dataset):
     laboratory = Laboratory(dataset)
     image = load_demo_images(dataset).clean[5]

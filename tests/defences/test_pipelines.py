@@ -38,24 +38,25 @@ def python_blocks(heading: str) -> list[str]:
 
 
 def test_the_data_loaders_of_the_document():
-    images = bundled_images(1)[:6]
+    images = bundled_images(1)[:3]
     expected = pxfast.purify(images, 16)
     collated, transformed = python_blocks("torch DataLoader")
-    names = {"dataset": TensorDataset(images, torch.arange(6))}
+    names = {"dataset": TensorDataset(images, torch.arange(3))}
     exec(collated, names)
     ((found, labels),) = names["loader"]
     assert torch.equal(found, expected)
-    assert labels.tolist() == list(range(6))
-    names["dataset"] = Pictures(6)
+    assert labels.tolist() == list(range(3))
+    names["dataset"] = Pictures(3)
     names["dataset"].images = [Image.fromarray(image) for image in names["dataset"].images]
     exec(transformed, names)
-    assert torch.equal(torch.stack([names["dataset"][i] for i in range(6)]), expected)
+    assert torch.equal(torch.stack([names["dataset"][i] for i in range(3)]), expected)
 
 
 def purify_samples(purifier: OnColumn, samples: list):
     return purifier(default_collate(samples))
 
 
+@pytest.mark.process
 @pytest.mark.filterwarnings("ignore:This DataLoader will create 2 worker processes")  # on one processor
 def test_a_data_loader_with_workers_gives_the_same(tiny_colour_model):
     images = real_images(3, (8, 8), 12)

@@ -67,7 +67,7 @@ def test_any_type_of_images_goes_through_a_classifier_of_any_type(
 
 
 @pytest.mark.parametrize("method", ["double", "half", "bfloat16"])
-@pytest.mark.parametrize("name", ["fashion-mnist", "cifar10"])
+@pytest.mark.parametrize("name", ["fashion-mnist", pytest.param("cifar10", marks=pytest.mark.whole)])
 def test_the_packages_classifiers_compute_in_the_type(name: str, method: str) -> None:
     classifier = load_classifier(name)
     channels, H, W = classifier.config.channels, *classifier.config.image_size

@@ -135,6 +135,7 @@ def test_weights_are_packed_for_the_devices_instruction(module, monkeypatch, pre
 
 
 @pytest.mark.engine("cuda-plan")
+@pytest.mark.whole  # other plans of the same networks are in the inner loop
 def test_few_grey_images_are_guessed_and_others_are_not(module, engines):
     gpu, auto = h200(module), compiled.ORDERS["auto"]
     grey = module.CudaEngine(compiled.program_of(schedule_for(benchmark.network("paper-fashion-mnist"))), True)

@@ -20,7 +20,12 @@ def load_once(path: Path) -> Golden:
     return load_golden(path)
 
 
-@pytest.fixture(params=[path for _, path in golden_paths()], ids=[label for label, _ in golden_paths()])
+@pytest.fixture(
+    params=[
+        pytest.param(path, marks=[pytest.mark.whole] * label.startswith("complete"), id=label)
+        for label, path in golden_paths()
+    ]
+)
 def golden(request: pytest.FixtureRequest) -> Golden:
     if not request.param.is_file():
         pytest.skip("the complete golden files are not beside this repository (../shared/golden)")
@@ -77,9 +82,9 @@ def test_purified_images(name: str):
     The other engines, which are faster, take the complete files (test_engines.py).
     """
     golden = load_once(BUNDLED / f"{name}.npz")
-    model = PixelCNN(dataclasses.replace(golden.model.config, image_size=(12, golden.attacked.shape[3]))).eval()
+    model = PixelCNN(dataclasses.replace(golden.model.config, image_size=(8, golden.attacked.shape[3]))).eval()
     model.load_state_dict(golden.model.state_dict())
-    attacked, theirs = golden.attacked[:, :, :12], golden.purified[:, :, :12]
+    attacked, theirs = golden.attacked[:, :, :8], golden.purified[:, :, :8]
     assert attacked.unique().numel() > 30, "there is something to see"
     ours = select("reference").decode(schedule_for(model), attacked, Greedy(golden.eps), precision="fp32")
     # an image may differ from the first near-tie on; then both choices must be as good as the best in range

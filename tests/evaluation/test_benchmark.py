@@ -56,9 +56,9 @@ def whole(world: World, tmp_path_factory) -> tuple[Path, BenchmarkTable]:
 def test_a_wrapped_classifier_has_the_table_of_its_file(world: World, tmp_path):
     """Cell by cell, what the pipeline computes of a classifier's file is what the benchmark computes of the module."""
     classifier = load_classifier(world.classifiers / "data-resnet62-normal.safetensors")
-    given = tuple(part[:12] for part in load_dataset(world.data, train=False))
+    given = tuple(part[:5] for part in load_dataset(world.data, train=False))  # two shards
     ours = evaluate(world, plain(classifier), tmp_path / "ours", dataset=given)
-    settings = Settings(classifiers=world.classifiers, model=world.model, train=False, shard=4)
+    settings = Settings(images=5, classifiers=world.classifiers, model=world.model, train=False, shard=4)
     theirs = evaluate_table(load_table(world.table), None, tmp_path / "theirs", settings)
     rows = {"none": "normal", "feature-squeezing": "squeezed", "pixeldefend eps 16": "purified"}
     columns = {column: column for column in ("clean", "rand", "fgsm", "strongest")} | {"deepfool steps 5": "deepfool"}
@@ -214,10 +214,10 @@ def test_models_in_one_folder_do_not_get_each_others_results(world: World, whole
     ]
     chosen = {"defences": ["none", "feature-squeezing"], "attacks": ["fgsm"], "report": False}
     together = [evaluate(world, model, tmp_path / "together", **chosen) for model in models]
-    again = [evaluate(world, model, tmp_path / "together", **chosen) for model in models]
+    again = evaluate(world, models[0], tmp_path / "together", **chosen)
     alone = [evaluate(world, model, tmp_path / f"alone{i}", **chosen) for i, model in enumerate(models)]
     assert [numbers(table) for table in together] == [numbers(table) for table in alone]
-    assert [numbers(table) for table in again] == [numbers(table) for table in alone]
+    assert numbers(again) == numbers(alone[0])
     assert len({json.dumps(list(numbers(table).values())) for table in alone}) > 1
     assert len({table.name for table in together}) == len(models)
     assert len(list((tmp_path / "together" / "tables").glob("*.json"))) == len(models)

@@ -201,7 +201,14 @@ def save_checkpoint(path, variables: dict[str, np.ndarray]) -> None:
         np.savez(file, **variables)
 
 
-@pytest.mark.parametrize("suffix", ["", ".index", ".data-00000-of-00001"])
+@pytest.mark.parametrize(
+    "suffix",
+    [
+        "",
+        pytest.param(".index", marks=pytest.mark.whole),
+        pytest.param(".data-00000-of-00001", marks=pytest.mark.whole),
+    ],
+)
 @torch.no_grad()
 def test_a_checkpoint_becomes_a_model_file(tensorflow, tmp_path, suffix):
     variables = random_variables(3, FILTERS, 1, MIXTURES)

@@ -17,7 +17,7 @@ from pxfast.pixelcnn.training import Trainer, TrainingSettings
 from pxfast.pixelcnn.training.growth import grown
 
 
-@settings(deadline=None, max_examples=12)
+@settings(deadline=None, max_examples=5)
 @given(
     channels=st.sampled_from([1, 3]),
     wider=st.integers(0, 5),

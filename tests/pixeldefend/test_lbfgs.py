@@ -81,6 +81,7 @@ def test_refusals(model, attacked, make_model, monkeypatch):
         lbfgs_purify(attacked, 8, model=model)
 
 
+@pytest.mark.whole  # of a small model: the other tests
 def test_greedy_decoding_beats_it_on_fashion_mnist():
     """The middle of a noisy image, the shipped model: L-BFGS-B improves on it, greedy decoding by much more."""
     shipped = pxfast.load("fashion-mnist")

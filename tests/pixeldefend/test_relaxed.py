@@ -61,7 +61,7 @@ def test_first_sub_pixel_is_the_mean_under_its_distribution(channels: int) -> No
     assert float((found - images).abs().max()) <= eps
 
 
-@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("channels", [1, pytest.param(3, marks=pytest.mark.whole)])
 def test_gradient_is_the_slope(channels: int) -> None:
     """Central differences along the gradient and across it, through all of the sequence."""
     relaxed = RelaxedPurifier(30, sharp(channels), temperature=0.1)
@@ -103,6 +103,7 @@ def test_bad_settings(make_model, tiny_model: pxfast.PixelCNN) -> None:
         RelaxedPurifier(4, tiny_model)(torch.rand(1, 1, 8, 8) + 1)
 
 
+@pytest.mark.whole  # the gradient that it follows is tested below
 def test_unrolled_bim_is_bim_through_the_relaxation() -> None:
     model = sharp(1)
     with torch.random.fork_rng(devices=[]):

@@ -54,6 +54,7 @@ def test_thresholds_at_their_ends(images, adaptive):
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_verify_knows_the_rule(images, adaptive, precision):
     settings = {"adaptive": adaptive, "threshold": 3.0, "precision": precision}
+    images = images[1:3]  # one clean, one noisy
     result = pxfast.purify(images, 16, **settings)
     assert pxfast.verify(images, result, 16, **settings).passed
     if precision == "fp32":  # the mean regret that bf16 may have is more than sparing makes here

@@ -6,6 +6,9 @@ needs only the CUDA part of the compiled module, which plans without a GPU, is m
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
+from typing import Any
+
 import pytest
 import torch
 
@@ -16,6 +19,36 @@ MISSING = {name: reason for name, entry in ENGINES.items() if (reason := entry.u
 ENGINE_PARAMS = [
     pytest.param(name, marks=[pytest.mark.gpu] * entry.gpu) for name, entry in ENGINES.items() if name not in MISSING
 ]
+
+
+def engines_with(
+    values: Iterable[Any],
+    too_slow: Callable[[Any], bool] = lambda value: False,
+    whole: Callable[[str, Any], bool] = lambda engine, value: False,
+) -> list[Any]:
+    """Parameters (engine, value) of a test: every engine with every value, save what the reference is too slow for.
+
+    The pairs of which ``whole`` says so are left out of the inner loop.
+    """
+    return [
+        pytest.param(
+            engine,
+            value,
+            marks=(*marks, *[pytest.mark.whole] * whole(engine, value)),
+            id=f"{engine}-{name_of(value)}",
+        )
+        for (engine,), marks, _ in ENGINE_PARAMS
+        for value in values
+        if not (engine == "reference" and too_slow(value))
+    ]
+
+
+def name_of(value: Any) -> str:
+    """How a test's name calls a parameter: a tuple of head and channels as ``softmax-3``, others as they are."""
+    if isinstance(value, tuple) and isinstance(value[0], str):
+        return "-".join(map(str, value))
+    return str(value).replace(" ", "")
+
 
 QUICK = "reference" if "cpu" in MISSING else "cpu"  # for tests that need any engine: the reference takes seconds
 
