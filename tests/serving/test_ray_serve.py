@@ -1,4 +1,7 @@
-"""The service on a local Ray: batches, back-pressure, the example client; slow, so only when PXFAST_TEST_RAY is 1."""
+"""The service on a local Ray: batches, back-pressure, the example client; slow, so only when PXFAST_TEST_RAY is 1.
+
+They pass with RAY_SERVE_ENABLE_HA_PROXY=1 and RAY_SERVE_THROUGHPUT_OPTIMIZED=1, too (docs/serving.md).
+"""
 
 from __future__ import annotations
 
