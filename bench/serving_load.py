@@ -40,6 +40,7 @@ CHANNELS = {"cifar10": 3, "fashion-mnist": 1}
 EPS = {"cifar10": 16, "fashion-mnist": 32}  # the paper's
 BATCH = 64
 
+
 def attacked_images(dataset: str, count: int) -> torch.Tensor:
     """Real test images, attacked by FGSM of eps 8: (count, C, H, W) uint8. Beyond the bundled ones they come again."""
     images = real_images(CHANNELS[dataset])
