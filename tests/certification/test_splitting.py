@@ -211,7 +211,7 @@ def test_no_pair_of_sub_pixels_and_no_greedy_attack_beats_a_certificate(real_cas
     options = {**options, "purifier": purifier}
     found = certify(classifier, images, [0] * len(images), **options)
     assert len(found.predictions.unique()) > 1
-    attackable = ((found.radii >= 1) & (found.radii <= 4)).nonzero()[:, 0].tolist()[:2]
+    attackable = ((found.radii >= 1) & (found.radii <= 4)).nonzero()[:, 0].tolist()[:1]
     assert attackable
     broken_beyond = 0
     for n in attackable:
