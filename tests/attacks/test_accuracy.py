@@ -110,7 +110,7 @@ def leaves_at_most_the_papers_accuracy_and_ten_points(shipped: Shipped, attack: 
     assert 1 - result.rates()["rounded"] <= limit(shipped.name, attack)
 
 
-@pytest.mark.parametrize(("bundled", "attack"), [("cifar10", "fgsm"), ("cifar10", "bim")], indirect=["bundled"])
+@pytest.mark.parametrize(("bundled", "attack"), [("cifar10", "fgsm")], indirect=["bundled"])
 def test_leaves_at_most_the_papers_accuracy_and_ten_points(bundled: Shipped, attack: str) -> None:
     leaves_at_most_the_papers_accuracy_and_ten_points(bundled, attack)
 
@@ -122,5 +122,5 @@ def test_leaves_at_most_the_papers_accuracy_and_ten_points(bundled: Shipped, att
     indirect=["shipped"],
 )
 def test_so_do_all_attacks(shipped: Shipped, attack: str) -> None:
-    """The slow attacks, whose small form is in test_attacks.py, and the data set that resists, among them."""
+    """The attacks of many steps, whose small form is in test_attacks.py, and the data set that resists, among them."""
     leaves_at_most_the_papers_accuracy_and_ten_points(shipped, attack)

@@ -71,6 +71,9 @@ def test_networks_are_made_for_them():
         assert architecture_for("resnet18", name).classes == CLASSES[name]
 
 
+@pytest.mark.parametrize(
+    "named", ["mnist", *(pytest.param(name, marks=pytest.mark.whole) for name in ("svhn", "cifar100"))], indirect=True
+)
 def test_a_model_and_a_classifier_are_trained_and_attacked(named, run_here, refused, monkeypatch, tmp_path):
     name, root = named
     small = lambda size, channels, classes: ResNetConfig(size, channels, (4, 6, 8), units=1, classes=classes)  # noqa: E731

@@ -251,7 +251,7 @@ def test_a_killed_run_goes_on(tmp_path) -> None:
     assert all(path.stat().st_mtime_ns == when for path, when in kept.items())
 
 
-@pytest.mark.parametrize("name", ["median", "shaken"])
+@pytest.mark.parametrize("name", [pytest.param("median", marks=pytest.mark.whole), "shaken"])
 def test_the_example_that_is_not_ours_on_the_command_line(name, tmp_path, capsys, monkeypatch) -> None:
     from support.evaluation_folder import make_world
 
