@@ -21,7 +21,6 @@ from support.torchvision_files import (
     write_mnist,
     write_svhn,
 )
-from torchvision import datasets
 
 import pxfast
 from pxfast.adp.training import score_preset
@@ -150,6 +149,8 @@ def server(tmp_path) -> Iterator[tuple[str, Path, list[str]]]:
 
 
 def served_mnist(server, monkeypatch) -> None:
+    from torchvision import datasets
+
     address, folder, _ = server
     write_mnist(folder, archives=True)
     monkeypatch.setattr(datasets.MNIST, "mirrors", [address])
@@ -174,6 +175,8 @@ def test_mnist_is_downloaded_once_and_only_where_asked(server, monkeypatch, tmp_
 
 
 def test_cifar100_is_downloaded(server, monkeypatch, tmp_path):
+    from torchvision import datasets
+
     address, folder, _ = server
     write_cifar100(tmp_path)
     trust_files_of(tmp_path, monkeypatch)

@@ -104,7 +104,7 @@ def test_votes_and_ties() -> None:
 
 
 def test_a_wrong_gradient_is_noticed_and_shown_beside_the_row(net, images, tmp_path) -> None:
-    many = torch.randint(0, 256, (64, 1, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(2))
+    many = torch.randint(0, 256, (32, 1, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(2))
 
     class Against(nn.Module):
         """A value that is right, and a gradient of the opposite sign."""

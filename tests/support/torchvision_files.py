@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 from support.helpers import real_images
 from torch import Tensor
-from torchvision import datasets
 
 COUNTS = {True: 12, False: 5}  # of training and of test images
 PARTS = {True: "train", False: "test"}
@@ -88,6 +87,7 @@ def archive_of(folder: Path) -> bytes:
 
 def trust_files_of(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """From now on torchvision takes the files under ``root`` for the real ones."""
+    from torchvision import datasets  # takes a second, which only the tests that read its files spend
 
     def md5(path: Path) -> str:
         return hashlib.md5(path.read_bytes()).hexdigest()
