@@ -81,6 +81,17 @@ def data_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def few_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A torchvision root folder with a few real images in Fashion-MNIST's files: 42 to train on, 5 to test."""
+    pytest.importorskip("torchvision")
+    from support.torchvision_files import write_mnist
+
+    root = tmp_path_factory.mktemp("few")
+    write_mnist(root, "FashionMNIST", more=30)
+    return root
+
+
+@pytest.fixture(scope="session")
 def make_model() -> Callable[..., PixelCNN]:
     """``random_model``: a factory of small random networks."""
     return random_model

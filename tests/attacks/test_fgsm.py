@@ -47,7 +47,7 @@ def test_is_deterministic_and_independent_of_the_batch(classifier: ResNet) -> No
     images = bundled_images(1)[:40]  # more than one chunk, the last one not full
     attacked = FGSM()(classifier, images, None, 8)
     assert torch.equal(FGSM()(classifier, images, None, 8), attacked)
-    for i in (0, 7, 39):
+    for i in (7, 39):
         assert torch.equal(FGSM()(classifier, images[i : i + 1], None, 8)[0], attacked[i])
     order = torch.randperm(40, generator=torch.Generator().manual_seed(0))
     assert torch.equal(FGSM()(classifier, images[order], None, 8), attacked[order])

@@ -15,20 +15,20 @@ NAME = "fashion-mnist"
 
 
 @pytest.fixture
-def make(data_root, tmp_path, monkeypatch):
+def make(few_root, tmp_path, monkeypatch):
     """Runs the script for a few images, into a temporary folder."""
 
     def make(count: int, *more: str) -> None:
-        options = ["--root", data_root, "--out", tmp_path, "--model", NAME, "--images", count, *more]
+        options = ["--root", few_root, "--out", tmp_path, "--model", NAME, "--images", count, *more]
         monkeypatch.setattr(sys, "argv", ["make_detection_assets.py", *map(str, options)])
         runpy.run_path(str(SOURCE / "bench" / "scripts" / "make_detection_assets.py"), run_name="__main__")
 
     return make
 
 
-def test_makes_resumes_and_replaces_nothing_unasked(make, data_root, tmp_path, capsys):
+def test_makes_resumes_and_replaces_nothing_unasked(make, few_root, tmp_path, capsys):
     out = tmp_path / shipped_log_likelihoods_path(NAME).name
-    images, _ = load_dataset(NAME, data_root, train=True)
+    images, _ = load_dataset(NAME, few_root, train=True)
     make(6)
     found = Detector.load(out, NAME).log_likelihoods
     torch.testing.assert_close(found, Detector(NAME).fit(images[:6]).log_likelihoods)
@@ -52,9 +52,9 @@ def test_makes_resumes_and_replaces_nothing_unasked(make, data_root, tmp_path, c
     assert [file.name for file in tmp_path.iterdir()] == [out.name]
 
 
-def test_a_partial_file_of_other_weights_is_not_gone_on_from(make, data_root, tmp_path):
+def test_a_partial_file_of_other_weights_is_not_gone_on_from(make, few_root, tmp_path):
     out = tmp_path / shipped_log_likelihoods_path(NAME).name
-    images, _ = load_dataset(NAME, data_root, train=True)
+    images, _ = load_dataset(NAME, few_root, train=True)
     other = pxfast.load(NAME)
     with torch.no_grad():
         other.output.b.add_(0.01)

@@ -41,7 +41,9 @@ def scrambled(lower: Tensor, upper: Tensor) -> Tensor:
 # --- cells ---
 
 
-@pytest.mark.parametrize("width", WIDTHS)
+@pytest.mark.parametrize(
+    "width", [pytest.param(width, marks=[pytest.mark.whole] * (width in (256, 300))) for width in WIDTHS]
+)
 def test_a_change_of_d_grey_levels_alters_the_cell_at_d_offsets_at_most(width):
     """For all 256 x 256 pairs of values, all offsets and every shift: d offsets exactly, until all are altered."""
     values = torch.arange(256, dtype=torch.uint8)
@@ -205,13 +207,13 @@ def real_case() -> tuple[nn.Module, Tensor, dict[str, object]]:
     return Linear(16, seed=2, scale=1.5), real_images(1, (4, 4), 24), options
 
 
-@pytest.mark.parametrize("purifier", ["pixeldefend", "midpoints", "sample"])
+@pytest.mark.parametrize("purifier", ["pixeldefend", "midpoints", pytest.param("sample", marks=pytest.mark.whole)])
 def test_no_pair_of_sub_pixels_and_no_greedy_attack_beats_a_certificate(real_case, purifier):
     classifier, images, options = real_case
     options = {**options, "purifier": purifier}
     found = certify(classifier, images, [0] * len(images), **options)
     assert len(found.predictions.unique()) > 1
-    attackable = ((found.radii >= 1) & (found.radii <= 4)).nonzero()[:, 0].tolist()[:2]
+    attackable = ((found.radii >= 1) & (found.radii <= 4)).nonzero()[:, 0].tolist()[:1]
     assert attackable
     broken_beyond = 0
     for n in attackable:

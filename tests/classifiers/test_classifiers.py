@@ -440,6 +440,7 @@ def test_shipped_classifier_is_the_papers_and_small() -> None:
     json.dumps(notes)
 
 
+@pytest.mark.whole  # in the inner loop: test_accuracy.py, on fewer images
 def test_shipped_classifier_reaches_its_recorded_accuracy(data_root) -> None:
     """On the first 1,000 test images; 3 points are more than three standard errors of that many."""
     images, labels = load_dataset("fashion-mnist", data_root, train=False)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from support.helpers import random_model, whole_command
+from support.helpers import random_model, real_images, whole_command
 from torch import nn
 
 import pxfast
@@ -235,19 +235,26 @@ def test_all_data_sets_of_the_figures_are_looked_for_first(places, tmp_path, mon
     assert loaded == ["cifar10", "fashion-mnist"]
 
 
-def test_a_rerun_after_a_failure_is_not_refused(places, tmp_path, monkeypatch, run_here) -> None:
+def test_a_rerun_after_a_failure_is_not_refused(tmp_path, monkeypatch, run_here) -> None:
     """For want of a library at first; it is installed then."""
     pytest.importorskip("sklearn")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(pictures.STYLE, "savefig.dpi", 40)
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for n, image in enumerate(real_images(1, (8, 8), 4)):
+        write_png(image, folder / f"{n}.png")
+    pxfast.save(random_model(), "tiny.safetensors")
+    drawn = {name: pictures.PICTURES[name] for name in ("samples", "roc")}
+    monkeypatch.setattr(pictures, "PICTURES", drawn)
     command = [
         "figures",
         "density",
-        places["pictures"],
+        folder,
         "--out",
         "out",
         "--model",
-        "fashion-mnist",
+        "tiny.safetensors",
         "--lbfgs-images",
         0,
     ]
@@ -257,4 +264,4 @@ def test_a_rerun_after_a_failure_is_not_refused(places, tmp_path, monkeypatch, r
         run_here(*command, code=2)
     files = json.loads(run_here(*command)[0])["files"]
     assert all(Path(file).is_file() for file in files)
-    assert len(files) == 9
+    assert len(files) == 5

@@ -63,7 +63,14 @@ def test_an_examination_is_what_the_public_functions_give(dataset):
         assert judged.label == names[int(predict(classifier, judged.image[None].float() / 255))]
 
 
-@pytest.mark.parametrize("attack", [name for name in ATTACKS if name != "deepfool"])
+@pytest.mark.parametrize(
+    "attack",
+    [
+        pytest.param(name, marks=[pytest.mark.whole] * (name not in ("none", "fgsm")))
+        for name in ATTACKS
+        if name != "deepfool"
+    ],
+)
 def test_every_attack_keeps_its_bound(laboratory, attack):
     image = load_demo_images().clean[9]
     found = laboratory.examine(image, attack, 4, 2)

@@ -7,8 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from support.golden import BUNDLED, COMPLETE, NAMES
-from support.helpers import SOURCE
+from support.helpers import SOURCE, bundled_images, bundled_labels
+
+from pxfast.data.datasets import load_dataset
 
 LISTED = dict(re.findall(r"^\| `(\S+)` \| `([0-9a-f]{64})` \|$", (BUNDLED / "README.md").read_text(), re.MULTILINE))
 MAKER = runpy.run_path(str(SOURCE / "bench" / "scripts" / "make_test_data.py"))
@@ -31,8 +34,12 @@ def test_a_file_is_the_one_that_was_listed(name: str) -> None:
     assert hashlib.sha256((BUNDLED / name).read_bytes()).hexdigest() == LISTED[name]
 
 
+@pytest.mark.whole  # in the inner loop: the checksums of the files
 def test_real_images_are_the_first_test_images(data_root: Path) -> None:
     assert_same(BUNDLED / "real_images.npz", MAKER["real_images"](data_root))
+    for channels, name in ((1, "fashion-mnist"), (3, "cifar10")):
+        _, labels = load_dataset(name, data_root, train=False)
+        assert torch.equal(bundled_labels(channels), labels[: len(bundled_images(channels))])
 
 
 @pytest.mark.data

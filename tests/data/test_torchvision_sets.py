@@ -21,7 +21,6 @@ from support.torchvision_files import (
     write_mnist,
     write_svhn,
 )
-from torchvision import datasets
 
 import pxfast
 from pxfast.adp.training import score_preset
@@ -71,6 +70,9 @@ def test_networks_are_made_for_them():
         assert architecture_for("resnet18", name).classes == CLASSES[name]
 
 
+@pytest.mark.parametrize(
+    "named", ["mnist", *(pytest.param(name, marks=pytest.mark.whole) for name in ("svhn", "cifar100"))], indirect=True
+)
 def test_a_model_and_a_classifier_are_trained_and_attacked(named, run_here, refused, monkeypatch, tmp_path):
     name, root = named
     small = lambda size, channels, classes: ResNetConfig(size, channels, (4, 6, 8), units=1, classes=classes)  # noqa: E731
@@ -147,6 +149,8 @@ def server(tmp_path) -> Iterator[tuple[str, Path, list[str]]]:
 
 
 def served_mnist(server, monkeypatch) -> None:
+    from torchvision import datasets
+
     address, folder, _ = server
     write_mnist(folder, archives=True)
     monkeypatch.setattr(datasets.MNIST, "mirrors", [address])
@@ -171,6 +175,8 @@ def test_mnist_is_downloaded_once_and_only_where_asked(server, monkeypatch, tmp_
 
 
 def test_cifar100_is_downloaded(server, monkeypatch, tmp_path):
+    from torchvision import datasets
+
     address, folder, _ = server
     write_cifar100(tmp_path)
     trust_files_of(tmp_path, monkeypatch)

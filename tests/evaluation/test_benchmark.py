@@ -212,7 +212,7 @@ def test_models_in_one_folder_do_not_get_each_others_results(world: World, whole
         Wrapped(SmallCNN(), darker).eval(),
         Features().eval(),
     ]
-    chosen = {"defences": ["none", "feature-squeezing"], "attacks": ["fgsm"], "report": False}
+    chosen = {"defences": ["none", "feature-squeezing"], "attacks": ["fgsm"], "eps": 12, "report": False}
     together = [evaluate(world, model, tmp_path / "together", **chosen) for model in models]
     again = evaluate(world, models[0], tmp_path / "together", **chosen)
     alone = [evaluate(world, model, tmp_path / f"alone{i}", **chosen) for i, model in enumerate(models)]

@@ -43,7 +43,7 @@ def test_numbers_of_a_case_by_hand() -> None:
     assert clean["detectors"][0]["detected, of the misclassified"] is None
 
 
-def test_files_appear_and_a_killed_run_goes_on(tmp_path, data_root, monkeypatch) -> None:
+def test_files_appear_and_a_killed_run_goes_on(tmp_path, few_root, monkeypatch) -> None:
     given = {"images": 2, "train_images": 40, "attacks": ["rand"]}
     real, seen = detectors.scores, []
 
@@ -55,13 +55,13 @@ def test_files_appear_and_a_killed_run_goes_on(tmp_path, data_root, monkeypatch)
 
     monkeypatch.setattr(detectors, "scores", killed)
     with pytest.raises(KeyboardInterrupt):
-        detectors.detector_figures("fashion-mnist", data_root, tmp_path, **given)
+        detectors.detector_figures("fashion-mnist", few_root, tmp_path, **given)
     assert not list(tmp_path.glob("*.json"))
-    files = detectors.detector_figures("fashion-mnist", data_root, tmp_path, **given)
+    files = detectors.detector_figures("fashion-mnist", few_root, tmp_path, **given)
     assert seen == [32, 8, 2, 2, 2], "the training images were not measured again"
     numbers = json.loads(files[0].read_text())
     assert [each["name"] for each in numbers["series"]] == ["clean", "rand"]
     assert Image.open(files[1]).size[0] > 300
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(path.name for path in files)
     with pytest.raises(FileExistsError):
-        detectors.detector_figures("fashion-mnist", data_root, tmp_path, **given)
+        detectors.detector_figures("fashion-mnist", few_root, tmp_path, **given)

@@ -104,7 +104,7 @@ def test_votes_and_ties() -> None:
 
 
 def test_a_wrong_gradient_is_noticed_and_shown_beside_the_row(net, images, tmp_path) -> None:
-    many = torch.randint(0, 256, (64, 1, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(2))
+    many = torch.randint(0, 256, (32, 1, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(2))
 
     class Against(nn.Module):
         """A value that is right, and a gradient of the opposite sign."""
@@ -251,7 +251,7 @@ def test_a_killed_run_goes_on(tmp_path) -> None:
     assert all(path.stat().st_mtime_ns == when for path, when in kept.items())
 
 
-@pytest.mark.parametrize("name", ["median", "shaken"])
+@pytest.mark.parametrize("name", [pytest.param("median", marks=pytest.mark.whole), "shaken"])
 def test_the_example_that_is_not_ours_on_the_command_line(name, tmp_path, capsys, monkeypatch) -> None:
     from support.evaluation_folder import make_world
 

@@ -53,10 +53,10 @@ def test_the_same_size_is_a_copy() -> None:
 def test_what_is_new_learns(tmp_path) -> None:
     """A grown network beats the small one on its training images, by weights that had been zero too."""
     small = trained_model((8, 8), 1, 5, 1)
-    images = real_images(1, (8, 8), 32)
+    images = real_images(1, (8, 8), 16)
     config = dataclasses.replace(small.config, filters=8, resnets=2)
     trainer = Trainer(
-        config, TrainingSettings(batch_size=16, epochs=8, optimiser="muon", warmup=5, precision="fp32"), images
+        config, TrainingSettings(batch_size=8, epochs=8, optimiser="muon", warmup=5, precision="fp32"), images
     )
     trainer.initialise(small)
     before = trainer.evaluate(trainer.averaged, images)

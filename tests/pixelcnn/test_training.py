@@ -176,7 +176,7 @@ def test_interrupt_keeps_everything_and_is_told(tmp_path):
 
 
 def test_loss_falls_on_real_images():
-    config = PixelCNNConfig((8, 8), channels=1, filters=10, resnets=1)
+    config = PixelCNNConfig((8, 8), channels=1, filters=6, resnets=1)
     images = real_images(1, (8, 8), 80)
     held_out, images = images[:16], images[16:]  # crops of the same photographs, but not the same crops
     trainer = Trainer(config, TrainingSettings(batch_size=8, epochs=4, warmup=5, learning_rate=1e-2), images)

@@ -42,7 +42,7 @@ def test_the_objective_is_bits_per_dim_and_its_gradient_is_right(channels, head)
     assert (ahead - behind) / (2 * h) == pytest.approx(float(gradient @ direction), rel=0.03)
 
 
-@pytest.mark.parametrize("eps", [0, 3, 16])
+@pytest.mark.parametrize("eps", [0, 3, pytest.param(16, marks=pytest.mark.whole)])
 def test_never_leaves_the_ball(model, attacked, eps):
     found = lbfgs_purify(attacked, eps, model=model, starts=2, max_iterations=5)
     assert found.images.dtype == torch.uint8

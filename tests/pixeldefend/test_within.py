@@ -80,7 +80,7 @@ def test_a_sub_pixel_of_one_value_stays_and_no_images_are_no_images(images):
     assert pxfast.verify(none, none, within=(none, none)).passed
 
 
-@pytest.mark.parametrize("adaptive", ["image", "sub-pixel"])
+@pytest.mark.parametrize("adaptive", ["image", pytest.param("sub-pixel", marks=pytest.mark.whole)])
 def test_the_adaptive_rules_hold_within_ranges(images, within, adaptive):
     plain = pxfast.purify(images, within=within, precision="fp32")
     bits = pxfast.bits_per_dim(images)

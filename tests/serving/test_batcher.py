@@ -46,11 +46,11 @@ def test_a_batch_waits_as_long_as_others_come() -> None:
         return items
 
     async def ask() -> None:
-        batcher = Batcher(work, most=4, wait=1.0)
+        batcher = Batcher(work, most=4, wait=0.25)
         asked = []
         for item in range(4):
             asked.append(asyncio.create_task(batcher(item)))
-            await asyncio.sleep(0.02)
+            await asyncio.sleep(0.01)
         await asyncio.gather(*asked)
         await batcher(4)
 

@@ -37,6 +37,10 @@ from pxfast.pixeldefend.verify import regret_of
 TESTS = Path(__file__).parents[1]
 SOURCE = TESTS.parent
 KEYS = {1: "fashion_mnist", 3: "cifar10"}
+LABELS = {
+    1: "9211614657457341248025791460938833807579613767212244582284807785",
+    3: "388066163109579857867049524096654592419546560939",
+}
 
 
 @functools.cache
@@ -44,6 +48,11 @@ def bundled_images(channels: int) -> Tensor:
     """Real images that lie in tests/data: 64 of Fashion-MNIST (1, 28, 28) or 48 of CIFAR-10 (3, 32, 32), uint8."""
     with np.load(TESTS / "data" / "real_images.npz") as file:
         return torch.from_numpy(file[KEYS[channels]])
+
+
+def bundled_labels(channels: int) -> Tensor:
+    """The classes (N,) int64 of the bundled images."""
+    return torch.tensor([int(label) for label in LABELS[channels]])
 
 
 def real_images(channels: int, size: tuple[int, int], count: int) -> Tensor:

@@ -14,31 +14,34 @@ import numpy as np
 import pytest
 from support.helpers import real_images
 from torch import Tensor
-from torchvision import datasets
 
 COUNTS = {True: 12, False: 5}  # of training and of test images
 PARTS = {True: "train", False: "test"}
 
 
-def images_of(channels: int, side: int, train: bool) -> Tensor:
-    """uint8 (N, C, H, W): other images for either part."""
-    images = real_images(channels, (side, side), sum(COUNTS.values()))
-    return images[: COUNTS[True]] if train else images[COUNTS[True] :]
+def images_of(channels: int, side: int, train: bool, more: int = 0) -> Tensor:
+    """uint8 (N, C, H, W): other images for either part, so many more of them to train on."""
+    count = COUNTS[True] + more
+    images = real_images(channels, (side, side), count + COUNTS[False])
+    return images[:count] if train else images[count:]
 
 
-def labels_of(classes: int, train: bool) -> np.ndarray:
+def labels_of(classes: int, train: bool, more: int = 0) -> np.ndarray:
     """(N,) int64, the largest among them."""
-    return (np.arange(COUNTS[train]) * 7 + classes - 1) % classes
+    return (np.arange(COUNTS[train] + more * train) * 7 + classes - 1) % classes
 
 
-def write_mnist(root: Path, kind: str = "MNIST", *, archives: bool = False) -> None:
-    """The four files of MNIST's format, as they are read, or as gzip archives, as they are downloaded."""
+def write_mnist(root: Path, kind: str = "MNIST", *, archives: bool = False, more: int = 0) -> None:
+    """The four files of MNIST's format, as they are read, or as gzip archives, as they are downloaded.
+
+    more: training images beyond the usual few.
+    """
     folder = root if archives else root / kind / "raw"
     folder.mkdir(parents=True, exist_ok=True)
     for train, name in ((True, "train"), (False, "t10k")):
-        pixels = images_of(1, 28, train).numpy()
+        pixels = images_of(1, 28, train, more).numpy()
         head = b"\0\0\x08\x03" + b"".join(side.to_bytes(4, "big") for side in (len(pixels), 28, 28))
-        labels = labels_of(10, train).astype(np.uint8)
+        labels = labels_of(10, train, more).astype(np.uint8)
         for part, content in (
             ("images-idx3-ubyte", head + pixels.tobytes()),
             ("labels-idx1-ubyte", b"\0\0\x08\x01" + len(labels).to_bytes(4, "big") + labels.tobytes()),
@@ -84,6 +87,7 @@ def archive_of(folder: Path) -> bytes:
 
 def trust_files_of(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """From now on torchvision takes the files under ``root`` for the real ones."""
+    from torchvision import datasets  # takes a second, which only the tests that read its files spend
 
     def md5(path: Path) -> str:
         return hashlib.md5(path.read_bytes()).hexdigest()

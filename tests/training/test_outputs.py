@@ -38,7 +38,7 @@ def test_a_run_without_a_checkpoint_begins_anew_and_says_so(tmp_path, capfd, one
     assert whole.read_bytes() == before
 
 
-@pytest.mark.parametrize("interval", [1000, 0])
+@pytest.mark.parametrize("interval", [pytest.param(1000, marks=pytest.mark.whole), 0])
 def test_a_model_that_appears_during_a_run_is_not_replaced(tmp_path, monkeypatch, interval):
     """Neither before the first checkpoint nor later, nor by a resumed run; when it has gone, the run goes on."""
     out, step = tmp_path / "m.safetensors", Trainer.train_step
