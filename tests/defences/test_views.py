@@ -20,6 +20,7 @@ from pxfast.attacks.grid_ascent import target_of
 from pxfast.classifiers import load_classifier
 from pxfast.defences import Defended, FeatureSqueezing
 from pxfast.defences.weights import network_digest
+from pxfast.pixeldefend.relaxed import RelaxedPurifier
 from pxfast.tensors.seeds import derived_seeds, image_seeds
 
 FIXTURE = attack_fixture()
@@ -142,6 +143,24 @@ def test_every_attack_that_knows_the_defence_knows_its_views(attack: type[Attack
     assert bool((twice > spent).any()) != purifies_nothing
     alone = made(flip, images[1:2], labels[1:2], eps=20, seed=1)
     assert torch.equal(alone[0], both.images[1])
+
+
+def test_an_attack_through_the_unrolled_purifier_goes_through_both_views(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Tensor] = []
+    forward = RelaxedPurifier.forward
+
+    def noted(self: RelaxedPurifier, images: Tensor) -> Tensor:
+        asked.append(images.detach())
+        return forward(self, images)
+
+    monkeypatch.setattr(RelaxedPurifier, "forward", noted)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(16, 5)).eval().requires_grad_(False)
+    x = FIXTURE.x[:2, :, 2:6, 2:6]
+    defended = Defended(network, [pxfast.Purifier(16, model=random_model((4, 4)))], views="flip")
+    UnrolledBIM(steps=1)(defended, (x * 255).round().byte(), torch.tensor([0, 3]), eps=4)
+    assert any(torch.equal(images, torch.cat([x, x.flip(3)])) for images in asked)
 
 
 @pytest.mark.parametrize("attack", [BPDA(steps=20), APGDBPDA(steps=20, restarts=1)], ids=lambda each: each.name)

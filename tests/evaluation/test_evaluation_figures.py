@@ -55,6 +55,7 @@ def not_blank(path: Path) -> bool:
     return min(pixels.shape[:2]) > 37 and pixels.std() > 5
 
 
+@pytest.mark.whole  # tests/evaluation/test_density_figures.py has the drawing and the measurements in small
 def test_figures_show_what_the_parts_of_pxfast_give(world: World, tmp_path, monkeypatch) -> None:
     monkeypatch.setitem(pictures.STYLE, "savefig.dpi", 40)
     pytest.importorskip("sklearn", reason="ROC curves need scikit-learn (pip install 'pxfast[evaluate]')")
