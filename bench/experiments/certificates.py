@@ -185,7 +185,7 @@ def main() -> None:
     }
     if dataset == "cifar10":
         pictures.save_picture(certified.draw_certified(shown), ROOT / "docs" / "certificate.png")
-    for norm in SHOWN:
+    for norm in sorted({found.norm for found in runs.values()}):
         print("\n".join(table(runs, norm)), end="\n\n")
 
 
