@@ -44,9 +44,9 @@ def test_in_the_interpreter(module):
         "timeout=1100",
         str(INTERPRETED_TESTS / module),
     ]
-    done = subprocess.run(
-        command, env=environment(TRITON_INTERPRET="1"), cwd=TESTS.parent, capture_output=True, text=True
-    )
+    # without options of the run around it, such as -q, which would hide what is asserted
+    alone = environment(TRITON_INTERPRET="1", PYTEST_ADDOPTS="")
+    done = subprocess.run(command, env=alone, cwd=TESTS.parent, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-1000:]
     assert "passed" in done.stdout
     assert "skipped" not in done.stdout, done.stdout
