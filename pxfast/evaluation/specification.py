@@ -114,8 +114,8 @@ class RowSpecification:
     name: in results and options. network, technique: as shown. architecture: a name that
     :func:`pxfast.classifiers.architecture` knows. training: 'normal', 'fgsm', 'bim' or 'label-smoothing'. defences: of
     each its kind and settings, in the order in which an image meets them. published: by column, in %, for each eps, or
-    a single number. published_notes: by column. views: 'one' or 'flip',
-    as :class:`pxfast.Defended` takes them.
+    a single number. published_notes: by column. views: 'one' or 'flip', as :class:`pxfast.Defended` takes
+    them.
     """
 
     name: str
