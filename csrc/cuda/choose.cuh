@@ -24,7 +24,7 @@ class Choose {
          task += team_.launch.members * kWarps) {
       const int column = begin + task / team_.images, image = task % team_.images;
       const int64_t pixel = team_.pixel_index(row, column, image);
-      const float* parameters = stage_parameters(group, team_.parameters + (int64_t)task * team_.program.head_stride);
+      const float* parameters = stage_parameters(group, team_.parameters() + (int64_t)task * team_.program.head_stride);
       const PixelChooser pixel_chooser(team_.launch.chooser, team_.launch.input, team_.program.channels, (uint32_t)plane,
                                        pixel);
       if (team_.program.head == HeadKind::kSoftmax) {

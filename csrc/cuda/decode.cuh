@@ -41,38 +41,40 @@ class Decoder {
       }
       sync_block();
     }
-    run_rows();
+    run_row();
   }
 
  private:
-  // Per row the vertical stream, then the pixels: one after the other, or all that are open at once. Large functions have
+  // The row's vertical stream, then its pixels: one after the other, or all that are open at once. Large functions have
   // a single call each, since all are inlined.
   //
   // Guessing rows: evaluate all columns at once, keep the prefix that agrees with the guess and its first correction,
   // repeat from there with the evaluated values as the next guess. The fixed point is the sequential result, bit for
   // bit. The images of a team go on together, from the first column that is open in any of them.
-  PXFAST_DEVICE void run_rows() {
-    const int width = program_.width;
-    for (int row = launch_.row_begin; row < launch_.row_end; ++row) {
-      if (launch_.speculative && !feeds()) Choose<Element, kGroups>(team_, sums_).guess(row);
-      int sweep = 0;
-      bool per_row = true;
-      for (int begin = 0; begin < width;) {
-        // the count of the sweep before: nobody reads it any more, everyone has been through the steps since. It may
-        // still be read behind the last sweep of a row, where it is the width as well.
-        if (team_.member == 0 && thread_ == 0) store_shared_between_blocks(team_.open + sweep, width);
-        const int end = per_row || launch_.speculative ? width : begin + 1;
-        run_steps(per_row, row, begin, end);
-        if (per_row) {
-          per_row = false;
-          continue;
-        }
-        if (!feeds()) Choose<Element, kGroups>(team_, sums_).columns(row, begin, end, team_.open + sweep);
-        wait_for_team();
-        begin = launch_.speculative ? load_shared_between_blocks(team_.open + sweep) : end;
-        sweep ^= 1;
+  PXFAST_DEVICE void run_row() {
+    const int width = program_.width, row = launch_.row;
+    if (launch_.speculative && !feeds()) Choose<Element, kGroups>(team_, sums_).guess(row);
+    int sweep = 0;
+    bool per_row = true;
+    for (int begin = 0; begin < width;) {
+      // the count of the sweep before: nobody reads it any more, everyone has been through the steps since. It may
+      // still be read behind the last sweep of a row, where it is the width as well.
+      if (team_.member == 0 && thread_ == 0) store_shared_between_blocks(team_.open() + sweep, width);
+      run_steps(per_row, begin);
+      if (per_row) {
+        per_row = false;
+        continue;
       }
+      const int end = end_of(false, begin);
+      if (!feeds()) Choose<Element, kGroups>(team_, sums_).columns(row, begin, end, team_.open() + sweep);
+      wait_for_team();
+      begin = launch_.speculative ? load_shared_between_blocks(team_.open() + sweep) : end;
+      sweep ^= 1;
     }
+  }
+  // The columns that steps run for at once begin with `begin`, and end here.
+  PXFAST_DEVICE int end_of(bool per_row, int begin) const {
+    return per_row || launch_.speculative ? program_.width : begin + 1;
   }
 
   const Launch& launch_;
@@ -82,9 +84,9 @@ class Decoder {
   unsigned char* sums_;  // of the tile at hand; the ring itself where warps read that
   Ring ring_;
   const int thread_;
-  int pass_ = 0;               // the half of shared_.pass that describes the pass at hand
-  int started_ = 0;            // chunks of the step to come whose weights are on their way
+  int pass_ = 0;     // the half of shared_.pass that describes the pass at hand
   unsigned int arrivals_ = 0;  // that the next meeting of the team begins with
+  int started_ = 0;  // chunks of the step to come whose weights are on their way
 
   // Whether this thread is one of those that feed the others.
   PXFAST_DEVICE bool feeds() const { return kGroups && thread_ >= kThreads; }
@@ -128,52 +130,52 @@ class Decoder {
       copy_async(reinterpret_cast<unsigned char*>(&shared_.step[half]) + 16 * i, from + 16 * i);
     commit_copies();
   }
-  PXFAST_DEVICE void prepare_step(int half, int row, int begin, int end) {
+  PXFAST_DEVICE void prepare_step(int half, int begin, int end) {
     wait_copies<0>();
     sync_warp();
     const Step& step = shared_.step[half];
     const int first = first_column(begin, step.level);
-    describe_pass(step, row >> step.level, first, last_column(end, step.level));
+    describe_pass(step, launch_.row >> step.level, first, 0, last_column(end, step.level));
   }
 
-  // Every step of a stream for the columns [begin, end) of a row, both at stride 1.
-  PXFAST_DEVICE void run_steps(bool per_row, int row, int begin, int end) {
-    const int level = active_level(row, begin, end);
+  // Every step of a stream for the row's columns from `begin` on, at stride 1.
+  PXFAST_DEVICE void run_steps(bool per_row, int begin) {
+    const int end = end_of(per_row, begin), level = active_level(launch_.row, begin, end);
     int half = 0;
     pass_ ^= 1;
     if (prepares()) {
       fetch_step(program_.first[per_row][level], half);
-      prepare_step(half, row, begin, end);
+      prepare_step(half, begin, end);
     }
     sync_block();
     for (;;) {
       const Step& step = shared_.step[half];
-      const int next = step.next[level];
-      if (next >= 0 && prepares()) fetch_step(next, half ^ 1);
-      run_step(step, row >> step.level, first_column(begin, step.level), last_column(end, step.level));
+      if (prepares() && step.next[level] >= 0) fetch_step(step.next[level], half ^ 1);
+      run_step(step, first_column(begin, step.level), last_column(end, step.level));
       pass_ ^= 1;
-      if (next >= 0) {
-        if (prepares()) prepare_step(half ^ 1, row, begin, end);
+      const bool last = step.next[level] < 0;  // read now: its place is the next but one's behind the meeting
+      if (!last) {
+        if (prepares()) prepare_step(half ^ 1, begin, end);
         if constexpr (kGroups)
           if (feeds()) start_weights(shared_.step[half ^ 1]);
       }
       wait_for_team();
-      if (next < 0) return;
+      if (last) return;
       half ^= 1;
     }
   }
 
   // One step for the columns [begin, end) of its own level; its first pass has been described.
-  PXFAST_DEVICE void run_step(const Step& step, int row, int begin, int end) {
+  PXFAST_DEVICE void run_step(const Step& step, int begin, int end) {
     const int stride = column_stride(step);
 #pragma unroll 1
     for (int first = begin; first < begin + stride && first < end; ++first) {
       if (first > begin) {
         pass_ ^= 1;
-        if (prepares()) describe_pass(step, row, first, end);
+        if (prepares()) describe_pass(step, launch_.row >> step.level, first, first - begin, end);
         sync_block();
       }
-      run_pass(step, shared_.pass[pass_], row, begin);
+      run_pass(step, shared_.pass[pass_]);
     }
   }
 
@@ -190,7 +192,7 @@ class Decoder {
     return tile;
   }
 
-  PXFAST_DEVICE void run_pass(const Step& step, const Pass& pass, int row, int begin) {
+  PXFAST_DEVICE void run_pass(const Step& step, const Pass& pass) {
     if constexpr (kGroups) {
       if (feeds()) {
         feed_pass(step, pass);
@@ -199,7 +201,7 @@ class Decoder {
       ring_.begin_pass();
     }
     for (int task = team_.member; task < pass.tasks; task += launch_.members) {
-      run_tile(step, pass, tile_of(step, pass, task), row, begin);
+      run_tile(step, pass, tile_of(step, pass, task));
       sync_computing();  // nobody needs the sums any more, or the ring where that is their place
     }
   }
@@ -211,22 +213,22 @@ class Decoder {
     ring_.begin_pass();
     if (team_.member < pass.tasks) {
       const Tile tile = tile_of(step, pass, team_.member);
-      started_ = GroupFeed(launch_, step, pass, tile, team_.images, team_.caches, ring_).start_weights();
+      started_ = GroupFeed(launch_, step, pass, tile, team_.images, team_.caches(), ring_).start_weights();
     }
   }
   PXFAST_DEVICE void feed_pass(const Step& step, const Pass& pass) {
     ring_.begin_pass();
     for (int task = team_.member; task < pass.tasks; task += launch_.members) {
       const Tile tile = tile_of(step, pass, task);
-      GroupFeed(launch_, step, pass, tile, team_.images, team_.caches, ring_).run(started_);
+      GroupFeed(launch_, step, pass, tile, team_.images, team_.caches(), ring_).run(started_);
       started_ = 0;
     }
     ring_.drain();  // the next pass may divide the ring in other stages
   }
 
   // Fills the half of shared_.pass at hand, a lane for each tap and one for the rest, for every column of the step from
-  // `first` on, or every second one, below `end`.
-  PXFAST_DEVICE void describe_pass(const Step& step, int row, int first, int end) {
+  // `first` on, or every second one, below `end`. offset: of `first` behind the step's first column.
+  PXFAST_DEVICE void describe_pass(const Step& step, int row, int first, int offset, int end) {
     static_assert(kMaxTaps < 32, "a lane for each tap, and one more");
     const int lane = thread_ & 31, stride = column_stride(step), columns = (end - first + stride - 1) / stride;
     const Tap& tap = step.tap[lane < step.taps ? lane : 0];
@@ -245,6 +247,7 @@ class Decoder {
       pass.taps = count_bits(existing);
       pass.out_stride = stride;
       pass.first = first;
+      pass.offset = offset;
       pass.row = row;
       pass.rows = columns * team_.images;
       // enough tasks for all blocks of the team, if there are so many units; else of as many units as a tile takes
@@ -260,9 +263,8 @@ class Decoder {
     }
   }
 
-  PXFAST_DEVICE void run_tile(const Step& step, const Pass& pass, const Tile& tile, int row, int begin) {
+  PXFAST_DEVICE void run_tile(const Step& step, const Pass& pass, const Tile& tile) {
     using Here = Place<kGroups>;
-    Finish<Element, kGroups> finish(team_);
     const Here place(step, thread_ >> 5);
     const int tiles = place.tiles(tile.rows - place.row);
     const int units = tiles > 0 ? tile.units - place.unit : 0;
@@ -272,10 +274,10 @@ class Decoder {
       while (b < kBlocksPerWarp && (place.tile_of(b) >= tiles || place.unit_of(b) >= units)) b += stride;
       return b;
     };
-    const auto beside = [&](int b) {
+    const auto beside = [&](const Finish<Element, kGroups>& finish, int b) {
       return b < kBlocksPerWarp
-                 ? finish.fetch(step, pass, tile.row + place.row + 16 * place.tile_of(b), tile.row + tile.rows,
-                                tile.unit + place.unit + place.unit_of(b), row, begin)
+                 ? finish.fetch(tile.row + place.row + 16 * place.tile_of(b), tile.row + tile.rows,
+                                tile.unit + place.unit + place.unit_of(b))
                  : Beside{};
     };
     int b = settle(step.per_row ? 0 : place.slice);
@@ -283,38 +285,42 @@ class Decoder {
     {
       float sums[kBlocksPerWarp][8];
       if constexpr (kGroups) {
-        next = beside(b);  // on its way while the products are made
+        next = beside(Finish<Element, kGroups>(team_, step, pass), b);  // on its way while the products are made
         const Stages stages(step, pass, launch_.ring_bytes);
         const int inner = pass.taps * step.tap_inner;
         const bool per_row = uniform(step.per_row) != 0, wide = uniform(pass.tile_units) > kHalfUnits;
         if (per_row) {
+          next.keep_residual();
           if (wide) {
             multiply_tile_by_groups<2, true>(stages, ring_, inner, sums);
           } else {
             multiply_tile_by_groups<1, true>(stages, ring_, inner, sums);
           }
+          next.keep_residual();
         } else if (wide) {
           multiply_tile_by_groups<2, false>(stages, ring_, inner, sums);
         } else {
           multiply_tile_by_groups<1, false>(stages, ring_, inner, sums);
         }
       } else {
-        multiply_tile<Element>(launch_, step, pass, tile, team_.images, team_.caches, ring_.memory, place, tiles, units,
+        multiply_tile<Element>(launch_, step, pass, tile, team_.images, team_.caches(), ring_.memory, place, tiles, units,
                                sums);
       }
       keep_sums(sums_, sums, place, tiles, units);
     }
+    Finish<Element, kGroups> finish(team_, step, pass);
+    finish.aim();
     if (!step.per_row) sync_computing();
 #pragma unroll 1
     while (b < kBlocksPerWarp) {
       const int here = b;
       b = settle(b + stride);
-      const Beside now = kGroups ? next : beside(here);
-      if constexpr (kGroups) next = beside(b);
+      const Beside now = kGroups ? next : beside(finish, here);
+      if constexpr (kGroups) next = beside(finish, b);
       float sums[8];
       load_sums<kGroups>(sums_, !step.per_row, here, sums);
-      finish.publish(step, pass, tile.row + place.row + 16 * place.tile_of(here), tile.row + tile.rows,
-                     tile.unit + place.unit + place.unit_of(here), begin, sums, now);
+      finish.publish(tile.row + place.row + 16 * place.tile_of(here), tile.row + tile.rows,
+                     tile.unit + place.unit + place.unit_of(here), sums, now);
     }
   }
 };

@@ -148,8 +148,7 @@ void Engine::decode(const Plan& plan, const void* block, void* workspace, const 
   try {
     for (int row = 0; row <= program_.height; ++row) {
       if (row < program_.height) {
-        launch.row_begin = row;
-        launch.row_end = row + 1;
+        launch.row = row;
         clear_memory(arrivals, (size_t)plan.teams * kArrivalStride * sizeof(unsigned int), stream);
         launch_rows(launch, kernel_, plan.shared_bytes, stream);
         marks[row % 2].set(stream);

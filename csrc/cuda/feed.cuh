@@ -34,7 +34,7 @@ constexpr int kUnitBytes = kInner* kUnit*(int)sizeof(Element);
 struct Pass {
   int taps;
   int out_stride;                    // columns between neighbours
-  int first;                         // column
+  int first, offset;                 // column; and how far it is behind the first of the step's own
   int rows;                          // images x columns
   int tile_rows, tile_units;         // of a tile, at most
   int unit_tiles, tasks;             // tiles for the same rows; all of them, which the blocks of a team take in turn

@@ -138,7 +138,7 @@ PXFAST_HD Room room_for(const Program& program, int images, bool speculative) {
   return room;
 }
 
-// One launch: some rows of a batch that is shared by teams of blocks.
+// One launch: a row of a batch that is shared by teams of blocks.
 struct Launch {
   Program program;
   Chooser chooser;
@@ -151,7 +151,7 @@ struct Launch {
   int64_t images;
   int32_t capacity;            // images a room holds
   int32_t teams, members;      // blocks = teams x members
-  int32_t row_begin, row_end;
+  int32_t row;
   int32_t speculative;
   int32_t stages, stage_bytes;  // of the ring that warps read
   int32_t ring_bytes;           // of the ring that warpgroups read

@@ -12,29 +12,30 @@ struct Team {
   const Launch& launch;
   const Program& program;
   const int index, member;  // of the team; of this block in it
-  const int64_t first_image;
   const int images;
   unsigned char* const memory;
-  Element* const caches;
-  float *const partial, *const parameters;
-  int* const open;
 
   PXFAST_DEVICE explicit Team(const Launch& from)
       : launch(from),
         program(from.program),
         index(block_index() / from.members),
         member(block_index() % from.members),
-        first_image(cuda::first_image(from.images, from.teams, index)),
-        images((int)(cuda::first_image(from.images, from.teams, index + 1) - first_image)),
-        memory(from.workspace + from.room.total * index),
-        caches(reinterpret_cast<Element*>(memory + from.room.caches)),
-        partial(reinterpret_cast<float*>(memory + from.room.partial)),
-        parameters(reinterpret_cast<float*>(memory + from.room.parameters)),
-        open(reinterpret_cast<int*>(memory + from.room.open)) {}
+        images((int)(cuda::first_image(from.images, from.teams, index + 1) -
+                     cuda::first_image(from.images, from.teams, index))),
+        memory(from.workspace + from.room.total * index) {}
+
+  // Found where they are needed: registers are few. Images of a launch are as many as memory holds, far below 2^24.
+  PXFAST_DEVICE int64_t first_image() const {
+    return (uint32_t)launch.images * (uint32_t)index / (uint32_t)launch.teams;
+  }
+  PXFAST_DEVICE Element* caches() const { return reinterpret_cast<Element*>(memory + launch.room.caches); }
+  PXFAST_DEVICE float* partial() const { return reinterpret_cast<float*>(memory + launch.room.partial); }
+  PXFAST_DEVICE float* parameters() const { return reinterpret_cast<float*>(memory + launch.room.parameters); }
+  PXFAST_DEVICE int* open() const { return reinterpret_cast<int*>(memory + launch.room.open); }
 
   // Of a pixel among those of all images, as input and output have them, in the first channel.
   PXFAST_DEVICE int64_t pixel_index(int row, int column, int image) const {
-    return (first_image + image) * program.channels * program.height * program.width + (int64_t)row * program.width +
+    return (first_image() + image) * program.channels * program.height * program.width + (int64_t)row * program.width +
            column;
   }
 
@@ -42,7 +43,7 @@ struct Team {
   PXFAST_DEVICE void show(int row, int column, int image, int channel, int chosen) const {
     using Cells = CacheOrder<kGroups>;
     Element* to =
-        caches + Cells::cell(program.input_cache, program.input_slots, program.width + 2, kInner, images, row, column) +
+        caches() + Cells::cell(program.input_cache, program.input_slots, program.width + 2, kInner, images, row, column) +
         (uint32_t)image * Cells::image_stride(kInner) + channel;  // of the first block of channels
     store_one(to, channel < program.channels ? network_view(chosen) : kOne);
   }

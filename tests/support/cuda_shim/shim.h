@@ -266,6 +266,7 @@ template <class T>
 T load_constant(const T* p) {
   return *p;
 }
+inline void prefetch_constant(const void*) {}
 
 using CopyBarrier = fibers::CopyBarrier;
 constexpr bool kHasClusters = true;
