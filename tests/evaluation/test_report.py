@@ -323,7 +323,7 @@ def test_text_is_text(copy):
 def test_figures_stand_in_the_page_or_are_said_to_be_missing(copy):
     page = Page(render_report(copy))
     kinds = [image.attributes["src"].partition(",")[0] for image in page.all("img")]
-    assert kinds == ["data:image/png;base64", "data:image/svg+xml;base64"]
+    assert kinds == ["data:image/webp;base64", "data:image/svg+xml;base64"]
     (copy / "figures" / "grid.png").unlink()
     means = read_figure(figure_path(copy, "means"))
     (copy / "secret.png").write_bytes(b"of somebody else")

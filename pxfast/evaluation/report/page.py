@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import dataclasses
 import datetime
 import json
@@ -21,6 +20,7 @@ from ...data.datasets import TITLES
 from ..results import Figure, Table, figures_folder, read_figures, read_tables, tables_folder
 from . import formats
 from .comparison import LARGE, SMALL, knows_defences, shortfalls, view_table
+from .embedded import data_uri
 from .headline import headline, survivors
 from .judged_rows import judged_rows
 from .network_facts import model_facts
@@ -160,7 +160,7 @@ def _picture(folder: Path, figure: Figure) -> Picture:
         return Picture(figure, None, f"{figure.file} has not been drawn")
     except ValueError as error:
         return Picture(figure, None, str(error))
-    return Picture(figure, f"data:{kind};base64,{base64.b64encode(data).decode()}")
+    return Picture(figure, data_uri(kind, data))
 
 
 def _grouped(tables: list[Table], field: str) -> list[tuple[list[Table], dict[str, Any]]]:
