@@ -62,6 +62,20 @@ NO_TESTS = (
     "tests/engines/test_cuda_engine.py",
 )
 TRITON = "--network paper-cifar10 --batch 1024"
+STEP = (
+    "PYTHON",
+    "bench/training_rate.py",
+    "--preset",
+    "full",
+    "--compile",
+    "no",
+    "--optimiser",
+    "muon",
+    "--profile",
+    "30",
+)
+STEP_SIZE = ("--filters", "80", "--resnets", "3", "--batch-size", "256", "--device", "cuda")
+SMALL_STEP = ("--filters", "4", "--resnets", "1", "--batch-size", "2", "--device", "cpu", "--steps", "1")
 
 PARTS = {
     "machine": Part(20, ("nvidia-smi",), stand_in=("uname", "-a")),
@@ -90,6 +104,7 @@ PARTS = {
     "triton-cache": Part(30, ("tar", "-czf", "ARCHIVE", "-C", str(CACHE.parent), CACHE.name), stand_in=None),
     "plain": report("plain", 60, "--network paper-cifar10 --batch 1024 --repeats 2"),
     "fused": report("fused", 60, "--network paper-cifar10"),
+    "training-step": Part(50, (*STEP, *STEP_SIZE), stand_in=(*STEP, *SMALL_STEP)),
     "teams": report(
         "throughput", 60, "--network paper-cifar10 --batch 64 --plans default,1,2,3,4,6,10,20,sequential --repeats 2"
     ),
@@ -117,6 +132,6 @@ ORDER = {
         "triton",
         "triton-cache",
     ),
-    "second": ("machine", "MISSING", "FAILED", "racecheck", "plain", "fused", "teams"),
+    "second": ("machine", "MISSING", "FAILED", "racecheck", "plain", "fused", "teams", "training-step"),
 }
 SECONDS = {"first": 450.0, "second": 240.0}

@@ -6,9 +6,9 @@ The first piece measures the training step's rate, eager and by CUDA graphs, tak
 images within the budget, and starts from the shipped model; later ones resume, and after the end of a run a new one
 starts from its model. budget: seconds of training in all pieces of a run together, by default what this one has. The
 run lies in build/train, which a warm machine keeps. Its model goes to $OUT with every checkpoint, the first of them
-within a minute; at the end, until the run is over, its checkpoint goes there too where it fits: 8 files, none of which
-is over 16 MiB. --from takes them from there. Exit code 0: the run is over, and the model measured on the test set; 75:
-there is more to do.
+within a minute, in pieces of at most 16 MiB (cat them in order); at the end, until the run is over, its checkpoint goes
+there too where it fits, into 8 files. --from takes them from there. Exit code 0: the run is over, and the model
+measured on the test set; 75: there is more to do.
 
 The data are torchvision's root folder, or the compact copies beside the repository: unpack.py and its cifar10/. With
 --add, what another folder has of them is moved to --data first, and the piece ends with 75 while any is missing: so
@@ -18,6 +18,7 @@ they may come in parts.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
 import shutil
@@ -39,9 +40,10 @@ from pxfast.tensors.safetensors import read_header
 
 WORK = ROOT / "build" / "train"
 MODEL, CHECKPOINT = "cifar10.safetensors", "cifar10.checkpoint.safetensors"
-NETWORKS = ((72, 3), (80, 2), (64, 3), (64, 2))  # filters and layers a level; the last is the shipped model's
+NETWORKS = ((96, 3), (80, 4), (80, 3))  # filters and layers a level; the last is the shipped model's
 EPOCH, EPOCHS = 50_000, 10  # images that a run should see: fewer teach a larger network less than a smaller one
 FILES, FILE_BYTES, ALL_BYTES = 8, 16 * 2**20, 60 * 2**20  # of $OUT
+SHIPPED_BYTES = 30 * 10**6  # that the package has room for
 MODEL_BYTES, CHECKPOINT_BYTES = 2, 12  # a parameter: bf16; and in fp32 itself, its average and Muon's momentum
 RATE_SECONDS = 60.0  # that measuring one network may take, eager or by CUDA graphs
 SAME_LOSS = 0.05  # bits/dim after a dozen steps from the same weights
@@ -64,9 +66,9 @@ def parameters(filters: int, resnets: int) -> int:
 
 
 def fits(filters: int, resnets: int, one_piece: bool) -> bool:
-    """Whether the model fits a file of $OUT, and its checkpoint $OUT, which a run of one piece does without."""
+    """Whether the model fits the package, and its checkpoint $OUT, which a run of one piece does without."""
     count = parameters(filters, resnets)
-    return 1.02 * MODEL_BYTES * count < FILE_BYTES and (one_piece or 1.02 * CHECKPOINT_BYTES * count < ALL_BYTES)
+    return 1.02 * MODEL_BYTES * count < SHIPPED_BYTES and (one_piece or 1.02 * CHECKPOINT_BYTES * count < ALL_BYTES)
 
 
 def rate(
@@ -139,10 +141,13 @@ def restore(folder: Path, run: Path) -> None:
         elif row["part"] == "training ended" and told:
             told["over"] = row.get("exit") == 0
     files = list(folder.glob("cifar10*.safetensors"))
-    if not told or not files:
+    pieces = whole_pieces(folder)
+    if not told or not (files or pieces):
         raise SystemExit(f"--from {folder} has no model of an earlier piece, or no rows of it")
     for file in files:
         shutil.copy(file, WORK)
+    if pieces:
+        (WORK / MODEL).write_bytes(b"".join(piece.read_bytes() for piece in pieces))
     run.write_text(json.dumps(told))
 
 
@@ -188,11 +193,34 @@ def data_root(data: Path) -> Path | None:
 
 
 def take_out(file: Path) -> None:
-    """A copy of a file in $OUT, whole at every moment."""
-    out = out_folder()
-    half = out / f"{file.name}.part"
-    shutil.copy(file, half)
-    half.replace(out / file.name)
+    """A copy of a file in $OUT, whole at every moment; of a large one in pieces: NAME.DIGEST.1-of-2, and so on."""
+    out, content = out_folder(), file.read_bytes()
+    count, names = pieces_of(len(content)), [file.name]
+    if count > 1:
+        digest = hashlib.sha256(content).hexdigest()[:8]
+        names = [f"{file.name}.{digest}.{n + 1}-of-{count}" for n in range(count)]
+    earlier = {*out.glob(f"{file.name}.*-of-*"), *out.glob(file.name)} - {out / name for name in names}
+    for n, name in enumerate(names):
+        half = out / f"{name}.part"
+        half.write_bytes(content[n * FILE_BYTES : (n + 1) * FILE_BYTES])
+        half.replace(out / name)
+    for old in earlier:
+        old.unlink()
+
+
+def pieces_of(size: int) -> int:
+    """The files of $OUT that so many bytes take."""
+    return max(1, -(-size // FILE_BYTES))
+
+
+def whole_pieces(folder: Path) -> list[Path]:
+    """The pieces of a model in order, if all of them are there; after a kill the last ones may be of another."""
+    for first in sorted(folder.glob(f"{MODEL}.*.1-of-*")):
+        start, _, count = first.name.rpartition(".1-of-")
+        pieces = [folder / f"{start}.{n + 1}-of-{count}" for n in range(int(count))]
+        if all(piece.exists() for piece in pieces):
+            return pieces
+    return []
 
 
 def watch(training: subprocess.Popen[str]) -> None:
@@ -203,7 +231,7 @@ def watch(training: subprocess.Popen[str]) -> None:
     while not over:
         over = training.poll() is not None
         now = model.stat().st_mtime_ns if model.exists() else seen
-        if now != seen and model.stat().st_size <= FILE_BYTES:
+        if now != seen:
             seen = now
             take_out(model)
             entry = last_entry()
@@ -231,11 +259,11 @@ def copy_out() -> None:
     out = out_folder()
     for old in out.glob("cifar10.checkpoint*.safetensors"):
         old.unlink()
-    others = sum(1 for file in out.iterdir() if file.is_file() and file.name != MODEL)
+    others = sum(1 for file in out.iterdir() if file.is_file() and not file.name.startswith(MODEL))
     over = json.loads((WORK / "run.json").read_text())["over"]
     for files in ([] if over else sorted(WORK.glob("cifar10*.safetensors")), list(WORK.glob(MODEL))):
         sizes = [file.stat().st_size for file in files]
-        if files and len(files) + others <= FILES and max(sizes) <= FILE_BYTES and sum(sizes) <= ALL_BYTES:
+        if files and sum(map(pieces_of, sizes)) + others <= FILES and sum(sizes) <= ALL_BYTES:
             for file in files:
                 take_out(file)
             keep({"part": "files", "files": [file.name for file in files], "bytes": sum(sizes)})

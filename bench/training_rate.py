@@ -6,6 +6,7 @@ with both rates measured in the same run, and the matrix rate on both sides of t
 
 python bench/training_rate.py                          # the network of the preset 'small' on CIFAR-10, CPU or GPU
 python bench/training_rate.py --preset full --filters 64 --resnets 2 --batch-size 128 --device cuda --json FILE
+python bench/training_rate.py --compile no --optimiser muon --profile 12    # and the operations that take longest
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.profiler import ProfilerActivity, profile
 
 from pxfast.base.memory import keep_freed_memory
 from pxfast.data.datasets import DATASETS
@@ -30,6 +32,7 @@ from pxfast.pixelcnn.training import PRESETS, Trainer, preset
 from pxfast.training.processes import Processes, join
 
 BATCHES = 4  # different ones, taken in turn
+PROFILED_STEPS = 3
 
 
 def step_seconds(trainer: Trainer, steps: int, clock: Callable[[], float]) -> tuple[list[float], float]:
@@ -46,6 +49,25 @@ def step_seconds(trainer: Trainer, steps: int, clock: Callable[[], float]) -> tu
     return seconds, bits_per_dim
 
 
+def operations(trainer: Trainer, count: int) -> list[dict[str, Any]]:
+    """The ``count`` operations that took longest in three more steps, with their own share of all operations' time."""
+    on_gpu = trainer.processes.device.type == "cuda"
+    kinds = [ProfilerActivity.CUDA if on_gpu else ProfilerActivity.CPU]
+    with profile(activities=kinds, acc_events=True) as profiled:
+        for _ in range(PROFILED_STEPS):
+            trainer.train_step()
+    found = {
+        event.key: (event.self_device_time_total if on_gpu else event.self_cpu_time_total, event.count)
+        for event in profiled.key_averages()
+    }
+    whole = sum(seconds for seconds, _ in found.values())
+    longest = sorted(found.items(), key=lambda each: -each[1][0])[:count]
+    return [
+        {"operation": name, "share": seconds / whole, "calls": calls // PROFILED_STEPS}
+        for name, (seconds, calls) in longest
+    ]
+
+
 def measure(
     name: str,
     dataset: str,
@@ -54,8 +76,11 @@ def measure(
     processes: Processes,
     steps: int,
     clock: Callable[[], float],
+    profiled: int = 0,
 ) -> dict[str, Any]:
-    """A row of the table. size: filters and layers a level, where they are not the preset's."""
+    """A row of the table. size: filters and layers a level, where they are not the preset's. profiled: how many
+    operations to name.
+    """
     config, settings = preset(name, dataset)
     config, settings = dataclasses.replace(config, **size), dataclasses.replace(settings, **changes)
     trainer = Trainer(config, settings, smooth_images(BATCHES * settings.batch_size, config), processes)
@@ -68,6 +93,7 @@ def measure(
     gflops = max(before, matrix_rate(settings.precision, threads, device=device, clock=clock))
     gflop = 3e-9 * forward_flops(config) * settings.batch_size
     best, median = seconds[0], seconds[len(seconds) // 2]
+    longest = {"operations": operations(trainer, profiled)} if profiled > 0 else {}
     return {
         "filters": config.filters,
         "resnets": config.resnets,
@@ -82,6 +108,7 @@ def measure(
         "of_it": gflop / median / gflops,
         "at_best": gflop / best / gflops,
         "bits_per_dim": bits_per_dim,
+        **longest,
     }
 
 
@@ -116,6 +143,7 @@ def main() -> None:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--steps", type=int, default=10)
+    parser.add_argument("--profile", type=int, default=0, help="name so many operations, those that take longest")
     parser.add_argument("--json", type=Path, help="a file that each row is appended to, as a line")
     parser.add_argument(
         "--cpu-time",
@@ -142,8 +170,19 @@ def main() -> None:
                 }
                 given = {"filters": arguments.filters, "resnets": arguments.resnets}
                 size = {key: value for key, value in given.items() if value is not None}
-                row = measure(arguments.preset, arguments.dataset, size, changes, processes, arguments.steps, clock)
+                row = measure(
+                    arguments.preset,
+                    arguments.dataset,
+                    size,
+                    changes,
+                    processes,
+                    arguments.steps,
+                    clock,
+                    arguments.profile,
+                )
                 print(line(row), flush=True)
+                for each in row.get("operations", ()):
+                    print(f"    {100 * each['share']:5.1f} %  {each['calls']:6}  {each['operation']}", flush=True)
                 if arguments.json is not None:
                     with arguments.json.open("a") as file:
                         file.write(json.dumps(row) + "\n")

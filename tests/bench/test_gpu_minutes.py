@@ -75,7 +75,7 @@ def test_every_part_of_both_runs_is_started_in_its_order(start, rows, tmp_path):
     assert order.index("throughput") < order.index("tests") < order.index("memcheck"), "sanitizers come last"
     assert start("second").wait(100) == 0
     again = [row["of"] for row in rows()[len(first) :] if row["part"] == "end"]
-    assert again == ["machine", "racecheck", "plain", "fused", "teams"], "nothing has failed"
+    assert again == ["machine", "racecheck", "plain", "fused", "teams", "training-step"], "nothing has failed"
     files = list((tmp_path / "out").iterdir())
     assert len(files) <= 8
     assert "throughput| printed bench/gpu_report.py throughput --network paper-cifar10" in (
@@ -183,7 +183,7 @@ def test_the_second_run_takes_what_failed_and_what_had_no_time(minutes, monkeypa
     assert found["tests"].words == (*minutes.TESTS, "tests/a.py::test_b[x y]")
     monkeypatch.setattr(minutes, "ROOT", tmp_path)
     names = [name for line in minutes.lines_of(["second"], earlier) for name in line]
-    assert names == ["machine", "build", *found, "racecheck", "plain", "fused", "teams"]
+    assert names == ["machine", "build", *found, "racecheck", "plain", "fused", "teams", "training-step"]
     (tmp_path / "pxfast").mkdir()
     (tmp_path / "pxfast" / f"_C{minutes.EXTENSION}").touch()
     assert {"build": minutes.PARTS["build"]} not in minutes.lines_of(["second"], earlier)

@@ -79,12 +79,9 @@ def test_pieces_go_on_from_each_other_and_a_new_run_from_the_last_model(piece, t
     out = tmp_path / "out"
     piece("--budget", "900", code=75)
     files = {file.name for file in out.iterdir()}
-    assert files == {
-        "cifar10.safetensors",
-        "cifar10.checkpoint.safetensors",
-        "gpu-rows.jsonl",
-        "gpu-log.txt",
-    }
+    pieces = {file for file in files if file.startswith("cifar10.safetensors.")}
+    assert len(pieces) == 2
+    assert files - pieces == {"cifar10.checkpoint.safetensors", "gpu-rows.jsonl", "gpu-log.txt"}
     for file in (tmp_path / "run").iterdir():  # another machine, which is given the files
         file.unlink()
     earlier = tmp_path / "earlier"
@@ -95,7 +92,7 @@ def test_pieces_go_on_from_each_other_and_a_new_run_from_the_last_model(piece, t
     piece("--learning-rate", "1e-3", code=75)
     first, second, third = calls(tmp_path)
     assert first[first.index("--start") :][:2] == ["--start", "cifar10"]
-    assert first[first.index("--filters") :][:2] == ["--filters", "64"]
+    assert first[first.index("--filters") :][:2] == ["--filters", "80"]
     assert first[first.index("--budget") :][:2] == ["--budget", "900s"]
     assert "--resume" not in first
     assert "--resume" in second
@@ -108,7 +105,7 @@ def test_pieces_go_on_from_each_other_and_a_new_run_from_the_last_model(piece, t
 
 
 @pytest.mark.process
-def test_a_kill_at_any_time_after_the_first_checkpoint_leaves_the_model(piece, tmp_path):
+def test_a_kill_at_any_time_after_the_first_checkpoint_leaves_the_model(piece, training, tmp_path):
     """The stand-in keeps its model at once, and then goes on for 100 seconds."""
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "run.json").write_text(
@@ -127,7 +124,8 @@ def test_a_kill_at_any_time_after_the_first_checkpoint_leaves_the_model(piece, t
             time.sleep(0.05)
         process.kill()
         os.kill(int((tmp_path / "process").read_text()), signal.SIGKILL)  # which has outlived it
-    assert load_model(tmp_path / "out" / "cifar10.safetensors").config.filters == 64
+    whole = b"".join(piece.read_bytes() for piece in training.whole_pieces(tmp_path / "out"))
+    assert whole == model_path("cifar10", (3, 32, 32)).read_bytes()
 
 
 # pxfast itself, on a few images.
@@ -195,11 +193,11 @@ def test_the_compact_copies_come_in_parts(training, monkeypatch, tmp_path, capsy
 @pytest.mark.parametrize(
     ("rates", "budget", "expected"),
     [
-        ({(72, 3): 1200.0}, None, (72, 3)),
-        ({(72, 3): 900.0, (80, 2): 1100.0}, None, (80, 2)),
-        ({(72, 3): None, (80, 2): None, (64, 3): 5000.0}, None, (64, 3)),  # such as not enough memory
-        ({(72, 3): 10.0, (80, 2): 10.0, (64, 3): 10.0}, None, (64, 2)),
-        ({}, 3600.0, (64, 2)),  # the checkpoints of all others are too large to be taken along
+        ({(96, 3): 1200.0}, None, (96, 3)),
+        ({(96, 3): 900.0, (80, 4): 1100.0}, None, (80, 4)),
+        ({(96, 3): None, (80, 4): 5000.0}, None, (80, 4)),  # such as not enough memory
+        ({(96, 3): 10.0, (80, 4): 10.0}, None, (80, 3)),
+        ({}, 3600.0, (80, 3)),  # the checkpoints of all others are too large to be taken along
     ],
 )
 def test_the_largest_network_that_fits_the_time_is_taken(training, monkeypatch, rates, budget, expected):
@@ -208,10 +206,10 @@ def test_the_largest_network_that_fits_the_time_is_taken(training, monkeypatch, 
     monkeypatch.setattr(training, "rate", lambda options, filters, resnets, variables: found.get((filters, resnets)))
     monkeypatch.setattr(training.time, "monotonic", lambda: 0.0)
     options = argparse.Namespace(budget=budget)
-    found = training.pick(options, 500 + training.START + training.END, (64, 2), {})
+    found = training.pick(options, 500 + training.START + training.END, (80, 3), {})
     assert (found["filters"], found["resnets"]) == expected
     assert found["budget"] == (budget or 500)
-    assert found["cuda_graphs"] == (expected != (64, 2))
+    assert found["cuda_graphs"] == (expected != (80, 3))
 
 
 def test_a_model_that_is_larger_than_the_shipped_one_is_never_made_smaller(training, monkeypatch):
@@ -219,9 +217,9 @@ def test_a_model_that_is_larger_than_the_shipped_one_is_never_made_smaller(train
     monkeypatch.setattr(
         training, "rate", lambda options, filters, resnets, variables: measured.append((filters, resnets))
     )
-    found = training.pick(argparse.Namespace(budget=None), 1e9, (64, 3), {})
-    assert (found["filters"], found["resnets"]) == (64, 3)
-    assert measured == [(72, 3), (64, 3)]
+    found = training.pick(argparse.Namespace(budget=None), 1e9, (96, 2), {})
+    assert (found["filters"], found["resnets"]) == (96, 2)
+    assert measured == [(96, 3), (96, 2)]
 
 
 def test_every_network_fits_its_files(training):
@@ -230,7 +228,31 @@ def test_every_network_fits_its_files(training):
     assert training.fits(64, 2, False)
     assert not training.fits(160, 5, True)
     shipped = model_path("cifar10", (3, 32, 32)).stat().st_size
-    assert shipped == pytest.approx(training.MODEL_BYTES * training.parameters(64, 2), rel=0.02)
+    assert shipped == pytest.approx(training.MODEL_BYTES * training.parameters(*training.NETWORKS[-1]), rel=0.02)
+
+
+@pytest.mark.parametrize("size", [10, 100, 250])
+def test_a_large_model_is_taken_out_in_pieces_and_put_together_again(training, monkeypatch, tmp_path, size):
+    monkeypatch.setattr(training, "FILE_BYTES", 100)
+    work, out = tmp_path / "run", tmp_path / "out"
+    work.mkdir()
+    rows = importlib.import_module("gpu_rows")
+    told = {"filters": 64, "resnets": 2, "budget": 9, "cuda_graphs": True, "over": False}
+    rows.keep({"part": "training", **told})
+    for content in (os.urandom(250), os.urandom(10), os.urandom(size)):  # of later checkpoints
+        (work / "cifar10.safetensors").write_bytes(content)
+        training.take_out(work / "cifar10.safetensors")
+    files = [file for file in out.iterdir() if file.name != rows.ROWS]
+    assert len(files) == training.pieces_of(size) == -(-size // 100)
+    assert sum(file.stat().st_size for file in files) == size
+    (work / "cifar10.safetensors").unlink()
+    training.restore(out, work / "run.json")
+    assert (work / "cifar10.safetensors").read_bytes() == content
+    assert json.loads((work / "run.json").read_text()) == told
+    if size > 100:
+        (out / next(file.name for file in files if "2-of" in file.name)).unlink()
+        with pytest.raises(SystemExit, match="has no model of an earlier piece"):
+            training.restore(out, work / "run.json")
 
 
 def test_the_checkpoint_of_the_shipped_network_fits_and_of_a_larger_one_the_model_does(training, tmp_path):
