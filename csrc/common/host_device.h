@@ -11,8 +11,6 @@
 // On a loop over all values: not 256 turns at once, in as many registers.
 #if defined(__CUDA_ARCH__)
 #define PXFAST_UNROLL_SOME _Pragma("unroll 4")
-#define PXFAST_NO_UNROLL _Pragma("unroll 1")
 #else
 #define PXFAST_UNROLL_SOME
-#define PXFAST_NO_UNROLL
 #endif

@@ -55,7 +55,10 @@ void check(const ProgramSpec& spec) {
     require(!step.taps.empty() && (int)step.taps.size() <= kMaxTaps, "taps");
     require(step.early >= 0 && step.early <= (step.per_row ? 0 : (int)step.taps.size()), "early taps");
     require(!step.biases.empty() && (int)step.biases.size() <= kMaxBiases, "biases");
-    for (const BiasSpec& bias : step.biases) require((int)bias.values.size() == step.outputs, "bias size");
+    for (const BiasSpec& bias : step.biases) {
+      require((int)bias.values.size() == step.outputs, "bias size");
+      require(!step.per_row || bias.min_column <= 0, "a row step's bias that not all columns have");
+    }
     for (const TapSpec& tap : step.taps) {
       require(tap.cache >= 0 && tap.cache < caches, "tap's cache");
       require(tap.matrix.size() == (size_t)spec.caches[tap.cache].channels * step.outputs, "tap's matrix");

@@ -296,15 +296,14 @@ class Decoder {
           } else {
             multiply_tile_by_groups<1, true>(stages, ring_, inner, sums);
           }
-          next.keep_residual();
         } else if (wide) {
           multiply_tile_by_groups<2, false>(stages, ring_, inner, sums);
         } else {
           multiply_tile_by_groups<1, false>(stages, ring_, inner, sums);
         }
       } else {
-        multiply_tile<Element>(launch_, step, pass, tile, team_.images, team_.caches(), ring_.memory, place, tiles, units,
-                               sums);
+        multiply_tile<Element>(launch_, step, pass, tile, team_.images, team_.caches(), ring_.memory, place, tiles,
+                               units, sums);
       }
       keep_sums(sums_, sums, place, tiles, units);
     }

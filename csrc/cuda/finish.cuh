@@ -18,8 +18,8 @@ struct Beside {
   }
 };
 
-// A step's results of one tile. Stores make the compiler forget what it has read, so where they go is found once for all
-// blocks of the tile, and a block's values and addresses are all there before its first store. Both rows of a lane go
+// A step's results of one tile. Stores make the compiler forget what it has read, so where they go is found once for
+// all blocks of the tile, and a block's values and addresses are all there before its first store. Both rows of a lane go
 // hand in hand: the epilogue is one long chain of dependent instructions, and two of them take little longer than one.
 template <class Element, bool kGroups>
 class Finish {
@@ -95,7 +95,9 @@ class Finish {
       at.here[r] = m < rows;
       at.position[r] = position_of(m);
     }
-    Values v[2] = {{beside.partial[0][0], beside.partial[1][0]}, {beside.partial[0][1], beside.partial[1][1]}};  // by half
+    Values v[2];  // by half
+#pragma unroll
+    for (int h = 0; h < 2; ++h) v[h] = {beside.partial[0][h], beside.partial[1][h]};
     for (int i = 0; i < step_.biases && !bias_differs(); ++i) {
       if (pass_.row < step_.bias_row[i]) continue;
 #pragma unroll
@@ -177,7 +179,8 @@ class Finish {
   // Of a cache that the step writes; null where there is none.
   PXFAST_DEVICE Element* first_cell(const Target& target, int columns, int channels) const {
     if (target.slots == 0) return nullptr;
-    return team_.caches() + Cells::cell(target.cache, target.slots, columns, channels, team_.images, pass_.row, pass_.first);
+    return team_.caches() +
+           Cells::cell(target.cache, target.slots, columns, channels, team_.images, pass_.row, pass_.first);
   }
   PXFAST_DEVICE Element* channel_of(Element* cache, uint32_t stride, int position, int channel) const {
     return cache + (uint32_t)position * stride + (uint32_t)(channel / kBlock) * block_ + channel % kBlock;
@@ -192,7 +195,8 @@ class Finish {
       if (at.here[r]) store_shared_between_blocks(to[r], values.at[r]);
   }
   // The same for those that are packed for a cache, of a lane's columns from `channel` on.
-  PXFAST_DEVICE void store_cells(const Rows& at, const Values& values, Element* cache, uint32_t stride, int channel) const {
+  PXFAST_DEVICE void store_cells(const Rows& at, const Values& values, Element* cache, uint32_t stride,
+                                 int channel) const {
     Element* const to[2] = {channel_of(cache, stride, at.position[0], channel),
                             channel_of(cache, stride, at.position[1], channel)};
 #pragma unroll

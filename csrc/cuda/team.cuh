@@ -43,7 +43,8 @@ struct Team {
   PXFAST_DEVICE void show(int row, int column, int image, int channel, int chosen) const {
     using Cells = CacheOrder<kGroups>;
     Element* to =
-        caches() + Cells::cell(program.input_cache, program.input_slots, program.width + 2, kInner, images, row, column) +
+        caches() +
+        Cells::cell(program.input_cache, program.input_slots, program.width + 2, kInner, images, row, column) +
         (uint32_t)image * Cells::image_stride(kInner) + channel;  // of the first block of channels
     store_one(to, channel < program.channels ? network_view(chosen) : kOne);
   }
