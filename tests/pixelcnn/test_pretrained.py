@@ -215,8 +215,8 @@ def test_a_card_says_what_the_notes_do(tiny_model: PixelCNN, folder: Path) -> No
     shipped = pxfast.load("cifar10")
     text = shipped.model_card(shipped.notes)
     assert "| data set | cifar10 |" in text
-    assert "7 runs, 81,555 steps in 9.0 hours" in text
-    assert "| 7 | 64 | 6870 | 109920 | 4801 | 16 | muon | linear | 31 |" in text
+    assert "8 runs, 83,687 steps in 9.0 hours" in text
+    assert "| 8 | 80 | 2132 | 545792 | 205 | 256 | muon | linear | 0 |" in text
     assert "The weights: Apache-2.0." in text
     assert "not secure against" in text
 
