@@ -22,6 +22,7 @@ from pxfast.pixelcnn.shipped import SHIPPED, load
 from pxfast.pixeldefend.detection import Detector, shipped_log_likelihoods_path
 
 KEPT_EVERY = 1024  # images
+COMPILED_FROM = 5000  # images, over which compiling pays
 
 
 def load_fitting(path: Path, name: str) -> Detector | None:
@@ -42,11 +43,11 @@ def make(name: str, root: Path, out: Path, images: int | None, *, force: bool) -
     refuse_existing(out, force=force)
     partial = out.with_suffix(".partial")
     detector = load_fitting(partial, name) or Detector(load(name))
-    # over so many images compiling pays; the sums differ by what fp32 rounds
-    detector.model.log_prob = torch.compile(detector.model.log_prob)  # type: ignore[method-assign]
     finished = 0 if detector.log_likelihoods is None else len(detector.log_likelihoods)
     if finished > len(train_images):
         detector, finished = Detector(load(name)), 0
+    if len(train_images) - finished >= COMPILED_FROM:  # the sums differ by what fp32 rounds
+        detector.model.log_prob = torch.compile(detector.model.log_prob)
     with tqdm(total=len(train_images), initial=finished, unit="image", desc=name) as bar:
         for batch in train_images[finished:].split(KEPT_EVERY):
             detector.partial_fit(batch)

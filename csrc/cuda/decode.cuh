@@ -84,9 +84,9 @@ class Decoder {
   unsigned char* sums_;  // of the tile at hand; the ring itself where warps read that
   Ring ring_;
   const int thread_;
-  int pass_ = 0;     // the half of shared_.pass that describes the pass at hand
+  int pass_ = 0;               // the half of shared_.pass that describes the pass at hand
   unsigned int arrivals_ = 0;  // that the next meeting of the team begins with
-  int started_ = 0;  // chunks of the step to come whose weights are on their way
+  int started_ = 0;            // chunks of the step to come whose weights are on their way
 
   // Whether this thread is one of those that feed the others.
   PXFAST_DEVICE bool feeds() const { return kGroups && thread_ >= kThreads; }
