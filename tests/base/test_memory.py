@@ -15,10 +15,11 @@ def faults():
         torch.ones(8 << 20)  # 32 MiB, which glibc maps afresh by default
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
+library = platform.libc_ver()[0] or "other"
 before = faults()
 asked = keep_freed_memory()
-faults()
-print(platform.libc_ver()[0] or "other", asked, before, faults())
+# a small allocation may split the freed block, and the heap then grows once more: a round in which it does not is asked
+print(library, asked, before, min(faults() for _ in range(4)))
 """
 
 

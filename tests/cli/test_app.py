@@ -123,6 +123,8 @@ def opened(browser: Any, url: str) -> Iterator[Any]:
         page.on("pageerror", lambda error: complaints.append(str(error)))
         own = (f"{url}/", "data:", "blob:")
         page.on("request", lambda request: request.url.startswith(own) or complaints.append(request.url))
+        # Gradio's queue loses what is asked for while it closes its stream of answers
+        page.on("request", lambda request: "/queue/" in request.url and complaints.append(request.url))
         page.goto(url)
         page.locator(".pf-verdict").wait_for()
         page.locator("#pf-decoding .pf-card").wait_for()

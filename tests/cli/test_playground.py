@@ -296,6 +296,25 @@ def test_work_that_nobody_waits_for_is_not_begun():
     assert not begun
 
 
+def test_ctrl_c_answers_what_is_done_and_what_waits():
+    desk, found = Desk(), []
+
+    def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    async def ask() -> None:
+        jobs = (interrupted, lambda: 1, lambda: 2)
+        found.extend(await asyncio.gather(*map(desk.done, jobs), return_exceptions=True))
+        found.extend(await asyncio.gather(desk.done(lambda: 3), return_exceptions=True))
+
+    server = threading.Thread(target=lambda: asyncio.run(ask()))
+    server.start()
+    with pytest.raises(KeyboardInterrupt):
+        desk.work()
+    server.join(10)
+    assert [type(each) for each in found] == [ConnectionAbortedError] * 4
+
+
 def test_a_port_in_use_is_said():
     with bound_socket(0) as first:
         address, port = first.getsockname()

@@ -195,7 +195,8 @@ def build(gr: Any, laboratory: Callable[[str], Laboratory], ask: Ask) -> Any:
                 with gr.Accordion("What the numbers mean", open=False):
                     gr.Markdown(EXPLANATION)
 
-        hidden = {"api_visibility": "private", "show_progress": "minimal"}
+        # not by Gradio's queue: the desk is one, and an answer is lost there that is asked for while its stream closes
+        hidden = {"api_visibility": "private", "show_progress": "minimal", "queue": False}
         latest = {**hidden, "trigger_mode": "always_last"}
         given = [dataset, chosen, upload, attack, attack_eps, purify_eps, channel]
         examined = {"inputs": given, "outputs": [message, remark, results, decoding, rows, shown]}

@@ -17,6 +17,7 @@ from ...base.extras import require
 
 HOST = "127.0.0.1"
 NAMES = (HOST, "localhost")  # what a browser may call it; another name is another site's, led here (DNS rebinding)
+LAST_ANSWERS = 1  # second, for answers that are on their way when the server ends
 END_SECONDS = 5.0  # for the server's thread to end
 # a page that asks no other host for anything, whatever the library that builds it has in mind
 POLICY = (
@@ -40,11 +41,17 @@ class Desk:
     def __init__(self) -> None:
         self._jobs: queue.SimpleQueue[tuple[concurrent.futures.Future[Any], Callable[[], Any]] | None]
         self._jobs = queue.SimpleQueue()
+        self._ended = False
 
     async def done(self, job: Callable[[], Result]) -> Result:
-        """What ``job`` gives or raises, once it was its turn. For the server's thread."""
+        """What ``job`` gives or raises, once it was its turn. For the server's thread.
+
+        Raises ConnectionAbortedError where :meth:`work` ends before that.
+        """
         future: concurrent.futures.Future[Result] = concurrent.futures.Future()
         self._jobs.put((future, job))
+        if self._ended:
+            self._refuse()
         return await asyncio.wrap_future(future)
 
     def close(self) -> None:
@@ -52,15 +59,35 @@ class Desk:
         self._jobs.put(None)
 
     def work(self) -> None:
-        """Do the work as it comes, until the desk is closed."""
-        while (taken := self._jobs.get()) is not None:
-            future, job = taken
-            if not future.set_running_or_notify_cancel():
-                continue  # who asked has left
-            try:
-                future.set_result(job())
-            except Exception as error:
-                future.set_exception(error)
+        """Do the work as it comes, until the desk is closed or Ctrl-C; what is left then is refused."""
+        try:
+            while (taken := self._jobs.get()) is not None:
+                future, job = taken
+                if not future.set_running_or_notify_cancel():
+                    continue  # who asked has left
+                try:
+                    future.set_result(job())
+                except Exception as error:
+                    future.set_exception(error)
+                finally:
+                    if not future.done():
+                        future.set_exception(ended())
+        finally:
+            self._ended = True
+            self._refuse()
+
+    def _refuse(self) -> None:
+        """Answer all that waits: the server can't end in peace before."""
+        with contextlib.suppress(queue.Empty):
+            while True:
+                taken = self._jobs.get_nowait()
+                if taken is not None and taken[0].set_running_or_notify_cancel():
+                    taken[0].set_exception(ended())
+
+
+def ended() -> ConnectionAbortedError:
+    """What those get whose work is not done any more."""
+    return ConnectionAbortedError("pxfast app has ended")
 
 
 def bound_socket(port: int) -> socket.socket:
@@ -112,7 +139,14 @@ def serve(application: Application, on: socket.socket, desk: Desk, announce: Cal
     The server runs in a thread of its own, the desk's work in this one. RuntimeError when the server ends by itself.
     """
     uvicorn = require("uvicorn", "app")
-    config = uvicorn.Config(guarded(application), log_config=None, log_level="error", access_log=False, ws="none")
+    config = uvicorn.Config(
+        guarded(application),
+        log_config=None,
+        log_level="error",
+        access_log=False,
+        ws="none",
+        timeout_graceful_shutdown=LAST_ANSWERS,
+    )
     server = uvicorn.Server(config)
 
     def run() -> None:
@@ -128,5 +162,5 @@ def serve(application: Application, on: socket.socket, desk: Desk, announce: Cal
         raise RuntimeError("the page's server has stopped")
     finally:
         logging.getLogger("uvicorn.error").disabled = True  # to cut off a page's connections is no error now
-        server.should_exit = server.force_exit = True
+        server.should_exit = True
         thread.join(END_SECONDS)
