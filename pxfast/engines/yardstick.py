@@ -1,4 +1,7 @@
-"""The rate of torch's own matrix product: what an engine's work is held against.
+"""The rate of torch's own matrix products: what an engine's work is held against.
+
+In fp32 torch has two, its BLAS's, which is MKL's on x86, and oneDNN's; the faster one counts. On AMD's processors MKL
+runs at half of oneDNN's rate, since it uses AVX2 there whatever it is told.
 
 An engine that is held to a lesser instruction set is measured against torch held to the same one. Torch and its
 libraries read their limits when they are loaded, so a :class:`Yardstick` is a process of its own. It waits while the
@@ -7,6 +10,7 @@ engine works; rounds of both take turns, so that what else the machine does fall
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import statistics
@@ -18,6 +22,8 @@ from contextlib import contextmanager
 from types import TracebackType
 
 import torch
+import torch.nn.functional as F
+from torch import Tensor
 
 # (rows, inner, columns): blocks of images times the taps and channels of the paper's layers, and a larger square
 # product, in case the library is at its best there
@@ -45,6 +51,9 @@ LIMITS = {
 }
 # On aarch64 only SVE is left out, for all sets. It has not been tried on such a machine.
 ARM_LIMITS = {"ATEN_CPU_CAPABILITY": "default", "ONEDNN_MAX_CPU_ISA": "ADVSIMD", "OPENBLAS_CORETYPE": "NEOVERSEN1"}
+BLAS, ONEDNN = "BLAS", "oneDNN"
+# Whose products count where not both do: MKL keeps to SSE on Intel's processors alone.
+PRODUCTS = {"portable": (ONEDNN,), "neon": (BLAS,), "neonbf16": (BLAS,)}
 CAPABILITY = {"avx512bf16": "AVX512", "avx512": "AVX512", "avx2": "AVX2"}  # what torch then says of itself
 
 # with modules from where this process has them
@@ -70,7 +79,9 @@ class Yardstick:
 
     def __init__(self, isa: str, precision: str, threads: int, *, cpu_time: bool = False) -> None:
         self.isa = isa
-        self._request = json.dumps({"precision": precision, "threads": threads, "cpu_time": cpu_time}) + "\n"
+        products = products_in(precision, PRODUCTS.get(isa, (BLAS, ONEDNN)))
+        request = {"precision": precision, "threads": threads, "cpu_time": cpu_time, "products": products}
+        self._request = json.dumps(request) + "\n"
         self._process = subprocess.Popen(
             [sys.executable, "-c", PROGRAM, json.dumps(sys.path)],
             stdin=subprocess.PIPE,
@@ -110,17 +121,18 @@ class Yardstick:
 
 def serve() -> None:
     """The other side: answers every line of standard input with a round's rate."""
-    shapes: dict[str, tuple[int, int, int]] = {}
+    chosen: dict[str, tuple[str, tuple[int, int, int]]] = {}
     cpu = torch.device("cpu")
     for line in sys.stdin:
         request = json.loads(line)
         threads, dtype = request["threads"], DTYPES[request["precision"]]
         clock = clock_of(threads, request["cpu_time"])
         with torch_threads(threads):
-            if line not in shapes:
-                best = {shape: max(laps(shape, dtype, 0.2, cpu, clock)) for shape in MATRIX_SHAPES}
-                shapes[line] = max(best, key=lambda shape: best[shape])
-            gflops = statistics.median(laps(shapes[line], dtype, 0.3, cpu, clock))
+            if line not in chosen:
+                ways = itertools.product(request["products"], MATRIX_SHAPES)
+                best = {way: max(laps(*way, dtype, 0.2, cpu, clock)) for way in ways}
+                chosen[line] = max(best, key=lambda way: best[way])
+            gflops = statistics.median(laps(*chosen[line], dtype, 0.3, cpu, clock))
         answer = {"gflops": gflops, "capability": torch.backends.cpu.get_cpu_capability()}
         print(json.dumps(answer), flush=True)
 
@@ -148,31 +160,40 @@ def matrix_rate(
     device: torch.device | str = "cpu",
     clock: Callable[[], float] = time.perf_counter,
 ) -> float:
-    """GFLOP/s of torch's matrix product in this process: the best of a few shapes, each tried for ``seconds``.
+    """GFLOP/s of torch's matrix products in this process: the best of a few shapes, each tried for ``seconds``.
 
     precision: 'fp32' or 'bf16'. The best lap counts, not the mean: the limit of the machine is asked for, not its load
     of the moment. clock: tells the seconds.
     """
     device = torch.device(device)
-    shapes = GPU_MATRIX_SHAPES if device.type == "cuda" else MATRIX_SHAPES
+    gpu = device.type == "cuda"
+    products = (BLAS,) if gpu else products_in(precision, (BLAS, ONEDNN))
+    ways = itertools.product(products, GPU_MATRIX_SHAPES if gpu else MATRIX_SHAPES)
     with torch_threads(threads):
-        return max(max(laps(shape, DTYPES[precision], seconds, device, clock)) for shape in shapes)
+        return max(max(laps(*way, DTYPES[precision], seconds, device, clock)) for way in ways)
+
+
+def products_in(precision: str, products: tuple[str, ...]) -> tuple[str, ...]:
+    """Those of the products that there are, and that differ: in bf16 torch asks oneDNN in any case."""
+    both = precision == "fp32" and torch.backends.mkldnn.is_available()
+    return products if both else (BLAS,)
 
 
 def laps(
+    product: str,
     shape: tuple[int, int, int],
     dtype: torch.dtype,
     seconds: float,
     device: torch.device,
     clock: Callable[[], float],
 ) -> list[float]:
-    """GFLOP/s of products of one shape, lap by lap of some milliseconds, at least one."""
+    """GFLOP/s of products of one kind and shape, lap by lap of some milliseconds, at least one."""
     rows, inner, columns = shape
     a, b = torch.randn(rows, inner).to(device, dtype), torch.randn(inner, columns).to(device, dtype)
-    out = torch.empty(rows, columns, dtype=dtype, device=device)
     gpu = device.type == "cuda"
     wait: Callable[[], None] = torch.cuda.synchronize if gpu else lambda: None
-    torch.mm(a, b, out=out)
+    multiply = product_of(product, a, b)
+    multiply()
     wait()
     gflop = 2e-9 * rows * inner * columns
     repeats = max(1, round((5000.0 if gpu else 2.0) / gflop))
@@ -181,7 +202,16 @@ def laps(
     while not found or clock() < end:
         started = clock()
         for _ in range(repeats):
-            torch.mm(a, b, out=out)
+            multiply()
         wait()
         found.append(repeats * gflop / (clock() - started))
     return found
+
+
+def product_of(product: str, a: Tensor, b: Tensor) -> Callable[[], Tensor]:
+    """Multiplies the matrices (M, K) and (K, N) when it is called; oneDNN's result is in a layout of its own."""
+    if product == ONEDNN:
+        left, right = a.to_mkldnn(), b.t().contiguous().to_mkldnn()
+        return lambda: F.linear(left, right)
+    out = torch.mm(a, b)
+    return lambda: torch.mm(a, b, out=out)

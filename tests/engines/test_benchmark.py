@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+import torch
 from support.helpers import bench_script, environment
 
 from pxfast.engines import benchmark, yardstick
@@ -47,6 +48,16 @@ def test_a_yardstick_keeps_to_the_instruction_set_or_says_so(monkeypatch):
         measure._process.kill()
         with pytest.raises(RuntimeError, match="the process that measures torch's matrix rate ended with"):
             measure.rate()
+
+
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this torch was built without oneDNN")
+def test_both_of_torchs_fp32_products_are_tried():
+    a, b = torch.randn(5, 7), torch.randn(7, 3)
+    for name in yardstick.products_in("fp32", (yardstick.BLAS, yardstick.ONEDNN)):
+        multiply = yardstick.product_of(name, a, b)
+        for _ in range(2):
+            torch.testing.assert_close(multiply().to_dense(), a @ b)
+    assert yardstick.products_in("bf16", yardstick.PRODUCTS["portable"]) == (yardstick.BLAS,), "which is oneDNN there"
 
 
 def test_bf16_is_held_against_fp32_where_torch_emulates_it():
