@@ -1,4 +1,4 @@
-"""Accuracy under attack against clean accuracy of PixelDefend with one view and two, several eps, and purifying twice.
+"""Accuracy under attack against clean accuracy of PixelDefend with one view and more, several eps, and purifying twice.
 
     python bench/experiments/views.py cifar10 --root DIR --work FOLDER
 
@@ -43,13 +43,40 @@ PURIFIERS: dict[str, tuple[tuple[int, ...], ...]] = {
     "fashion-mnist": ((), (16,), (32,), (48,), (32, 32)),
 }
 VIEWS = ("one", "flip")
+# by data set: purifiers of several eps, the mean of whose probabilities is taken
+SEVERAL: dict[str, tuple[int, ...]] = {"cifar10": (16, 24), "fashion-mnist": (32, 48)}
 
 
-def title(eps: tuple[int, ...], views: str) -> str:
-    """A point of the curve in words."""
-    purified = "twice, " if len(eps) > 1 else ""
-    what = f"{purified}eps {eps[0]}" if eps else "not purified"
-    return f"{what}, {'two views' if views == 'flip' else 'one view'}"
+@dataclasses.dataclass(frozen=True)
+class Point:
+    """A point of the curve: lists of purifiers by their eps, and what goes through each."""
+
+    chains: tuple[tuple[int, ...], ...]
+    views: str
+
+    @property
+    def title(self) -> str:
+        """In words."""
+        first = self.chains[0]
+        if len(self.chains) > 1:
+            what = f"eps {' and '.join(str(eps) for (eps,) in self.chains)}"
+        else:
+            what = f"{'twice, ' if len(first) > 1 else ''}eps {first[0]}" if first else "not purified"
+        count = len(self.chains) * (2 if self.views == "flip" else 1)
+        return f"{what}, {({1: 'one view', 2: 'two views', 4: 'four views'})[count]}"
+
+    def defended(self, classifier: nn.Module, threads: int) -> Defended:
+        """The classifier behind them."""
+        first, *others = (
+            [pxfast.Purifier(eps, threads=threads) for eps in chain] or [nn.Identity()] for chain in self.chains
+        )
+        return Defended(classifier, first, views=self.views, alternatives=others)
+
+
+def points(dataset: str) -> list[Point]:
+    """All points of the curve."""
+    several = tuple((eps,) for eps in SEVERAL[dataset])
+    return [Point(chains, views) for chains in (*((each,) for each in PURIFIERS[dataset]), several) for views in VIEWS]
 
 
 def judged(dataset: str, root: Path, work: Path, images: int, threads: int) -> dict[str, tuple[Score, ...]]:
@@ -58,14 +85,12 @@ def judged(dataset: str, root: Path, work: Path, images: int, threads: int) -> d
     classifier = load_classifier(dataset)
     judge = Judge(Store(work / "store"), given[:images], labels[:images], EPS, 0, 1, 64)
     bare = judge.surrogate(classifier)
-    points = [(eps, views) for eps in PURIFIERS[dataset] for views in VIEWS]
     scores = {}
-    with progress_of(judge.work(images, 2) * len(points), shown=True) as judge.bar:
-        for eps, views in points:
-            parts = [pxfast.Purifier(each, threads=threads) for each in eps] or [nn.Identity()]
-            target = judge.target(Defended(classifier, parts, views=views))
+    with progress_of(judge.work(images, 2) * len(points(dataset)), shown=True) as judge.bar:
+        for point in points(dataset):
+            target = judge.target(point.defended(classifier, threads))
             jobs = [Job(BLIND, BIM(), bare), Job(AWARE, BPDA(steps=100))]
-            scores[title(eps, views)], _ = judge.row(target, jobs)
+            scores[point.title], _ = judge.row(target, jobs)
     return scores
 
 
@@ -90,7 +115,7 @@ def draw(points: dict[str, tuple[Score, ...]], path: Path) -> None:
         figure = pictures.new_figure(5.2, 3.6)
         axes = figure.subplots()
         for attack, filled in ((BLIND, "full"), (AWARE, "none")):
-            for views, marker in (("one view", "o"), ("two views", "s")):
+            for views, marker in (("one view", "o"), ("two views", "s"), ("four views", "D")):
                 chosen = {name: each for name, each in points.items() if name.endswith(views)}
                 x = [accuracy(each, CLEAN) for each in chosen.values()]
                 y = [accuracy(each, attack) for each in chosen.values()]
@@ -100,7 +125,7 @@ def draw(points: dict[str, tuple[Score, ...]], path: Path) -> None:
                     axes.annotate(what, place, fontsize=6, xytext=(4, 3), textcoords="offset points")
         axes.set_xlabel("clean accuracy, %")
         axes.set_ylabel(f"accuracy under attack, eps {EPS}, %")
-        pictures.legend_above(figure, axes, 4)
+        pictures.legend_above(figure, axes, 3)
     pictures.save_picture(figure, path)
 
 
@@ -113,7 +138,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
     dataset: str = arguments.dataset
-    points = judged(dataset, arguments.root, arguments.work, arguments.images, arguments.threads)
+    found = judged(dataset, arguments.root, arguments.work, arguments.images, arguments.threads)
     result = {
         "script": NAME,
         "data": f"the first {arguments.images} test images of {dataset}",
@@ -122,14 +147,14 @@ def main() -> None:
         "machine": {"cpu": processor_name(), "isa": isa_of(), "threads": arguments.threads},
         "points": {
             name: [dataclasses.asdict(score) for score in scores if score.attack != STRONGEST]
-            for name, scores in points.items()
+            for name, scores in found.items()
         },
     }
     with whole_file(ROOT / "bench" / "results" / f"views-{dataset}.json") as path:
         path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     if dataset == "cifar10":
-        draw(points, ROOT / "docs" / "views.png")
-    print("\n".join(table(points)))
+        draw(found, ROOT / "docs" / "views.png")
+    print("\n".join(table(found)))
 
 
 if __name__ == "__main__":

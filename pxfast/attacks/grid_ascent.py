@@ -93,15 +93,15 @@ class Target:
 
     def log_prob_gradient(self, x: Tensor) -> Tensor:
         """The score of the only defence, at x. ValueError unless there is one such."""
-        return the_scored(self.name, list(self.defended.defences)).log_prob_gradient(x).detach()
+        defences = [defence for chain in self.defended.chains for defence in chain]
+        return the_scored(self.name, defences).log_prob_gradient(x).detach()
 
     def differentiate(self, x: Tensor, seeds: Sequence[int]) -> tuple[Tensor, ...]:
         """f(x) with its own gradient. ValueError where a defence has none."""
-        defences = the_differentiable(self.name, list(self.defended.defences))
-        own = list(seeds) * self.views
+        own = list(seeds) * self.defended.orientations
 
-        def purify(x: Tensor) -> Tensor:
-            for place, defence in enumerate(defences):
+        def purify(chain: nn.Sequential, x: Tensor) -> Tensor:
+            for place, defence in enumerate(the_differentiable(self.name, list(chain))):
                 x = defence.differentiate(x, derived_seeds(own, place) if is_stochastic(defence) else own)
             return x
 

@@ -64,13 +64,16 @@ class UnrolledBIM(GridAscent):
 
     def climb(self, classifier: nn.Module, image_shape: tuple[int, int, int], eps: float) -> Ascent:
         target = target_of(self.name, classifier)
-        purifier = the_purifier(self.name, list(target.defended.defences))
-        relaxed = RelaxedPurifier.of(purifier, image_shape, temperature=self.temperature)
+        relaxed = {
+            chain: RelaxedPurifier.of(the_purifier(self.name, list(chain)), image_shape, temperature=self.temperature)
+            for chain in target.defended.chains
+        }
 
         def direction(x: Tensor, labels: Tensor, seeds: Sequence[int]) -> tuple[Tensor, None]:
             with torch.enable_grad():
                 start = x.detach().requires_grad_()
-                logits = averaged([target.classifier(view) for view in target.defended.seen(start, relaxed)])
+                seen = target.defended.seen(start, lambda chain, views: relaxed[chain](views))
+                logits = averaged([target.classifier(view) for view in seen])
                 return input_gradient(F.cross_entropy(logits, labels, reduction="sum"), start).sign(), None
 
         return Ascent(

@@ -40,9 +40,10 @@ def density_of(model: str | None, shape: tuple[int, ...]) -> PixelCNN | None:
 
 def class_names(classifier: str | Path | None) -> Sequence[str] | None:
     """The names of the classes of a shipped classifier; None of others."""
+    from ..classifiers.weights import SHIPPED, read_notes
     from ..evaluation.figures.attack_pictures import CLASSES
 
-    return CLASSES.get(str(classifier))
+    return CLASSES[read_notes(str(classifier))["dataset"]] if str(classifier) in SHIPPED else None
 
 
 def write_grid(

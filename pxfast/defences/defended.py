@@ -50,8 +50,9 @@ class Defended(nn.Module):
     2^63 - 1, so that the logits of an image do not depend on its batch.
 
     views: 'one', or 'flip': an image and its mirror image go through the defences, the classifier sees both as they
-    are and mirrored, and the logits are the logarithm of the mean of the four probabilities. It doubles the work. An
-    attack that knows the defences knows the views.
+    are and mirrored, and the logits are the logarithm of the mean of the four probabilities. It doubles the work.
+    alternatives: other lists of defences, such as purifiers of other eps. The classifier then sees what each of them
+    makes of the image as well, and all probabilities are averaged. An attack that knows the defences knows the views.
 
     Raises TypeError when one of the parts is no module, or a stochastic one lacks what such need, and TypeError or
     ValueError for another seed or other views.
@@ -69,28 +70,45 @@ class Defended(nn.Module):
         seed: int = 0,
         clip: bool = False,
         views: str = "one",
+        alternatives: Iterable[Iterable[nn.Module]] = (),
     ) -> None:
         super().__init__()
         expected = "expected a classifier and a list of defences, all nn.Module"
         if not isinstance(defences, Iterable):
             raise TypeError(f"{expected}, got defences={shown(defences)}")
-        defences = tuple(defences)
-        for part in (classifier, *defences):
+        if not isinstance(alternatives, Iterable):
+            raise TypeError(f"expected lists of defences, got alternatives={shown(alternatives)}")
+        chains = [tuple(defences)]
+        for given in alternatives:
+            if not isinstance(given, Iterable):
+                raise TypeError(f"expected lists of defences, got alternatives=[{shown(given)}]")
+            chains.append(tuple(given))
+        parts = [part for chain in chains for part in chain]
+        for part in (classifier, *parts):
             if not isinstance(part, nn.Module):
                 raise TypeError(f"{expected}, got {shown(part)}")
-        self.runs: int = max((defence.runs for defence in defences if is_stochastic(defence)), default=0)
-        self.defences: nn.Sequential = nn.Sequential(*defences)
+        self.runs: int = max((part.runs for part in parts if is_stochastic(part)), default=0)
+        self.defences: nn.Sequential = nn.Sequential(*chains[0])
+        others = [nn.Sequential(*chain) for chain in chains[1:]]
+        self.alternatives: nn.ModuleList | None = nn.ModuleList(others) if others else None
         self.classifier = classifier
         self.seed: int = check_seed(seed)
         self.clip: bool = check_flag("clip", clip)
         self.views: str = check_choice("views", views, VIEWS)
         self.training: bool = classifier.training  # the parts themselves keep their modes
-        self.defences.training = classifier.training
+        for chain in self.chains:
+            chain.training = classifier.training
 
     def around(self, classifier: nn.Module, seed: int | None = None) -> Defended:
         """The same defences and settings in front of another classifier. seed: None: this one's."""
         seed = self.seed if seed is None else seed
-        return Defended(classifier, self.defences, seed=seed, clip=self.clip, views=self.views)
+        first, *others = self.chains
+        return Defended(classifier, first, seed=seed, clip=self.clip, views=self.views, alternatives=others)
+
+    @property
+    def chains(self) -> tuple[nn.Sequential, ...]:
+        """The defences, and the alternatives to them: each gives the classifier a view, or two."""
+        return (self.defences, *(self.alternatives or ()))
 
     def defend(self, images: Tensor, seeds: Sequence[int] | None = None) -> Tensor:
         """What the defences make of the images: floating (N, C, H, W) in [0, 1]; of several views the first.
@@ -103,17 +121,16 @@ class Defended(nn.Module):
             defended: Tensor = self.defences(x)
             return defended
         given = derived_seeds(image_seeds(x, self.seed), 0) if seeds is None else check_seeds(seeds, len(x))
-        (defended,) = self.draws(images, [given])
+        (defended,) = self._draws(self.defences, x, [given])
         return defended
 
-    def draws(self, images: Tensor, seeds: Sequence[Sequence[int]]) -> Iterator[Tensor]:
-        """What :meth:`defend` gives with each of several lists of seeds, in their order: the same bits and gradients.
+    def _draws(self, chain: nn.Sequential, x: Tensor, seeds: Sequence[Sequence[int]]) -> Iterator[Tensor]:
+        """What a chain of defences makes of floating images with each of several lists of seeds, in their order.
 
-        Draws of few images run as one batch. What stands before the first stochastic defence runs once for all draws,
-        where no gradient is asked for.
+        Draws of few images run as one batch, and have the same bits and gradients. What stands before the first
+        stochastic defence runs once for all draws, where no gradient is asked for.
         """
-        x = self._floating(images)
-        defences = list(enumerate(self.defences))
+        defences = list(enumerate(chain))
         if not (torch.is_grad_enabled() and x.requires_grad):
             while defences and not is_stochastic(defences[0][1]):
                 x = defences.pop(0)[1](x)
@@ -126,27 +143,34 @@ class Defended(nn.Module):
                 drawn = defence.draw(drawn, derived_seeds(given, place)) if is_stochastic(defence) else defence(drawn)
             yield from reversed(drawn.chunk(len(group)) if len(x) else [drawn] * len(group))
 
-    def seen(self, images: Tensor, purify: Callable[[Tensor], Tensor]) -> tuple[Tensor, ...]:
-        """The views of floating images that ``purify`` gives in the place of the defences.
+    def seen(self, images: Tensor, purify: Callable[[nn.Sequential, Tensor], Tensor]) -> tuple[Tensor, ...]:
+        """The views of floating images that ``purify`` gives in the place of each chain of defences.
 
-        A view is turned as the images are, and the first one is that of the images as they are. All of them are one
+        A view is turned as the images are, and the first one is that of the images as they are. All of a chain are one
         batch of ``purify``.
         """
-        return self._turned_back(purify(self._oriented(images)), len(images))
+        x = self._oriented(images)
+        return tuple(view for chain in self.chains for view in self._turned_back(purify(chain, x), len(images)))
 
     def seen_draws(self, images: Tensor, seeds: Sequence[Sequence[int]]) -> Iterator[tuple[Tensor, ...]]:
-        """The views with each of several lists of seeds, in their order, as :meth:`draws` gives the first ones.
+        """The views with each of several lists of seeds, in their order, as :meth:`defend` gives the first ones.
 
         All views of an image have the same random numbers.
         """
         x = self._floating(images)
-        for drawn in self.draws(self._oriented(x), [list(given) * self.view_count for given in seeds]):
-            yield self._turned_back(drawn, len(x))
+        oriented, own = self._oriented(x), [list(given) * self.orientations for given in seeds]
+        for drawn in zip(*(self._draws(chain, oriented, own) for chain in self.chains), strict=True):
+            yield tuple(view for each in drawn for view in self._turned_back(each, len(x)))
+
+    @property
+    def orientations(self) -> int:
+        """How many of an image and its mirror image go through each chain of defences."""
+        return 2 if self.views == "flip" else 1
 
     @property
     def view_count(self) -> int:
-        """How many views of an image go through the defences."""
-        return 2 if self.views == "flip" else 1
+        """How many views of an image the classifier gets."""
+        return self.orientations * len(self.chains)
 
     def _oriented(self, x: Tensor) -> Tensor:
         """The views of the images before the defences, one after the other in one batch."""
@@ -174,7 +198,7 @@ class Defended(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         x = self._floating(images)
         if not self.runs:
-            return averaged([self.classify(view) for view in self.seen(x, self.defences)])
+            return averaged([self.classify(view) for view in self.seen(x, lambda chain, views: chain(views))])
         if torch.compiler.is_compiling():
             return self._compiled_mean(x)
         seeds = image_seeds(x, self.seed)
@@ -183,21 +207,25 @@ class Defended(nn.Module):
 
     def _compiled_mean(self, x: Tensor) -> Tensor:
         """The mean of the logits for torch.compile: all draws in one batch, and their seeds as tensors."""
-        seeds, views = compiled_image_seeds(x, self.seed), self.view_count
+        seeds, views = compiled_image_seeds(x, self.seed), self.orientations
         given = torch.cat([compiled_derived_seeds(seeds, run) for run in range(self.runs) for _ in range(views)])
-        drawn = torch.cat([self._oriented(x)] * self.runs)
-        for place, defence in enumerate(self.defences):
+        logits = [
+            self._compiled_runs(chain, torch.cat([self._oriented(x)] * self.runs), given) for chain in self.chains
+        ]
+        runs = torch.cat([each.reshape(self.runs, views, len(x), *each.shape[1:]) for each in logits], dim=1)
+        return torch.stack([averaged(list(run)) for run in runs]).mean(dim=0)
+
+    def _compiled_runs(self, chain: nn.Sequential, drawn: Tensor, given: Tensor) -> Tensor:
+        """The logits of all views and draws of a chain, for torch.compile."""
+        for place, defence in enumerate(chain):
             if is_stochastic(defence):
                 own: Any = compiled_derived_seeds(given, place)
                 drawn = defence.draw(drawn, own if isinstance(defence, Opaque) else own.tolist())
             else:
                 drawn = defence(drawn)
         if self.classifier.training:  # it may look at its batch
-            logits = torch.cat([self.classify(view) for view in drawn.chunk(self.runs * views)])
-        else:  # which way a view is turned does not matter, since its mirror image is seen too
-            logits = self.classify(drawn)
-        runs = logits.reshape(self.runs, views, len(x), *logits.shape[1:])
-        return torch.stack([averaged(list(run)) for run in runs]).mean(dim=0)
+            return torch.cat([self.classify(view) for view in drawn.chunk(self.runs * self.orientations)])
+        return self.classify(drawn)  # which way a view is turned does not matter, since its mirror image is seen too
 
     def _floating(self, images: Tensor) -> Tensor:
         """The images as floating ones. TypeError or ValueError for others than the class takes."""

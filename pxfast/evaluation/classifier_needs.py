@@ -32,21 +32,27 @@ class ClassifierNeed:
         return cls(dataset, row.architecture, row.training)
 
     @property
-    def file_name(self) -> str:
-        """What its file is called, such as cifar10-resnet62-fgsm.safetensors."""
-        return f"{Path(self.dataset).name}-{self.architecture}-{self.training}.safetensors"
+    def name(self) -> str:
+        """Such as cifar10-resnet62-fgsm."""
+        return f"{Path(self.dataset).name}-{self.architecture}-{self.training}"
 
     @property
-    def shipped(self) -> bool:
-        """Whether it comes with the package."""
-        return self.training == "normal" and self.architecture == SHIPPED_ARCHITECTURE and self.dataset in SHIPPED
+    def file_name(self) -> str:
+        """What its file is called, such as cifar10-resnet62-fgsm.safetensors."""
+        return f"{self.name}.safetensors"
+
+    @property
+    def shipped(self) -> Path | None:
+        """Its file in the package, or None."""
+        if self.dataset not in SHIPPED:
+            return None  # a folder of images, whatever it is called
+        normal = self.training == "normal" and self.architecture == SHIPPED_ARCHITECTURE
+        return SHIPPED.get(self.dataset if normal else self.name)
 
     def find(self, folder: Path) -> Path | None:
         """Its file: that in the folder, or else the shipped one, or None."""
         path = folder / self.file_name
-        if path.is_file():
-            return path
-        return SHIPPED[self.dataset] if self.shipped else None
+        return path if path.is_file() else self.shipped
 
     def settings(self, budget: float) -> ClassifierSettings:
         """How it is trained in ``budget`` seconds. A defence is fine-tuned where a shipped classifier can be its start,

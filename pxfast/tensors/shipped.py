@@ -21,8 +21,8 @@ class Shipped(Mapping[str, Path], Generic[Network]):
     """The shipped networks of one kind: names to their files in the package.
 
     what: what messages call such a network. kind: its class; an instance's ``config`` has ``channels`` and
-    ``image_size``. files: names of files by names of networks. read: a network from a file. read_config: its
-    configuration alone.
+    ``image_size``. files: names of files by names of networks; of several that take images of one shape the first is
+    that shape's. read: a network from a file. read_config: its configuration alone.
     """
 
     def __init__(
@@ -117,7 +117,11 @@ class Shipped(Mapping[str, Path], Generic[Network]):
         return resolved
 
     def _find_shapes(self) -> dict[tuple[int, ...], str]:
-        return {_shape(self.read_config(path)): name for name, path in self.files.items() if path.is_file()}
+        found: dict[tuple[int, ...], str] = {}
+        for name, path in self.files.items():
+            if path.is_file():
+                found.setdefault(_shape(self.read_config(path)), name)
+        return found
 
 
 def _shape(config: Any) -> tuple[int, ...]:

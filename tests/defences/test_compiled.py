@@ -143,6 +143,14 @@ def test_a_purifier_of_someone_else_still_goes_through(classifier: nn.Module) ->
     torch.testing.assert_close(torch.compile(defended, backend="eager")(X), defended(X))
 
 
+def test_alternatives_are_in_the_graph(
+    classifier: nn.Module, purifier: pxfast.Purifier, adp: pxfast.ADPPurifier
+) -> None:
+    for alternatives in ([[FeatureSqueezing()], []], [[adp], [FeatureSqueezing()]]):
+        defended = Defended(classifier, [purifier], alternatives=alternatives, views="flip")
+        torch.testing.assert_close(compiled(defended)(X), defended(X))
+
+
 def test_the_operators_pass_torchs_own_checks(purifier: pxfast.Purifier) -> None:
     assert isinstance(purifier, Opaque)
     for images in (X, X.clone().requires_grad_()):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -9,7 +11,7 @@ from scipy import stats
 from support.attack_network import attack_fixture
 from support.helpers import real_images
 from support.small_defences import Halves, Noisy
-from torch import nn
+from torch import Tensor, nn
 
 import pxfast
 from pxfast.defences import Defended, FeatureSqueezing
@@ -127,6 +129,11 @@ def test_logits_are_averaged_over_the_draws_of_a_stochastic_defence() -> None:
         defended([FIXTURE.x])
 
 
+def draws(defended: Defended, images: Tensor, seeds: Sequence[Sequence[int]]) -> list[Tensor]:
+    """What one view of the images is with each of several lists of seeds."""
+    return [drawn for (drawn,) in defended.seen_draws(images, seeds)]
+
+
 def test_draws_run_as_one_batch_with_the_bits_and_gradients_of_separate_ones(monkeypatch: pytest.MonkeyPatch) -> None:
     purifier = Noisy(runs=7)
     defences = [FeatureSqueezing(), purifier, FeatureSqueezing(colours=4)]
@@ -136,18 +143,18 @@ def test_draws_run_as_one_batch_with_the_bits_and_gradients_of_separate_ones(mon
     for at_once, calls in ((512, 1), (16, 4), (1, 7)):
         monkeypatch.setattr("pxfast.defences.defended.DRAWN_AT_ONCE", at_once)
         purifier.calls.clear()
-        assert all(map(torch.equal, defended.draws(FIXTURE.x, seeds), separate))
+        assert all(map(torch.equal, draws(defended, FIXTURE.x, seeds), separate))
         assert len(purifier.calls) == calls
         x = FIXTURE.x.clone().requires_grad_()
-        logits = torch.stack([FIXTURE.network(draw) for draw in defended.draws(x, seeds)]).mean(0)
+        logits = torch.stack([FIXTURE.network(draw) for draw in draws(defended, x, seeds)]).mean(0)
         sums.append(torch.autograd.grad(F.cross_entropy(logits, FIXTURE.labels), x)[0])
     assert torch.equal(sums[0], sums[2])
     assert torch.equal(sums[1], sums[2])
     x = FIXTURE.x.clone().requires_grad_()
     logits = torch.stack([FIXTURE.network(defended.defend(x, given)) for given in seeds]).mean(0)
     assert torch.equal(torch.autograd.grad(F.cross_entropy(logits, FIXTURE.labels), x)[0], sums[0])
-    assert [len(draw) for draw in defended.draws(FIXTURE.x[:0], [[], []])] == [0, 0]
-    assert not list(defended.draws(FIXTURE.x, []))
+    assert [len(draw) for draw in draws(defended, FIXTURE.x[:0], [[], []])] == [0, 0]
+    assert not draws(defended, FIXTURE.x, [])
 
 
 @pytest.mark.parametrize("channels", [1, 3])

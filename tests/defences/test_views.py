@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -12,7 +13,18 @@ from support.small_defences import Halves, Noisy
 from torch import Tensor
 
 import pxfast
-from pxfast.attacks import ADAPTIVE, APGDBPDA, BPDA, SPSA, Attack, FullGradient, JointScore, RandomSearch, UnrolledBIM
+from pxfast.attacks import (
+    ADAPTIVE,
+    APGDBPDA,
+    BPDA,
+    SPSA,
+    Attack,
+    FullGradient,
+    JointFull,
+    JointScore,
+    RandomSearch,
+    UnrolledBIM,
+)
 from pxfast.attacks.attack import fix_batches
 from pxfast.attacks.defence_aware import purified_gradient
 from pxfast.attacks.gradients import loss_gradient
@@ -62,6 +74,42 @@ def test_views_of_a_random_purifier_have_the_images_own_seeds() -> None:
     torch.testing.assert_close(defended(FIXTURE.x[5:6])[0], logits[5])
 
 
+def test_alternatives_are_further_views() -> None:
+    images, classifier = bundled_images(1)[:2], load_classifier("fashion-mnist")
+    few, many = pxfast.Purifier(8), pxfast.Purifier(32)
+    with torch.no_grad():
+        views = [few(images).float() / 255, many(images).float() / 255]
+        found = Defended(classifier, [few], alternatives=[[many]])(images)
+        both = Defended(classifier, [few], alternatives=[[many]], views="flip")(images)
+        mirrored = [each(images.flip(3)).float() / 255 for each in (few, many)]
+    torch.testing.assert_close(found.exp(), mean_probability(*map(classifier, views)), atol=1e-5, rtol=1e-4)
+    views += [each.flip(3) for each in views] + mirrored + [each.flip(3) for each in mirrored]
+    torch.testing.assert_close(both.exp(), mean_probability(*map(classifier, views)), atol=1e-5, rtol=1e-4)
+    nothing = Defended(classifier, [few], alternatives=[[]])(images)
+    views = [views[0], images.float() / 255]
+    torch.testing.assert_close(nothing.exp(), mean_probability(*map(classifier, views)), atol=1e-5, rtol=1e-4)
+
+
+def test_a_random_alternative_has_the_images_own_seeds() -> None:
+    purifier = Noisy(runs=3)
+    defended = Defended(FIXTURE.network, [Halves()], alternatives=[[purifier]], seed=4)
+    logits = defended(FIXTURE.x)
+    halves = FIXTURE.network(Halves()(FIXTURE.x))
+    runs = [mean_probability(halves, FIXTURE.network(drawn)).log() for _, _, drawn in purifier.draws(8)]
+    assert len(runs) == 3
+    torch.testing.assert_close(logits, torch.stack(runs).mean(0))
+    torch.testing.assert_close(defended(FIXTURE.x[5:6])[0], logits[5])
+
+
+def test_alternatives_that_are_none_are_refused() -> None:
+    with pytest.raises(TypeError, match=r"expected lists of defences, got alternatives=\[Halves\(\)\]"):
+        Defended(FIXTURE.network, alternatives=[Halves()])  # type: ignore[list-item]
+    with pytest.raises(TypeError, match="expected lists of defences, got alternatives=3"):
+        Defended(FIXTURE.network, alternatives=3)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"expected a classifier and a list of defences, all nn\.Module, got 8"):
+        Defended(FIXTURE.network, alternatives=[[8]])  # type: ignore[list-item]
+
+
 def test_one_view_is_as_before_and_others_are_refused() -> None:
     plain, one = Defended(FIXTURE.network, [Halves()]), Defended(FIXTURE.network, [Halves()], views="one")
     assert torch.equal(plain(FIXTURE.x), one(FIXTURE.x))
@@ -77,14 +125,20 @@ def test_one_view_is_as_before_and_others_are_refused() -> None:
 def test_what_is_made_of_a_defended_classifier_has_its_views() -> None:
     defended = Defended(FIXTURE.network, [Noisy()], seed=3, clip=True, views="flip")
     for other in (fix_batches(defended, 4), defended.around(FIXTURE.network), copy.deepcopy(defended)):
-        assert (other.views, other.seed, other.clip) == ("flip", 3, True)
+        assert (other.views, other.seed, other.clip, len(other.chains)) == ("flip", 3, True, 1)
+    more = Defended(FIXTURE.network, [Noisy()], alternatives=[[Halves()]])
+    for other in (fix_batches(more, 4), more.around(FIXTURE.network), copy.deepcopy(more)):
+        assert [type(part) for chain in other.chains for part in chain] == [Noisy, Halves]
+    assert network_digest(more) != network_digest(Defended(FIXTURE.network, [Noisy()]))
+    assert not more.eval().alternatives[0].training
     assert defended.around(FIXTURE.network, seed=7).seed == 7
     assert network_digest(defended) != network_digest(Defended(FIXTURE.network, [Noisy()], seed=3, clip=True))
     torch.testing.assert_close(fix_batches(defended, 4)(FIXTURE.x), defended(FIXTURE.x))
 
 
-def test_bpda_climbs_the_gradient_of_the_whole_straight_through() -> None:
-    defended = Defended(FIXTURE.network, [Halves()], views="flip")
+@pytest.mark.parametrize("more", [{"views": "flip"}, {"alternatives": [[]]}], ids=["flip", "alternatives"])
+def test_bpda_climbs_the_gradient_of_the_whole_straight_through(more: dict[str, Any]) -> None:
+    defended = Defended(FIXTURE.network, [Halves()], **more)
     seeds = image_seeds(FIXTURE.x, 0)
     gradient, logits, _ = purified_gradient(target_of("bpda", defended), FIXTURE.x, FIXTURE.labels, seeds, 1)
     torch.testing.assert_close(logits, defended(FIXTURE.x))
@@ -120,28 +174,33 @@ class Fixed(torch.nn.Module):
         return mean_probability(*map(self.network, seen)).log()
 
 
+@pytest.mark.parametrize("views", ["flip", "alternatives"])
 @pytest.mark.parametrize("attack", ADAPTIVE, ids=lambda attack: attack.name)
-def test_every_attack_that_knows_the_defence_knows_its_views(attack: type[Attack]) -> None:
+def test_every_attack_that_knows_the_defence_knows_its_views(attack: type[Attack], views: str) -> None:
     made = attack(**{"steps": 3, **CHEAP.get(attack.name, {})})
     x = FIXTURE.x[:, :, 2:6, 2:6] if attack is UnrolledBIM else FIXTURE.x[:, :, :8, :8]
     purifier: torch.nn.Module = pxfast.Purifier(16, model=random_model((4, 4)))
     if attack is not UnrolledBIM:
         purifier = Noisy(runs=2) if attack is FullGradient else Halves()
+    chain = [pxfast.Purifier(40, model=random_model((4, 4)))] if attack is UnrolledBIM else []
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(x[0].numel(), 5)).eval().requires_grad_(False)
-    one, flip = (Defended(network, [purifier], views=views) for views in ("one", "flip"))
+    more: dict[str, Any] = {"views": "flip"} if views == "flip" else {"alternatives": [chain]}
+    one, two = Defended(network, [purifier]), Defended(network, [purifier], **more)
     if attack is UnrolledBIM:  # costs the most: two images that both climb a step from
-        x = x[one(x).argmax(1) == flip(x).argmax(1)][:2]
+        x = x[one(x).argmax(1) == two(x).argmax(1)][:2]
         assert len(x) == 2
-    images, labels = (x * 255).round().byte(), flip(x).argmax(1)
-    few, both = (made.run(target, images, labels, eps=20, seed=1) for target in (one, flip))
-    assert torch.equal(both.images, few.images) == (not attack.knows_defences)
+    images, labels = (x * 255).round().byte(), two(x).argmax(1)
+    few, both = (made.run(target, images, labels, eps=20, seed=1) for target in (one, two))
+    # the joint attacks ask the classifier alone; a step of the unrolled one is up or down, either way in this case
+    if views == "flip" or attack not in (JointScore, JointFull, UnrolledBIM):
+        assert torch.equal(both.images, few.images) == (not attack.knows_defences)
     spent, twice = (torch.stack([each.queries, each.gradients]).amax(1) for each in (few, both))
     assert bool((twice >= spent).all())
     purifies_nothing = not attack.knows_defences or attack is JointScore  # which asks no purifier by default
     assert bool((twice > spent).any()) != purifies_nothing
-    alone = made(flip, images[1:2], labels[1:2], eps=20, seed=1)
+    alone = made(two, images[1:2], labels[1:2], eps=20, seed=1)
     assert torch.equal(alone[0], both.images[1])
 
 

@@ -1,0 +1,69 @@
+"""Write the tables of accuracies in a document from the files of bench/results.
+
+    python bench/scripts/result_tables.py [--document docs/results.md]
+
+A table stands between the lines `<!-- table: bench/results/NAME.json -->` and `<!-- end of table -->`, and is made anew
+from that file, which `pxfast evaluate` has written as OUT/tables/NAME.json: our accuracies in % and the published ones
+below, for each eps of the attack.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from pxfast.base.files import whole_file
+from pxfast.evaluation.results import Cell, Table, read_table
+
+ROOT = Path(__file__).resolve().parents[2]
+BLOCK = re.compile(r"(<!-- table: (bench/results/[\w.-]+) -->\n).*?(<!-- end of table -->)", re.DOTALL)
+
+
+def shown(cells: Sequence[Cell], value: Callable[[Cell], float | None]) -> str:
+    """A column's numbers in a row, by eps."""
+    numbers = [value(cell) for cell in cells]
+    return " / ".join("" if number is None else f"{number:.0f}" for number in numbers) if any(cells) else ""
+
+
+def markdown(table: Table) -> str:
+    """The rows that were computed, without columns that were not, and what they are of."""
+    by_place = {
+        (row.name, column.name): [cell for cell in table.cells if (cell.row, cell.column) == (row.name, column.name)]
+        for row in table.rows
+        for column in table.columns
+    }
+    columns = [column for column in table.columns if any(by_place[row.name, column.name] for row in table.rows)]
+    lines = [f"| | {' | '.join(column.label for column in columns)} |", f"|---|{'---:|' * len(columns)}"]
+    for row in table.rows:
+        found = [by_place[row.name, column.name] for column in columns]
+        if any(found):
+            ours = [shown(cells, lambda cell: 100 * cell.accuracy) for cells in found]
+            lines.append(f"| {row.network}, {row.technique} | {' | '.join(ours)} |")
+        if any(cell.published is not None for cells in found for cell in cells):
+            published = [shown(cells, lambda cell: cell.published) for cells in found]
+            lines.append(f"| the paper's | {' | '.join(published)} |")
+    eps = sorted({cell.eps for cell in table.cells if cell.eps is not None})
+    widest = max(cell.interval[1] - cell.interval[0] for cell in table.cells) / 2
+    bounds = f"{', '.join(map(str, eps[:-1]))} and {eps[-1]}" if len(eps) > 1 else str(*eps)
+    intervals = f"95 % intervals of at most {100 * widest:.1f} points to either side"
+    return "\n".join([*lines, "", f"Eps {bounds}, {table.images:,} test images, {intervals}; {table.machine['cpu']}."])
+
+
+def renewed(text: str) -> str:
+    """The document with its tables made anew. FileNotFoundError or ValueError where a file is missing or is none."""
+    return BLOCK.sub(lambda found: f"{found[1]}\n{markdown(read_table(ROOT / found[2]))}\n\n{found[3]}", text)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--document", type=Path, default=ROOT / "docs" / "results.md")
+    document: Path = parser.parse_args().document
+    text = renewed(document.read_text(encoding="utf-8"))
+    with whole_file(document) as temporary:
+        Path(temporary).write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,26 @@
+"""The tables of results in the documents are those of the files in bench/results."""
+
+from support.helpers import SOURCE, bench_script
+
+from pxfast.evaluation.results import read_table
+
+script = bench_script("scripts/result_tables.py")
+DOCUMENT = SOURCE / "docs" / "results.md"
+
+
+def test_the_document_is_as_it_would_be_written() -> None:
+    text = DOCUMENT.read_text(encoding="utf-8")
+    assert script["BLOCK"].search(text)
+    assert script["renewed"](text) == text, "run bench/scripts/result_tables.py"
+
+
+def test_a_table_has_our_numbers_and_the_published_ones() -> None:
+    table = read_table(SOURCE / "bench" / "results" / "table2-cifar10.json")
+    lines = script["markdown"](table).splitlines()
+    purified = next(i for i, line in enumerate(lines) if line.startswith("| ResNet, Normal + PixelDefend |"))
+    cell = table.cell("resnet-purified", "bim", 8)
+    assert cell is not None
+    assert f"/ {100 * cell.accuracy:.0f} /" in lines[purified]
+    assert lines[purified + 1].startswith("| the paper's | 85 | 82 / 83 / 84 | 73 / 46 / 24 | 71 / 46 / 25 |")
+    assert len({line.count("|") for line in lines if line.startswith("|")}) == 1
+    assert "VGG" not in "".join(lines), "a row without a cell is left out"
