@@ -1,10 +1,10 @@
-"""Write the tables of accuracies in a document from the files of bench/results.
+"""Write the tables of accuracies in a document from the files of bench/results and the classifiers in the package.
 
     python bench/scripts/result_tables.py [--document docs/results.md]
 
 A table stands between the lines `<!-- table: bench/results/NAME.json -->` and `<!-- end of table -->`, and is made anew
 from that file, which `pxfast evaluate` has written as OUT/tables/NAME.json: our accuracies in % and the published ones
-below, for each eps of the attack.
+below, for each eps of the attack. With `<!-- table: classifiers -->` it is what the classifiers' files record.
 """
 
 from __future__ import annotations
@@ -15,10 +15,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from pxfast.base.files import whole_file
+from pxfast.classifiers.vgg import VGG
+from pxfast.classifiers.weights import SHIPPED, load_classifier, read_notes
 from pxfast.evaluation.results import Cell, Table, read_table
+from pxfast.evaluation.specification import load_table
 
 ROOT = Path(__file__).resolve().parents[2]
-BLOCK = re.compile(r"(<!-- table: (bench/results/[\w.-]+) -->\n).*?(<!-- end of table -->)", re.DOTALL)
+BLOCK = re.compile(r"(<!-- table: (classifiers|bench/results/[\w.-]+) -->\n).*?(<!-- end of table -->)", re.DOTALL)
+PAPER = {"cifar10": "table2", "fashion-mnist": "table1"}  # where the paper has the classifiers of a data set
 
 
 def shown(cells: Sequence[Cell], value: Callable[[Cell], float | None]) -> str:
@@ -51,9 +55,36 @@ def markdown(table: Table) -> str:
     return "\n".join([*lines, "", f"Eps {bounds}, {table.images:,} test images, {intervals}; {table.machine['cpu']}."])
 
 
+def classifiers() -> str:
+    """The classifiers in the package: how they were trained, and their accuracy on all test images."""
+    lines = ["| name | training | accuracy | the paper's | steps | file, MB |", "|---|---|---:|---:|---:|---:|"]
+    for name, path in SHIPPED.items():
+        notes = read_notes(path)
+        dataset, training = notes["dataset"], notes["training"]
+        defence = training.get("defence", "none")
+        kind = "normal" if defence == "none" else defence
+        architecture = "vgg16" if isinstance(load_classifier(path), VGG) else "resnet62"
+        published = next(
+            row.published["clean"][0]
+            for row in load_table(PAPER[dataset]).rows
+            if (row.architecture, row.training) == (architecture, kind) and not row.defences
+        )
+        of = f"{kind}, from the normal one" if training.get("start") == dataset else kind
+        lines.append(
+            f"| `{name}` | {of} | {100 * notes['test_accuracy']:.2f} % | {published} % "
+            f"| {notes['steps']:,} of {training['batch_size']} images | {path.stat().st_size / 1e6:.2f} |"
+        )
+    return "\n".join(lines)
+
+
 def renewed(text: str) -> str:
     """The document with its tables made anew. FileNotFoundError or ValueError where a file is missing or is none."""
-    return BLOCK.sub(lambda found: f"{found[1]}\n{markdown(read_table(ROOT / found[2]))}\n\n{found[3]}", text)
+
+    def block(found: re.Match[str]) -> str:
+        table = classifiers() if found[2] == "classifiers" else markdown(read_table(ROOT / found[2]))
+        return f"{found[1]}\n{table}\n\n{found[3]}"
+
+    return BLOCK.sub(block, text)
 
 
 def main() -> None:
