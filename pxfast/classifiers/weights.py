@@ -65,7 +65,7 @@ def _read(path: Path) -> Classifier:
 
 
 # The normal ResNet-62 of a data set has its name. The others are called as the evaluation calls their files.
-TRAINED = ("fashion-mnist-vgg16-normal",)
+TRAINED = ("fashion-mnist-vgg16-normal", "fashion-mnist-resnet62-fgsm")
 SHIPPED = Shipped(
     "classifier",
     Classifier,
@@ -80,7 +80,7 @@ def load_classifier(name_or_path: str | os.PathLike[str]) -> Classifier:
     """A classifier in eval mode, fp32, on the CPU.
 
     name_or_path: the name of a shipped one, or the path of a file. 'cifar10' and 'fashion-mnist' are the normal
-    ResNets. Those of Table 1 are called by data set, architecture and training, such as 'fashion-mnist-vgg16-normal'.
+    ResNets. Those of Table 1 are called by data set, architecture and training, such as 'fashion-mnist-resnet62-fgsm'.
     Raises ValueError for an unknown name and for a truncated or foreign file, FileNotFoundError for a path that does
     not exist, TypeError for what is neither. Nothing is unpickled.
     """

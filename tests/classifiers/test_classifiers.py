@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -27,11 +28,13 @@ from pxfast.classifiers import (
     predict,
     save_classifier,
 )
+from pxfast.classifiers.architectures import architecture_for
 from pxfast.classifiers.classifier import NormActivation, standardise
 from pxfast.classifiers.resnet import ResidualUnit
 from pxfast.classifiers.weights import FORMAT, SHIPPED, read_notes, stored_tensors
 from pxfast.classifiers.wide_resnet import WideUnit
 from pxfast.data.datasets import DATASETS, load_dataset
+from pxfast.evaluation.classifier_needs import ClassifierNeed
 from pxfast.pixelcnn.shipped import load
 from pxfast.tensors.safetensors import read_safetensors
 
@@ -440,9 +443,24 @@ def test_shipped_classifier_is_the_papers_and_small() -> None:
     json.dumps(notes)
 
 
+@pytest.mark.parametrize("name", SHIPPED)
+def test_a_shipped_classifiers_file_says_what_it_is(name: str) -> None:
+    notes, config = read_notes(name), load_classifier(name).config
+    dataset = next(each for each in ("cifar10", "fashion-mnist") if name.startswith(each))
+    rest = name.removeprefix(dataset).removeprefix("-")
+    architecture, training = rest.split("-", 1) if rest else ("resnet62", "normal")
+    assert (notes["dataset"], config) == (dataset, architecture_for(architecture, dataset))
+    assert notes["training"].get("defence", "none") == ("none" if training == "normal" else training)
+    assert ClassifierNeed(dataset, architecture, training).find(Path("nowhere")) == SHIPPED[name]
+    assert ClassifierNeed(f"folder/{dataset}", architecture, training).find(Path("nowhere")) is None
+    assert SHIPPED.name_for((config.channels, *config.image_size)) == dataset, "the normal ResNet"
+
+
 @pytest.mark.whole  # in the inner loop: test_accuracy.py, on fewer images
-def test_shipped_classifier_reaches_its_recorded_accuracy(data_root) -> None:
+@pytest.mark.parametrize("name", SHIPPED)
+def test_a_shipped_classifier_reaches_its_recorded_accuracy(name: str, data_root) -> None:
     """On the first 1,000 test images; 3 points are more than three standard errors of that many."""
-    images, labels = load_dataset("fashion-mnist", data_root, train=False)
-    measured = accuracy(load_classifier("fashion-mnist"), images[:1000], labels[:1000])
-    assert measured >= read_notes("fashion-mnist")["test_accuracy"] - 0.03
+    notes = read_notes(name)
+    images, labels = load_dataset(notes["dataset"], data_root, train=False)
+    measured = accuracy(load_classifier(name), images[:1000], labels[:1000])
+    assert abs(measured - notes["test_accuracy"]) <= 0.03
