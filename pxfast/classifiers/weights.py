@@ -65,7 +65,11 @@ def _read(path: Path) -> Classifier:
 
 
 # The normal ResNet-62 of a data set has its name. The others are called as the evaluation calls their files.
-TRAINED = ("fashion-mnist-vgg16-normal", "fashion-mnist-resnet62-fgsm")
+TRAINED = (
+    "fashion-mnist-vgg16-normal",
+    "fashion-mnist-resnet62-fgsm",
+    "fashion-mnist-resnet62-label-smoothing",
+)
 SHIPPED = Shipped(
     "classifier",
     Classifier,
