@@ -79,15 +79,17 @@ def points(dataset: str) -> list[Point]:
     return [Point(chains, views) for chains in (*((each,) for each in PURIFIERS[dataset]), several) for views in VIEWS]
 
 
-def judged(dataset: str, root: Path, work: Path, images: int, threads: int) -> dict[str, tuple[Score, ...]]:
+def judged(
+    dataset: str, chosen: list[Point], root: Path, work: Path, images: int, threads: int
+) -> dict[str, tuple[Score, ...]]:
     """The scores of every point."""
     given, labels = load_dataset(dataset, root, train=False)
     classifier = load_classifier(dataset)
     judge = Judge(Store(work / "store"), given[:images], labels[:images], EPS, 0, 1, 64)
     bare = judge.surrogate(classifier)
     scores = {}
-    with progress_of(judge.work(images, 2) * len(points(dataset)), shown=True) as judge.bar:
-        for point in points(dataset):
+    with progress_of(judge.work(images, 2) * len(chosen), shown=True) as judge.bar:
+        for point in chosen:
             target = judge.target(point.defended(classifier, threads))
             jobs = [Job(BLIND, BIM(), bare), Job(AWARE, BPDA(steps=100))]
             scores[point.title], _ = judge.row(target, jobs)
@@ -136,9 +138,16 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True, help="where what is finished is kept")
     parser.add_argument("--images", type=int, default=1000)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--only", nargs="+", help="these points, by their names in the table")
     arguments = parser.parse_args()
     dataset: str = arguments.dataset
-    found = judged(dataset, arguments.root, arguments.work, arguments.images, arguments.threads)
+    chosen = points(dataset)
+    if arguments.only:
+        by_name = {point.title: point for point in chosen}
+        if unknown := [name for name in arguments.only if name not in by_name]:
+            parser.error(f"no such point: {', '.join(unknown)}; there are: {'; '.join(by_name)}")
+        chosen = [by_name[name] for name in arguments.only]
+    found = judged(dataset, chosen, arguments.root, arguments.work, arguments.images, arguments.threads)
     result = {
         "script": NAME,
         "data": f"the first {arguments.images} test images of {dataset}",

@@ -68,6 +68,7 @@ def _read(path: Path) -> Classifier:
 TRAINED = (
     "fashion-mnist-vgg16-normal",
     "fashion-mnist-resnet62-fgsm",
+    "fashion-mnist-resnet62-bim",
     "fashion-mnist-resnet62-label-smoothing",
 )
 SHIPPED = Shipped(
