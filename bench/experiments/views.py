@@ -119,6 +119,8 @@ def draw(points: dict[str, tuple[Score, ...]], path: Path) -> None:
         for attack, filled in ((BLIND, "full"), (AWARE, "none")):
             for views, marker in (("one view", "o"), ("two views", "s"), ("four views", "D")):
                 chosen = {name: each for name, each in points.items() if name.endswith(views)}
+                if not chosen:
+                    continue
                 x = [accuracy(each, CLEAN) for each in chosen.values()]
                 y = [accuracy(each, attack) for each in chosen.values()]
                 axes.plot(x, y, marker, fillstyle=filled, color="black", label=f"{attack}, {views}")
