@@ -73,7 +73,14 @@ class Verification:
             f"maximum {self.max_regret:.2e} nats, at most {FP32_THRESHOLD:g} at "
             f"{100 * self.fraction_within(FP32_THRESHOLD):.3f} % of {self.regret.numel()} sub-pixels; "
             f"{'within' if self.bounded else 'NOT within'} {'the ranges' if self.eps is None else f'±{self.eps}'}"
+            + ("; a result in bf16 is judged with precision='bf16'" if self._as_bf16 else "")
         )
+
+    @property
+    def _as_bf16(self) -> bool:
+        """Whether it failed as fp32, and bf16, which `purify` takes by itself on some machines, may be why."""
+        rounded = self.precision == "fp32" and self.bounded and self.mean_regret <= BF16_MEAN
+        return rounded and not self.passed
 
     def __repr__(self) -> str:
         return f"Verification({self})"
@@ -117,7 +124,8 @@ def verify(
 
     images, purified: of one shape, each as :func:`pxfast.purify` takes them. eps, within, adaptive, threshold, model,
     clip: what they were purified with. precision: of the engine under test; for 'bf16' the oracle's weights are rounded
-    likewise. Raises TypeError or ValueError for bad input.
+    likewise. Where :func:`pxfast.purify` was left to choose, that is its engine's fastest, which `pxfast info` shows.
+    Raises TypeError or ValueError for bad input.
     """
     eps = check_eps(eps)
     check_within(within, eps)

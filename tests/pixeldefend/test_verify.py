@@ -46,6 +46,16 @@ def test_bf16_result_is_judged_by_bf16_weights(case):
     assert pxfast.verify(images, purified, EPS, model=model).mean_regret > judged.mean_regret
 
 
+def test_what_bf16_explains_is_said() -> None:
+    hint = "; a result in bf16 is judged with precision='bf16'"
+    regret = torch.full((1, 1, 2, 2), 2e-3)
+    assert str(Verification(regret, True, EPS, "fp32")).startswith("FAILED (fp32)")
+    assert str(Verification(regret, True, EPS, "fp32")).endswith(hint)
+    others = [Verification(regret, False, EPS, "fp32"), Verification(regret, True, EPS, "bf16")]
+    others += [Verification(each * regret, True, EPS, "fp32") for each in (0, 10)]
+    assert not any(hint in str(each) for each in others)
+
+
 def test_unpurified_images_fail(case):
     model, images, _ = case
     found = pxfast.verify(images, images, EPS, model=model)
@@ -53,6 +63,7 @@ def test_unpurified_images_fail(case):
     assert not found.passed
     assert found.mean_regret > 0.01
     assert "FAILED" in str(found)
+    assert "bf16" not in str(found), "more than bf16's rounding"
 
 
 @pytest.mark.parametrize("index", [(0, 0, 0, 0), (1, 1, 4, 5), (2, 2, 7, 7)])
