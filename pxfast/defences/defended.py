@@ -209,9 +209,8 @@ class Defended(nn.Module):
         """The mean of the logits for torch.compile: all draws in one batch, and their seeds as tensors."""
         seeds, views = compiled_image_seeds(x, self.seed), self.orientations
         given = torch.cat([compiled_derived_seeds(seeds, run) for run in range(self.runs) for _ in range(views)])
-        logits = [
-            self._compiled_runs(chain, torch.cat([self._oriented(x)] * self.runs), given) for chain in self.chains
-        ]
+        every = torch.cat([self._oriented(x)] * self.runs)
+        logits = [self._compiled_runs(chain, every, given) for chain in self.chains]
         runs = torch.cat([each.reshape(self.runs, views, len(x), *each.shape[1:]) for each in logits], dim=1)
         return torch.stack([averaged(list(run)) for run in runs]).mean(dim=0)
 
