@@ -28,10 +28,6 @@ void require(bool condition, const char* what) {
   if (!condition) throw std::invalid_argument(std::string("bad program: ") + what);
 }
 
-int early_taps(const StepSpec& step, int element_size) {
-  return element_size == 4 && step.epilogue == Epilogue::kGate ? 0 : step.early;
-}
-
 void check(const ProgramSpec& spec) {
   require(spec.channels == 1 || spec.channels == 3, "channels");
   require(spec.height > 0 && spec.width > 0 && spec.height % 4 == 0 && spec.width % 4 == 0, "image size");

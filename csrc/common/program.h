@@ -50,10 +50,6 @@ struct ProgramSpec {
 // Throws std::invalid_argument for a program that an engine could not run without leaving its memory.
 void check(const ProgramSpec& spec);
 
-// How many of a step's first taps an engine sums for a whole row, where its caches hold elements of so many bytes. With
-// four not those of gates, whose sums are twice as many: an image in flight stays below 8 MB.
-int early_taps(const StepSpec& step, int element_size);
-
 // Throws std::invalid_argument, naming what is wrong with a program, unless the condition holds.
 void require(bool condition, const char* what);
 

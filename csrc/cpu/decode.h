@@ -46,8 +46,12 @@ class Block {
   bool run(const Control& control) {
     for (int row = 0; row < program_.height; ++row) {
       run_steps(/*per_row=*/true, row, 0, program_.width);
-      sum_early_taps(row);
-      if (!run_pixels(row, control)) return false;
+      const int columns = workspace_.stretches * pxfast::kStretch;
+      for (int column = 0; column < program_.width; column += columns) {
+        const int end = column + columns < program_.width ? column + columns : program_.width;
+        sum_early_taps(row, column, end);
+        if (!run_pixels(row, column, end, control)) return false;
+      }
       control.row_done(control.context, images_);
     }
     return true;
@@ -78,7 +82,7 @@ class Block {
       if (plan.guessed) {
         sweep(plan.row);
       } else {
-        finished = alone([&] { return run_pixels(plan.row, control); });
+        finished = alone([&] { return run_pixels(plan.row, 0, program_.width, control); });
       }
       guessing.took(plan.guessed, now() - halfway, row_work);
       control.row_done(control.context, 1);
@@ -124,29 +128,31 @@ class Block {
     return workspace_.residual[step.per_row][step.level] + (size_t)column * images_ * filters_padded_;
   }
 
-  // How many of a pixel step's first taps are summed for the whole row.
-  int early(const Step& step) const { return step.early[workspace_.few]; }
-
-  // The sums over a pixel step's early taps, from a column of the row that is decoded on.
+  // The sums over a pixel step's early taps, from a column of those that are decoded next on.
   float* partial(const Step& step, int column) {
-    return workspace_.partial + (step.partial + (size_t)column * product_stride(step)) * images_;
+    const int kept = pxfast::level_size(workspace_.stretches * pxfast::kStretch, step.level);
+    return workspace_.partial +
+           (step.partial * workspace_.stretches + (size_t)(column % kept) * product_stride(step)) * images_;
   }
 
-  // Sums the early taps of every pixel step, for a whole row. A team shares the work, and has met when this returns.
-  // Returns the work, as run_steps does.
-  long sum_early_taps(int row) {
+  // Sums the early taps of every pixel step for the columns [begin, end) of a row, both at stride 1: as many as there is
+  // memory for, or the rest of a row. A team shares the work, and has met when this returns. Returns the work, as
+  // run_steps does.
+  long sum_early_taps(int row, int begin, int end) {
     Stopwatch watch(workspace_.profile);
     long work = 0;
     for (int s = 0; s < program_.steps; ++s) {
       const Step& step = program_.step[s];
-      if (early(step) == 0 || (row & ((1 << step.level) - 1))) continue;
-      const int columns = pxfast::level_size(program_.width, step.level), level_row = row >> step.level;
-      work += columns * early(step);
+      if (step.early == 0 || (row & ((1 << step.level) - 1))) continue;
+      const int level_row = row >> step.level;
+      const int first = pxfast::first_column(begin, step.level), last = pxfast::last_column(end, step.level);
+      work += (last - first) * step.early;
       if (step.scale == Scale::kSame) {
-        const long rows = (long)columns * images_;
-        sum_early_taps(step, level_row, 0, columns, rows * member_ / members_, rows * (member_ + 1) / members_);
+        const long rows = (long)(last - first) * images_;
+        sum_early_taps(step, level_row, first, last - first, rows * member_ / members_,
+                       rows * (member_ + 1) / members_);
       } else {
-        for (int column = member_; column < columns; column += members_)
+        for (int column = first + member_; column < last; column += members_)
           sum_early_taps(step, level_row, column, 1, 0, images_);
       }
     }
@@ -156,16 +162,16 @@ class Block {
   }
 
   void sum_early_taps(const Step& step, int row, int column, int columns, long first, long last) {
-    const Operand<Element> operand = gather(step, 0, early(step), row, column, columns);
+    const Operand<Element> operand = gather(step, 0, step.early, row, column, columns);
     float* sums = partial(step, column);
     for (; first < last; first += kPanelRows)
       matrix_product(step, operand, first, last - first < kPanelRows ? last - first : kPanelRows, nullptr,
                      sums + first * product_stride(step));
   }
 
-  // The row's pixels one after the other; false when cancelled.
-  bool run_pixels(int row, const Control& control) {
-    for (int column = 0; column < program_.width; ++column) {
+  // Pixels of a row one after the other; false when cancelled.
+  bool run_pixels(int row, int begin, int end, const Control& control) {
+    for (int column = begin; column < end; ++column) {
       if (control.cancelled(control.context)) return false;
       run_steps(/*per_row=*/false, row, column, column + 1);
     }
@@ -189,9 +195,12 @@ class Block {
 
   // The work that is done for a whole row at once, by the team or by its first member. All have met when it returns.
   long run_row(const RowPlan& plan) {
-    if (plan.shared) return run_steps(/*per_row=*/true, plan.row, 0, program_.width) + sum_early_taps(plan.row);
-    const long work = alone(
-        [&] { return run_steps(/*per_row=*/true, plan.row, 0, program_.width) + sum_early_taps(plan.row); });
+    const auto work_of_row = [&] {
+      return run_steps(/*per_row=*/true, plan.row, 0, program_.width) +
+             sum_early_taps(plan.row, 0, program_.width);
+    };
+    if (plan.shared) return work_of_row();
+    const long work = alone(work_of_row);
     if (plan.guessed) wait_for_team();
     return work;
   }
@@ -234,7 +243,7 @@ class Block {
       const int first = pxfast::first_column(begin, step.level), last = pxfast::last_column(end, step.level);
       if (first >= last) continue;
       run_step(step, row >> step.level, first, last);
-      work += (long)(last - first) * (step.taps - early(step));
+      work += (long)(last - first) * (step.taps - step.early);
     }
     return work;
   }
@@ -279,9 +288,9 @@ class Block {
   // `begin` of the step on.
   void run_rows(const Step& step, int row, int begin, int column, int end, long first, long last) {
     Stopwatch watch(workspace_.profile);
-    const Operand<Element> operand = gather(step, early(step), step.taps, row, column, end - column);
+    const Operand<Element> operand = gather(step, step.early, step.taps, row, column, end - column);
     watch.lap(&pxfast::Profile::gather);
-    const float* initial = early(step) > 0 ? partial(step, column) : nullptr;
+    const float* initial = step.early > 0 ? partial(step, column) : nullptr;
     float* residuals = residual(step, column - begin);
     for (; first < last; first += kPanelRows) {
       const Panel panel{first, last - first < kPanelRows ? last - first : kPanelRows,

@@ -1,4 +1,6 @@
 // Packing: from a program's description to plain data and weights in the layout of an instruction set's kernels.
+#include <algorithm>
+#include <cmath>
 #include <stdexcept>
 
 #if defined(__aarch64__) && defined(__linux__)
@@ -134,8 +136,7 @@ Engine::Engine(const ProgramSpec& spec, const std::string& isa, bool bf16) : sta
     step.concat_elu = from.concat_elu;
     step.raw = from.raw;
     step.elu = from.elu;
-    step.early[0] = early_taps(from, (int)s.backend->element_size);
-    step.early[1] = from.early;
+    step.early = from.early;
     size_t rows = 0;
     for (const TapSpec& tap : from.taps) {
       step.tap[step.taps++] = {tap.cache, tap.row, tap.column, tap.row_parity, tap.column_parity, rows};
@@ -158,21 +159,21 @@ Engine::Engine(const ProgramSpec& spec, const std::string& isa, bool bf16) : sta
     }
     s.steps.push_back(step);
   }
-  size_t floats = 0, partial[2];  // behind the sums that all blocks have stand those that small blocks alone have
-  for (const bool few : {false, true}) {
-    for (Step& step : s.steps) {
-      if (step.early[1] == 0 || (step.early[0] == 0) != few) continue;
-      step.partial = floats;
-      floats += (size_t)level_size(spec.width, step.level) * step.tiles * step.tile_vectors * kLanes;
-    }
-    partial[few] = floats;
+  size_t partial = 0, early_bytes = 0;
+  for (Step& step : s.steps) {
+    if (step.early == 0) continue;
+    const size_t width = (size_t)step.tiles * step.tile_vectors * kLanes;
+    step.partial = partial;
+    partial += level_size(kStretch, step.level) * width;
+    for (int t = 0; t < step.early; ++t)
+      early_bytes += s.caches[step.tap[t].cache].channels * width * s.backend->element_size;
   }
 
   s.tables = spec.tables;
   s.program = {spec.channels,      spec.height,     spec.width,          spec.filters,
                spec.head,          spec.mixtures,   s.tables.data(),     spec.input_cache,
                (int)s.caches.size(), (int)s.steps.size(), s.caches.data(), s.steps.data(), offset,
-               {partial[0], partial[1]}};
+               partial,            early_bytes};
 }
 
 Engine::~Engine() = default;
@@ -180,8 +181,16 @@ Engine::~Engine() = default;
 const std::string& Engine::isa() const { return state_->isa; }
 size_t Engine::weight_bytes() const { return state_->weight_bytes; }
 
+int whole_row(const Program& program) { return program.width / kStretch; }
+
+int stretches(const Program& program, int64_t images) {
+  if (program.early_bytes == 0) return 1;
+  const double sums = (double)(program.partial_per_stretch * sizeof(float) * images);
+  return std::clamp((int)std::lround(2.0 * program.early_bytes / sums), 1, whole_row(program));
+}
+
 size_t Engine::bytes_per_image() const {
-  size_t floats = state_->program.partial_per_image[0];
+  size_t floats = state_->program.partial_per_stretch * stretches(state_->program, kBlock);
   for (const size_t count : state_->residual_floats) floats += 2 * count;
   return state_->program.elements_per_image * state_->backend->element_size + floats * sizeof(float);
 }

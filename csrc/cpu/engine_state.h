@@ -56,4 +56,16 @@ struct Engine::State {
   size_t weight_bytes = 0;
 };
 
+// Images that a thread decodes together: enough that streaming the weights costs little, few enough that a layer's
+// activations stay in the second-level cache.
+constexpr int64_t kBlock = 64;
+
+// The stretches of columns in a row.
+int whole_row(const Program& program);
+
+// Stretches whose early taps are summed at once, for so many images decoded together. Few, so that the sums are still in a
+// processor's cache when their pixels come; but so many that the weights, which every time are read anew, are at most
+// about half as many bytes.
+int stretches(const Program& program, int64_t images);
+
 }  // namespace pxfast

@@ -16,10 +16,6 @@
 namespace pxfast {
 namespace {
 
-// Images that a thread decodes together: enough that streaming the weights costs little, few enough that a layer's
-// activations stay in the second-level cache.
-constexpr int64_t kBlock = 64;
-
 // A barrier for threads that meet every few microseconds: they spin. Who waits longer, because another is late or goes
 // through pixels alone, first gives way and then sleeps, so that a core is left to whoever can use it.
 struct PatientTeam : Team {
@@ -75,9 +71,9 @@ struct Room {
     for (auto& levels : workspace.residual)
       for (int level = 0; level < kLevels; ++level)
         levels[level] = static_cast<float*>(add(residual_floats[level] * capacity * sizeof(float)));
-    workspace.few = capacity <= kFewImages;
-    workspace.partial =
-        static_cast<float*>(add(program.partial_per_image[workspace.few] * capacity * sizeof(float)));
+    workspace.stretches = alone ? whole_row(program) : stretches(program, capacity);
+    workspace.partial = static_cast<float*>(
+        add(program.partial_per_stretch * workspace.stretches * capacity * sizeof(float)));
     for (int member = 0; member < members; ++member)
       workspace.products[member] = static_cast<float*>(add(backend.products_size(program) * sizeof(float)));
     if (alone) {

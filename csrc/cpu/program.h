@@ -42,9 +42,7 @@ struct Step {
   Epilogue epilogue;
   int outputs;             // N of the matrix product
   int taps, biases;
-  // of a pixel step: so many of its first taps are summed for a whole row, before its first pixel, in blocks of many
-  // images and of kFewImages at most
-  int early[2];
+  int early;               // of a pixel step: so many of its first taps are summed for many columns at once
   Tap tap[kMaxTaps];
   Bias bias[kMaxBiases];
   float multiplier;        // of the matrix product, before the bias
@@ -55,7 +53,7 @@ struct Step {
   size_t tile_stride;  // elements per packed tile
   int tile_vectors;    // vectors of kLanes outputs per tile
   int tiles;
-  size_t partial;      // floats per image before this step's sums over the early taps of a row
+  size_t partial;      // floats per image and stretch of columns before this step's sums over early taps
 };
 
 struct Program {
@@ -68,7 +66,8 @@ struct Program {
   const Cache* cache;
   const Step* step;
   size_t elements_per_image;  // of all caches
-  size_t partial_per_image[2];  // floats of all sums over early taps, of one row; in blocks of many images and of few
+  size_t partial_per_stretch;  // floats per image of all sums over early taps, of kStretch columns
+  size_t early_bytes;          // of the early taps' weights
 };
 
 // Seconds of one thread by kind of work, and the number of speculative sweeps.
@@ -77,7 +76,7 @@ struct Profile {
 };
 
 constexpr int kMaxTeam = 64;
-constexpr int kFewImages = 4;  // that may take more memory each, where latency counts and memory does not
+constexpr int kStretch = 1 << (kLevels - 1);  // columns of the image that hold one of the coarsest level
 
 // How a team does the next row of its image.
 struct RowPlan {
@@ -91,8 +90,8 @@ struct RowPlan {
 struct Workspace {
   void* caches;
   float* residual[2][kLevels];  // [per_row][level]: width x images x padded filters
-  bool few;                     // it is for kFewImages at most
-  float* partial;               // by step: width x images x outputs of its tiles, the sums over a row's early taps
+  int stretches;                // of columns whose early taps are summed before the first of their pixels
+  float* partial;               // those sums, by step: columns x images x outputs of its tiles
   float* products[kMaxTeam];    // one panel of a matrix product per member
   Profile* profile;             // null: not measured
   // of one image decoded alone, set by its first member

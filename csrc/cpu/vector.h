@@ -51,6 +51,15 @@ PXFAST_INLINE NativeFloat native_fma(NativeFloat a, NativeFloat b, NativeFloat c
 #endif
 }
 
+// a where a > b, b elsewhere
+PXFAST_INLINE NativeFloat native_max(NativeFloat a, NativeFloat b) {
+#if defined(__AVX512F__)
+  // GCC does not find it by itself, and warns of what is behind _mm512_max_ps
+  return (NativeFloat)_mm512_mask_max_ps((__m512)a, 0xffff, (__m512)a, (__m512)b);
+#else
+  return a > b ? a : b;
+#endif
+}
 PXFAST_INLINE NativeFloat native_negate(NativeFloat a) { return (NativeFloat)((NativeInt)a ^ INT32_MIN); }
 PXFAST_INLINE NativeFloat native_negative_abs(NativeFloat a) { return (NativeFloat)((NativeInt)a | INT32_MIN); }
 
@@ -63,7 +72,7 @@ PXFAST_INLINE NativeFloat native_exp(NativeFloat x) {
   // 1.5 * 2^23: adding it rounds to an integer in the low mantissa bits
   const NativeFloat magic = native_broadcast(12582912.0f);
   const NativeFloat least = native_broadcast(-87.3f);
-  const NativeFloat clamped = x > least ? x : least;
+  const NativeFloat clamped = native_max(x, least);
   const NativeFloat shifted = native_fma(clamped, native_broadcast(1.44269504f), magic);
   const NativeFloat n = shifted - magic;
   NativeFloat r = native_fma(n, native_broadcast(-0.693359375f), clamped);
@@ -114,7 +123,7 @@ PXFAST_INLINE Vector fma(const Vector& a, const Vector& b, const Vector& c) {
   PXFAST_PARTWISE(native_fma(a.part[p], b.part[p], c.part[p]));
 }
 PXFAST_INLINE Vector max(const Vector& a, const Vector& b) {
-  PXFAST_PARTWISE(a.part[p] > b.part[p] ? a.part[p] : b.part[p]);
+  PXFAST_PARTWISE(native_max(a.part[p], b.part[p]));
 }
 PXFAST_INLINE Vector negate(const Vector& a) { PXFAST_PARTWISE(native_negate(a.part[p])); }
 PXFAST_INLINE Vector negative_abs(const Vector& a) { PXFAST_PARTWISE(native_negative_abs(a.part[p])); }
@@ -180,8 +189,13 @@ inline void store_scalar(Bf16* to, float x) { to->bits = pxfast::bf16_bits(x); }
 #if defined(__AVX512BF16__)
 PXFAST_INLINE void store_first(Bf16* to, const Vector& x, int count) {
   const __m256i half = (__m256i)_mm512_cvtneps_pbh((__m512)x.part[0]);
-  const __mmask16 mask = count >= 16 ? (__mmask16)0xffff : (__mmask16)((1u << count) - 1);
-  _mm256_mask_storeu_epi16(to, mask, half);
+  if (count >= pxfast::kLanes) {
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), half);
+  } else if (count == 8) {
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm256_castsi256_si128(half));
+  } else {
+    _mm256_mask_storeu_epi16(to, (__mmask16)((1u << count) - 1), half);
+  }
 }
 #elif defined(PXFAST_NEON) && defined(__ARM_FEATURE_BF16_VECTOR_ARITHMETIC)
 PXFAST_INLINE void store_first(Bf16* to, const Vector& x, int count) {

@@ -49,6 +49,12 @@ void check_taps(const ProgramSpec& spec) {
   }
 }
 
+// How many of a step's first taps are summed for a whole row. In fp32 not those of gates, whose sums are twice as many: an
+// image in flight stays below 8 MB.
+int early_taps(const StepSpec& step, int element_size) {
+  return element_size == 4 && step.epilogue == Epilogue::kGate ? 0 : step.early;
+}
+
 class Packer {
  public:
   Packer(const ProgramSpec& spec, Kernel kernel, Program& program, std::vector<uint8_t>& block)
