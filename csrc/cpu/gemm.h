@@ -46,6 +46,14 @@ constexpr int max_rows(int registers) { return registers == 1 ? 12 : registers =
 #endif
 constexpr int kMaxTileRows = 12;
 
+// Where the last register of a tile stands for half as many outputs as it has lanes, or fewer, two rows share one: 40
+// outputs take 40 lanes and not 48. Such tiles have an even number of rows, at most half_tile_rows.
+#if defined(__AVX512F__)
+constexpr int half_tile_rows(int vectors) { return vectors == 2 ? 12 : vectors == 3 ? 10 : 0; }
+#else
+constexpr int half_tile_rows(int) { return 0; }
+#endif
+
 // Left element(s) for all lanes, a register of weights, and their product added: on native registers, since GCC keeps
 // an array of them in registers and an array of Vectors, where these have several parts, on the stack.
 inline NativeFloat spread(const float* a) { return native_broadcast(*a); }
@@ -74,6 +82,31 @@ inline bfloat16x8_t load_weights(const Bf16* w) { return vreinterpretq_bf16_u16(
 inline NativeFloat multiply_add(NativeFloat sum, bfloat16x4_t a, bfloat16x8_t w) {
   return (NativeFloat)vbfdotq_lane_f32((float32x4_t)sum, w, a, 0);
 }
+#endif
+
+// Of two rows that share a register: their left elements, the weights, the sums. (Masks of all lanes, since GCC warns of
+// what the forms without a mask leave undefined.)
+#if defined(__AVX512F__)
+inline NativeFloat halves(NativeFloat low, NativeFloat high) {
+  return (NativeFloat)_mm512_mask_blend_ps(0xff00, (__m512)low, (__m512)high);
+}
+inline __m512i halves(__m512i low, __m512i high) { return _mm512_mask_blend_epi32(0xff00, low, high); }
+inline NativeFloat load_half_weights(const float* w) {
+  return (NativeFloat)_mm512_maskz_broadcast_f32x8(0xffff, _mm256_loadu_ps(w));
+}
+inline NativeFloat load_half_weights(const RoundedFloat* w) { return load_half_weights(&w->value); }
+inline NativeFloat load_halves(const float* low, const float* high) {
+  return (NativeFloat)_mm512_mask_loadu_ps((__m512)native_load(low), 0xff00, high - 8);
+}
+inline void store_halves(float* low, float* high, NativeFloat x) {  // zeros behind each
+  _mm512_storeu_ps(low, _mm512_maskz_mov_ps(0x00ff, (__m512)x));
+  _mm512_storeu_ps(high, _mm512_maskz_shuffle_f32x4(0x00ff, (__m512)x, (__m512)x, 0xee));
+}
+#if defined(__AVX512BF16__)
+inline __m512i load_half_weights(const Bf16* w) {
+  return _mm512_maskz_broadcast_i64x4(0xff, _mm256_loadu_si256((const __m256i*)w));
+}
+#endif
 #endif
 
 // Before a loop over a tile's registers: all its turns are written out. GCC leaves loops of many turns, and an array that
@@ -111,6 +144,62 @@ struct TilePlace {
   bool prefetch_next;     // the next rows; for the first of the tiles that read them
   bool prefetch_weights;  // for the first rows of a tile
 };
+
+// kRows rows of a tile whose last register two rows share.
+template <class Element, int kRows, int kVectors>
+void half_tile_kernel(const Operand<Element>& operand, long first_row, const TilePlace& place) {
+#if defined(__AVX512F__)
+  constexpr int kWhole = kVectors - 1, kWidth = kVectors * pxfast::kLanes, kHalf = kWhole * pxfast::kLanes;
+  const long stride = place.out_stride;
+  NativeFloat sum[kRows][kWhole] = {}, shared[kRows / 2] = {};
+  if (place.initial != nullptr) {
+    PXFAST_UNROLL_ALL
+    for (int i = 0; i < kRows; ++i) {
+      PXFAST_UNROLL_ALL
+      for (int j = 0; j < kWhole; ++j) sum[i][j] = native_load(place.initial + i * stride + j * kNativeLanes);
+    }
+    PXFAST_UNROLL_ALL
+    for (int i = 0; i < kRows; i += 2)
+      shared[i / 2] = load_halves(place.initial + i * stride + kHalf, place.initial + (i + 1) * stride + kHalf);
+  }
+  for (int t = 0; t < operand.taps; ++t) {
+    const long channels = operand.channels[t];
+    const Element* a = operand.cells[t] + first_row * channels;
+    const Element* w = operand.weights[t] + place.weights;
+    if (place.prefetch_next) prefetch(a + kRows * channels, kRows * channels);
+    const Element *a4 = a + 4 * channels, *a8 = a + 8 * channels;  // as in tile_kernel
+    for (const Element* end = w + channels * kWidth; w != end; w += kWidth * kPack<Element>) {
+      decltype(load_weights(w)) weights[kWhole];
+      PXFAST_UNROLL_ALL
+      for (int j = 0; j < kWhole; ++j) weights[j] = load_weights(w + j * kNativeLanes * kPack<Element>);
+      const auto half_weights = load_half_weights(w + kHalf * kPack<Element>);
+      if (place.prefetch_weights) prefetch(w + kPrefetchBytes / (long)sizeof(Element), kWidth * kPack<Element>);
+      PXFAST_UNROLL_ALL
+      for (int i = 0; i < kRows; i += 2) {
+        const Element* row = (i < 4 ? a : i < 8 ? a4 : a8) + (i % 4) * channels;
+        const auto low = spread(row), high = spread(row + channels);
+        PXFAST_UNROLL_ALL
+        for (int j = 0; j < kWhole; ++j) {
+          sum[i][j] = multiply_add(sum[i][j], low, weights[j]);
+          sum[i + 1][j] = multiply_add(sum[i + 1][j], high, weights[j]);
+        }
+        shared[i / 2] = multiply_add(shared[i / 2], halves(low, high), half_weights);
+      }
+      a += kPack<Element>, a4 += kPack<Element>, a8 += kPack<Element>;
+    }
+  }
+  PXFAST_UNROLL_ALL
+  for (int i = 0; i < kRows; i += 2) {
+    float *low = place.out + i * stride, *high = low + stride;
+    PXFAST_UNROLL_ALL
+    for (int j = 0; j < kWhole; ++j) {
+      native_store(low + j * kNativeLanes, sum[i][j]);
+      native_store(high + j * kNativeLanes, sum[i + 1][j]);
+    }
+    store_halves(low + kHalf, high + kHalf, shared[i / 2]);
+  }
+#endif
+}
 
 // kTiles tiles of kRows rows. kEmpty: the registers at a tile's end that stand for no outputs, which become zeros.
 template <class Element, int kRows, int kVectors, int kEmpty, int kTiles>
@@ -179,6 +268,7 @@ template <class Element>
 struct KernelTable {
   TileKernel<Element> kernel[kMaxTileVectors + 1][kParts][kMaxTileRows + 1] = {};
   TileKernel<Element> row_of_tiles[kMaxTilesTogether + 1][kMaxTileVectors + 1] = {};  // one row of 2 or 4 tiles
+  TileKernel<Element> half[kMaxTileVectors + 1][kMaxTileRows / 2 + 1] = {};  // by half the number of rows
 
   template <int kVectors, int kEmpty, int kRows>
   constexpr void fill_rows() {
@@ -189,8 +279,16 @@ struct KernelTable {
     }
     if constexpr (kRows > 1) fill_rows<kVectors, kEmpty, kRows - 1>();
   }
+  template <int kVectors, int kRows>
+  constexpr void fill_half() {
+    if constexpr (kRows > 0) {
+      half[kVectors][kRows / 2] = &half_tile_kernel<Element, kRows, kVectors>;
+      fill_half<kVectors, kRows - 2>();
+    }
+  }
   template <int kVectors, int kEmpty>
   constexpr void fill() {
+    if constexpr (kEmpty == 0) fill_half<kVectors, half_tile_rows(kVectors)>();
     fill_rows<kVectors, kEmpty, max_rows(kVectors * kParts - kEmpty)>();
     if constexpr (kEmpty > 0) fill<kVectors, kEmpty - 1>();
     if constexpr (kEmpty == 0 && kVectors > 1) fill<kVectors - 1, kParts - 1>();
@@ -220,11 +318,17 @@ void matrix_product(const pxfast::Step& step, const Operand<Element>& operand, l
       for (; tile + tiles <= full; tile += tiles) multiply(table.row_of_tiles[tiles][step.tile_vectors], tile, 0);
   }
   for (; tile < step.tiles; ++tile) {
-    const int beyond = (int)((tile + 1) * (long)tile_width - step.outputs) / kNativeLanes;
-    const int empty = beyond < 0 ? 0 : beyond < kParts ? beyond : kParts - 1;
+    const int beyond = (int)((tile + 1) * (long)tile_width - step.outputs);  // lanes without outputs
+    const int empty = beyond < 0 ? 0 : beyond < kParts * kNativeLanes ? beyond / kNativeLanes : kParts - 1;
     const auto& kernels = table.kernel[step.tile_vectors][empty];
     const long tile_rows = max_rows(step.tile_vectors * kParts - empty);
-    for (long row = 0; row < rows; row += tile_rows)
+    long row = 0;
+    if (2 * beyond >= kNativeLanes) {
+      const long most = half_tile_rows(step.tile_vectors);
+      for (long pairs; (pairs = (rows - row < most ? rows - row : most) / 2) > 0; row += 2 * pairs)
+        multiply(table.half[step.tile_vectors][pairs], tile, row);
+    }
+    for (; row < rows; row += tile_rows)
       multiply(kernels[rows - row < tile_rows ? rows - row : tile_rows], tile, row);
   }
 }

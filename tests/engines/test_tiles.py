@@ -31,9 +31,12 @@ COMPILERS = {  # the tools' prefix and the machine that a compiler makes code fo
 
 @dataclasses.dataclass(frozen=True)
 class Set:
-    """What an instruction set's code looks like. tiles: (rows, registers of outputs), the largest ones."""
+    """What an instruction set's code looks like.
 
-    tiles: tuple[tuple[int, int], ...]
+    tiles: (rows, registers of outputs), the largest ones; a half is a register that two rows share.
+    """
+
+    tiles: tuple[tuple[int, float], ...]
     registers: int  # for a vector of 16 outputs
     multiplies: str = "vfmadd...ps"
     of_bf16: str | None = None  # of native bf16
@@ -43,7 +46,7 @@ class Set:
         return pattern is not None and re.match(pattern, instruction) is not None
 
 
-AVX512 = ((5, 5), (6, 4), (4, 6), (8, 3), (12, 2), (12, 1))
+AVX512 = ((5, 5), (6, 4), (4, 6), (8, 3), (12, 2), (12, 1), (10, 2.5), (12, 1.5))
 PORTABLE = Set(((2, 4), (3, 3), (5, 2), (12, 1)), 4, r"mulps|fmul\s+v")
 NEON = ((6, 4), (8, 3), (12, 2), (12, 1))
 SETS = {
@@ -107,17 +110,20 @@ def memory_reads(loop: list[str]) -> int:
     return reads
 
 
-def faults_of(objdump: str, file: Path, isa: Set) -> tuple[list[str], set[tuple[int, int]]]:
+def faults_of(objdump: str, file: Path, isa: Set) -> tuple[list[str], set[tuple[int, float]]]:
     """What is wrong with the tiles of an object file, and the shapes of all that it has."""
     faults, shapes = [], set()
     for name, code in functions(objdump, file).items():
-        tile = re.search(r"tile_kernel<(?:\(anonymous namespace\)::)?(\w+), (\d+), (\d+), (\d+), (\d+)>", name)
+        tile = re.search(r"(half_)?tile_kernel<(?:\(anonymous namespace\)::)?(\w+), ([\d, ]+)>", name)
         if tile is None:
             continue
-        element, rows, registers = tile[1], int(tile[2]), int(tile[3]) * isa.registers - int(tile[4])
-        tiles = int(tile[5])
-        shapes.add((rows, registers))
-        sums = tiles * rows * registers
+        element, (rows, vectors, *more) = tile[2], map(int, tile[3].split(", "))
+        empty, tiles = (0, 1) if tile[1] else more
+        registers = vectors * isa.registers - empty  # of weights, in a turn
+        outputs = registers - 0.5 if tile[1] else registers
+        shapes.add((rows, outputs))
+        sums = round(tiles * rows * outputs)
+        reads = tiles * registers + rows, tiles * (registers + rows) + (rows if tile[1] else 0)  # least and most
         hot = [loop for loop in innermost_loops(code) if any(isa.is_multiply(element, text) for text in loop)]
         if not hot:
             faults.append(f"{tile[0]}: no innermost loop multiplies")
@@ -126,7 +132,7 @@ def faults_of(objdump: str, file: Path, isa: Set) -> tuple[list[str], set[tuple[
             turns, rest = divmod(multiplies, sums)
             if rest:
                 faults.append(f"{tile[0]}: {multiplies} products in a turn, not {sums}")
-            elif not turns * (tiles * registers + rows) <= memory_reads(loop) <= turns * tiles * (registers + rows):
+            elif not turns * reads[0] <= memory_reads(loop) <= turns * reads[1]:
                 faults.append(f"{tile[0]}: {memory_reads(loop)} reads for {multiplies} products")
             if stack := [text for text in loop if re.search(r"\(%rsp|\[sp\b|\[x29\b", text)]:
                 faults.append(f"{tile[0]}: the innermost loop touches the stack: {'; '.join(stack)}")
