@@ -186,7 +186,8 @@ int whole_row(const Program& program) { return program.width / kStretch; }
 int stretches(const Program& program, int64_t images) {
   if (program.early_bytes == 0) return 1;
   const double sums = (double)(program.partial_per_stretch * sizeof(float) * images);
-  return std::clamp((int)std::lround(2.0 * program.early_bytes / sums), 1, whole_row(program));
+  const double wanted = std::min(std::round(2.0 * program.early_bytes / sums), kMostSums / sums);
+  return std::clamp((int)wanted, 1, whole_row(program));
 }
 
 size_t Engine::bytes_per_image() const {

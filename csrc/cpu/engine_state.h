@@ -64,8 +64,10 @@ constexpr int64_t kBlock = 64;
 int whole_row(const Program& program);
 
 // Stretches whose early taps are summed at once, for so many images decoded together. Few, so that the sums are still in a
-// processor's cache when their pixels come; but so many that the weights, which every time are read anew, are at most
-// about half as many bytes.
+// processor's cache when their pixels come; but so many that the weights, which every time are read anew, are about half
+// as many bytes, where that takes no more memory than kMostSums.
 int stretches(const Program& program, int64_t images);
+
+constexpr double kMostSums = 40 << 20;  // bytes
 
 }  // namespace pxfast

@@ -132,9 +132,10 @@ def test_a_team_is_interrupted_as_a_whole(order):
 
 
 @pytest.mark.engine("cpu")
-def test_the_papers_network_stays_under_8_mb_an_image():
+@pytest.mark.parametrize("precision", ["bf16", "fp32"])
+def test_the_papers_network_stays_under_8_mb_an_image(precision):
     from pxfast.engines import benchmark, cpu
     from pxfast.engines.schedule import schedule_for
 
     schedule = schedule_for(benchmark.network("paper-cifar10"))
-    assert cpu.packed(schedule, "bf16", cpu.isa_of()).bytes_per_image < 8e6
+    assert cpu.packed(schedule, precision, cpu.isa_of()).bytes_per_image < 8e6
