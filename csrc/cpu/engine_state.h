@@ -1,8 +1,8 @@
 // What an Engine holds, and the memory it is held in. Only engine.cpp and parallel.cpp include this.
 #pragma once
 
+#include <cstdint>
 #include <cstdlib>
-#include <cstring>
 #include <new>
 #include <utility>
 
@@ -21,26 +21,27 @@ class Buffer {
     if (bytes == 0) return;
     const size_t alignment = bytes >= (1u << 21) ? (1u << 21) : 64;
     bytes = (bytes + alignment - 1) / alignment * alignment;
-    data_ = std::aligned_alloc(alignment, bytes);
-    if (data_ == nullptr) throw std::bad_alloc();
+    memory_ = std::calloc(1, bytes + alignment);  // knows which pages are zeros already
+    if (memory_ == nullptr) throw std::bad_alloc();
+    data_ = reinterpret_cast<void*>(((uintptr_t)memory_ + alignment - 1) / alignment * alignment);
 #if defined(__linux__) && defined(MADV_HUGEPAGE)
     if (alignment > 64) madvise(data_, bytes, MADV_HUGEPAGE);
 #endif
-    std::memset(data_, 0, bytes);
   }
-  Buffer(Buffer&& other) noexcept { std::swap(data_, other.data_); }
+  Buffer(Buffer&& other) noexcept { *this = std::move(other); }
   Buffer& operator=(Buffer&& other) noexcept {
+    std::swap(memory_, other.memory_);
     std::swap(data_, other.data_);
     return *this;
   }
-  ~Buffer() { std::free(data_); }
+  ~Buffer() { std::free(memory_); }
   template <class T>
   T* as() const {
     return static_cast<T*>(data_);
   }
 
  private:
-  void* data_ = nullptr;
+  void *memory_ = nullptr, *data_ = nullptr;
 };
 
 struct Engine::State {
