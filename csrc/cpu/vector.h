@@ -29,6 +29,7 @@ constexpr int kParts = pxfast::kLanes / kNativeLanes;
 
 typedef float NativeFloat __attribute__((vector_size(4 * kNativeLanes)));
 typedef int32_t NativeInt __attribute__((vector_size(4 * kNativeLanes)));
+typedef uint32_t NativeBits __attribute__((vector_size(4 * kNativeLanes)));  // sums of these may overflow
 
 // the same, anywhere in memory: read and written as a whole, since a store of halves holds up the load of a whole
 typedef float NativeFloatInMemory __attribute__((vector_size(4 * kNativeLanes), aligned(4), may_alias));
@@ -84,7 +85,7 @@ PXFAST_INLINE NativeFloat native_exp(NativeFloat x) {
   y = native_fma(y, r, native_broadcast(1.6666665459e-1f));
   y = native_fma(y, r, native_broadcast(5.0000001201e-1f));
   y = native_fma(y * r, r, r + native_broadcast(1.0f));
-  return (NativeFloat)((NativeInt)y + ((NativeInt)shifted << 23));
+  return (NativeFloat)((NativeBits)y + ((NativeBits)shifted << 23));
 }
 
 PXFAST_INLINE NativeFloat native_sigmoid(NativeFloat x) {
@@ -166,8 +167,8 @@ PXFAST_INLINE void store_first(float* to, const Vector& x, int count) {
 PXFAST_INLINE Vector round_to_bf16(const Vector& x) {  // to nearest, ties to even; values are finite
   Vector result;
   for (int p = 0; p < kParts; ++p) {
-    const NativeInt bits = (NativeInt)x.part[p];
-    result.part[p] = (NativeFloat)((bits + 0x7fff + ((bits >> 16) & 1)) & (int32_t)0xffff0000);
+    const NativeBits bits = (NativeBits)x.part[p];
+    result.part[p] = (NativeFloat)((bits + 0x7fff + ((bits >> 16) & 1)) & 0xffff0000);
   }
   return result;
 }
