@@ -62,17 +62,21 @@ def classifiers() -> str:
         notes = read_notes(path)
         dataset, training = notes["dataset"], notes["training"]
         defence = training.get("defence", "none")
-        kind = "normal" if defence == "none" else defence
+        kind = training.get("behind") or ("normal" if defence == "none" else defence)
         architecture = "vgg16" if isinstance(load_classifier(path), VGG) else "resnet62"
         published = next(
-            row.published["clean"][0]
-            for row in load_table(PAPER[dataset]).rows
-            if (row.architecture, row.training) == (architecture, kind) and not row.defences
+            (
+                f"{row.published['clean'][0]} %"
+                for row in load_table(PAPER[dataset]).rows
+                if (row.architecture, row.training) == (architecture, kind) and not row.defences
+            ),
+            "",
         )
+        steps = notes["steps"] + notes.get("earlier_run", {"steps": 0})["steps"]
         of = f"{kind}, from the normal one" if training.get("start") == dataset else kind
         lines.append(
-            f"| `{name}` | {of} | {100 * notes['test_accuracy']:.2f} % | {published} % "
-            f"| {notes['steps']:,} of {training['batch_size']} images | {path.stat().st_size / 1e6:.2f} |"
+            f"| `{name}` | {of} | {100 * notes['test_accuracy']:.2f} % | {published} "
+            f"| {steps:,} of {training['batch_size']} images | {path.stat().st_size / 1e6:.2f} |"
         )
     return "\n".join(lines)
 

@@ -450,7 +450,11 @@ def test_a_shipped_classifiers_file_says_what_it_is(name: str) -> None:
     rest = name.removeprefix(dataset).removeprefix("-")
     architecture, training = rest.split("-", 1) if rest else ("resnet62", "normal")
     assert (notes["dataset"], config) == (dataset, architecture_for(architecture, dataset))
-    assert notes["training"].get("defence", "none") == ("none" if training == "normal" else training)
+    if training.startswith("cells"):
+        assert notes["training"]["behind"].startswith(f"cells:width={training.removeprefix('cells')},guess=midpoints")
+    else:
+        assert notes["training"].get("defence", "none") == ("none" if training == "normal" else training)
+    assert notes["training"].get("start") in (None, dataset), "a name, and no path of the machine that trained it"
     assert ClassifierNeed(dataset, architecture, training).find(Path("nowhere")) == SHIPPED[name]
     assert ClassifierNeed(f"folder/{dataset}", architecture, training).find(Path("nowhere")) is None
     assert SHIPPED.name_for((config.channels, *config.image_size)) == dataset, "the normal ResNet"
