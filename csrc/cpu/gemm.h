@@ -147,8 +147,11 @@ struct TilePlace {
 
 // kRows rows of a tile whose last register two rows share.
 template <class Element, int kRows, int kVectors>
-void half_tile_kernel(const Operand<Element>& operand, long first_row, const TilePlace& place) {
+void half_tile_kernel(const Operand<Element>&, long, const TilePlace&);
+
 #if defined(__AVX512F__)
+template <class Element, int kRows, int kVectors>
+void half_tile_kernel(const Operand<Element>& operand, long first_row, const TilePlace& place) {
   constexpr int kWhole = kVectors - 1, kWidth = kVectors * pxfast::kLanes, kHalf = kWhole * pxfast::kLanes;
   const long stride = place.out_stride;
   NativeFloat sum[kRows][kWhole] = {}, shared[kRows / 2] = {};
@@ -198,8 +201,8 @@ void half_tile_kernel(const Operand<Element>& operand, long first_row, const Til
     }
     store_halves(low + kHalf, high + kHalf, shared[i / 2]);
   }
-#endif
 }
+#endif
 
 // kTiles tiles of kRows rows. kEmpty: the registers at a tile's end that stand for no outputs, which become zeros.
 template <class Element, int kRows, int kVectors, int kEmpty, int kTiles>
