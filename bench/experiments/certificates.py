@@ -166,11 +166,12 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--only", help="these runs: a,b")
     arguments = parser.parse_args()
-    names = arguments.only.split(",") if arguments.only else list(RUNS)
     dataset: str = arguments.dataset
+    known = [name for name in RUNS if "-packaged-" not in name or PACKAGED.startswith(dataset)]
+    names = arguments.only.split(",") if arguments.only else known
     files = {name: run(dataset, name, arguments.root, arguments.work, arguments.threads) for name in names}
     results = ROOT / "bench" / "results" / f"certificates-{dataset}.json"
-    before = json.loads(results.read_text())["runs"] if arguments.only else {}
+    before = json.loads(results.read_text())["runs"] if arguments.only and results.exists() else {}
     made = {**before, **{name: recorded(path, dataset) for name, path in files.items()}}
     result = {
         "script": NAME,
