@@ -14,7 +14,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..base.checks import check_between, check_instance, check_path, check_precision, check_progress, check_seed
+from ..base.checks import (
+    check_between,
+    check_choice,
+    check_instance,
+    check_path,
+    check_precision,
+    check_progress,
+    check_seed,
+)
 from ..base.files import AnyPath, check_output_folder
 from ..base.progress import reporting
 from ..base.records import shown
@@ -23,7 +31,7 @@ from ..data.images import Images, to_grid
 from ..engines.registry import select
 from ..engines.settings import DecodeSettings
 from ..pixelcnn.shipped import Model, model_for
-from ..pixeldefend.cells import cells, shifts
+from ..pixeldefend.cells import DITHERS, cells, shifts
 from ..tensors.ambient import in_plain_torch
 from ..tensors.batches import in_fixed_batches
 from ..tensors.store import Store
@@ -58,6 +66,7 @@ def certify(
     *,
     width: int = 32,
     purifier: str | Guess = "pixeldefend",
+    dither: str = "lattice",
     model: Model | None = None,
     seed: int = 0,
     engine: str = "auto",
@@ -76,7 +85,8 @@ def certify(
     purifier: how the image is guessed from its cells. 'pixeldefend': the greedy likeliest image within them
     (Algorithm 1). 'sample': a draw from the density model, restricted to them, whose random numbers depend on ``seed``
     and the offset alone. 'midpoints': the middle of each cell. Or a function of the cells' ends; each result may depend
-    on its own cells alone. model, engine, precision, threads, progress: as for :func:`pxfast.purify`. seed: of v.
+    on its own cells alone. model, engine, precision, threads, progress: as for :func:`pxfast.purify`.
+    dither: what v is, as :func:`pxfast.certification.shifts` takes it: 'lattice', or 'random' by ``seed``.
     keep: a folder in which the guesses of 'pixeldefend' and 'sample' are kept, ``width`` images for each image; a later
     call finds those of the same cells, model and settings there, whatever the classifier is. It is made if need be.
 
@@ -88,6 +98,7 @@ def certify(
     if not callable(purifier) and (not isinstance(purifier, str) or purifier not in PURIFIERS):
         kind = ValueError if isinstance(purifier, str) else TypeError
         raise kind(f"purifier must be one of {', '.join(PURIFIERS)}, or a function of cells, got {shown(purifier)}")
+    check_choice("dither", dither, DITHERS)
     seed = check_seed(seed)
     engine, precision = settled(engine, precision, threads)
     check_progress(progress)
@@ -104,7 +115,12 @@ def certify(
         check_output_folder(check_path("keep", keep))
         network = model_for(model, grid.shape[1:])
         guess = kept_guess(guess, Store(keep), width, recipe_of(str(purifier), network, seed, engine, precision))
-    starts = torch.arange(width).reshape(-1, 1, 1, 1) + shifts(tuple(grid.shape[1:]), width, seed)  # type: ignore[arg-type]
+    starts = torch.arange(width).reshape(-1, 1, 1, 1) + shifts(
+        tuple(grid.shape[1:]),  # type: ignore[arg-type]
+        width,
+        dither,
+        seed,
+    )
 
     votes = []
     with reporting(len(grid), progress) as report:
@@ -118,7 +134,9 @@ def certify(
     counts = torch.stack(votes) if votes else torch.zeros((0, 2), dtype=torch.int64)
     predictions, radii = radii_of(counts)
     class_labels(labels, len(grid), classes=counts.shape[1] if votes else None)
-    settings: dict[str, Any] = {"norm": "l1", "width": width, "purifier": name_of(purifier), "seed": seed}
+    settings: dict[str, Any] = {"norm": "l1", "width": width, "purifier": name_of(purifier), "dither": dither}
+    if dither == "random" or purifier == "sample":
+        settings["seed"] = seed
     if purifier in DENSITY:
         settings |= {"engine": engine, "precision": precision}
     return Certificates(labels, predictions, radii.double(), counts, "l1", settings)

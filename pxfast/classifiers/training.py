@@ -34,14 +34,18 @@ from .weights import SHIPPED, load_classifier, save_classifier
 CHECKPOINT_FORMAT = "pxfast-classifier-training"
 DEFENCES = ("none", "fgsm", "bim", "label-smoothing")
 ADVERSARIES = {"fgsm": fgsm_examples, "bim": bim_examples}
+CONFUSION_WEIGHT = 0.5  # of the entropy beside a consistency loss, as published
 TEST_IMAGES = 1000  # so many are brought behind a defence for the accuracy there
 
 
 class Preparation(Protocol):
     """What makes the images that a classifier sees of a data set's: uint8 (N, C, H, W) both.
 
-    Made by :mod:`pxfast.defences.behind`, from the same settings as the training.
+    Made by :mod:`pxfast.defences.behind`, from the same settings as the training. versions: how often each training
+    image comes, in another version each time; the first versions of all images stand first, then the second ones.
     """
+
+    versions: int
 
     def training(self, images: Tensor, labels: Tensor, start: Classifier | None) -> tuple[Tensor, Tensor]:
         """The images to train on, and their labels (N,); start: the classifier that the training starts from."""
@@ -69,7 +73,8 @@ class ClassifierSettings(RunSettings):
     ``behind``: what the classifier is to stand behind, as :mod:`pxfast.defences.behind` reads it; the images are then
     made by that. ``adversary``: what attacks the images that are purified, 'bim', 'fgsm' or 'none'; None: 'bim' where
     the classifier that the training starts from can be attacked. ``behind_images``: so many training images, drawn by
-    ``seed``; None: all.
+    ``seed``; None: all. ``consistency``: the weight of a loss that wants an image's versions in cells to be classified
+    alike (:func:`consistent_cross_entropy`), which the second half of each batch then is of.
     """
 
     batch_size: int = 128
@@ -86,12 +91,13 @@ class ClassifierSettings(RunSettings):
     behind: str | None = None
     adversary: str | None = None
     behind_images: int | None = None
+    consistency: float = 0.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self._count("batch_size", least=2)  # batch normalisation needs two
         self._count("max_shift")
-        self._number("weight_decay")
+        self._number("weight_decay", "consistency")
         check_choice("defence", self.defence, DEFENCES)
         self._number("momentum", "smoothing", high=1.0, ends="[)")
         self._number("delta", ends="()")
@@ -104,6 +110,11 @@ class ClassifierSettings(RunSettings):
         check_optional_count("behind_images", self.behind_images, 1)
         if self.behind is None and (self.adversary is not None or self.behind_images is not None):
             raise ValueError("adversary and behind_images are settings of a training behind a defence: say which one")
+        if self.consistency and (self.behind is None or self.defence != "none" or self.batch_size % 2):
+            raise ValueError(
+                "consistency compares versions of images behind a defence: expected behind, defence='none' and an even "
+                f"batch size, got behind={self.behind!r}, defence={self.defence!r} and {self.batch_size}"
+            )
         if self.behind is not None and self.defence in ADVERSARIES:
             raise ValueError(
                 f"defence {self.defence!r} attacks the images of each step, which nothing purifies then: behind a "
@@ -144,8 +155,27 @@ def mixed_cross_entropy(logits: Tensor, labels: Tensor, clean: int) -> Tensor:
     return (weights * losses).sum() / weights.sum()
 
 
+def consistent_cross_entropy(logits: Tensor, labels: Tensor, weight: float) -> Tensor:
+    """Mean cross-entropy in nats, and how much the halves of ``logits`` (2 M, K) differ: two versions of M images.
+
+    labels: (2 M,). weight: of the mean Kullback-Leibler divergence of both versions' probabilities from their mean,
+    whose own entropy counts CONFUSION_WEIGHT. Jeong and Shin, "Consistency Regularization for Certified Robustness of
+    Smoothed Classifiers", NeurIPS 2020, with two versions of an image.
+    """
+    logs = logits.float().log_softmax(dim=1).unflatten(0, (2, -1))
+    mean = logs.exp().mean(dim=0)
+    log_mean = mean.clamp(min=torch.finfo(mean.dtype).tiny).log()
+    divergence = (mean * (log_mean - logs.mean(dim=0))).sum(dim=1).mean()
+    entropy = -(mean * log_mean).sum(dim=1).mean()
+    found: Tensor = F.cross_entropy(logits.float(), labels) + weight * divergence + CONFUSION_WEIGHT * entropy
+    return found
+
+
 class ClassifierTrainer(TrainingRun):
-    """A training run: model, momentum and position in the data; saved and restored as one."""
+    """A training run: model, momentum and position in the data; saved and restored as one.
+
+    versions: how often each image is among ``images``, as :class:`Preparation` has it; ``consistency`` needs two.
+    """
 
     settings: ClassifierSettings
 
@@ -156,7 +186,12 @@ class ClassifierTrainer(TrainingRun):
         images: Tensor,
         labels: Tensor,
         processes: Processes | None = None,
+        versions: int = 1,
     ) -> None:
+        if versions < 1 or len(images) % versions or (settings.consistency and versions < 2):
+            least = 2 if settings.consistency else 1
+            raise ValueError(f"expected {least} or more versions of each of {len(images)} images, got {versions}")
+        self.versions: int = versions
         check_training_images(images, (config.channels, *config.image_size))
         super().__init__(settings, images, processes)
         if len(images) < settings.batch_size:
@@ -185,8 +220,18 @@ class ClassifierTrainer(TrainingRun):
         """Clean uint8 images and labels of the present step, on the CPU."""
         chosen = self.chosen(self.step)
         generator = torch.Generator().manual_seed(self.step_seed(self.step))
+        if self.settings.consistency:
+            return self._two_versions(chosen[: len(chosen) // 2], generator)
         images = self.flipped(self.images[chosen], generator)
         return shifted(images, self.settings.max_shift, generator), self.labels[chosen]
+
+    def _two_versions(self, chosen: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Images of these indices (M,) and then other versions of them, moved alike, with their labels (2 M,)."""
+        each = len(self.images) // self.versions
+        others = each * torch.randint(1, self.versions, chosen.shape, generator=generator)
+        pairs = torch.cat((self.images[chosen], self.images[(chosen + others) % len(self.images)]), dim=1)
+        moved = shifted(self.flipped(pairs, generator), self.settings.max_shift, generator)
+        return torch.cat(moved.chunk(2, dim=1)), self.labels[chosen].repeat(2)
 
     def adversarial_batch(self, images: Tensor) -> Tensor:
         """The uint8 images as fp32 in [0, 1], the second half of them attacked; the model itself is left alone."""
@@ -221,6 +266,8 @@ class ClassifierTrainer(TrainingRun):
             logits = self._logits(standardise(images))
         if settings.defence in ADVERSARIES:
             loss = mixed_cross_entropy(logits, labels, clean=len(images) // 2)
+        elif settings.consistency:
+            loss = consistent_cross_entropy(logits, labels, settings.consistency)
         else:
             smoothing = settings.smoothing if settings.defence == "label-smoothing" else 0.0
             loss = smoothed_cross_entropy(logits, labels, smoothing)
@@ -316,7 +363,8 @@ def train_classifier(
         before = files.checkpoint if files.resumed else None
         place = processes or Processes()
         settings, why = settle_compilation(settings, config, len(images), place, before, progress=progress)
-        trainer = ClassifierTrainer(config, settings, images, labels, processes)
+        versions = 1 if preparation is None else preparation.versions
+        trainer = ClassifierTrainer(config, settings, images, labels, processes, versions)
         trainer.compilation = why
         if files.resumed:
             trainer.restore(files.checkpoint)

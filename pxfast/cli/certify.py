@@ -61,6 +61,12 @@ def certify(
         ),
     ] = None,
     width: Annotated[int, typer.Option(help="l1: of a cell in grey levels; so many votes an image.")] = 32,
+    dither: Annotated[
+        str,
+        typer.Option(
+            help="l1: where cells begin: lattice or random (by --seed).", autocompletion=among("lattice", "random")
+        ),
+    ] = "lattice",
     sigma: Annotated[float, typer.Option(help="l2: the noise's deviation on images in [0, 1].")] = 0.25,
     samples: Annotated[int, typer.Option(help="l2: noisy copies that are counted; 100000 in the paper.")] = 1000,
     first_samples: Annotated[int, typer.Option(help="l2: noisy copies that choose the label.")] = 100,
@@ -128,7 +134,7 @@ def certify(
         "threads": threads,
     }
     if norm == "l1":
-        options |= {"width": width, "purifier": purifier or "pixeldefend", "keep": keep}
+        options |= {"width": width, "purifier": purifier or "pixeldefend", "dither": dither, "keep": keep}
     else:
         options |= {
             "sigma": sigma,

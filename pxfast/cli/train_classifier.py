@@ -85,6 +85,12 @@ def train_classifier(
     behind_images: Annotated[
         int | None, typer.Option(min=1, help="--behind: so many training images, drawn; by default all.")
     ] = None,
+    consistency: Annotated[
+        float,
+        typer.Option(
+            help="--behind cells of several offsets: weight of a loss that wants them to be classified alike."
+        ),
+    ] = 0.0,
     keep: KeepOption = None,
     checkpoint_interval: CheckpointIntervalOption = "1m",
     resume: ResumeOption = False,
@@ -126,6 +132,7 @@ def train_classifier(
         behind=behind,
         adversary=adversary,
         behind_images=behind_images,
+        consistency=consistency,
         precision=settled(precision) or "bf16",
         compile=compiled,
         seed=seed,

@@ -31,7 +31,7 @@ from ..engines.choosers import uniforms
 from ..pixelcnn.fingerprint import model_fingerprint
 from ..pixelcnn.network import PixelCNN
 from ..pixelcnn.shipped import SHIPPED, model_for
-from ..pixeldefend.cells import cells, midpoints, shifts
+from ..pixeldefend.cells import DITHERS, cells, midpoints, shifts
 from ..pixeldefend.purify import Purifier, purify
 from ..tensors.seeds import derived_seeds
 from ..tensors.store import Entry, Recipe, Store, digest
@@ -89,26 +89,28 @@ class InCells:
     attackable: bool = False
 
     def __init__(self, settings: str, seed: int, threads: int | None) -> None:
-        known = ["width", "guess", "offsets", "model"]
+        known = ["width", "guess", "dither", "offsets", "model"]
         given = dict(parse_setting(part, known) for part in settings.split(",") if part)
         if "width" not in given:
             raise ValueError(f"expected {CELLS}:width=W with a width in grey levels, got {CELLS}:{settings}")
         self.width: int = check_between("width", given["width"], 1, 1024)  # type: ignore[arg-type]
         self.guess: str = check_choice("guess", str(given.get("guess", "pixeldefend")), GUESSES)
+        self.dither: str = check_choice("dither", str(given.get("dither", "lattice")), DITHERS)
         self.passes: int = check_between("offsets", given.get("offsets", 1), 1, MOST_OFFSETS)  # type: ignore[arg-type]
         self.model: PixelCNN | None = SHIPPED.resolve(None if "model" not in given else str(given["model"]))
         self.seed: int = seed
         self.threads: int | None = threads
 
     def recipe(self, image_shape: tuple[int, ...]) -> Recipe:
-        recipe: Recipe = {"cells": self.width, "guess": self.guess, "seed": self.seed}
+        recipe: Recipe = {"cells": self.width, "guess": self.guess, "dither": self.dither, "seed": self.seed}
         if self.guess == "pixeldefend":
             recipe["model"] = model_fingerprint(model_for(self.model, image_shape))
         return recipe
 
     def __call__(self, images: Tensor, numbers: Tensor, at: int) -> Tensor:
         drawn = np.floor(uniforms(self.seed, numbers.numpy().astype(np.uint64), at) * self.width).astype(np.int64)
-        starts = torch.from_numpy(drawn)[:, None, None, None] + shifts(tuple(images.shape[1:]), self.width)  # type: ignore[arg-type]
+        v = shifts(tuple(images.shape[1:]), self.width, self.dither)  # type: ignore[arg-type]
+        starts = torch.from_numpy(drawn)[:, None, None, None] + v
         lower, upper = cells(images, self.width, starts)
         if self.guess == "midpoints":
             return (255.0 * midpoints(lower, upper)).round().to(torch.uint8)
@@ -119,8 +121,9 @@ def parse_front(text: str, *, seed: int = 0, threads: int | None = None) -> Fron
     """'NAME:SETTING=VALUE,...' as what stands in front of a classifier.
 
     NAME: a defence's, with its settings, or 'cells', with ``width`` (grey levels, 1..1024; needed), ``guess``
-    ('pixeldefend' or 'midpoints'), ``offsets`` (of each training image, 1..256) and ``model``. seed: of the offsets.
-    threads: of a purifier that does not say its own. Raises what :func:`pxfast.defences.parse_defence` raises.
+    ('pixeldefend' or 'midpoints'), ``dither`` ('lattice' or 'random', of seed 0), ``offsets`` (of each training image,
+    1..256) and ``model``. seed: of the offsets. threads: of a purifier that does not say its own. Raises what
+    :func:`pxfast.defences.parse_defence` raises.
     """
     name, _, settings = check_text("behind", text).partition(":")
     return InCells(settings, seed, threads) if name == CELLS else InFront(text, threads)
@@ -148,6 +151,10 @@ class Prepared:
         self.front: Front = parse_front(settings.behind, seed=settings.seed, threads=threads)
         if settings.adversary in ADVERSARIES and not self.front.attackable:
             raise ValueError(f"adversary {settings.adversary!r}: images in cells are not attacked; leave it out")
+        if settings.consistency and (self.front.attackable or self.front.passes < 2):
+            expected = f"expected {CELLS}:...,offsets=2 or more"
+            raise ValueError(f"consistency needs versions of each image: {expected}, got {settings.behind}")
+        self.versions: int = 1 if self.front.attackable else self.front.passes
         check_output_folder(check_path("keep", keep))
         self.store: Store = Store(keep)
         self.device: torch.device | str = device

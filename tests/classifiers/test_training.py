@@ -23,6 +23,7 @@ from pxfast.classifiers.adversarial import (
 from pxfast.classifiers.training import (
     ClassifierSettings,
     ClassifierTrainer,
+    consistent_cross_entropy,
     mixed_cross_entropy,
     shifted,
     smoothed_cross_entropy,
@@ -197,6 +198,58 @@ def test_label_smoothing_is_what_a_step_minimises(small_data) -> None:
         logits = build_logits(smooth, images)
     assert smooth.train_step()[0] == pytest.approx(float(smoothed_cross_entropy(logits, labels, 0.1)), rel=1e-4)
     assert plain.train_step()[0] == pytest.approx(float(F.cross_entropy(logits, labels)), rel=1e-4)
+
+
+def test_consistency_loss_is_the_literal_one() -> None:
+    logits, labels = torch.randn(8, 5), torch.tensor([0, 3, 4, 1]).repeat(2)
+    pairs = logits.softmax(1).reshape(2, 4, 5)
+    mean = pairs.mean(0)
+    divergence = sum((mean * (mean / each).log()).sum(1) for each in pairs) / 2
+    literal = F.cross_entropy(logits, labels) + (3.0 * divergence - 0.5 * (mean * mean.log()).sum(1)).mean()
+    torch.testing.assert_close(consistent_cross_entropy(logits, labels, 3.0), literal)
+    alike = logits[:4].repeat(2, 1)
+    torch.testing.assert_close(
+        consistent_cross_entropy(alike, labels, 3.0), consistent_cross_entropy(alike, labels, 0.0)
+    )
+    certain = torch.tensor([[800.0, 0.0], [0.0, 0.0]], requires_grad=True)
+    consistent_cross_entropy(certain, torch.tensor([0, 0]), 1.0).backward()
+    assert certain.grad is not None
+    assert certain.grad.isfinite().all()
+
+
+def test_consistency_compares_two_versions_of_an_image(small_data) -> None:
+    images, labels = small_data
+    count, settings = len(images), dataclasses.replace(SETTINGS, behind="cells:width=8,offsets=3", consistency=2.0)
+    versions = images.repeat(3, 1, 1, 1)
+    versions[:, 0, 14, 14] = torch.arange(3 * count)  # a pixel tells which image it is, and which version
+    unmoved = dataclasses.replace(settings, horizontal_flips=False, max_shift=0)
+    trainer = ClassifierTrainer(SMALL, unmoved, versions, labels.repeat(3), versions=3)
+    found = set()
+    for trainer.step in range(8):
+        seen, known = trainer.batch()
+        assert len(seen) == len(known) == settings.batch_size
+        first, second = seen[:, 0, 14, 14].long().chunk(2)
+        assert torch.equal(first % count, second % count)
+        assert torch.equal(known, labels[first % count].repeat(2))
+        found |= set(zip((first // count).tolist(), (second // count).tolist(), strict=True))
+    assert found == set(itertools.permutations(range(3), 2))
+    with pytest.raises(ValueError, match=f"expected 2 or more versions of each of {3 * count} images, got 1"):
+        ClassifierTrainer(SMALL, settings, versions, labels.repeat(3))
+    with pytest.raises(ValueError, match=f"expected 1 or more versions of each of {count} images, got 7"):
+        ClassifierTrainer(SMALL, SETTINGS, images, labels, versions=7)
+
+
+def test_versions_are_moved_alike_and_their_consistency_is_minimised(small_data) -> None:
+    images, labels = small_data
+    settings = dataclasses.replace(SETTINGS, behind="cells:width=8,offsets=2", consistency=2.0, max_shift=2)
+    trainer = ClassifierTrainer(SMALL, settings, images.repeat(2, 1, 1, 1), labels.repeat(2), versions=2)
+    seen, known = trainer.batch()
+    first, second = seen.chunk(2)
+    assert torch.equal(first, second)
+    assert not torch.equal(first, images[trainer.chosen(0)[: len(first)] % len(images)])
+    with torch.no_grad():
+        logits = build_logits(trainer, seen)
+    assert trainer.train_step()[0] == pytest.approx(float(consistent_cross_entropy(logits, known, 2.0)), rel=1e-4)
 
 
 def build_logits(trainer: ClassifierTrainer, images: Tensor) -> Tensor:

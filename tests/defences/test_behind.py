@@ -90,12 +90,14 @@ def test_without_a_classifier_to_start_from_nothing_is_attacked(tmp_path, images
     assert torch.equal(known, torch.arange(COUNT).repeat(2))
 
 
-@pytest.mark.parametrize("guess", ["pixeldefend", "midpoints"])
-def test_in_cells_guesses_at_offsets_that_are_drawn_for_each_image(tmp_path, model, images, guess):
-    front = prepared(f"cells:width=40,guess={guess},offsets=2,model={model}", tmp_path / "kept", seed=5)
+@pytest.mark.parametrize(("guess", "dither"), [("pixeldefend", "lattice"), ("midpoints", "random")])
+def test_in_cells_guesses_at_offsets_that_are_drawn_for_each_image(tmp_path, model, images, guess, dither):
+    text = f"cells:width=40,guess={guess},dither={dither},offsets=2,model={model}"
+    front = prepared(text, tmp_path / "kept", seed=5)
+    assert front.versions == 2
     seen, known = front.training(images, torch.arange(COUNT), None)
     assert torch.equal(known, torch.arange(COUNT).repeat(2))
-    v = shifts((1, 28, 28), 40)
+    v = shifts((1, 28, 28), 40, dither)
     offsets = set()
     for at, group in enumerate(seen.split(COUNT)):
         for number, (image, guessed) in enumerate(zip(images, group, strict=True)):
@@ -177,12 +179,13 @@ def test_a_training_from_end_to_end(tmp_path, monkeypatch, capsys, small_data, s
     images, labels = small_data
     save_classifier(start, tmp_path / "start.safetensors")
     monkeypatch.chdir(tmp_path)
-    front = f"cells:width=64,model={model}"
+    front = f"cells:width=64,offsets=3,model={model}"
     words = ["fashion-mnist", "resnet62", "--start", "start.safetensors", "--precision", "fp32", "--threads", "1"]
-    words = [*words, "--behind", front, "--epochs", "2", "--batch-size", "8"]
+    words = [*words, "--behind", front, "--consistency", "2", "--epochs", "2", "--batch-size", "8"]
     printed, _ = call(monkeypatch, capsys, *words, "--out", "a.safetensors")
     notes = read_notes("a.safetensors")
     assert notes["training"]["behind"] == front
+    assert notes["training"]["consistency"] == 2.0
     assert notes["behind_test_images"] == 32
     trained = load_classifier("a.safetensors")
     seen = prepared(front, tmp_path / "a.safetensors.purified").seen(images)
@@ -208,8 +211,12 @@ def test_a_training_from_end_to_end(tmp_path, monkeypatch, capsys, small_data, s
         ("cells:width=0", "width must be"),
         ("cells:width=8.5", "width must be"),
         ("cells:width=8,guess=sample", "guess must be one of pixeldefend, midpoints, got 'sample'"),
+        ("cells:width=8,dither=blue", "dither must be one of lattice, random, got 'blue'"),
         ("cells:width=8,offsets=0", "offsets must be"),
-        ("cells:depth=8", "expected NAME=VALUE with one of the names width, guess, offsets, model, got 'depth=8'"),
+        (
+            "cells:depth=8",
+            "expected NAME=VALUE with one of the names width, guess, dither, offsets, model, got 'depth=8'",
+        ),
         ("cells:width=8,model=nothing", "nothing"),
         ("cell:width=8", "unknown defence 'cell'"),
         ("purifier:eps=8/255", "8/255"),
@@ -229,6 +236,16 @@ def test_fronts_that_there_are_not(text, message):
         ({"adversary": "bim"}, "expected start, got None"),
         ({"adversary": "pgd", "start": "cifar10"}, "adversary must be one of none, fgsm, bim"),
         ({"behind_images": 0}, "behind_images must be"),
+        ({"consistency": -1.0}, "consistency must be"),
+        (
+            {"consistency": 1.0, "behind": None},
+            "expected behind, defence='none' and an even batch size, got behind=None",
+        ),
+        (
+            {"consistency": 1.0, "defence": "label-smoothing"},
+            "got behind='feature-squeezing', defence='label-smoothing'",
+        ),
+        ({"consistency": 1.0, "batch_size": 9}, "an even batch size, got .* and 9"),
     ],
 )
 def test_settings_that_do_not_go_together(changes, message):
@@ -239,6 +256,9 @@ def test_settings_that_do_not_go_together(changes, message):
 def test_requests_that_cannot_be_met(tmp_path, images):
     with pytest.raises(ValueError, match="images in cells are not attacked"):
         prepared("cells:width=8", tmp_path / "kept", adversary="fgsm", start="cifar10")
+    for front in ("cells:width=8", "feature-squeezing"):
+        with pytest.raises(ValueError, match=f"expected cells:...,offsets=2 or more, got {front}"):
+            prepared(front, tmp_path / "kept", consistency=1.0)
     with pytest.raises(ValueError, match="expected settings with behind"):
         Prepared(ClassifierSettings(), tmp_path / "kept")
     with pytest.raises(ValueError, match=r"call pxfast\.defences\.train_behind"):
