@@ -24,17 +24,17 @@ from ..training.outputs import run_outputs
 from ..training.processes import Processes
 from ..training.run import TrainingRun, check_training_images, laid_out_like
 from ..training.settings import RunSettings, run_settings
-from .adversarial import ADVERSARIAL_WEIGHT, attacked, bim_examples, draw_eps, fgsm_examples
+from .adversarial import attacked, bim_examples, draw_eps, fgsm_examples
 from .architectures import architecture_for, build
 from .classifier import Classifier, ClassifierConfig, standardise
 from .contract import class_labels
+from .losses import consistent_cross_entropy, mixed_cross_entropy, smoothed_cross_entropy
 from .prediction import accuracy
 from .weights import SHIPPED, load_classifier, save_classifier
 
 CHECKPOINT_FORMAT = "pxfast-classifier-training"
 DEFENCES = ("none", "fgsm", "bim", "label-smoothing")
 ADVERSARIES = {"fgsm": fgsm_examples, "bim": bim_examples}
-CONFUSION_WEIGHT = 0.5  # of the entropy beside a consistency loss, as published
 TEST_IMAGES = 1000  # so many are brought behind a defence for the accuracy there
 
 
@@ -74,7 +74,7 @@ class ClassifierSettings(RunSettings):
     made by that. ``adversary``: what attacks the images that are purified, 'bim', 'fgsm' or 'none'; None: 'bim' where
     the classifier that the training starts from can be attacked. ``behind_images``: so many training images, drawn by
     ``seed``; None: all. ``consistency``: the weight of a loss that wants an image's versions in cells to be classified
-    alike (:func:`consistent_cross_entropy`), which the second half of each batch then is of.
+    alike (:func:`pxfast.classifiers.losses.consistent_cross_entropy`), which the second half of each batch then is of.
     """
 
     batch_size: int = 128
@@ -136,39 +136,6 @@ def shifted(images: Tensor, most: int, generator: torch.Generator) -> Tensor:
     image, channel = torch.arange(N)[:, None, None, None], torch.arange(C)[None, :, None, None]
     padded = F.pad(images, (most, most, most, most))
     return padded[image, channel, rows[:, None, :, None], columns[:, None, None, :]]
-
-
-def smoothed_cross_entropy(logits: Tensor, labels: Tensor, smoothing: float) -> Tensor:
-    """Mean cross-entropy in nats with targets 1 - smoothing for the label and smoothing / (K - 1) for the K - 1 others.
-
-    torch gives every class, the label too, an equal share of what it takes away, so it is to take K / (K - 1) as much.
-    """
-    K = logits.shape[1]
-    return F.cross_entropy(logits, labels, label_smoothing=smoothing * K / (K - 1))
-
-
-def mixed_cross_entropy(logits: Tensor, labels: Tensor, clean: int) -> Tensor:
-    """Weighted mean of the cross-entropies in nats; those behind the first ``clean`` count ADVERSARIAL_WEIGHT each."""
-    losses = F.cross_entropy(logits, labels, reduction="none")
-    weights = torch.full_like(losses, ADVERSARIAL_WEIGHT)
-    weights[:clean] = 1.0
-    return (weights * losses).sum() / weights.sum()
-
-
-def consistent_cross_entropy(logits: Tensor, labels: Tensor, weight: float) -> Tensor:
-    """Mean cross-entropy in nats, and how much the halves of ``logits`` (2 M, K) differ: two versions of M images.
-
-    labels: (2 M,). weight: of the mean Kullback-Leibler divergence of both versions' probabilities from their mean,
-    whose own entropy counts CONFUSION_WEIGHT. Jeong and Shin, "Consistency Regularization for Certified Robustness of
-    Smoothed Classifiers", NeurIPS 2020, with two versions of an image.
-    """
-    logs = logits.float().log_softmax(dim=1).unflatten(0, (2, -1))
-    mean = logs.exp().mean(dim=0)
-    log_mean = mean.clamp(min=torch.finfo(mean.dtype).tiny).log()
-    divergence = (mean * (log_mean - logs.mean(dim=0))).sum(dim=1).mean()
-    entropy = -(mean * log_mean).sum(dim=1).mean()
-    found: Tensor = F.cross_entropy(logits.float(), labels) + weight * divergence + CONFUSION_WEIGHT * entropy
-    return found
 
 
 class ClassifierTrainer(TrainingRun):

@@ -20,13 +20,11 @@ from pxfast.classifiers.adversarial import (
     draw_eps,
     fgsm_examples,
 )
+from pxfast.classifiers.losses import consistent_cross_entropy, mixed_cross_entropy, smoothed_cross_entropy
 from pxfast.classifiers.training import (
     ClassifierSettings,
     ClassifierTrainer,
-    consistent_cross_entropy,
-    mixed_cross_entropy,
     shifted,
-    smoothed_cross_entropy,
     train_classifier,
 )
 from pxfast.classifiers.weights import read_notes
