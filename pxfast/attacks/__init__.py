@@ -10,10 +10,11 @@ from typing import Any
 
 from ..base.checks import check_text
 from .apgd import APGDBPDA
-from .attack import Attack, ClippedAttack
+from .attack import Attack
 from .autoattack import AutoAttack
 from .box_lbfgs import LBFGS
 from .carlini_wagner import CWL2, CWLinf
+from .clipped import ClippedAttack
 from .deepfool import DeepFool
 from .defence_aware import BPDA, BPDAEOT, BlindPGD, FullGradient, JointFull, JointScore
 from .foolbox_attacks import (

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..base.checks import check_count, check_number
-from .attack import ClippedAttack
+from .clipped import ClippedAttack
 from .gradients import differentiable, input_gradient
 
 INSIDE = 0.999999  # keeps black and white away from the infinite ends of tanh

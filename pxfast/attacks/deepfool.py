@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from ..base.checks import check_count, check_number, check_optional_count
-from .attack import ClippedAttack
+from .clipped import ClippedAttack
 from .gradients import input_gradient
 
 
