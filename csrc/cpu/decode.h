@@ -2,6 +2,7 @@
 // Included once by every isa_*.cpp, which sets the instruction set by its compiler flags.
 #pragma once
 
+#include "epilogue.h"
 #include "gemm.h"
 #include "head.h"
 #include "timing.h"
@@ -300,33 +301,9 @@ class Block {
       matrix_product(step, operand, panel.first, panel.rows,
                      initial == nullptr ? nullptr : initial + panel.first * product_stride(step), panel.products);
       watch.lap(step.per_row ? &pxfast::Profile::row_products : &pxfast::Profile::pixel_products);
-      add_bias(step, row, column, panel);
+      add_bias(step, images_, row, column, panel);
       finish(step, row, column, panel, residuals);
       watch.lap(step.epilogue == Epilogue::kOutput ? &pxfast::Profile::head : &pxfast::Profile::elementwise);
-    }
-  }
-
-  struct Panel {  // some rows of a matrix product
-    long first, rows;
-    float* products;
-  };
-
-  // products = products * multiplier + biases, in place
-  void add_bias(const Step& step, int row, int column, const Panel& panel) {
-    const float* active[pxfast::kMaxBiases];
-    const long stride = product_stride(step);
-    const Vector multiplier = broadcast(step.multiplier);
-    for (long m = 0; m < panel.rows; ++m) {
-      const int c = column + (int)((panel.first + m) / images_);
-      int biases = 0;
-      for (int b = 0; b < step.biases; ++b)
-        if (row >= step.bias[b].min_row && c >= step.bias[b].min_column) active[biases++] = step.bias[b].values;
-      float* products = panel.products + m * stride;
-      for (int n = 0; n < step.outputs; n += kLanes) {
-        Vector sum = load(products + n) * multiplier;
-        for (int b = 0; b < biases; ++b) sum = sum + load(active[b] + n);
-        store(products + n, sum);
-      }
     }
   }
 
@@ -335,9 +312,10 @@ class Block {
     const long stride = product_stride(step);
     switch (step.epilogue) {
       case Epilogue::kHidden:
-        return store_concat_elu(step, row, column, panel, panel.products, stride);
+        return store_concat_elu(columns(step.concat_elu, row, column, panel), program_.filters, panel.products, stride);
       case Epilogue::kGate:
-        for (long m = 0; m < panel.rows; ++m) gate(panel.products + m * stride, x + m * filters_padded_);
+        for (long m = 0; m < panel.rows; ++m)
+          gate(panel.products + m * stride, program_.filters, x + m * filters_padded_);
         return publish(step, row, column, panel, x);
       case Epilogue::kPublish:
         for (long m = 0; m < panel.rows; ++m)
@@ -351,53 +329,19 @@ class Block {
     }
   }
 
-  static long product_stride(const Step& step) { return (long)step.tiles * step.tile_vectors * kLanes; }
-
-  // x += a * sigmoid(b)
-  void gate(const float* products, float* x) {
-    const int filters = program_.filters;
-    for (int n = 0; n < filters; n += kLanes)
-      store(x + n, fma(load(products + n), sigmoid(load(products + filters + n)), load(x + n)));
-  }
-
+  // x as the caches of the step want it
   void publish(const Step& step, int row, int column, const Panel& panel, const float* x) {
     const int filters = program_.filters;
-    if (step.concat_elu >= 0) store_concat_elu(step, row, column, panel, x, filters_padded_);
-    const int plain[] = {step.raw, step.elu};
-    for (const int id : plain) {
-      if (id < 0) continue;
-      const Cache& cache = program_.cache[id];
-      Element* to = cell(cache, row, column) + panel.first * cache.channels;
-      for (long m = 0; m < panel.rows; ++m, to += cache.channels) {
-        for (int n = 0; n < filters; n += kLanes) {
-          Vector value = load(x + m * filters_padded_ + n), unused;
-          if (id == step.elu) elu_both(value, value, unused);
-          store_first(to + n, value, filters - n);
-        }
-        if (cache.channels > filters) store_scalar(to + filters, 0.0f);
-      }
-    }
+    if (step.concat_elu >= 0)
+      store_concat_elu(columns(step.concat_elu, row, column, panel), filters, x, filters_padded_);
+    if (step.raw >= 0) store_filters<false>(columns(step.raw, row, column, panel), filters, x, filters_padded_);
+    if (step.elu >= 0) store_filters<true>(columns(step.elu, row, column, panel), filters, x, filters_padded_);
   }
 
-  // elu(x) and elu(-x): one exponential serves both
-  static void elu_both(const Vector& x, Vector& positive, Vector& negative) {
-    const Vector saturated = exp(negative_abs(x)) - broadcast(1.0f);
-    negative = where_nonnegative(x, saturated, negate(x));
-    positive = where_nonnegative(x, x, saturated);
-  }
-
-  void store_concat_elu(const Step& step, int row, int column, const Panel& panel, const float* x, long stride) {
-    const Cache& cache = program_.cache[step.concat_elu];
-    const int filters = program_.filters;
-    Element* to = cell(cache, row, column) + panel.first * cache.channels;
-    for (long m = 0; m < panel.rows; ++m, to += cache.channels, x += stride) {
-      for (int n = 0; n < filters; n += kLanes) {
-        Vector positive, negative;
-        elu_both(load(x + n), positive, negative);
-        store_first(to + n, positive, filters - n);
-        store_first(to + filters + n, negative, filters - n);
-      }
-    }
+  // Where a panel's rows stand in a cache.
+  Columns<Element> columns(int id, int row, int column, const Panel& panel) {
+    const Cache& cache = program_.cache[id];
+    return {cell(cache, row, column) + panel.first * cache.channels, cache.channels, panel.rows};
   }
 
   // Picks a pixel's channels and shows them to the input cache. Returns whether they differ from what stood there in
