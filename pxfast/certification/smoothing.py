@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from ..adp.purifier import ADPPurifier
 from ..base.checks import (
+    check_choice,
     check_count,
     check_eps,
     check_instance,
@@ -27,14 +28,15 @@ from ..base.checks import (
 from ..base.extras import require
 from ..base.progress import reporting
 from ..base.records import shown
-from ..classifiers.contract import Labels, checked_logits, class_labels
+from ..classifiers.contract import Labels, class_labels
 from ..data.images import Images, to_grid
+from ..defences.defended import VIEWS
 from ..pixeldefend.purify import purify
 from ..tensors.ambient import in_plain_torch
-from ..tensors.batches import in_fixed_batches
 from ..tensors.seeds import derived_seeds, image_seeds, standard_normal
 from .certificates import ABSTAINS, Certificates
 from .splitting import check_eval_mode, name_of, settled
+from .votes import votes
 
 PURIFIERS = ("none", "adp", "pixeldefend")
 TOGETHER = 128  # noisy copies that are purified at once
@@ -56,6 +58,7 @@ def certify_l2(
     purifier: str | Denoiser = "none",
     model: Any = None,
     eps: int | None = None,
+    views: str = "one",
     seed: int = 0,
     engine: str = "auto",
     precision: str = "auto",
@@ -72,8 +75,8 @@ def certify_l2(
     purifier: what stands in front of the classifier. 'none': nothing. 'adp': one denoising step, x + sigma s(x), of the
     score network, clamped to [0, 1]. 'pixeldefend': the noisy image, clamped and rounded, purified within ±``eps``, by
     default sigma in grey levels. Or a function of noisy images. model: a model of the purifier's kind, as it takes
-    them. engine, precision, threads: as for :func:`pxfast.purify`. seed: of the noise, with the image's own values: an
-    image's result does not depend on the others. progress: as for :func:`pxfast.purify`.
+    them. views: as for :func:`certify`. engine, precision, threads, progress: as for :func:`pxfast.purify`. seed: of
+    the noise, with the image's own values: an image's result does not depend on the others.
 
     Returns the :class:`Certificates`, whose radii are in units of [0, 1]. Raises TypeError or ValueError for bad input;
     ImportError without scipy (``pip install 'pxfast[evaluate]'``).
@@ -86,6 +89,7 @@ def certify_l2(
         kind = ValueError if isinstance(purifier, str) else TypeError
         raise kind(f"purifier must be one of {', '.join(PURIFIERS)}, or a function of images, got {shown(purifier)}")
     eps = min(255, round(255.0 * sigma)) if eps is None else check_eps(eps)
+    check_choice("views", views, VIEWS)
     seed = check_seed(seed)
     engine, precision = settled(engine, precision, threads)
     check_progress(progress)
@@ -109,8 +113,8 @@ def certify_l2(
     with reporting(len(grid), progress) as report:
         for image in grid.to(form.device).float() / 255.0:
             key = image_seeds(image[None], seed)
-            first = _votes(classifier, denoise, image, sigma, derived_seeds(key, 0)[0], first_samples)
-            counted = _votes(classifier, denoise, image, sigma, derived_seeds(key, 1)[0], samples)
+            first = _noisy_votes(classifier, views, denoise, image, sigma, derived_seeds(key, 0)[0], first_samples)
+            counted = _noisy_votes(classifier, views, denoise, image, sigma, derived_seeds(key, 1)[0], samples)
             found.append((int(first.argmax()), counted))
             report(len(found))
     tops = torch.tensor([top for top, _ in found], dtype=torch.int64)
@@ -126,6 +130,8 @@ def certify_l2(
         "purifier": name_of(purifier),
         "seed": seed,
     }
+    if views != "one":
+        settings["views"] = views
     if purifier == "pixeldefend":
         settings |= {"eps": eps, "engine": engine, "precision": precision}
     return Certificates(labels, predictions, radii, counts, "l2", settings)
@@ -161,19 +167,20 @@ def _normal_quantile(probability: float) -> float:
     return float(norm.ppf(probability)) if probability < 1.0 else math.inf
 
 
-def _votes(classifier: nn.Module, denoise: Denoiser, image: Tensor, sigma: float, seed: int, samples: int) -> Tensor:
+def _noisy_votes(
+    classifier: nn.Module, views: str, denoise: Denoiser, image: Tensor, sigma: float, seed: int, samples: int
+) -> Tensor:
     """Votes, int64 (classes,), of noisy copies of an image (C, H, W); copy k has noise of its own by ``seed`` and k."""
-    votes: Tensor | None = None
+    total: Tensor | None = None
     for start in range(0, samples, TOGETHER):
         count = min(TOGETHER, samples - start)
         seeds = [derived_seeds([seed], k)[0] for k in range(start, start + count)]
         clean = image.expand(count, *image.shape)
         noisy = clean + sigma * standard_normal(seeds, clean)
-        logits = in_fixed_batches(lambda some: checked_logits(classifier(some), len(some)), denoise(noisy).float())
-        own = logits.argmax(dim=1).bincount(minlength=logits.shape[1]).cpu()
-        votes = own if votes is None else votes + own
-    assert votes is not None
-    return votes
+        own = votes(classifier, denoise(noisy).float(), views)
+        total = own if total is None else total + own
+    assert total is not None
+    return total
 
 
 def _nothing(noisy: Tensor) -> Tensor:

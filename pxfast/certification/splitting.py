@@ -26,17 +26,18 @@ from ..base.checks import (
 from ..base.files import AnyPath, check_output_folder
 from ..base.progress import reporting
 from ..base.records import shown
-from ..classifiers.contract import Labels, checked_logits, class_labels
+from ..classifiers.contract import Labels, class_labels
 from ..data.images import Images, to_grid
+from ..defences.defended import VIEWS
 from ..engines.registry import select
 from ..engines.settings import DecodeSettings
 from ..pixelcnn.shipped import Model, model_for
 from ..pixeldefend.cells import DITHERS, cells, shifts
 from ..tensors.ambient import in_plain_torch
-from ..tensors.batches import in_fixed_batches
 from ..tensors.store import Store
 from .certificates import Certificates
 from .guesses import DENSITY, PURIFIERS, Guess, checked_guess, kept_guess, named_guess, recipe_of
+from .votes import votes
 
 MOST_WIDTH = 1024
 TOGETHER = 128  # cells of images that are purified at once
@@ -67,6 +68,7 @@ def certify(
     width: int = 32,
     purifier: str | Guess = "pixeldefend",
     dither: str = "lattice",
+    views: str = "one",
     model: Model | None = None,
     seed: int = 0,
     engine: str = "auto",
@@ -85,8 +87,9 @@ def certify(
     purifier: how the image is guessed from its cells. 'pixeldefend': the greedy likeliest image within them
     (Algorithm 1). 'sample': a draw from the density model, restricted to them, whose random numbers depend on ``seed``
     and the offset alone. 'midpoints': the middle of each cell. Or a function of the cells' ends; each result may depend
-    on its own cells alone. model, engine, precision, threads, progress: as for :func:`pxfast.purify`.
-    dither: what v is, as :func:`pxfast.certification.shifts` takes it: 'lattice', or 'random' by ``seed``.
+    on its own cells alone. dither: what v is, as :func:`pxfast.certification.shifts` takes it: 'lattice', or 'random'
+    by ``seed``. views: 'one', or 'flip': a vote is that of the mean probability of a guess and its mirror image, which
+    takes twice as long. model, engine, precision, threads, progress: as for :func:`pxfast.purify`.
     keep: a folder in which the guesses of 'pixeldefend' and 'sample' are kept, ``width`` images for each image; a later
     call finds those of the same cells, model and settings there, whatever the classifier is. It is made if need be.
 
@@ -99,6 +102,7 @@ def certify(
         kind = ValueError if isinstance(purifier, str) else TypeError
         raise kind(f"purifier must be one of {', '.join(PURIFIERS)}, or a function of cells, got {shown(purifier)}")
     check_choice("dither", dither, DITHERS)
+    check_choice("views", views, VIEWS)
     seed = check_seed(seed)
     engine, precision = settled(engine, precision, threads)
     check_progress(progress)
@@ -122,21 +126,22 @@ def certify(
         seed,
     )
 
-    votes = []
+    found = []
     with reporting(len(grid), progress) as report:
         for part in grid.split(together) if len(grid) else ():
             lower, upper = cells(part[:, None], width, starts)  # (n, width, C, H, W)
             guessed = checked_guess(guess(lower.flatten(0, 1), upper.flatten(0, 1)), lower.flatten(0, 1))
             for own in guessed.to(form.device).split(width):  # in batches that the offset alone decides
-                logits = in_fixed_batches(lambda some: checked_logits(classifier(some), len(some)), own)
-                votes.append(logits.argmax(dim=1).bincount(minlength=logits.shape[1]).cpu())
-            report(len(votes))
-    counts = torch.stack(votes) if votes else torch.zeros((0, 2), dtype=torch.int64)
+                found.append(votes(classifier, own, views))
+            report(len(found))
+    counts = torch.stack(found) if found else torch.zeros((0, 2), dtype=torch.int64)
     predictions, radii = radii_of(counts)
-    class_labels(labels, len(grid), classes=counts.shape[1] if votes else None)
+    class_labels(labels, len(grid), classes=counts.shape[1] if found else None)
     settings: dict[str, Any] = {"norm": "l1", "width": width, "purifier": name_of(purifier), "dither": dither}
     if dither == "random" or purifier == "sample":
         settings["seed"] = seed
+    if views != "one":
+        settings["views"] = views
     if purifier in DENSITY:
         settings |= {"engine": engine, "precision": precision}
     return Certificates(labels, predictions, radii.double(), counts, "l1", settings)

@@ -24,6 +24,7 @@ from .options import (
     RootOption,
     SeedOption,
     ThreadsOption,
+    ViewsOption,
     among,
 )
 
@@ -76,6 +77,7 @@ def certify(
     root: RootOption = None,
     images: OptionalImagesOption = None,
     classifier: ClassifierOption = None,
+    views: ViewsOption = "one",
     model: ModelOption = None,
     curve: Annotated[Path | None, typer.Option(help="A picture of accuracy against radius, .png or .svg.")] = None,
     page: Annotated[Path | None, typer.Option(help="An HTML page with the table and the picture.")] = None,
@@ -128,6 +130,7 @@ def certify(
     check_classes(dataset, network.config.classes)
     options: dict[str, Any] = {
         "model": model,
+        "views": views,
         "seed": seed,
         "engine": chosen,
         "precision": precision,

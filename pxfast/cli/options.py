@@ -88,7 +88,7 @@ ClassifiersOption = Annotated[
 ]
 ViewsOption = Annotated[
     str,
-    typer.Option(help="one, or flip: the image and its mirror image are purified, and the probabilities averaged."),
+    typer.Option(help="one, or flip: the mirror image is classified as well, and the probabilities averaged."),
 ]
 DefenceOption = Annotated[
     list[str] | None,

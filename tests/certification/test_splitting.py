@@ -87,6 +87,20 @@ def test_neighbours_tell_more_of_real_images_by_the_lattice():
     assert error["lattice"] < 0.9 * error["random"]
 
 
+def test_two_views_vote_by_the_mean_probability_of_a_guess_and_its_mirror_image():
+    images, width = real_images(1, (8, 8), 3), 20
+    classifier = Linear(64, scale=30.0)
+    found = certify(classifier, images, [0, 1, 2], width=width, purifier="midpoints", views="flip")
+    starts = torch.arange(width).reshape(-1, 1, 1, 1) + shifts((1, 8, 8), width)
+    for image, counts in zip(images, found.counts, strict=True):
+        seen = midpoints(*cells(image, width, starts))
+        mean = classifier(seen).softmax(1) + classifier(seen.flip(3)).softmax(1)
+        assert torch.equal(mean.argmax(1).bincount(minlength=3), counts)
+    one = certify(classifier, images, [0, 1, 2], width=width, purifier="midpoints")
+    assert not torch.equal(one.counts, found.counts)
+    assert found.settings == {**one.settings, "views": "flip"}
+
+
 @pytest.mark.parametrize("dither", ["lattice", "random"])
 def test_the_dither_is_part_of_what_was_computed(dither):
     found = certify(Linear(64), torch.zeros(1, 1, 8, 8), [0], purifier="midpoints", dither=dither, seed=7)
@@ -326,6 +340,7 @@ def test_no_images_and_a_classifier_of_its_own_kind():
         ({"classifier": "resnet"}, TypeError, "classifier must be of Module"),
         ({"images": torch.zeros(8, 8)}, ValueError, "expected a torch tensor or NumPy array"),
         ({"images": torch.full((1, 1, 8, 8), float("nan"))}, ValueError, "NaN"),
+        ({"views": "both"}, ValueError, "views must be one of one, flip, got 'both'"),
         ({"dither": "blue"}, ValueError, "dither must be one of lattice, random, got 'blue'"),
         ({"engine": "abacus"}, ValueError, "unknown engine"),
     ],

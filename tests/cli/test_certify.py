@@ -114,6 +114,7 @@ def test_a_killed_run_goes_on_where_it_was(monkeypatch, capfd, folder, tmp_path)
 def test_l2_in_the_same_command(monkeypatch, capfd, folder, tmp_path):
     out = tmp_path / "c.json"
     words = ["--norm", "l2", "--sigma", 0.1, "--samples", 30, "--first-samples", 5, "--out", out, "--json"]
+    words = [*words, "--views", "flip"]
     printed, _ = call(monkeypatch, capfd, folder, *words, "--curve", tmp_path / "c.svg")
     facts = json.loads(printed)
     assert facts["settings"]["norm"] == "l2"
@@ -121,8 +122,9 @@ def test_l2_in_the_same_command(monkeypatch, capfd, folder, tmp_path):
     assert facts["files"] == [str(out), str(tmp_path / "c.svg")]
     images, labels = given(folder)
     expected = pxfast.certify_l2(
-        load_classifier("fashion-mnist").eval(), images, labels, sigma=0.1, samples=30, first_samples=5
+        load_classifier("fashion-mnist").eval(), images, labels, sigma=0.1, samples=30, first_samples=5, views="flip"
     )
+    assert facts["settings"]["views"] == "flip"
     assert [each["votes"] for each in json.loads(out.read_text())["images"]] == expected.counts.tolist()
     assert "0.001" in certified.claim(expected)
 
@@ -131,6 +133,8 @@ def test_l2_in_the_same_command(monkeypatch, capfd, folder, tmp_path):
     ("words", "message"),
     [
         (["--norm", "l3"], "norm must be one of l1, l2, got 'l3'"),
+        (["--dither", "blue"], "dither must be one of lattice, random, got 'blue'"),
+        (["--norm", "l2", "--views", "two"], "views must be one of one, flip, got 'two'"),
         (["--guess", "adp"], "purifier must be one of pixeldefend, midpoints, sample"),
         (["--norm", "l2", "--guess", "sample"], "purifier must be one of none, adp, pixeldefend"),
         (["--width", "0"], "width must be an integer in 1..1024, got 0"),
