@@ -37,10 +37,9 @@ RUNS: dict[str, tuple[int, list[object]]] = {
     "l1-32-sample": (60, ["--width", 32, "--guess", "sample"]),
     **{
         f"l1-{width}-{guess}": (1000, ["--width", width, "--guess", guess])
-        for width in (32, 64, 132)
+        for width in (32, 64, 132, 442)
         for guess in ("midpoints", "pixeldefend")
     },
-    **{f"l1-442-{guess}": (200, ["--width", 442, "--guess", guess]) for guess in ("midpoints", "pixeldefend")},
     **{
         f"l1-{width}-random-{guess}": (200, ["--width", width, "--guess", guess, *RANDOM])
         for width in (64, 132)
@@ -83,12 +82,12 @@ def tuned(dataset: str, width: object, guess: object, root: Path, work: Path, th
     return out
 
 
-def run(dataset: str, name: str, root: Path, work: Path, threads: int) -> Path:
-    """The file of a run, which is made unless it is there."""
-    out = work / f"{dataset}-{name}.json"
+def run(dataset: str, name: str, most: int, root: Path, work: Path, threads: int) -> Path:
+    """The file of a run over its images, but at most so many, which is made unless it is there."""
+    images, options = RUNS[name]
+    images, options = min(images, most), list(options)
+    out = work / f"{dataset}-{name}-{images}.json"
     if not out.exists():
-        images, options = RUNS[name]
-        options = list(options)
         if "-tuned-" in name:
             options += ["--classifier", tuned(dataset, options[1], options[3], root, work, threads)]
         if "l1" in name and "midpoints" not in name:
@@ -176,11 +175,13 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True, help="where runs are kept")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--only", help="these runs: a,b")
+    parser.add_argument("--images", type=int, default=1000, help="at most so many, for a first look")
     arguments = parser.parse_args()
     dataset: str = arguments.dataset
     known = [name for name in RUNS if "-packaged-" not in name or PACKAGED.startswith(dataset)]
     names = arguments.only.split(",") if arguments.only else known
-    files = {name: run(dataset, name, arguments.root, arguments.work, arguments.threads) for name in names}
+    places = (arguments.root, arguments.work, arguments.threads)
+    files = {name: run(dataset, name, arguments.images, *places) for name in names}
     results = ROOT / "bench" / "results" / f"certificates-{dataset}.json"
     before = json.loads(results.read_text())["runs"] if arguments.only and results.exists() else {}
     made = {**before, **{name: recorded(path, dataset) for name, path in files.items()}}
