@@ -49,13 +49,23 @@ RUNS: dict[str, tuple[int, list[object]]] = {
         f"l1-132-random-tuned-{guess}": (1000, ["--width", 132, "--guess", guess, *RANDOM])
         for guess in ("midpoints", "pixeldefend")
     },
-    "l1-132-packaged-midpoints": (1000, ["--width", 132, "--guess", "midpoints", "--classifier", PACKAGED]),
+    **{
+        f"l1-132-{name}-midpoints": (
+            1000,
+            ["--width", 132, "--guess", "midpoints", "--classifier", PACKAGED, *options],
+        )
+        for name, options in {
+            "random-packaged": RANDOM,
+            "packaged": [],
+            "packaged-flip": ["--views", "flip"],
+        }.items()
+    },
     "l2-none": (20, [*L2, "--guess", "none"]),
     "l2-adp": (20, [*L2, "--guess", "adp"]),
     "l2-pixeldefend": (20, [*L2, "--guess", "pixeldefend"]),
 }
 TUNING = ["--behind-images", 25000, "--epochs", 4, "--learning-rate", 0.02]  # of 'tuned' classifiers
-CLASSIFIERS = {"tuned": "fine-tuned", "packaged": "fine-tuned longer"}
+CLASSIFIERS = {"tuned": "fine-tuned", "packaged": "packaged"}
 SHOWN = {"l1": (0, 8, 15, 24, 31, 48, 63, 127), "l2": (0, 0.1, 0.2, 0.3, 0.4)}
 
 
@@ -119,43 +129,18 @@ def certificates(entry: dict[str, Any]) -> Certificates:
     )
 
 
-def first(found: Certificates, count: int) -> Certificates:
-    """Those of the first images alone."""
-    kept = (each[:count] for each in (found.labels, found.predictions, found.radii, found.counts))
-    return Certificates(*kept, found.norm, found.settings)
-
-
-def group(name: str) -> str:
-    """What runs are compared with each other: those of one norm and width."""
-    return "-".join(name.split("-")[:2]) if name.startswith("l1") else "l2"
-
-
-def compared(runs: dict[str, Certificates]) -> dict[str, Certificates]:
-    """The runs over the images that all of a group's longer ones share; of samples over their own, fewer ones."""
-    return {
-        name: first(
-            found,
-            min(
-                len(other.labels)
-                for key, other in runs.items()
-                if group(key) == group(name) and ("sample" not in key or key == name)
-            ),
-        )
-        for name, found in runs.items()
-    }
-
-
-def title(name: str) -> str:
-    """The guess and the classifier of a run of L1."""
-    guess = {"pixeldefend": "PixelDefend", "sample": "draw"}.get(kind := name.rpartition("-")[2], kind)
+def title(name: str, found: Certificates) -> str:
+    """The dither, the guess and the classifier of a run of L1."""
+    guess = {"pixeldefend": "PixelDefend", "sample": "draw"}.get(kind := found.settings["purifier"], kind)
     classifier = next((text for part, text in CLASSIFIERS.items() if f"-{part}-" in name), "shipped")
-    return f"{guess}, {classifier}"
+    views = ", two views" if found.settings.get("views") == "flip" else ""
+    return f"{found.settings.get('dither', 'random')}, {guess}, {classifier}{views}"
 
 
 def table(runs: dict[str, Certificates], norm: str) -> list[str]:
     """Certified accuracy in % by radius as a table of Markdown."""
     radii = SHOWN[norm]
-    lead = ["w", "guess, classifier", "images"] if norm == "l1" else ["purifier", "images"]
+    lead = ["w", "dither, guess, classifier", "images"] if norm == "l1" else ["purifier", "images"]
     lines = [
         f"| {' | '.join(lead)} | {' | '.join(f'{radius:g}' for radius in radii)} |",
         f"|{'---|' * len(lead)}{'---:|' * len(radii)}",
@@ -163,7 +148,7 @@ def table(runs: dict[str, Certificates], norm: str) -> list[str]:
     for name, found in runs.items():
         if found.norm == norm:
             shares = (f"{100 * found.certified_accuracy(radius):.0f}" for radius in radii)
-            head = f"{found.settings['width']} | {title(name)}" if norm == "l1" else name.rpartition("-")[2]
+            head = f"{found.settings['width']} | {title(name, found)}" if norm == "l1" else name.rpartition("-")[2]
             lines.append(f"| {head} | {len(found.labels)} | {' | '.join(shares)} |")
     return lines
 
@@ -178,7 +163,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=1000, help="at most so many, for a first look")
     arguments = parser.parse_args()
     dataset: str = arguments.dataset
-    known = [name for name in RUNS if "-packaged-" not in name or PACKAGED.startswith(dataset)]
+    known = [name for name in RUNS if "packaged" not in name or PACKAGED.startswith(dataset)]
     names = arguments.only.split(",") if arguments.only else known
     places = (arguments.root, arguments.work, arguments.threads)
     files = {name: run(dataset, name, arguments.images, *places) for name in names}
@@ -193,11 +178,11 @@ def main() -> None:
     }
     with whole_file(results) as path:
         path.write_text(json.dumps(result) + "\n", encoding="utf-8")
-    runs = compared({name: certificates(entry) for name, entry in result["runs"].items()})
+    runs = {name: certificates(entry) for name, entry in result["runs"].items()}
     shown = {
-        f"{title(name)}, w = {found.settings['width']}": found
+        f"w = {found.settings['width']}, {title(name, found).removeprefix('lattice, ')}": found
         for name, found in runs.items()
-        if found.norm == "l1" and "sample" not in name
+        if found.norm == "l1" and "sample" not in name and "random" not in name
     }
     if dataset == "cifar10":
         pictures.save_picture(certified.draw_certified(shown), ROOT / "docs" / "certificate.png")

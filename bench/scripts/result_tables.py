@@ -13,8 +13,10 @@ import argparse
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from pxfast.base.files import whole_file
+from pxfast.classifiers.training import runs_in
 from pxfast.classifiers.vgg import VGG
 from pxfast.classifiers.weights import SHIPPED, load_classifier, read_notes
 from pxfast.evaluation.results import Cell, Table, read_table
@@ -55,14 +57,19 @@ def markdown(table: Table) -> str:
     return "\n".join([*lines, "", f"Eps {bounds}, {table.images:,} test images, {intervals}; {table.machine['cpu']}."])
 
 
+def kind_of(training: dict[str, Any]) -> str:
+    """What a classifier was trained for: its defence, what it stands behind, or nothing of the kind."""
+    defence: str = training.get("defence", "none")
+    return training.get("behind") or ("normal" if defence == "none" else defence)
+
+
 def classifiers() -> str:
     """The classifiers in the package: how they were trained, and their accuracy on all test images."""
     lines = ["| name | training | accuracy | the paper's | steps | file, MB |", "|---|---|---:|---:|---:|---:|"]
     for name, path in SHIPPED.items():
         notes = read_notes(path)
         dataset, training = notes["dataset"], notes["training"]
-        defence = training.get("defence", "none")
-        kind = training.get("behind") or ("normal" if defence == "none" else defence)
+        kind = kind_of(training)
         architecture = "vgg16" if isinstance(load_classifier(path), VGG) else "resnet62"
         published = next(
             (
@@ -72,8 +79,9 @@ def classifiers() -> str:
             ),
             "",
         )
-        steps = notes["steps"] + notes.get("earlier_run", {"steps": 0})["steps"]
-        of = f"{kind}, from the normal one" if training.get("start") == dataset else kind
+        runs = runs_in(notes)
+        steps = sum(run["steps"] for run in runs if (kind_of(run["training"]) == "normal") == (kind == "normal"))
+        of = f"{kind}, from the normal one" if any(run["training"].get("start") == dataset for run in runs) else kind
         lines.append(
             f"| `{name}` | {of} | {100 * notes['test_accuracy']:.2f} % | {published} "
             f"| {steps:,} of {training['batch_size']} images | {path.stat().st_size / 1e6:.2f} |"

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 import os
 import time
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +17,7 @@ from torch import Tensor
 from ..base.checks import check_choice, check_levels, check_optional_count, check_path, check_text
 from ..base.durations import phase
 from ..data.datasets import load_dataset
-from ..tensors.safetensors import fill, stored_tensors
+from ..tensors.safetensors import fill, metadata_json, stored_tensors
 from ..training.checkpoints import check_state, read_checkpoint, write_checkpoint
 from ..training.compilation import duration_key, settle_compilation
 from ..training.loop import run_to_the_end
@@ -30,7 +31,7 @@ from .classifier import Classifier, ClassifierConfig, standardise
 from .contract import class_labels
 from .losses import consistent_cross_entropy, mixed_cross_entropy, smoothed_cross_entropy
 from .prediction import accuracy
-from .weights import SHIPPED, load_classifier, save_classifier
+from .weights import SHIPPED, load_classifier, read_notes, save_classifier
 
 CHECKPOINT_FORMAT = "pxfast-classifier-training"
 DEFENCES = ("none", "fgsm", "bim", "label-smoothing")
@@ -138,6 +139,13 @@ def shifted(images: Tensor, most: int, generator: torch.Generator) -> Tensor:
     return padded[image, channel, rows[:, None, :, None], columns[:, None, None, :]]
 
 
+def runs_in(notes: dict[str, Any]) -> list[dict[str, Any]]:
+    """The training runs that a classifier file's notes tell of, oldest first: settings, steps and seconds of each."""
+    earlier = notes.get("earlier_runs")
+    last = {key: notes[key] for key in ("training", "steps", "seconds") if key in notes}
+    return [*(earlier if isinstance(earlier, list) else []), *([last] if last else [])]
+
+
 class ClassifierTrainer(TrainingRun):
     """A training run: model, momentum and position in the data; saved and restored as one.
 
@@ -176,12 +184,17 @@ class ClassifierTrainer(TrainingRun):
             nesterov=settings.momentum > 0,
         )
         self._logits = torch.compile(self.model.logits) if settings.compile else self.model.logits
+        self.earlier_runs: list[dict[str, Any]] = []  # what led to the weights that the run starts from, oldest first
 
-    def start_from(self, classifier: Classifier) -> None:
-        """Begin with the weights of ``classifier``. ValueError when it is of another architecture."""
+    def start_from(self, classifier: Classifier, notes: dict[str, Any] | None = None) -> None:
+        """Begin with the weights of ``classifier``. ValueError when it is of another architecture.
+
+        notes: those of its file, whose runs this one continues.
+        """
         if classifier.config != self.model.config:
             raise ValueError(f"expected to start from a classifier of {self.model.config}, got {classifier.config}")
         self.model.load_state_dict(classifier.state_dict())
+        self.earlier_runs = runs_in(notes or {})
 
     def batch(self) -> tuple[Tensor, Tensor]:
         """Clean uint8 images and labels of the present step, on the CPU."""
@@ -257,12 +270,14 @@ class ClassifierTrainer(TrainingRun):
         for i, state in self.optimiser.state_dict()["state"].items():
             if state.get("momentum_buffer") is not None:
                 tensors[f"momentum.{i}"] = state["momentum_buffer"]
-        write_checkpoint(path, tensors, self.metadata(CHECKPOINT_FORMAT, self.model.config))
+        metadata = self.metadata(CHECKPOINT_FORMAT, self.model.config)
+        write_checkpoint(path, tensors, {**metadata, "earlier_runs": json.dumps(self.earlier_runs)})
 
     def restore(self, path: Path) -> None:
         """Continue where ``save`` left off. ValueError when the checkpoint is of another model or other settings."""
         tensors, metadata = read_checkpoint(path, CHECKPOINT_FORMAT)
         self.resume_at(path, metadata, self.model.config)
+        self.earlier_runs = runs_in({"earlier_runs": metadata_json(metadata, "earlier_runs", path, "[]")})
         targets = {f"model.{name}": value for name, value in self.model.state_dict().items()}
         momenta = {f"momentum.{i}": parameter for i, parameter in enumerate(self.model.parameters())}
         check_state(tensors, {**targets, **momenta}, path, optional=momenta)
@@ -292,12 +307,12 @@ def train_classifier(
     """Train a classifier on a data set's training images and write it to ``out`` (safetensors).
 
     dataset: as :func:`pxfast.data.load_dataset` takes it, with ``root``. arch: a name that
-    :func:`pxfast.classifiers.architecture` knows. The notes in the file record the settings, the time and the accuracy
-    on all test images of the weights as stored. Every ``checkpoint_interval`` seconds the state goes to ``out`` with
-    the suffix .checkpoint.safetensors, in shards if it is large; with ``resume`` a killed run goes on from there with
-    the same data order. Ctrl-C ends the run after the step at hand, with the checkpoint kept, and raises
-    KeyboardInterrupt. processes: names the device; a classifier is trained by one process. settings: None for
-    the defaults. progress: show a bar. preparation: what the setting ``behind`` stands for;
+    :func:`pxfast.classifiers.architecture` knows. The notes in the file record the settings, the time, the runs that
+    ``start`` came from, and the accuracy on all test images of the weights as stored. Every ``checkpoint_interval``
+    seconds the state goes to ``out`` with the suffix .checkpoint.safetensors, in shards if it is large; with ``resume``
+    a killed run goes on from there with the same data order. Ctrl-C ends the run after the step at hand, with the
+    checkpoint kept, and raises KeyboardInterrupt. processes: names the device; a classifier is trained by one process.
+    settings: None for the defaults. progress: show a bar. preparation: what the setting ``behind`` stands for;
     :func:`pxfast.defences.train_behind` gives it. Returns the classifier as stored, on its device.
     Raises FileNotFoundError when ``root`` has no data, FloatingPointError when the loss stops being finite, and what
     :func:`pxfast.training.outputs.run_outputs` raises.
@@ -336,7 +351,7 @@ def train_classifier(
         if files.resumed:
             trainer.restore(files.checkpoint)
         elif start is not None:
-            trainer.start_from(start)
+            trainer.start_from(start, read_notes(str(settings.start)))
         recent: tuple[float, ...] | None = None
 
         def describe(now: tuple[float, float]) -> str:
@@ -372,6 +387,8 @@ def train_classifier(
             seen = preparation.seen(test_images[:TEST_IMAGES]).to(device)
             notes["behind_test_images"] = len(seen)
             notes["behind_test_accuracy"] = accuracy(model, seen, test_labels[: len(seen)].to(device))
+        if trainer.earlier_runs:
+            notes["earlier_runs"] = trainer.earlier_runs
         if trainer.compilation is not None:
             notes["compilation"] = trainer.compilation
         with files.model.written() as temporary:

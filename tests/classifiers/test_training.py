@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -343,7 +344,10 @@ def test_a_run_may_start_from_a_classifier(small_data, tmp_path) -> None:
     second = train(tmp_path / "b.safetensors", settings=settings)
     for (name, before), after in zip(first.named_parameters(), second.parameters(), strict=True):
         torch.testing.assert_close(after, before, rtol=1e-2, atol=1e-4, msg=name)
-    assert read_notes(tmp_path / "b.safetensors")["training"]["start"] == start
+    before, after = read_notes(start), read_notes(tmp_path / "b.safetensors")
+    assert after["training"]["start"] == start
+    assert "earlier_runs" not in before
+    assert after["earlier_runs"] == [{key: before[key] for key in ("training", "steps", "seconds")}]
     with pytest.raises(ValueError, match=r"expected to start from a classifier of .*got"):
         train(tmp_path / "c.safetensors", settings=dataclasses.replace(SETTINGS, start="fashion-mnist"))
 
@@ -412,3 +416,29 @@ def test_a_resumed_run_needs_no_file_to_start_from(small_data, model: Classifier
     (tmp_path / "start.safetensors").unlink()
     again = train(tmp_path / "a.safetensors", settings=settings, resume=True)
     assert all(map(torch.equal, found.state_dict().values(), again.state_dict().values()))
+
+
+def test_an_interrupted_run_knows_the_runs_that_it_came_from(small_data, tmp_path, monkeypatch) -> None:
+    names = [str(tmp_path / f"{letter}.safetensors") for letter in "abc"]
+    quick = dataclasses.replace(SETTINGS, epochs=0.25)
+    train(names[0], settings=quick)
+    train(names[1], settings=dataclasses.replace(quick, start=names[0], seed=1))
+    last = dataclasses.replace(SETTINGS, start=names[1], seed=2)
+    train_step = ClassifierTrainer.train_step
+
+    def interrupted(trainer: ClassifierTrainer) -> tuple[float, float]:
+        if trainer.step == 3:
+            raise KeyboardInterrupt
+        return train_step(trainer)
+
+    monkeypatch.setattr(ClassifierTrainer, "train_step", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        train(names[2], settings=last, checkpoint_interval=0.0)
+    monkeypatch.setattr(ClassifierTrainer, "train_step", train_step)
+    for name in names[:2]:
+        Path(name).unlink()
+    train(names[2], settings=last, resume=True)
+    found = read_notes(names[2])
+    assert [run["training"]["seed"] for run in found["earlier_runs"]] == [0, 1]
+    assert [run["steps"] for run in found["earlier_runs"]] == [1, 1]
+    assert found["training"]["seed"] == 2
