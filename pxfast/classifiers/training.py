@@ -75,7 +75,8 @@ class ClassifierSettings(RunSettings):
     made by that. ``adversary``: what attacks the images that are purified, 'bim', 'fgsm' or 'none'; None: 'bim' where
     the classifier that the training starts from can be attacked. ``behind_images``: so many training images, drawn by
     ``seed``; None: all. ``consistency``: the weight of a loss that wants an image's versions in cells to be classified
-    alike (:func:`pxfast.classifiers.losses.consistent_cross_entropy`), which the second half of each batch then is of.
+    alike (:func:`pxfast.classifiers.losses.consistent_cross_entropy`). The second half of each batch is then other
+    versions of the images in the first half.
     """
 
     batch_size: int = 128
