@@ -134,7 +134,7 @@ def title(name: str, found: Certificates) -> str:
     guess = {"pixeldefend": "PixelDefend", "sample": "draw"}.get(kind := found.settings["purifier"], kind)
     classifier = next((text for part, text in CLASSIFIERS.items() if f"-{part}-" in name), "shipped")
     views = ", two views" if found.settings.get("views") == "flip" else ""
-    return f"{found.settings.get('dither', 'random')}, {guess}, {classifier}{views}"
+    return f"{found.settings['dither']}, {guess}, {classifier}{views}"
 
 
 def table(runs: dict[str, Certificates], norm: str) -> list[str]:

@@ -16,9 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from pxfast.base.files import whole_file
-from pxfast.classifiers.training import runs_in
 from pxfast.classifiers.vgg import VGG
-from pxfast.classifiers.weights import SHIPPED, load_classifier, read_notes
+from pxfast.classifiers.weights import SHIPPED, load_classifier, read_notes, runs_in
 from pxfast.evaluation.results import Cell, Table, read_table
 from pxfast.evaluation.specification import load_table
 

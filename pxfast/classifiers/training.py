@@ -31,7 +31,7 @@ from .classifier import Classifier, ClassifierConfig, standardise
 from .contract import class_labels
 from .losses import consistent_cross_entropy, mixed_cross_entropy, smoothed_cross_entropy
 from .prediction import accuracy
-from .weights import SHIPPED, load_classifier, read_notes, save_classifier
+from .weights import SHIPPED, load_classifier, read_notes, runs_in, save_classifier
 
 CHECKPOINT_FORMAT = "pxfast-classifier-training"
 DEFENCES = ("none", "fgsm", "bim", "label-smoothing")
@@ -138,13 +138,6 @@ def shifted(images: Tensor, most: int, generator: torch.Generator) -> Tensor:
     image, channel = torch.arange(N)[:, None, None, None], torch.arange(C)[None, :, None, None]
     padded = F.pad(images, (most, most, most, most))
     return padded[image, channel, rows[:, None, :, None], columns[:, None, None, :]]
-
-
-def runs_in(notes: dict[str, Any]) -> list[dict[str, Any]]:
-    """The training runs that a classifier file's notes tell of, oldest first: settings, steps and seconds of each."""
-    earlier = notes.get("earlier_runs")
-    last = {key: notes[key] for key in ("training", "steps", "seconds") if key in notes}
-    return [*(earlier if isinstance(earlier, list) else []), *([last] if last else [])]
 
 
 class ClassifierTrainer(TrainingRun):

@@ -51,6 +51,13 @@ def read_notes(name_or_path: str | os.PathLike[str]) -> dict[str, Any]:
     return notes_in(read_header(path, FORMAT).metadata, path)
 
 
+def runs_in(notes: dict[str, Any]) -> list[dict[str, Any]]:
+    """The training runs that a classifier file's notes tell of, oldest first: settings, steps and seconds of each."""
+    earlier = notes.get("earlier_runs")
+    last = {key: notes[key] for key in ("training", "steps", "seconds") if key in notes}
+    return [*(earlier if isinstance(earlier, list) else []), *([last] if last else [])]
+
+
 def _config(metadata: dict[str, str], path: Path) -> ClassifierConfig:
     kind = metadata.get("architecture", "none")
     if kind not in KINDS:

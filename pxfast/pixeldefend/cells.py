@@ -33,7 +33,7 @@ def shifts(image_shape: tuple[int, int, int], width: int, dither: str = "lattice
     C, H, W = image_shape
     if dither == "lattice":
         channel, row, column = np.ogrid[:C, :H, :W]
-        u = (row / PLASTIC + column / PLASTIC**2 + channel / C) % 1.0
+        u = (row / PLASTIC + column / (PLASTIC * PLASTIC) + channel / C) % 1.0
     else:
         u = uniforms(seed, np.arange(C * H * W, dtype=np.uint64), 0).reshape(image_shape)
     return torch.from_numpy(np.floor(u * width).astype(np.int64))

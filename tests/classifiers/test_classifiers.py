@@ -31,8 +31,7 @@ from pxfast.classifiers import (
 from pxfast.classifiers.architectures import architecture_for
 from pxfast.classifiers.classifier import NormActivation, standardise
 from pxfast.classifiers.resnet import ResidualUnit
-from pxfast.classifiers.training import runs_in
-from pxfast.classifiers.weights import FORMAT, SHIPPED, read_notes, stored_tensors
+from pxfast.classifiers.weights import FORMAT, SHIPPED, read_notes, runs_in, stored_tensors
 from pxfast.classifiers.wide_resnet import WideUnit
 from pxfast.data.datasets import DATASETS, load_dataset
 from pxfast.evaluation.classifier_needs import ClassifierNeed

@@ -52,6 +52,21 @@ def train(out, **changes) -> Classifier:
     return train_classifier("fashion-mnist", "resnet62", "", out, **options)
 
 
+def train_until(step: int, out, settings: ClassifierSettings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A training that Ctrl-C ends before this step."""
+    train_step = ClassifierTrainer.train_step
+
+    def interrupted(trainer: ClassifierTrainer) -> tuple[float, float]:
+        if trainer.step == step:
+            raise KeyboardInterrupt
+        return train_step(trainer)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ClassifierTrainer, "train_step", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            train(out, settings=settings, checkpoint_interval=0.0)
+
+
 def test_shifts_are_crops_of_the_padded_image() -> None:
     """Every shifted image is one of the 9 that moves by one pixel give, and all of them occur."""
     image = bundled_images(1)[3:4]
@@ -281,18 +296,9 @@ def test_an_interrupted_training_goes_on_as_if_nothing_had_happened(
 ) -> None:
     settings = dataclasses.replace(SETTINGS, defence=defence, delta=3.0)
     whole = train(tmp_path / "whole.safetensors", settings=settings)
-    out, train_step = tmp_path / "parts.safetensors", ClassifierTrainer.train_step
-
-    def interrupted(trainer: ClassifierTrainer) -> tuple[float, float]:
-        if trainer.step == 5:
-            raise KeyboardInterrupt
-        return train_step(trainer)
-
-    monkeypatch.setattr(ClassifierTrainer, "train_step", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        train(out, settings=settings, checkpoint_interval=0.0)
+    out = tmp_path / "parts.safetensors"
+    train_until(5, out, settings, monkeypatch)
     assert not out.exists()
-    monkeypatch.setattr(ClassifierTrainer, "train_step", train_step)
     with pytest.raises(FileExistsError, match="checkpoint"):
         train(out, settings=settings)
     parts = train(out, settings=settings, resume=True)
@@ -424,17 +430,7 @@ def test_an_interrupted_run_knows_the_runs_that_it_came_from(small_data, tmp_pat
     train(names[0], settings=quick)
     train(names[1], settings=dataclasses.replace(quick, start=names[0], seed=1))
     last = dataclasses.replace(SETTINGS, start=names[1], seed=2)
-    train_step = ClassifierTrainer.train_step
-
-    def interrupted(trainer: ClassifierTrainer) -> tuple[float, float]:
-        if trainer.step == 3:
-            raise KeyboardInterrupt
-        return train_step(trainer)
-
-    monkeypatch.setattr(ClassifierTrainer, "train_step", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        train(names[2], settings=last, checkpoint_interval=0.0)
-    monkeypatch.setattr(ClassifierTrainer, "train_step", train_step)
+    train_until(3, names[2], last, monkeypatch)
     for name in names[:2]:
         Path(name).unlink()
     train(names[2], settings=last, resume=True)
