@@ -14,7 +14,6 @@ import argparse
 import dataclasses
 import itertools
 import json
-import math
 import statistics
 import subprocess
 import sys
@@ -24,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from noisy_images import noisy_images
+from one_image import single_images, single_images_lines
 
 from pxfast.base.files import output_files, refuse_existing
 from pxfast.base.machine import processor_name
@@ -141,30 +140,6 @@ def profiles(wish: Wish) -> list[dict[str, Any]]:
     for name, isa, precision in itertools.product(wish.networks, wish.isas, ("bf16", "fp32")):
         spent = profile(name, precision=precision, batch=64, order="sequential", isa=isa)
         rows.append({"network": name, "isa": isa, "precision": precision, **spent})
-    return rows
-
-
-def single_images(threads: int, count: int = 5, rounds: int = 3) -> list[dict[str, Any]]:
-    """Seconds of one image alone, the median of a few real ones: with random weights a row settles at once.
-
-    The orders take turns; of each image the fastest round counts.
-    """
-    rows = []
-    for name in ("shipped-cifar10", "shipped-fashion-mnist"):
-        model = benchmark.network(name)
-        schedule, precision = schedule_for(model), cpu.best_precision()
-        images = noisy_images(model.config.channels, count)
-        times: dict[str, list[float]] = {order: [math.inf] * count for order in compiled.ORDERS}
-        for _ in range(rounds + 1):  # the first one packs the weights
-            for order, seconds in times.items():
-                settings = DecodeSettings(threads=threads, order=order)
-                for i, image in enumerate(images.split(1)):
-                    started = time.perf_counter()
-                    cpu.decode(schedule, image, Greedy(benchmark.EPS), precision=precision, settings=settings)
-                    seconds[i] = min(seconds[i], time.perf_counter() - started)
-        row: dict[str, Any] = {"network": name, "precision": precision}
-        row.update((order, statistics.median(seconds)) for order, seconds in times.items())
-        rows.append(row)
     return rows
 
 
@@ -286,22 +261,6 @@ def profiles_lines(rows: list[dict[str, Any]]) -> list[str]:
         f"| network | ISA | precision | {' | '.join(part.replace('_', ' ') for part in PARTS)} |",
         "|---|---|---|---:|---:|---:|---:|---:|",
         *(f"| {row['network']} | {row['isa']} | {row['precision']} | {cells(row)} |" for row in rows),
-    ]
-
-
-def single_images_lines(rows: list[dict[str, Any]]) -> list[str]:
-    return [
-        "### One image",
-        "",
-        "Milliseconds, all threads, trained weights, the median of five real images.",
-        "",
-        "| network | precision | pixel by pixel | speculative | auto |",
-        "|---|---|---:|---:|---:|",
-        *(
-            f"| {row['network']} | {row['precision']} | {1e3 * row['sequential']:.1f} "
-            f"| {1e3 * row['speculative']:.1f} | {1e3 * row['auto']:.1f} |"
-            for row in rows
-        ),
     ]
 
 

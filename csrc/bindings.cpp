@@ -5,6 +5,10 @@
 #include <pybind11/stl.h>
 
 #include <algorithm>
+#include <cstdint>
+#include <cstring>
+#include <tuple>
+#include <vector>
 
 #include "common/from_python.h"
 #include "cpu/engine.h"
@@ -93,12 +97,22 @@ class CpuEngine {
   }
 };
 
+// Whether the memory at two addresses is the same, for all of (address, address, bytes). Python holds on to its owners.
+bool same_bytes(const std::vector<std::tuple<uintptr_t, uintptr_t, size_t>>& pieces) {
+  py::gil_scoped_release unlocked;
+  return std::all_of(pieces.begin(), pieces.end(), [](const auto& piece) {
+    return std::memcmp(reinterpret_cast<const void*>(std::get<0>(piece)),
+                       reinterpret_cast<const void*>(std::get<1>(piece)), std::get<2>(piece)) == 0;
+  });
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
   m.doc() = "Compiled decode engines of pxfast.";
   m.def("cpu_isas", &pxfast::usable_isas, "Instruction sets usable by the CPU engine here, best first.");
   m.def("cpu_prefers_bf16", &pxfast::prefers_bf16, py::arg("isa"), "Whether bf16 is faster than fp32 there.");
+  m.def("same_bytes", &same_bytes, py::arg("pieces"), "Whether pairs of (address, address, bytes) hold the same.");
 #if defined(PXFAST_WITH_CUDA)
   m.attr("cuda") = true;
   pxfast::cuda::add_to(m);

@@ -6,7 +6,7 @@
 #
 # Runs PIECES pieces (default: 1); run it again, with the same options, for more. A checkpoint beside OUT, in shards of
 # at most 15 MB, is where the next piece begins. Exit code 0: the training is over, and the model measured on the test
-# set; 75: there is more to do. Several GPUs: TRAIN='torchrun --nproc-per-node=4 -m pxfast.cli'.
+# set; 75: there is more to do. Several GPUs: TRAIN='torchrun --nproc-per-node=4 -m -- pxfast.cli'.
 # PIECE_SECONDS (500): of a piece, start and compilation included. DEVICE (cuda): the device.
 set -euo pipefail
 

@@ -1,10 +1,11 @@
 // The decode loop: per row the vertical stack for the whole row, per pixel the horizontal stack, the head, the choice.
-// Included once by every isa_*.cpp, which sets the instruction set by its compiler flags.
+// Included once by every isa_*.cpp, by way of alone.h, which sets the instruction set by its compiler flags.
 #pragma once
 
 #include "epilogue.h"
 #include "gemm.h"
 #include "head.h"
+#include "team.h"
 #include "timing.h"
 
 namespace {
@@ -14,9 +15,7 @@ using pxfast::Chooser;
 using pxfast::Control;
 using pxfast::Epilogue;
 using pxfast::kLanes;
-using pxfast::Order;
 using pxfast::Program;
-using pxfast::RowPlan;
 using pxfast::Scale;
 using pxfast::Step;
 using pxfast::Tap;
@@ -37,10 +36,8 @@ class Block {
         images_(images),
         chooser_(chooser),
         filters_padded_(pxfast::padded(program.filters)),
-        team_(team),
-        member_(member),
-        members_(team ? team->members : 1) {
-    if (member == 0) zero_padding_columns();
+        membership_(team, member) {
+    if (membership_.first()) zero_padding_columns();
   }
 
   // Pixel by pixel: the least arithmetic.
@@ -58,43 +55,7 @@ class Block {
     return true;
   }
 
-  // One image, each row of it in the order that is asked for, or in the faster one: real images take many sweeps or few,
-  // and nobody knows beforehand. Pixels that wait for each other are the first member's alone, since they would have a
-  // team meet at every step of every pixel. It shares the work of whole rows, unless that proves the slower way too: a
-  // team whose cores are busy elsewhere waits long at every meeting.
-  bool run_alone(Order order, const Control& control) {
-    if (member_ > 0) return follow();
-    Faster sharing, guessing;
-    RowPlan& plan = workspace_.plan;
-    bool finished = true;
-    for (plan.row = 0; finished && plan.row < program_.height; ++plan.row) {
-      if (control.cancelled(control.context)) {
-        finished = false;
-        break;
-      }
-      plan.shared = members_ > 1 && sharing.second();
-      plan.guessed = order == Order::kSpeculative || (order == Order::kAuto && guessing.second());
-      if (plan.guessed) guess_input(plan.row);
-      if (plan.shared || plan.guessed) wait_for_team();  // the others wait in follow()
-      const double started = now();
-      const long row_work = run_row(plan);
-      const double halfway = now();
-      sharing.took(plan.shared, halfway - started, row_work);
-      if (plan.guessed) {
-        sweep(plan.row);
-      } else {
-        finished = alone([&] { return run_pixels(plan.row, 0, program_.width, control); });
-      }
-      guessing.took(plan.guessed, now() - halfway, row_work);
-      control.row_done(control.context, 1);
-    }
-    plan.row = program_.height;
-    plan.finished = finished;
-    wait_for_team();
-    return finished;
-  }
-
- private:
+ protected:
   const Program& program_;
   Workspace& workspace_;
   const uint8_t* input_;
@@ -102,9 +63,9 @@ class Block {
   const int images_;
   const Chooser chooser_;
   const int filters_padded_;
-  pxfast::Team* team_;
-  const int member_;
-  int members_;
+  Membership membership_;
+  Patience patience_;      // with a team in shared work
+  bool guessing_ = false;  // whether rows are guessed: all outputs of one are kept, and chosen from afterwards
 
   // Cell of the block's first image; the other images' cells follow, `channels` apart. Column -1 and the one behind
   // the last are zeros.
@@ -148,17 +109,17 @@ class Block {
       const int level_row = row >> step.level;
       const int first = pxfast::first_column(begin, step.level), last = pxfast::last_column(end, step.level);
       work += (last - first) * step.early;
+      const int share = membership_.share(), shares = membership_.shares();
       if (step.scale == Scale::kSame) {
         const long rows = (long)(last - first) * images_;
-        sum_early_taps(step, level_row, first, last - first, rows * member_ / members_,
-                       rows * (member_ + 1) / members_);
+        sum_early_taps(step, level_row, first, last - first, rows * share / shares, rows * (share + 1) / shares);
       } else {
-        for (int column = first + member_; column < last; column += members_)
+        for (int column = first + share; column < last; column += shares)
           sum_early_taps(step, level_row, column, 1, 0, images_);
       }
     }
     watch.lap(&pxfast::Profile::row_products);
-    wait_for_team();
+    membership_.meet(false);
     return work;
   }
 
@@ -179,63 +140,8 @@ class Block {
     return true;
   }
 
-  // What the other members of a team do meanwhile.
-  bool follow() {
-    for (;;) {
-      wait_for_team();
-      const RowPlan plan = workspace_.plan;  // the first member changes it only after the next meeting
-      if (plan.row == program_.height) return plan.finished;  // all members leave a cancelled decode, or none does
-      if (plan.shared) {
-        run_row(plan);
-      } else {
-        wait_for_team();
-      }
-      if (plan.guessed) sweep(plan.row);
-    }
-  }
-
-  // The work that is done for a whole row at once, by the team or by its first member. All have met when it returns.
-  long run_row(const RowPlan& plan) {
-    const auto work_of_row = [&] {
-      return run_steps(/*per_row=*/true, plan.row, 0, program_.width) +
-             sum_early_taps(plan.row, 0, program_.width);
-    };
-    if (plan.shared) return work_of_row();
-    const long work = alone(work_of_row);
-    if (plan.guessed) wait_for_team();
-    return work;
-  }
-
-  // What a member does without its team. (No destructor brings the team back: code that unwinds would be shared by the
-  // builds of all instruction sets.)
-  template <class Work>
-  auto alone(const Work& work) {
-    pxfast::Team* const team = team_;
-    const int members = members_;
-    team_ = nullptr, members_ = 1;
-    const auto result = work();
-    team_ = team, members_ = members;
-    return result;
-  }
-
-  // A guessed row: evaluate all its columns at once, keep the prefix that agrees with the guess and its first
-  // correction, repeat from there with the evaluated values as the next guess. A Jacobi iteration on a triangular
-  // system (Song et al. 2020), so the fixed point is the sequential result; every column is computed by the same
-  // arithmetic, so it is so bit for bit.
-  void sweep(int row) {
-    for (int begin = 0; begin < program_.width; begin = workspace_.open) {
-      run_steps(/*per_row=*/false, row, begin, program_.width);
-      if (member_ == 0) {
-        workspace_.open = settle(row, begin);
-        if (workspace_.profile) workspace_.profile->sweeps += 1.0;
-      }
-      wait_for_team();
-    }
-  }
-
-  bool guessed() const { return workspace_.parameters != nullptr && workspace_.plan.guessed; }
-
-  // Every step of a stream for the columns [begin, end) of a row, both at stride 1. Returns the work: taps times columns.
+  // Every step of a stream for the columns [begin, end) of a row, both at stride 1. A team shares the work and meets after
+  // each step, until its first member loses patience. Returns the work: taps times columns.
   long run_steps(bool per_row, int row, int begin, int end) {
     long work = 0;
     for (int s = 0; s < program_.steps; ++s) {
@@ -245,8 +151,13 @@ class Block {
       if (first >= last) continue;
       run_step(step, row >> step.level, first, last);
       work += (long)(last - first) * (step.taps - step.early);
+      if (!meet(work)) break;
     }
     return work;
+  }
+
+  bool meet(long work) {
+    return membership_.meet(membership_.together() && membership_.first() && patience_.over(work));
   }
 
   // Of the taps [first, last) those that exist at an output position. One outside the image is left out when a single
@@ -272,17 +183,17 @@ class Block {
     return operand;
   }
 
-  // One step for the columns [begin, end) of its own level.
+  // This member's share of one step for the columns [begin, end) of its own level.
   void run_step(const Step& step, int row, int begin, int end) {
+    const int share = membership_.share(), shares = membership_.shares();
     if (step.scale == Scale::kSame) {
       // the columns' cells stand one behind the other, as the images' do
       const long rows = (long)(end - begin) * images_;
-      run_rows(step, row, begin, begin, end, rows * member_ / members_, rows * (member_ + 1) / members_);
+      run_rows(step, row, begin, begin, end, rows * share / shares, rows * (share + 1) / shares);
     } else {
-      for (int column = begin; column < end; ++column)
-        if ((column - begin) % members_ == member_) run_rows(step, row, begin, column, column + 1, 0, images_);
+      for (int column = begin + share; column < end; column += shares)
+        run_rows(step, row, begin, column, column + 1, 0, images_);
     }
-    wait_for_team();
   }
 
   // Rows [first, last) of the step's matrix product over the columns [column, end). Residuals are kept from column
@@ -295,9 +206,9 @@ class Block {
     float* residuals = residual(step, column - begin);
     for (; first < last; first += kPanelRows) {
       const Panel panel{first, last - first < kPanelRows ? last - first : kPanelRows,
-                        step.epilogue == Epilogue::kOutput && guessed()
+                        step.epilogue == Epilogue::kOutput && guessing_
                             ? workspace_.parameters + first * product_stride(step)
-                            : workspace_.products[member_]};
+                            : workspace_.products[membership_.share()]};
       matrix_product(step, operand, panel.first, panel.rows,
                      initial == nullptr ? nullptr : initial + panel.first * product_stride(step), panel.products);
       watch.lap(step.per_row ? &pxfast::Profile::row_products : &pxfast::Profile::pixel_products);
@@ -323,7 +234,7 @@ class Block {
             store(x + m * filters_padded_ + n, load(panel.products + m * stride + n));
         return publish(step, row, column, panel, x);
       case Epilogue::kOutput:
-        if (!guessed())  // a guessed row is judged when the whole of it is there
+        if (!guessing_)  // a guessed row is judged when the whole of it is there
           for (long m = 0; m < panel.rows; ++m)
             choose(row, column, (int)(panel.first + m), panel.products + m * stride);
     }
@@ -372,67 +283,12 @@ class Block {
     for (int c = 0; c < channels; ++c) store_scalar(to + c, pxfast::network_view(values[c]));
     store_scalar(to + channels, pxfast::kOne);
   }
-
-  // ---- speculation, with one image ----
-
-  // The first guess of a row is the input itself.
-  void guess_input(int row) {
-    const long plane = (long)program_.height * program_.width;
-    for (int column = 0; column < program_.width; ++column) {
-      uint8_t values[kLanes] = {};
-      for (int c = 0; c < program_.channels; ++c) {
-        const long at = c * plane + (long)row * program_.width + column;
-        values[c] = output_[at] = input_[at];
-      }
-      show(row, column, 0, values);
-    }
-  }
-
-  // Chooses at every column from `begin` on. Up to and including the first change the choices are final; behind it
-  // they are the next guess. Returns the first column still open.
-  int settle(int row, int begin) {
-    Stopwatch watch(workspace_.profile);
-    const Step& output = program_.step[program_.steps - 1];
-    int open = program_.width;
-    for (int column = begin; column < program_.width; ++column) {
-      const float* parameters = workspace_.parameters + (long)(column - begin) * product_stride(output);
-      if (choose(row, column, 0, parameters) && open == program_.width) open = column + 1;
-    }
-    watch.lap(&pxfast::Profile::head);
-    return open;
-  }
-
-  void wait_for_team() {
-    if (team_) team_->wait(team_);
-  }
 };
 
 template <class Element>
 bool decode_block(const Program& program, Workspace& workspace, const uint8_t* input, uint8_t* output, int images,
                   const Chooser& chooser, const Control& control) {
   return Block<Element>(program, workspace, input, output, images, chooser, nullptr, 0).run(control);
-}
-
-template <class Element>
-bool decode_alone(const Program& program, Workspace& workspace, const uint8_t* input, uint8_t* output,
-                  const Chooser& chooser, Order order, const Control& control, pxfast::Team* team, int member) {
-  return Block<Element>(program, workspace, input, output, 1, chooser, team, member).run_alone(order, control);
-}
-
-inline size_t products_size(const Program& program) {
-  size_t widest = 0;
-  for (int s = 0; s < program.steps; ++s) {
-    const Step& step = program.step[s];
-    const size_t width = (size_t)step.tiles * step.tile_vectors * kLanes;
-    if (width > widest) widest = width;
-  }
-  return kPanelRows * widest + 2 * kLanes;  // loads may run past the last row
-}
-
-template <class Element>
-constexpr pxfast::Backend make_backend() {
-  return {sizeof(Element), plan_tiles, pack_tap<Element>, products_size, decode_block<Element>,
-          decode_alone<Element>};
 }
 
 }  // namespace

@@ -1,4 +1,4 @@
-#include "decode.h"
+#include "alone.h"
 
 namespace pxfast {
 

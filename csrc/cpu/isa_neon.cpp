@@ -1,6 +1,6 @@
 // aarch64 always has NEON, so no compiler flag asks for it: the macro keeps isa_portable.cpp free of it.
 #define PXFAST_NEON
-#include "decode.h"
+#include "alone.h"
 
 namespace pxfast {
 

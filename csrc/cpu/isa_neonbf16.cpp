@@ -1,5 +1,5 @@
 #define PXFAST_NEON
-#include "decode.h"
+#include "alone.h"
 
 namespace pxfast {
 

@@ -81,7 +81,7 @@ constexpr int kStretch = 1 << (kLevels - 1);  // columns of the image that hold 
 // How a team does the next row of its image.
 struct RowPlan {
   int row;        // the image's height: there is none
-  bool shared;    // whether all members do the work that is done for whole rows, or the first one alone
+  bool shared;    // whether all members do the work that is done for whole rows; otherwise the first one alone
   bool guessed;   // whether its pixels are guessed and repaired, or decoded one after the other
   bool finished;  // where there is no next row: whether the image is whole, or the decode was cancelled
 };
@@ -104,6 +104,7 @@ struct Workspace {
 struct Team {
   int members;
   void (*wait)(Team* team);  // until all members have called it
+  long parted_after = 0;     // the meeting after which its first member went on alone, the last time
 };
 
 // Set from outside while a block decodes.

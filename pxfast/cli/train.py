@@ -89,7 +89,7 @@ def train(
     CPU; colour images are flipped. --batch-size counts the images of a step, of all processes together. --learning-rate
     is Adam's. A smaller network to --start with is grown. With --branch, --budget or --epochs say how long the rates
     fall; the settings are the other run's, whose files stay as they are.
-    `torchrun --nproc-per-node 2 -m pxfast.cli train ...` trains on two GPUs.
+    `torchrun --nproc-per-node 2 -m -- pxfast.cli train ...` trains on two GPUs.
     """
     from ..base.durations import phase
     from ..base.machine import parse_device

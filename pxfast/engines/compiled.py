@@ -1,32 +1,19 @@
-"""The compiled module, and programs and choosers as it takes them."""
+"""Programs and choosers as the compiled module takes them."""
 
 from __future__ import annotations
 
-import importlib
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..base import environment
+from ..base.native import _C, unavailable
 from .choosers import Chooser, Sample
 from .schedule import Schedule
 from .settings import DecodeSettings
 
-try:
-    _C: Any = importlib.import_module("pxfast._C")
-    _import_error: str | None = None
-except ImportError as _error:  # an install without the compiled module is a normal state: the reference engine works
-    _C = None
-    _import_error = str(_error)
-
-
-def unavailable() -> str | None:
-    """Why the compiled module can't be used here, or None when it can."""
-    if _C is None:
-        return f"the compiled module is missing ({_import_error}); build it with `pip install .`"
-    return None
-
+__all__ = ["_C", "chooser_for", "order_of", "plain_chooser", "program_of", "unavailable"]
 
 HEADS = {"logistic": 0, "softmax": 1, "pixelcnn++": 2}
 ORDERS = {"auto": 0, "sequential": 1, "speculative": 2}

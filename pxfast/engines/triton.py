@@ -31,9 +31,14 @@ ROWS_AHEAD = 2  # rows of work queued on the device: what Ctrl-C has to wait for
 _capture = threading.Lock()  # one thread at a time captures or compiles
 
 
+@functools.cache
+def _installed() -> bool:
+    return importlib.util.find_spec("triton") is not None
+
+
 def unavailable() -> str | None:
     """Why the engine can't run here, or None when it can."""
-    if importlib.util.find_spec("triton") is None:
+    if not _installed():
         return "triton is not installed"
     if os.environ.get("TRITON_INTERPRET") == "1":
         return "kernels are interpreted (TRITON_INTERPRET=1), which is for tests"

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ..base.checks import check_eps, check_flag, check_precision, check_progress
 from ..base.progress import reporting
 from ..data.images import ImagesT, to_grid
-from ..engines.choosers import Greedy
+from ..engines.choosers import Greedy, Ranges
 from ..engines.registry import Engine, select
 from ..engines.schedule import schedule_for
 from ..engines.settings import DecodeSettings
@@ -97,23 +97,27 @@ def _decode_suspicious(
     report: Callable[[int], None],
 ) -> Tensor:
     """Decode the images that have a choice anywhere; the others are their own result."""
-    result = grid.clone()
-    lower, upper = chooser.ranges(grid)
-    suspicious = (lower != upper).flatten(1).any(1).nonzero()[:, 0]
-    spared = len(grid) - len(suspicious)
-    if spared:
-        report(spared)
-    if len(suspicious):
-        chooser = dataclasses.replace(chooser, within=(lower[suspicious], upper[suspicious]))
+
+    def decode(images: Tensor, within: Ranges, spared: int) -> Tensor:
         decoded = engine.decode(
             schedule_for(model),
-            grid[suspicious],
-            chooser,
+            images,
+            dataclasses.replace(chooser, within=within),
             precision=precision,
             settings=settings,
             report=lambda finished: report(spared + finished),
         )
-        result[suspicious] = decoded.to(result.device)
+        return decoded.to(grid.device)
+
+    lower, upper = chooser.ranges(grid)
+    suspicious = (lower != upper).flatten(1).any(1)
+    if len(grid) and suspicious.all():  # to pick images by index would wake torch's threads: see _round in data.images
+        return decode(grid, (lower, upper), 0)
+    spared = len(grid) - int(suspicious.sum())
+    report(spared)
+    result = grid.clone()
+    if spared < len(grid):
+        result[suspicious] = decode(grid[suspicious], (lower[suspicious], upper[suspicious]), spared)
     return result
 
 

@@ -8,7 +8,11 @@ import weakref
 from typing import Generic, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+
+from ..base.native import _C
+
+_PLAIN = {Tensor, nn.Parameter}
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -18,13 +22,52 @@ def same_values(network: nn.Module, other: nn.Module) -> bool:
     """Whether all parameters and buffers of a network, in the types and places of the other's, equal the other's.
 
     The values themselves are compared. Version counters would miss what fused optimisers, ``.data``, views and shared
-    memory change. It costs one read of both.
+    memory change. It costs one read of both: decoding one image reads little more, so the compiled module compares what
+    it can, all in one call. That compares bits, and 0 and -0 differ there.
     """
-    ours, theirs = network.state_dict(), other.state_dict()
-    return ours.keys() == theirs.keys() and all(
-        value.shape == theirs[name].shape and torch.equal(value.to(theirs[name]), theirs[name])
-        for name, value in ours.items()
-    )
+    names, ours = _tensors(network)
+    other_names, theirs = _tensors(other)
+    if names != other_names:
+        return False
+    addresses: list[tuple[int, int, int]] = []
+    others: list[tuple[Tensor, Tensor]] = []
+    for mine, its in zip(ours, theirs, strict=True):
+        if mine is None or its is None:
+            if mine is not its:
+                return False
+        elif mine.shape != its.shape:
+            return False
+        elif _C is not None and mine.dtype == its.dtype and _lies_in_a_piece(mine) and _lies_in_a_piece(its):
+            addresses.append((mine.data_ptr(), its.data_ptr(), mine.nbytes))
+        else:
+            others.append((mine, its))
+    return (not addresses or _C.same_bytes(addresses)) and all(torch.equal(mine.to(its), its) for mine, its in others)
+
+
+def _tensors(network: nn.Module) -> tuple[list[str], list[Tensor | None]]:
+    """The parameters and buffers of a network and of all its modules, with names that say which modules it has.
+
+    ``state_dict`` takes ten times as long.
+    """
+    names: list[str] = []
+    found: list[Tensor | None] = []
+
+    def collect(module: nn.Module) -> None:
+        for kept in (module._parameters, module._buffers):
+            names.extend(kept)
+            found.extend(kept.values())
+        for name, child in module._modules.items():
+            names.append(name)
+            if child is not None:
+                collect(child)
+
+    collect(network)
+    return names, found
+
+
+def _lies_in_a_piece(tensor: Tensor) -> bool:
+    """Whether a tensor is nothing but a stretch of this machine's memory."""
+    return tensor.is_cpu and type(tensor) in _PLAIN and tensor.is_contiguous()
 
 
 class Copies(Generic[Network]):

@@ -153,17 +153,17 @@ def test_no_multiplication_and_addition_are_contracted(monkeypatch):
 def test_the_engine_says_why_it_cannot_run(monkeypatch):
     monkeypatch.setattr(engine.torch.cuda, "is_available", lambda: False)
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
-    monkeypatch.setattr(engine.importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setattr(engine, "_installed", lambda: True)
     assert engine.unavailable() == "torch finds no GPU"
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     assert "interpreted" in str(engine.unavailable())
-    monkeypatch.setattr(engine.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(engine, "_installed", lambda: False)
     assert engine.unavailable() == "triton is not installed"
 
 
 def test_an_old_gpu_is_refused(monkeypatch):
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
-    monkeypatch.setattr(engine.importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setattr(engine, "_installed", lambda: True)
     fake = SimpleNamespace(
         is_available=lambda: True,
         _is_in_bad_fork=lambda: False,

@@ -228,7 +228,7 @@ def test_a_gpu_without_the_compiled_cuda_part_gets_the_triton_engine(
         _is_in_bad_fork=lambda: False,
     )
     monkeypatch.setattr(compiled, "_C", SimpleNamespace(cuda=False))
-    monkeypatch.setattr(engine.importlib.util, "find_spec", lambda name: object() if triton_is_there else None)
+    monkeypatch.setattr(engine, "_installed", lambda: triton_is_there)
     monkeypatch.setattr(torch, "cuda", there)
     monkeypatch.setattr(torch.version, "hip", hip)
     assert select("auto").name == expected

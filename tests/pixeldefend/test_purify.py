@@ -3,6 +3,7 @@
 import copy
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -163,3 +164,29 @@ def test_import_is_light():
     code = f"import sys, pxfast; print([name for name in {heavy} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.process
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="a process's threads are counted in /proc")
+@pytest.mark.skipif(QUICK != "cpu", reason="the CPU engine is not here")
+@pytest.mark.parametrize("kind", ["uint8", "float32"])
+def test_one_image_wakes_none_of_torchs_threads(kind: str) -> None:
+    """They keep a core busy for milliseconds after each operation, which is where the engine's own would run."""
+    code = f"""
+import os, torch, pxfast
+torch.set_num_threads(1)  # they come with the first operation that is shared
+model = pxfast.load("cifar10")
+image = torch.randint(0, 256, (1, 3, 32, 32), dtype=torch.uint8)
+image = image if "{kind}" == "uint8" else image / 255
+pxfast.purify(image, model=model, threads=2)
+torch.set_num_threads(2)
+before = len(os.listdir("/proc/self/task"))
+pxfast.purify(image, model=model, threads=2)
+print(before, len(os.listdir("/proc/self/task")))
+torch.ones(1_000_000).add_(1)
+print(len(os.listdir("/proc/self/task")))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    before, after, then = map(int, done.stdout.split())
+    assert after == before
+    assert then == before + 1, "torch has no such threads here"

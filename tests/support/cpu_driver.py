@@ -19,17 +19,24 @@ PROGRAM = "program"
 GREEDY = Greedy(16)
 
 
-def build(folder: Path, commands: dict[str, list[str]]) -> Path:
+def build(
+    folder: Path, commands: dict[str, list[str]], sources: Sequence[str] = (), flags: Sequence[str] = ("-static",)
+) -> Path:
     """The CPU engine as a program that decodes stdin's images, made in ``folder``.
 
     commands: setup.py's, of each source (``support.building.compile_commands``). Their objects stay in the folder.
+    sources: others of this folder. flags: for all; without libraries of its own the program runs in an emulator.
     """
+    commands = {name: [*command, *flags] for name, command in commands.items()}
     for command in commands.values():
         subprocess.run(command, cwd=folder, check=True)
     plain = commands["engine.cpp"]
-    compiler, objects = plain[: plain.index("-MD")], [command[-1] for command in commands.values()]
-    # static, so that an emulator needs no libraries of the other machine
-    link = [*compiler, f"-I{HERE}", str(HERE / "cpu_driver.cpp"), *objects, "-static", "-o", PROGRAM]
+    compiler, objects = (
+        plain[: plain.index("-MD")],
+        [f"{command[command.index('-o') + 1]}" for command in commands.values()],
+    )
+    ours = [str(HERE / source) for source in ("cpu_driver.cpp", *sources)]
+    link = [*compiler, f"-I{HERE}", *ours, *objects, *flags, "-o", PROGRAM]
     subprocess.run(link, cwd=folder, check=True)
     return folder / PROGRAM
 

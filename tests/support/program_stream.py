@@ -13,6 +13,8 @@ import torch
 from pxfast.engines.choosers import Chooser
 from pxfast.engines.compiled import chooser_for
 
+HANGS = 200.0  # seconds: longer than any decode here takes
+
 
 class Stream:
     """What a binary's standard input will be. Integers and reals take 64 bits, an array follows its length."""
@@ -69,6 +71,8 @@ class Stream:
 
     def run(self, command: Sequence[str], **environment: str) -> tuple[bytes, str]:
         """What the command writes to standard output and error; it must exit with 0. environment: {} keeps this one."""
-        done = subprocess.run(command, input=b"".join(self.parts), capture_output=True, env=environment or None)
+        done = subprocess.run(
+            command, input=b"".join(self.parts), capture_output=True, env=environment or None, timeout=HANGS
+        )
         assert done.returncode == 0, done.stderr.decode()
         return done.stdout, done.stderr.decode()

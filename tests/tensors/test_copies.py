@@ -142,3 +142,37 @@ def test_values_are_compared_buffers_too() -> None:
     assert not same_values(network, other)
     assert not same_values(nn.BatchNorm1d(5), other)
     assert not same_values(nn.Linear(4, 4), other)
+
+
+@pytest.mark.parametrize("compiled", [True, False])
+def test_values_of_every_kind_are_compared(compiled: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not compiled:
+        monkeypatch.setattr("pxfast.tensors.copies._C", None)
+
+    class Kinds(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 3, bias=False))  # the latter's bias is None
+            self.register_buffer("turned", torch.arange(12.0).reshape(3, 4).T)
+            self.register_buffer("every_second", torch.arange(8)[::2])
+            self.register_buffer("fleeting", torch.ones(2, dtype=torch.bool), persistent=False)
+            self.register_buffer("none", None)
+            self.register_buffer("empty", torch.zeros(0))
+
+    network = Kinds()
+    other = copy.deepcopy(network)
+    assert same_values(network, other)
+    assert same_values(network, copy.deepcopy(network).to(torch.float64))
+    for name in ("turned", "every_second", "fleeting"):
+        changed = copy.deepcopy(network)
+        changed.get_buffer(name)[1] = 0
+        assert not same_values(changed, other), name
+    changed = copy.deepcopy(network)
+    changed.none = torch.zeros(1)
+    assert not same_values(changed, other)
+    changed = copy.deepcopy(network)
+    changed.inner[1] = nn.Linear(2, 3)
+    assert not same_values(changed, other)
+    changed = copy.deepcopy(network)
+    changed.inner.append(nn.ReLU())
+    assert not same_values(changed, other)

@@ -2,15 +2,20 @@
 
 import dataclasses
 import json
+import re
+import shlex
 import subprocess
 import sys
 
 import pytest
 import torch
+import typer.main
 from safetensors.torch import load_file
-from support.helpers import environment, real_images
+from support.helpers import SOURCE, environment, real_images
 from support.small_training import CONFIG, SETTINGS
+from torch.distributed.run import get_args_parser as torchrun_parser
 
+from pxfast.cli.main import app
 from pxfast.pixelcnn.files import load_model
 from pxfast.pixelcnn.training import Trainer, train
 from pxfast.training.processes import Processes
@@ -127,3 +132,20 @@ def test_shares_are_the_whole_batch(images, count, sizes):
 def test_a_batch_too_small_to_share_is_refused():
     with pytest.raises(ValueError, match="a batch of 2 images can't be shared by 3 processes"):
         Processes(0, 3).share(torch.zeros(2))
+
+
+def test_torchrun_passes_every_option_on_as_the_guide_calls_it():
+    """torchrun takes the beginning of its own options for them, such as ``--start`` for ``--start-method``."""
+    guide = (SOURCE / "docs" / "training.md").read_text()
+    [command] = re.findall(r"`torchrun (.* pxfast\.cli train) \.\.\.`", guide)
+    options = [
+        option for parameter in typer.main.get_command(app).commands["train"].params for option in parameter.opts
+    ]
+    assert "--start" in options
+    called = [*shlex.split(command), *options]
+    parsed = torchrun_parser().parse_args(called)
+    assert parsed.training_script_args == ["train", *options]
+    assert (parsed.training_script, parsed.module) == ("pxfast.cli", True)
+    without = [part for part in called if part != "--"]
+    with pytest.raises(SystemExit):
+        torchrun_parser().parse_args(without)
