@@ -32,6 +32,7 @@ class Alone : Block<Element> {
     if (!membership_.first()) return follow();
     const bool speculative = order == Order::kSpeculative;
     Faster sharing, guessing;
+    double row_work_alone = 0.0;  // seconds of a unit
     RowPlan& plan = workspace_.plan;
     bool finished = true;
     for (plan.row = 0; finished && plan.row < program_.height; ++plan.row) {
@@ -50,22 +51,25 @@ class Alone : Block<Element> {
       }
 
       const double started = now();
-      if (plan.shared) patience_ = {started, kSlack, 2.0 * sharing.cost(false)};
+      if (plan.shared) patience_ = {started, kSlack, 2.0 * row_work_alone};
       const long row_work = run_row(plan.row);
       const double halfway = now();
+      if (!plan.shared) row_work_alone = (halfway - started) / (double)row_work;
 
       int column = 0;
       if (plan.guessed && (speculative || plan.shared == membership_.together())) {  // not where the team has parted
         column = sweep(plan.row, speculative ? kForever : guessing.cost(false) * (double)row_work / program_.width);
         guessing.took(true, (now() - halfway) * program_.width / (column > 0 ? column : 1), row_work);
       }
-      sharing.took(plan.shared, (speculative ? now() : halfway) - started, row_work);
+      const bool one_way = column == 0 || column == program_.width;
       if (column < program_.width) {
         const double begun = now();
         membership_.part();
         finished = Base::run_pixels(plan.row, column, program_.width, control);
         if (column == 0) guessing.took(false, now() - begun, row_work);
       }
+      // judged by the whole row: what others computed lies in their caches when the pixels come
+      if (one_way) sharing.took(plan.shared, now() - started, row_work);
       control.row_done(control.context, 1);
     }
     plan.row = program_.height;
