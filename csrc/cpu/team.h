@@ -44,7 +44,7 @@ class Membership {
     ++meetings_;
     if (first() && enough) __atomic_store_n(&team_->parted_after, meetings_, __ATOMIC_RELAXED);
     team_->wait(team_);
-    // the next store comes after another meeting, so a late reader can miss it, but never this one's
+    // who reads late finds this meeting's all the same: the next is stored after another one, which this member joins
     together_ = __atomic_load_n(&team_->parted_after, __ATOMIC_RELAXED) != meetings_;
     return together_ || first();
   }
