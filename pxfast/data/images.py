@@ -104,7 +104,7 @@ def _round(tensor: Tensor, clip: bool) -> Tensor:
     if clip:
         tensor = tensor.clamp(0.0, 1.0)
     scaled = tensor * 255
-    if scaled.is_cpu:  # torch would wake its threads for one image, and they keep a core from the engine's for 8 ms
+    if scaled.is_cpu:  # torch would wake its threads for one image, which then keep a core busy for a while
         np.rint(scaled.numpy(), out=scaled.numpy())
     else:
         scaled.round_()
