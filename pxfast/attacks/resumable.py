@@ -17,10 +17,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ..base.checks import check_flag, check_instance, check_path, is_number
-from ..base.files import check_encodable, check_outputs, claimed, output_files, refuse_existing, whole_file
+from ..base.files import check_encodable, check_outputs, output_files, whole_file
 from ..base.parts import Parts, has_parts
 from ..base.progress import progress_of
-from ..base.unfinished import remove_leftovers
 from ..data.image_files import numbered, write_npy, write_png
 from ..data.image_writers import check_one_png, check_output, check_output_suffix, folder_writer, png_folder
 from ..defences.weights import hidden_networks, network_digest
@@ -56,11 +55,8 @@ def check_attack_output(out: str | os.PathLike[str], *others: Path, force: bool)
     check_encodable(out)
     folder = check_output(out, *KINDS) == ""
     force = has_parts(out) or force
-    if folder:
-        with claimed(out):
-            remove_leftovers(out)
-            refuse_existing(out, force=force)
-    check_outputs(*([] if folder else [out, labels_path(out)]), *others, force=force)
+    files = [*others] if folder else [out, labels_path(out), *others]
+    check_outputs(*files, folder=out if folder else None, force=force)
     return out
 
 
@@ -160,7 +156,7 @@ def published(out: Path, kind: str, others: Sequence[Path], *, force: bool) -> I
         with output_files(labels_path(out), out, *others, force=force) as (labels, images, *rest):
             yield Temporary(images, labels, rest)
     else:
-        with png_folder(out, force=force, beside=[LABELS]) as folder, output_files(*others, force=force) as rest:
+        with png_folder(out, *others, force=force, beside=[LABELS]) as (folder, rest):
             yield Temporary(folder, folder / LABELS, rest)
 
 

@@ -7,6 +7,7 @@ claims it: it holds a lock of ``.NAME.lock`` beside it.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import errno
 import hashlib
 import os
@@ -43,13 +44,14 @@ def check_encodable(path: AnyPath) -> None:
         raise ValueError(f"{os.fspath(path)}: this output must have a path in UTF-8") from None
 
 
-def check_outputs(*paths: AnyPath, force: bool) -> None:
+def check_outputs(*paths: AnyPath, folder: AnyPath | None = None, force: bool) -> None:
     """Raise what :func:`output_files` raises for these paths, before any work, which claims them again.
 
-    Nothing is written. What killed processes left of them is put in order, as it would be then.
+    folder: an output folder that appears together with them, of :func:`output_folder`. Nothing is written. What killed
+    processes left of all these is put in order, as it would be then.
     """
-    with output_files(*paths, force=force):
-        pass
+    with contextlib.ExitStack() as stack:
+        _in_order(stack, [Path(path) for path in paths], None if folder is None else Path(folder), force=force)
 
 
 def check_output_folder(path: AnyPath) -> None:
@@ -110,33 +112,13 @@ def output_files(*paths: AnyPath, force: bool) -> Iterator[list[Path]]:
     withdrawn by the next one. Raises FileExistsError, IsADirectoryError, BlockingIOError where another process is
     writing one of them, FileNotFoundError for a folder that is not there.
     """
-    targets = [Path(path) for path in paths]
     with contextlib.ExitStack() as stack:
-        for target in sorted(targets):
-            stack.enter_context(claimed(target))
-        _withdraw_unfinished(targets)
-        for target in targets:
-            remove_leftovers(target)
-        for target in targets:
-            refuse_folder(target)
-            refuse_existing(target, force=force)
-        places = [stack.enter_context(workplace(target)) for target in targets]
-        pairs = [(folder / target.name, target) for (folder, _), target in zip(places, targets, strict=True)]
-        for (temporary, target), (folder, _) in zip(pairs, places, strict=True):
-            stack.enter_context(speaking_of(target, folder, only=temporary))
-        yield [temporary for temporary, _ in pairs]
-        for (temporary, _), (_, lock) in zip(pairs, places, strict=True):
-            if temporary.exists():
-                _settle(temporary, lock)
-        written = [(temporary, target) for temporary, target in pairs if temporary.exists()]
-        try:
-            for temporary, target in written:
-                _publish(temporary, target, force=force)
-        except BaseException:
-            _withdraw(written)
-            raise
-        for folder in {target.absolute().parent for target in targets}:
-            _flush_folder(folder)
+        files = [Path(path) for path in paths]
+        _in_order(stack, files, None, force=force)
+        pending = _prepared(stack, files)
+        yield [each.temporary for each in pending]
+        with _published(pending, force=force):
+            pass
 
 
 class OwnFile:
@@ -164,32 +146,38 @@ class OwnFile:
 
 
 @contextlib.contextmanager
-def output_folder(path: AnyPath, *, force: bool, check: Callable[[Path], None]) -> Iterator[Path]:
-    """Give a temporary folder; on success it is flushed to disk and becomes ``path``, on failure it is removed.
+def output_folder(
+    path: AnyPath, *files: AnyPath, force: bool, check: Callable[[Path], None]
+) -> Iterator[tuple[Path, list[Path]]]:
+    """Give a temporary folder, and a temporary path for each of ``files``, which appear together with it.
 
-    What appeared at ``path`` meanwhile is not replaced. With ``force`` a folder is, if ``check`` does not raise and
-    nothing in it changes meanwhile. Raises what :func:`output_files` raises.
+    On success the folder is flushed to disk and becomes ``path``, on failure it is removed. What appeared at ``path``
+    meanwhile is not replaced. With ``force`` a folder is, if ``check`` does not raise and nothing in it changes
+    meanwhile. The files are as :func:`output_files` has them. Raises what that raises.
     """
     target = Path(path)
-    with claimed(target):
-        remove_leftovers(target)
-        refuse_existing(target, force=force)
+    with contextlib.ExitStack() as stack:
+        others = [Path(each) for each in files]
+        _in_order(stack, others, target, force=force)
         before: set[tuple[object, ...]] | None = None
         if os.path.lexists(target):
             check(target)
             before = _content(target)
-        with workplace(target) as (place, _), speaking_of(target, place):
-            folder = place / target.name
-            folder.mkdir()
-            yield folder
-            for file in folder.iterdir():
-                _flush_file(file)
-            _flush_folder(folder)
+        pending = _prepared(stack, others)
+        place, _ = stack.enter_context(workplace(target))
+        stack.enter_context(speaking_of(target, place))
+        folder = place / target.name
+        folder.mkdir()
+        yield folder, [each.temporary for each in pending]
+        for file in folder.iterdir():
+            _flush_file(file)
+        _flush_folder(folder)
+        with _published(pending, force=force):
             if before is not None and os.path.lexists(target):
                 _exchange(target, folder, place / REPLACED, before)
             else:
                 _rename_folder(folder, target)
-            _flush_folder(target.absolute().parent)
+        _flush_folder(target.absolute().parent)
 
 
 @contextlib.contextmanager
@@ -219,6 +207,57 @@ def file_digest(path: AnyPath) -> str:
         while block := file.read(1 << 20):
             total.update(block)
     return total.hexdigest()
+
+
+@dataclasses.dataclass(frozen=True)
+class _Pending:
+    """A file in the making: where it is written, where it is to appear, and the lock of the place of its making."""
+
+    temporary: Path
+    target: Path
+    lock: Lock
+
+
+def _in_order(stack: contextlib.ExitStack, files: Sequence[Path], folder: Path | None, *, force: bool) -> None:
+    """Claim outputs that appear together, remove what killed processes left of them, and refuse those that exist."""
+    targets = [*files, *([] if folder is None else [folder])]
+    for target in sorted(targets):
+        stack.enter_context(claimed(target))
+    _withdraw_unfinished(files, folder)
+    for target in targets:
+        remove_leftovers(target)
+    for target in files:
+        refuse_folder(target)
+    for target in targets:
+        refuse_existing(target, force=force)
+
+
+def _prepared(stack: contextlib.ExitStack, files: Sequence[Path]) -> list[_Pending]:
+    """Places in which claimed files are made."""
+    places = [stack.enter_context(workplace(target)) for target in files]
+    pending = [
+        _Pending(folder / target.name, target, lock) for (folder, lock), target in zip(places, files, strict=True)
+    ]
+    for each in pending:
+        stack.enter_context(speaking_of(each.target, each.temporary.parent, only=each.temporary))
+    return pending
+
+
+@contextlib.contextmanager
+def _published(pending: Sequence[_Pending], *, force: bool) -> Iterator[None]:
+    """Let the files appear that have been written, and withdraw them where the block raises."""
+    written = [each for each in pending if each.temporary.exists()]
+    for each in written:
+        _settle(each.temporary, each.lock)
+    try:
+        for each in written:
+            _publish(each.temporary, each.target, force=force)
+        yield
+    except BaseException:
+        _withdraw([(each.temporary, each.target) for each in written])
+        raise
+    for folder in {each.target.absolute().parent for each in pending}:
+        _flush_folder(folder)
 
 
 def _settle(temporary: Path, lock: Lock) -> None:
@@ -277,11 +316,12 @@ def _withdraw(pairs: Sequence[tuple[Path, Path]]) -> None:
                 target.unlink()
 
 
-def _withdraw_unfinished(targets: Sequence[Path]) -> None:
-    """Remove what a killed process has published of several outputs, if there is one that it has not published."""
-    left = [(file, target) for target in targets for folder in unfinished(target) if (file := folder / target.name)]
+def _withdraw_unfinished(files: Sequence[Path], folder: Path | None) -> None:
+    """Remove what a killed process has published of outputs that appear together, if there is one that it has not."""
+    left = [(file, target) for target in files for place in unfinished(target) if (file := place / target.name)]
     left = [(file, target) for file, target in left if file.is_file()]
-    if any(not (target.exists() and os.path.samefile(file, target)) for file, target in left):
+    waiting = folder is not None and any((place / folder.name).is_dir() for place in unfinished(folder))
+    if waiting or any(not (target.exists() and os.path.samefile(file, target)) for file, target in left):
         _withdraw(left)
 
 

@@ -77,7 +77,7 @@ def image_writer(
     """
     kind = check_image_output(out, contents)
     if not kind:
-        with png_folder(out, source, force=force) as folder, output_files(*others, force=force) as rest:
+        with png_folder(out, *others, source=source, force=force) as (folder, rest):
             yield folder_writer(folder, contents.names), rest
         return
     with output_files(out, *others, force=force) as (temporary, *rest):
@@ -112,8 +112,10 @@ def folder_writer(folder: Path, names: Sequence[str]) -> Write:
 
 
 @contextlib.contextmanager
-def png_folder(out: Path, source: Path | None = None, *, force: bool, beside: Sequence[str] = ()) -> Iterator[Path]:
-    """A folder of PNG files in the making, as :func:`pxfast.base.files.output_folder` gives it.
+def png_folder(
+    out: Path, *others: Path, source: Path | None = None, force: bool, beside: Sequence[str] = ()
+) -> Iterator[tuple[Path, list[Path]]]:
+    """A folder of PNG files in the making, and files that appear with it: see :func:`pxfast.base.files.output_folder`.
 
     A folder is replaced only when it holds nothing but PNG files and those called ``beside``, and is not the source.
     """
@@ -127,5 +129,5 @@ def png_folder(out: Path, source: Path | None = None, *, force: bool, beside: Se
             if not file.is_file() or (file.suffix.lower() != ".png" and file.name not in beside):
                 raise ValueError(f"{path} is not replaced, because it holds more than PNG files, such as {file.name}")
 
-    with output_folder(out, force=force, check=check_replaceable) as folder:
-        yield folder
+    with output_folder(out, *others, force=force, check=check_replaceable) as (folder, rest):
+        yield folder, rest

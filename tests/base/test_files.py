@@ -192,7 +192,7 @@ def test_nothing_is_replaced_where_files_have_no_links(tmp_path, monkeypatch):
 
 
 def write_folder(folder: Path, force: bool = False, meanwhile=lambda: None) -> None:
-    with output_folder(folder, force=force, check=lambda path: None) as temporary:
+    with output_folder(folder, force=force, check=lambda path: None) as (temporary, _):
         (temporary / "new.png").write_text("new")
         meanwhile()
 
@@ -213,6 +213,41 @@ def test_a_folder_that_appears_meanwhile_is_not_replaced(tmp_path):
         write_folder(out, meanwhile=out.touch)
     assert out.is_file()
     assert names(tmp_path) == {"out"}
+
+
+def write_folder_and_file(out: Path, meanwhile=lambda: None) -> None:
+    with output_folder(out, out.with_name("grid"), force=False, check=lambda path: None) as (temporary, (grid,)):
+        (temporary / "new.png").write_text("new")
+        grid.write_text("new grid")
+        meanwhile()
+
+
+def test_a_file_does_not_appear_without_its_folder(tmp_path):
+    def appear():
+        (tmp_path / "out").mkdir()
+        (tmp_path / "out" / "precious").touch()
+
+    with pytest.raises(FileExistsError, match="out exists already: it appeared while this was running"):
+        write_folder_and_file(tmp_path / "out", meanwhile=appear)
+    assert names(tmp_path) == {"out"}
+
+
+@pytest.mark.process
+def test_a_file_that_a_killed_process_published_before_its_folder_is_withdrawn(tmp_path):
+    code = f"""
+        import os, signal, sys
+        from pathlib import Path
+        sys.path[:0] = {[str(Path(__file__).parents[1]), str(Path(__file__).parent)]!r}
+        from test_files import write_folder_and_file
+        os.rename = lambda source, target: os.kill(os.getpid(), signal.SIGKILL)
+        write_folder_and_file(Path({str(tmp_path / "out")!r}))
+    """
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)])
+    assert done.returncode == -signal.SIGKILL
+    assert (tmp_path / "grid").exists(), "it was not killed between the two"
+    write_folder_and_file(tmp_path / "out")
+    assert names(tmp_path) == {"grid", "out"}
+    assert names(tmp_path / "out") == {"new.png"}
 
 
 @pytest.mark.parametrize("what", ["a new file", "another content"])

@@ -110,6 +110,7 @@ COMMANDS: dict[str, Callable[[Inputs], list[object]]] = {
     "purify an array": purify("array", "out.npy"),
     "purify a tensor": purify("tensor", "out.pt"),
     "purify an image": purify("image", "out.png"),
+    "purify a folder, with a grid": lambda x: [*purify("folder", "out")(x), "--grid", "g.png"],
     "sample": lambda x: ["sample", 2, "--model", x.model, "--out", "s.npy", "--grid", "s.png", "--threads", 1],
     "attack": lambda x: [
         *("attack", x.world.data / "test", "--attack", "fgsm", "--out", "a.npy", "--threads", 1),
