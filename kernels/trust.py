@@ -135,11 +135,11 @@ def _key(name: str, device: int) -> str:
     versions = [f"torch {torch.__version__}", f"CUDA {torch.version.cuda}", f"ROCm {torch.version.hip}"]
     with contextlib.suppress(metadata.PackageNotFoundError):
         versions.append(f"triton {metadata.version('triton')}")
-    return ", ".join([name, _gpu(device), f"driver {_driver()}", *versions, *_choices(name), f"code {_code()}"])
+    return ", ".join([name, _gpu(device), f"driver {_driver()}", *versions, *choices(name), f"code {_code()}"])
 
 
-def _choices(name: str) -> list[str]:
-    """What the user has a say in of the kernels: the environment and, of Triton's, the file of tiles."""
+def choices(name: str) -> list[str]:
+    """What the user has a say in of an engine's kernels: the environment and, of Triton's, the file of tiles."""
     if name == "cuda":
         return [f"wgmma {int(environment.cuda_wgmma())}"]
     try:

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from ..base.checks import check_instance, check_path, notes_json
-from ..base.files import whole_file
+from ..base.checks import check_flag, check_instance, check_path, notes_json
+from ..base.files import output_files
 from ..tensors.safetensors import (
     floating_state,
     load_network,
@@ -29,11 +29,12 @@ Scorer = ScoreNetwork | str | os.PathLike[str]
 
 
 def save_score_network(
-    network: ScoreNetwork, path: str | os.PathLike[str], *, notes: dict[str, Any] | None = None
+    network: ScoreNetwork, path: str | os.PathLike[str], *, notes: dict[str, Any] | None = None, force: bool = False
 ) -> None:
     """Write a score network's file, whole or not at all: the convolutions' weights in bf16, all else in fp32.
 
-    notes: JSON-able facts kept in the metadata (how it was trained, its measured loss).
+    notes: JSON-able facts kept in the metadata (how it was trained, its measured loss). Raises FileExistsError when
+    ``path`` exists and ``force`` is off.
     """
     check_instance("network", network, ScoreNetwork)
     check_path("path", path)
@@ -42,7 +43,7 @@ def save_score_network(
         "config": json.dumps(dataclasses.asdict(network.config)),
         "notes": notes_json(notes),
     }
-    with whole_file(path) as temporary:
+    with output_files(path, force=check_flag("force", force)) as (temporary,):
         save_file(stored_tensors(network), temporary, metadata=metadata)
 
 

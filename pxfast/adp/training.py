@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..base.checks import check_instance, check_number, check_path, check_seed, check_text
 from ..data.datasets import image_shape, is_mirrored
-from ..tensors.safetensors import metadata_record, read_header
+from ..tensors.safetensors import add_notes, metadata_record, read_header
 from ..training.averaged_run import AveragedRun
 from ..training.compilation import settle_compilation
 from ..training.loop import run_to_the_end
@@ -25,7 +25,7 @@ from ..training.processes import Processes
 from ..training.provenance import training_notes, training_parts
 from ..training.run import check_training_images
 from ..training.settings import RunSettings, run_settings
-from .files import load_score_network, parse_score_config, read_score_metadata, save_score_network
+from .files import FORMAT, load_score_network, parse_score_config, read_score_metadata, save_score_network
 from .score_network import ScoreNetwork, ScoreNetworkConfig
 
 CHECKPOINT_FORMAT = "pxfast-score-training"
@@ -322,12 +322,12 @@ def record_quality(
 
     Notes: ``test_images`` and ``denoising``, what :func:`denoising_quality` gives by noise level. Returns the latter.
     """
-    network, (_, notes) = load_score_network(path), read_score_metadata(path)
+    network = load_score_network(path)
     check_training_images(test_images, (network.config.channels, *network.config.image_size), "test")
     network.to(device)
     found = {}
     for sigma in sigmas:
         quality = denoising_quality(network, test_images, sigma)
         found[str(sigma)] = {name: round(value, 5) for name, value in quality.items()}
-    save_score_network(network, path, notes=notes | {"test_images": len(test_images), "denoising": found})
+    add_notes(path, {"test_images": len(test_images), "denoising": found}, FORMAT)
     return found

@@ -22,7 +22,7 @@ from ..base.parts import Parts, has_parts
 from ..base.progress import progress_of
 from ..data.image_files import numbered, write_npy, write_png
 from ..data.image_writers import check_one_png, check_output, check_output_suffix, folder_writer, png_folder
-from ..defences.weights import hidden_networks, network_digest
+from ..defences.weights import classifier_key, network_key
 from ..tensors.safetensors import metadata_json, read_safetensors
 from .attack import Attack, attackable
 from .result import COSTS, STAGES, AttackResult, join
@@ -170,7 +170,6 @@ def describe(
 ) -> dict[str, Any]:
     """Everything that attacked images depend on, JSON-able."""
     image_shape = tuple(images.shape[1:])
-    hidden = (*hidden_networks(classifier, image_shape), *attack.hidden_networks(image_shape))
     data = hashlib.sha256(images.cpu().contiguous().numpy().tobytes())
     data.update(b"none" if labels is None else labels.cpu().long().contiguous().numpy().tobytes())
     return {
@@ -178,7 +177,8 @@ def describe(
         "eps": eps,
         "seed": seed,
         "options": attack.options,
-        "classifier": network_digest(classifier, *hidden),
+        "classifier": classifier_key(classifier, image_shape),
+        "networks": [network_key(network) for network in attack.hidden_networks(image_shape)],
         "images": [*images.shape, data.hexdigest()],
         "device": images.device.type,
         "libraries": library_versions(),

@@ -30,6 +30,13 @@ def parse_device(name: str) -> torch.device:
     return torch.device(name)
 
 
+def torch_instructions(device: torch.device | str) -> str:
+    """What torch's rounding depends on: the GPU's name, or the instructions that torch uses on this processor."""
+    if torch.device(device).type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"cpu {torch.backends.cpu.get_cpu_capability()}"
+
+
 def processor_name() -> str:
     """What the operating system calls the processor."""
     lines = Path("/proc/cpuinfo").read_text().splitlines() if os.path.exists("/proc/cpuinfo") else []

@@ -49,10 +49,10 @@ def named_guess(
     return likeliest if purifier == "pixeldefend" else drawn
 
 
-def recipe_of(purifier: str, network: PixelCNN, seed: int, engine: str, precision: str) -> Recipe:
-    """All that guesses depend on besides their cells."""
+def recipe_of(purifier: str, network: PixelCNN, seed: int, arithmetic: dict[str, str]) -> Recipe:
+    """All that guesses depend on besides their cells. arithmetic: what decodes round by."""
     versions = {"pxfast": __version__, "torch": torch.__version__}
-    made = {"model": model_fingerprint(network), "engine": engine, "precision": precision, **versions}
+    made = {"model": model_fingerprint(network), **arithmetic, **versions}
     return {"guess": purifier, **made, **({"seed": seed} if purifier == "sample" else {})}
 
 

@@ -28,14 +28,14 @@ from ..base.checks import (
 from ..base.extras import require
 from ..base.progress import reporting
 from ..base.records import shown
-from ..classifiers.contract import Labels, class_labels
+from ..classifiers.contract import Labels
 from ..data.images import Images, to_grid
 from ..defences.defended import VIEWS
 from ..pixeldefend.purify import purify
 from ..tensors.ambient import in_plain_torch
 from ..tensors.seeds import derived_seeds, image_seeds, standard_normal
 from .certificates import ABSTAINS, Certificates
-from .splitting import check_eval_mode, name_of, settled
+from .splitting import check_eval_mode, checked_arithmetic, checked_labels, name_of
 from .votes import votes
 
 PURIFIERS = ("none", "adp", "pixeldefend")
@@ -91,12 +91,13 @@ def certify_l2(
     eps = min(255, round(255.0 * sigma)) if eps is None else check_eps(eps)
     check_choice("views", views, VIEWS)
     seed = check_seed(seed)
-    engine, precision = settled(engine, precision, threads)
+    arithmetic = checked_arithmetic(engine, precision, threads)
+    engine, precision = arithmetic["engine"], arithmetic["precision"]
     check_progress(progress)
     check_eval_mode(classifier)
     require("scipy", "evaluate")
     grid, form = to_grid(images)
-    labels = class_labels(labels, len(grid))
+    labels = checked_labels(classifier, labels, grid, form.device)
     denoise: Denoiser
     if callable(purifier):
         denoise = purifier
@@ -119,7 +120,6 @@ def certify_l2(
             report(len(found))
     tops = torch.tensor([top for top, _ in found], dtype=torch.int64)
     counts = torch.stack([counted for _, counted in found]) if found else torch.zeros((0, 2), dtype=torch.int64)
-    class_labels(labels, len(grid), classes=counts.shape[1] if found else None)
     predictions, radii = l2_radii(counts, tops, sigma, alpha)
     settings: dict[str, Any] = {
         "norm": "l2",
@@ -133,7 +133,7 @@ def certify_l2(
     if views != "one":
         settings["views"] = views
     if purifier == "pixeldefend":
-        settings |= {"eps": eps, "engine": engine, "precision": precision}
+        settings |= {"eps": eps, **arithmetic}
     return Certificates(labels, predictions, radii, counts, "l2", settings)
 
 

@@ -19,7 +19,6 @@ from ..base.checks import (
     check_choice,
     check_instance,
     check_path,
-    check_precision,
     check_progress,
     check_seed,
 )
@@ -29,7 +28,7 @@ from ..base.records import shown
 from ..classifiers.contract import Labels, class_labels
 from ..data.images import Images, to_grid
 from ..defences.defended import VIEWS
-from ..engines.registry import select
+from ..engines.arithmetic import arithmetic_of
 from ..engines.settings import DecodeSettings
 from ..pixelcnn.shipped import Model, model_for
 from ..pixeldefend.cells import DITHERS, cells, shifts
@@ -104,11 +103,11 @@ def certify(
     check_choice("dither", dither, DITHERS)
     check_choice("views", views, VIEWS)
     seed = check_seed(seed)
-    engine, precision = settled(engine, precision, threads)
+    arithmetic = checked_arithmetic(engine, precision, threads)
+    engine, precision = arithmetic["engine"], arithmetic["precision"]
     check_progress(progress)
     check_eval_mode(classifier)
     grid, form = to_grid(images)
-    labels = class_labels(labels, len(grid))
     if keep is not None and purifier not in DENSITY:
         raise ValueError(f"keep={shown(keep)} is of no use: only guesses of {' and '.join(DENSITY)} are kept")
     guess = purifier if callable(purifier) else named_guess(purifier, grid, model, seed, engine, precision, threads)
@@ -118,7 +117,8 @@ def certify(
     if keep is not None:
         check_output_folder(check_path("keep", keep))
         network = model_for(model, grid.shape[1:])
-        guess = kept_guess(guess, Store(keep), width, recipe_of(str(purifier), network, seed, engine, precision))
+        guess = kept_guess(guess, Store(keep), width, recipe_of(str(purifier), network, seed, arithmetic))
+    labels = checked_labels(classifier, labels, grid, form.device)
     starts = torch.arange(width).reshape(-1, 1, 1, 1) + shifts(
         tuple(grid.shape[1:]),  # type: ignore[arg-type]
         width,
@@ -136,22 +136,28 @@ def certify(
             report(len(found))
     counts = torch.stack(found) if found else torch.zeros((0, 2), dtype=torch.int64)
     predictions, radii = radii_of(counts)
-    class_labels(labels, len(grid), classes=counts.shape[1] if found else None)
     settings: dict[str, Any] = {"norm": "l1", "width": width, "purifier": name_of(purifier), "dither": dither}
     if dither == "random" or purifier == "sample":
         settings["seed"] = seed
     if views != "one":
         settings["views"] = views
     if purifier in DENSITY:
-        settings |= {"engine": engine, "precision": precision}
+        settings |= arithmetic
     return Certificates(labels, predictions, radii.double(), counts, "l1", settings)
 
 
-def settled(engine: str, precision: str, threads: int | None) -> tuple[str, str]:
-    """The names of the engine and of the precision that 'auto' stands for here; raises as ``purify`` does."""
-    check_precision(precision)
-    settings, chosen = DecodeSettings(threads=threads), select(engine)
-    return chosen.name, chosen.best_precision(settings) if precision == "auto" else precision
+def checked_arithmetic(engine: str, precision: str, threads: int | None) -> dict[str, str]:
+    """What decodes round by, as :func:`pxfast.engines.arithmetic.arithmetic_of` has it; raises as ``purify`` does."""
+    DecodeSettings(threads=threads)
+    return arithmetic_of(engine, precision)
+
+
+def checked_labels(classifier: nn.Module, labels: Labels, grid: Tensor, device: torch.device) -> Tensor:
+    """Labels of uint8 images (N, C, H, W) as int64 (N,), of the classifier's classes, which one image tells."""
+    if not len(grid):
+        return class_labels(labels, 0)
+    counted = votes(classifier, grid[:1].to(device).float() / 255.0, "one")
+    return class_labels(labels, len(grid), classes=len(counted))
 
 
 def name_of(purifier: str | Callable[..., Tensor]) -> str:

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from ..classifiers.contract import checked_logits
 from ..defences.defended import averaged
 from ..tensors.batches import in_fixed_batches
+from ..tensors.floating import in_type_of
 
 
 def votes(classifier: nn.Module, images: Tensor, views: str) -> Tensor:
@@ -16,7 +17,8 @@ def votes(classifier: nn.Module, images: Tensor, views: str) -> Tensor:
     """
 
     def logits(some: Tensor) -> Tensor:
-        seen = [some] if views == "one" else [some, some.flip(3)]
+        typed = in_type_of(classifier, some)
+        seen = [typed.clone()] if views == "one" else [typed.clone(), typed.flip(3)]
         return averaged([checked_logits(classifier(each), len(each)) for each in seen])
 
     found = in_fixed_batches(logits, images)

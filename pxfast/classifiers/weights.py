@@ -13,8 +13,8 @@ from typing import Any
 
 from safetensors.torch import save_file
 
-from ..base.checks import check_instance, check_path, notes_json
-from ..base.files import whole_file
+from ..base.checks import check_flag, check_instance, check_path, notes_json
+from ..base.files import output_files
 from ..base.records import shown
 from ..tensors.safetensors import floating_state, load_network, metadata_record, read_header, stored_tensors
 from ..tensors.safetensors import read_notes as notes_in
@@ -25,10 +25,13 @@ from .classifier import Classifier, ClassifierConfig
 FORMAT = "pxfast-classifier"
 
 
-def save_classifier(model: Classifier, path: str | os.PathLike[str], *, notes: dict[str, Any] | None = None) -> None:
+def save_classifier(
+    model: Classifier, path: str | os.PathLike[str], *, notes: dict[str, Any] | None = None, force: bool = False
+) -> None:
     """Write ``model`` to the classifier file ``path``, whole or not at all.
 
-    notes: JSON-able facts kept in the metadata (how it was trained, its measured accuracy). TypeError for others.
+    notes: JSON-able facts kept in the metadata (how it was trained, its measured accuracy). Raises TypeError for
+    others, and FileExistsError when ``path`` exists and ``force`` is off.
     """
     check_instance("model", model, Classifier)
     check_path("path", path)
@@ -38,7 +41,7 @@ def save_classifier(model: Classifier, path: str | os.PathLike[str], *, notes: d
         "config": json.dumps(dataclasses.asdict(model.config)),
         "notes": notes_json(notes),
     }
-    with whole_file(path) as temporary:
+    with output_files(path, force=check_flag("force", force)) as (temporary,):
         save_file(stored_tensors(model), temporary, metadata=metadata)
 
 

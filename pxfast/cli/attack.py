@@ -196,9 +196,9 @@ def default_classifier(dataset: str, shape: tuple[int, ...]) -> str:
 def parse_options(name: str, given: list[str]) -> dict[str, Any]:
     """'steps=100' and the like as options of the attack of this name: numbers where they are some, or else text.
 
-    ValueError for text without '=', and for a name that is no attack or no option of it.
+    ValueError for text without '=', for a name that is no attack or no option of it, and for one that is there twice.
     """
     from ..attacks import find_attack
-    from ..defences.named import parse_setting
+    from ..defences.named import parse_settings
 
-    return dict(parse_setting(text, list(find_attack(name).options)) for text in given)
+    return dict(parse_settings(given, list(find_attack(name).options)))

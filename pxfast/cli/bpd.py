@@ -42,7 +42,7 @@ def bpd(
     from ..pixelcnn.likelihood import bits_per_dim
     from .machine import use_threads
     from .output import print_json
-    from .rows import check_rows_output, describe, rows_to
+    from .rows import check_rows_output, describe, in_line, rows_to
 
     use_threads(threads)
     place = parse_device(device)
@@ -58,7 +58,7 @@ def bpd(
         found = [bits for (bits,) in rows.of([collection], measure, batch_size=batch_size, progress=not quiet)]
         mean = sum(found) / len(found) if found else None
         images = [{"name": name, "bits_per_dim": bits} for name, bits in zip(collection.names, found, strict=True)]
-        lines = [f"{name}\t{bits:.4f}" for name, bits in zip(collection.names, found, strict=True)]
+        lines = [f"{in_line(name)}\t{bits:.4f}" for name, bits in zip(collection.names, found, strict=True)]
         document = {"mean": mean, "images": images}
         rows.write(lines, document)
     if as_json:

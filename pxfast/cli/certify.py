@@ -103,6 +103,7 @@ def certify(
     from ..certification import certify_l2
     from ..classifiers import load_classifier
     from ..data.datasets import UNLABELLED, check_classes, load_dataset
+    from ..defences.weights import classifier_key
     from ..tensors.store import digest
     from .attack import default_classifier
     from .machine import engine_on, use_threads
@@ -159,7 +160,7 @@ def certify(
         return {
             "command": "certify",
             "images": digest(given),
-            "classifier": digest(*network.state_dict().values()),
+            "classifier": classifier_key(network, tuple(given.shape[1:])),
             "model": _density(norm, settings["purifier"], model, tuple(given.shape[1:])),
             "device": place.type,
             "libraries": _libraries(),

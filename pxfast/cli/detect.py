@@ -61,7 +61,7 @@ def detect(
     from ..pixeldefend.detection import Detector
     from .machine import use_threads
     from .output import print_json
-    from .rows import check_rows_output, describe, rows_to
+    from .rows import check_rows_output, describe, in_line, rows_to
 
     use_threads(threads)
     place = parse_device(device)
@@ -90,7 +90,7 @@ def detect(
             for name, (p_value, adversarial) in zip(names, found, strict=True)
         ]
         lines = [
-            f"{name}\t{p_value:.6f}\t{'adversarial' if adversarial else '-'}"
+            f"{in_line(name)}\t{p_value:.6f}\t{'adversarial' if adversarial else '-'}"
             for name, (p_value, adversarial) in zip(names, found, strict=True)
         ]
         document = {"alpha": alpha, "images": images}

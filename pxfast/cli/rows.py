@@ -105,6 +105,13 @@ class Rows:
             temporary.write_text(json.dumps(rows), encoding="utf-8")
 
 
+def in_line(name: str) -> str:
+    """An image's name in a line: a backslash, tab, newline or carriage return as two characters, as in C."""
+    for letter, escaped in (("\\", "\\\\"), ("\t", "\\t"), ("\n", "\\n"), ("\r", "\\r")):
+        name = name.replace(letter, escaped)
+    return name
+
+
 def _is_row(row: Any, like: Any) -> bool:
     """Whether it is a list of numbers and flags, as many as the other has."""
     return isinstance(row, list) and len(row) == len(like) and all(isinstance(each, (int, float)) for each in row)

@@ -22,11 +22,13 @@ from torch import Tensor, nn
 
 from ..base.checks import check_between, check_choice, check_path, check_text
 from ..base.files import AnyPath, check_output_folder
+from ..base.machine import torch_instructions
 from ..base.progress import progress_of
 from ..base.version import __version__
 from ..classifiers.adversarial import attacked, draw_eps
 from ..classifiers.classifier import Classifier
 from ..classifiers.training import ADVERSARIES, ClassifierSettings, train_classifier
+from ..engines.arithmetic import arithmetic_of
 from ..engines.choosers import uniforms
 from ..pixelcnn.fingerprint import model_fingerprint
 from ..pixelcnn.network import PixelCNN
@@ -36,8 +38,8 @@ from ..pixeldefend.purify import Purifier, purify
 from ..tensors.seeds import derived_seeds
 from ..tensors.store import Entry, Recipe, Store, digest
 from ..training.processes import Processes
-from .named import parse_defence, parse_setting
-from .weights import hidden_networks, network_digest
+from .named import parse_defence, parse_settings
+from .weights import classifier_key
 
 BLOCK = 256  # images that are computed and kept together
 CELLS = "cells"
@@ -76,7 +78,7 @@ class InFront:
             self.defence.threads = threads
 
     def recipe(self, image_shape: tuple[int, ...]) -> Recipe:
-        return {"defence": network_digest(self.defence, *hidden_networks(self.defence, image_shape))}
+        return {"defence": classifier_key(self.defence, image_shape)}
 
     def __call__(self, images: Tensor, numbers: Tensor, at: int) -> Tensor:
         seen: Tensor = self.defence(images)
@@ -90,7 +92,7 @@ class InCells:
 
     def __init__(self, settings: str, seed: int, threads: int | None) -> None:
         known = ["width", "guess", "dither", "offsets", "model"]
-        given = dict(parse_setting(part, known) for part in settings.split(",") if part)
+        given = parse_settings((part for part in settings.split(",") if part), known)
         if "width" not in given:
             raise ValueError(f"expected {CELLS}:width=W with a width in grey levels, got {CELLS}:{settings}")
         self.width: int = check_between("width", given["width"], 1, 1024)  # type: ignore[arg-type]
@@ -104,7 +106,7 @@ class InCells:
     def recipe(self, image_shape: tuple[int, ...]) -> Recipe:
         recipe: Recipe = {"cells": self.width, "guess": self.guess, "dither": self.dither, "seed": self.seed}
         if self.guess == "pixeldefend":
-            recipe["model"] = model_fingerprint(model_for(self.model, image_shape))
+            recipe |= {"model": model_fingerprint(model_for(self.model, image_shape)), **arithmetic_of()}
         return recipe
 
     def __call__(self, images: Tensor, numbers: Tensor, at: int) -> Tensor:
@@ -200,7 +202,8 @@ class Prepared:
             "torch": torch.__version__,
         }
         if start is not None:
-            recipe |= {"attacked": network_digest(start), "delta": self.settings.delta, "seed": self.settings.seed}
+            recipe |= {"attacked": classifier_key(start, tuple(images.shape[1:])), "delta": self.settings.delta}
+            recipe |= {"seed": self.settings.seed, "processor": torch_instructions(self.device)}
         results = []
         with progress_of(len(images), shown=self.progress) as shown:
             shown.entitle("in front of the classifier" if start is None else f"{adversary}, then the same")

@@ -187,13 +187,12 @@ class Defended(nn.Module):
         [0, 1], of any type.
 
         They are brought to the type of the classifier's weights, if these are of one. Where there are several views,
-        the logits are those of the mean probability of the images and their mirror images.
+        the logits are those of the mean probability of the images and their mirror images. The classifier gets copies,
+        which it may change, as normalisation in place does.
         """
         x = in_type_of(self.classifier, defended)
-        if self.views == "one":
-            logits: Tensor = self.classifier(x)
-            return logits
-        return averaged([self.classifier(x), self.classifier(x.flip(3))])
+        views = [x.clone()] if self.views == "one" else [x.clone(), x.flip(3)]
+        return averaged([self.classifier(each) for each in views])
 
     def forward(self, images: Tensor) -> Tensor:
         x = self._floating(images)

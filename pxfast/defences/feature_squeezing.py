@@ -59,6 +59,7 @@ class FeatureSqueezing(nn.Module):
         clip: bool = False,
     ) -> None:
         super().__init__()
+        self.eval()  # as all defences: it does the same in training
         self.colours: int | None = None if colours is None else check_between("colours", colours, 2, MOST_COLOURS)
         self.padding: str = check_choice("padding", padding, PADDINGS)
         self.backward: str = check_backward(backward)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
+from collections.abc import Iterable
 from typing import Any
 
 from torch import nn
@@ -48,6 +49,17 @@ def parse_setting(text: str, known: list[str]) -> tuple[str, bool | int | float 
     return name, parse_value(value)
 
 
+def parse_settings(texts: Iterable[str], known: list[str]) -> dict[str, bool | int | float | str]:
+    """'NAME=VALUE' each, by name. ValueError as :func:`parse_setting` has it, and for a name that is there twice."""
+    found: dict[str, bool | int | float | str] = {}
+    for text in texts:
+        name, value = parse_setting(text, known)
+        if name in found:
+            raise ValueError(f"{name} is given twice: {found[name]} and {value}")
+        found[name] = value
+    return found
+
+
 def parse_defence(text: str, **more: Any) -> nn.Module:
     """'NAME' or 'NAME:SETTING=VALUE,...' as a defence: one of ``DEFENCES``, with settings of its own.
 
@@ -61,4 +73,8 @@ def parse_defence(text: str, **more: Any) -> nn.Module:
     for setting, value in more.items():
         if setting not in known:
             raise ValueError(f"{name} has no setting {setting}={value!r}; it takes {', '.join(known)}")
-    return DEFENCES[name](**dict(parse_setting(part, known) for part in settings.split(",") if part), **more)
+    given = parse_settings((part for part in settings.split(",") if part), known)
+    if twice := given.keys() & more.keys():
+        (setting, *_) = sorted(twice)
+        raise ValueError(f"{setting} is given twice: in {text!r}, and as {setting} = {more[setting]!r}")
+    return DEFENCES[name](**given, **more)

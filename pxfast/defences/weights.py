@@ -1,12 +1,17 @@
-"""What tells a defended classifier from another: the networks that it computes with, and their weights."""
+"""What tells a defended classifier from another: its values and code, the networks that it hides, its arithmetic."""
 
 from __future__ import annotations
 
 import hashlib
 
-import torch
 from torch import nn
 
+from ..engines.arithmetic import arithmetic_of
+from ..pixelcnn.fingerprint import model_fingerprint
+from ..pixelcnn.network import PixelCNN
+from ..pixeldefend.purify import Purifier
+from ..tensors.identity import identity_of
+from ..tensors.store import canonical
 from .protocol import HidesNetworks
 
 
@@ -24,11 +29,22 @@ def hidden_networks(classifier: nn.Module, image_shape: tuple[int, ...]) -> list
     return found
 
 
-def network_digest(network: nn.Module, *others: nn.Module) -> str:
-    """SHA-256 of how the first network is made, and of the weights of all."""
-    weights = hashlib.sha256(repr(network).encode())
-    for each in (network, *others):
-        for name, value in each.state_dict().items():
-            values = value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy()
-            weights.update(name.encode() + values.tobytes())
-    return weights.hexdigest()
+def hidden_keys(classifier: nn.Module, image_shape: tuple[int, ...]) -> list[str]:
+    """What results depend on besides the classifier's own values and code: the networks that it hides, by hashes, and
+    the arithmetic of its purifiers' decodes here and now. image_shape: (C, H, W).
+    """
+    purifiers = [module for module in classifier.modules() if isinstance(module, Purifier)]
+    arithmetic = [arithmetic_of(each.engine, each.precision) for each in purifiers]
+    decodes = [hashlib.sha256(canonical(each).encode()).hexdigest() for each in arithmetic]
+    return [*(network_key(each) for each in hidden_networks(classifier, image_shape)), *decodes]
+
+
+def network_key(network: nn.Module) -> str:
+    """SHA-256, in hexadecimal, of all that a network without defences computes with."""
+    return model_fingerprint(network) if isinstance(network, PixelCNN) else identity_of(network).key
+
+
+def classifier_key(classifier: nn.Module, image_shape: tuple[int, ...]) -> str:
+    """SHA-256, in hexadecimal, of all that a classifier, with its defences, computes with. image_shape: (C, H, W)."""
+    keys = [identity_of(classifier).key, *hidden_keys(classifier, image_shape)]
+    return hashlib.sha256("-".join(keys).encode()).hexdigest()

@@ -11,21 +11,21 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import nn
 
 from ..adp.files import SHIPPED as SCORE_NETWORKS
 from ..adp.purifier import RUNS, STEPS, ADPPurifier
-from ..base.checks import check_eps, check_number, check_precision
+from ..base.checks import check_eps, check_number
+from ..base.code import code_hash
 from ..base.files import file_digest
+from ..base.machine import torch_instructions
 from ..base.records import shown
 from ..defences import FeatureSqueezing
-from ..engines import cpu
+from ..engines.arithmetic import arithmetic_of
 from ..engines.registry import select
 from ..pixeldefend.purify import Purifier
 from ..pixeldefend.rules import IMAGE_THRESHOLD, SUB_PIXEL_THRESHOLD, check_adaptive
-from .code import ELSEWHERE, code_hash
-from .networks import Models
+from .networks import ELSEWHERE, Models
 
 Description = dict[str, Any]
 
@@ -82,17 +82,14 @@ def purifier_description(options: dict[str, Any], context: Context) -> Descripti
     eps, adaptive, threshold = options["eps"], options.get("adaptive"), options.get("threshold")
     if threshold is None and adaptive is not None:
         threshold = IMAGE_THRESHOLD[context.channels] if adaptive == "image" else SUB_PIXEL_THRESHOLD
-    engine = select(context.engine)
-    precision = check_precision(context.precision)
+    arithmetic = arithmetic_of(context.engine, context.precision)
     return {
         "eps": eps,
         "adaptive": adaptive,
         "threshold": None if threshold is None else float(threshold),
         "model": context.density,
-        "engine": engine.name,
-        "precision": engine.best_precision() if precision == "auto" else precision,
-        "instructions": cpu.isa_of() if engine.name == "cpu" else processor(context.device),
-        "code": code_hash(build_purifier, engine.decode.__module__, without=ELSEWHERE),
+        **arithmetic,
+        "code": code_hash(build_purifier, select(arithmetic["engine"]).decode.__module__, without=ELSEWHERE),
     }
 
 
@@ -150,7 +147,7 @@ def adp_description(options: dict[str, Any], context: Context) -> Description:
         **settings,
         "model": str(path),
         "weights": file_digest(path),
-        "processor": processor(context.device),
+        "processor": torch_instructions(context.device),
         "code": code_hash(build_adp, without=ELSEWHERE),
     }
 
@@ -211,10 +208,3 @@ def describe(defence: dict[str, Any], context: Context) -> Description:
 def build(description: Description, models: Models) -> nn.Module:
     """The defence of this description: floating or uint8 images (N, C, H, W) to such images; in eval mode."""
     return find_kind(description["kind"]).build(description, models).eval()
-
-
-def processor(device: str) -> str:
-    """What rounding depends on: the GPU's name, or the instructions that torch uses on this processor."""
-    if torch.device(device).type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"cpu {torch.backends.cpu.get_cpu_capability()}"

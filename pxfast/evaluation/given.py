@@ -20,8 +20,8 @@ from ..classifiers.contract import class_labels
 from ..classifiers.inspection import SAME_BATCH, device_of, difference
 from ..data.datasets import DATASETS, UNLABELLED, class_count, load_dataset
 from ..data.images import Images, to_grid
+from ..tensors.identity import identity_of
 from ..tensors.store import Entry, Store, canonical, digest
-from .identity import identity_of
 from .report import write_report
 
 TITLES = {"cifar10": "CIFAR-10", "fashion-mnist": "Fashion-MNIST"}

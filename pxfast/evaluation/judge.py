@@ -16,9 +16,7 @@ from ..attacks.result import AttackResult
 from ..attacks.resumable import library_versions
 from ..base.progress import Progress
 from ..defences.defended import Defended
-from ..defences.weights import hidden_networks
-from ..pixelcnn.fingerprint import model_fingerprint
-from ..pixelcnn.network import PixelCNN
+from ..defences.weights import hidden_keys
 from ..tensors.batches import FIXED_BATCH
 from ..tensors.store import Entry, Store, digest
 from .given import function_key
@@ -81,11 +79,7 @@ class Judge:
         with torch.no_grad():
             logits = fix_batches(module, FIXED_BATCH)(first.to(device).float() / 255.0)
         key = function_key(module, first, logits, self.store)
-        hidden = [
-            model_fingerprint(each) if isinstance(each, PixelCNN) else digest(*each.state_dict().values())
-            for each in hidden_networks(module, tuple(first.shape[1:]))
-        ]
-        return Target(module, "-".join([key, *hidden]))
+        return Target(module, "-".join([key, *hidden_keys(module, tuple(first.shape[1:]))]))
 
     def surrogate(self, network: nn.Module) -> Target:
         """Another classifier, whose own adversarial images are to be tried."""
@@ -227,7 +221,8 @@ class Judge:
             attack = white[stepping]
             fewer = max(1, attack.options["steps"] // FEWER)
             shorter = find_attack(attack.name, **{**attack.options, "steps": fewer})
-            few = (f"{stepping} of {fewer} steps", right_under(shorter, self.eps))
+            named = stepping.partition(",")[0]  # without options, which may be steps
+            few = (f"{named} of {fewer} steps", right_under(shorter, self.eps))
             many = (f"{attack.options['steps']} steps", left[stepping])
             checks.append(compare(name, few, many, left[CLEAN]))
         unbounded = APGDBPDA(steps=CHECK_STEPS, restarts=1)

@@ -17,6 +17,16 @@ from ..pixelcnn.files import load_model
 from ..pixelcnn.fingerprint import model_fingerprint
 from ..pixelcnn.network import PixelCNN
 
+# What recipes name in another way: the registries, whose findings have hashes of their own, networks, by the bytes of
+# their files, and the store.
+ELSEWHERE = (
+    "pxfast.attacks",
+    "pxfast.engines.registry",
+    "pxfast.evaluation.defences",
+    "pxfast.evaluation.networks",
+    "pxfast.tensors.store",
+)
+
 
 class EvaluatedClassifier(Protocol):
     """A classifier of a table.

@@ -11,12 +11,13 @@ from torch import Tensor
 
 from ..attacks import ATTACKS, Attack, ClippedAttack, find_attack
 from ..attacks.resumable import library_versions
-from ..defences.weights import network_digest
+from ..base.code import code_hash
+from ..base.machine import torch_instructions
+from ..defences.weights import network_key
 from ..tensors.store import Entry, Recipe, Store, digest
 from . import stages
-from .code import ELSEWHERE, code_hash
-from .defences import Context, Description, find_kind, processor
-from .networks import EvaluatedClassifier
+from .defences import Context, Description, find_kind
+from .networks import ELSEWHERE, EvaluatedClassifier
 from .runners import Runner
 from .stages import Task, Tensors
 
@@ -75,7 +76,7 @@ class Pipeline:
         chosen = find_attack(attack, **(options or {}))
         recipe = {**self._attack_recipe(chosen, classifier, seed, through), **_seen(views)}
         if own := chosen.hidden_networks(tuple(images.shape[1:])):
-            recipe["networks"] = [network_digest(network) for network in own]
+            recipe["networks"] = [network_key(network) for network in own]
         inputs = {"images": images, "labels": labels}
         if not isinstance(chosen, ClippedAttack):
             bound = "" if eps is None else f", eps {eps}"
@@ -119,7 +120,7 @@ class Pipeline:
             "defences": list(defences),
             "code": code_hash(stages.predict, *classifier.modules, without=ELSEWHERE),
             "libraries": self._libraries(ENGINE_LIBRARIES),
-            "processor": processor(self.context.device),
+            "processor": torch_instructions(self.context.device),
             **_seen(views),
         }
         return self._run("classification", recipe, {"images": images}, "labels")
@@ -131,7 +132,7 @@ class Pipeline:
             "model": self.context.density,
             "code": code_hash(stages.likelihood, without=ELSEWHERE),
             "libraries": self._libraries(ENGINE_LIBRARIES),
-            "processor": processor("cpu"),
+            "processor": torch_instructions("cpu"),
         }
         return self._run("likelihoods", recipe, {"images": images}, "log_prob")
 
@@ -162,7 +163,7 @@ class Pipeline:
             "code": attack_code(attack.name),
             "classifier code": code_hash(*classifier.modules),
             "libraries": self._libraries(),
-            "processor": processor(self.context.device),
+            "processor": torch_instructions(self.context.device),
         }
 
     @staticmethod

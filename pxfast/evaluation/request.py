@@ -9,7 +9,7 @@ from typing import Any
 
 from ..attacks import ATTACKS, BlindPGD, find_attack
 from ..base.checks import check_eps, check_names, check_text
-from ..defences.named import parse_setting
+from ..defences.named import parse_settings
 from .defences import DEFENCES, check_defence
 from .results import UNDEFENDED
 from .specification import ColumnSpecification, RowSpecification, TableSpecification
@@ -104,7 +104,7 @@ def _defence(text: str, channels: int) -> tuple[str, dict[str, Any]]:
         known = ", ".join((NONE, *NAMED_DEFENCES, FLIP))
         raise ValueError(f"unknown defence {name!r}; known: {known}; several are joined by +")
     kind, label, settings = NAMED_DEFENCES[name]
-    given = dict(parse_setting(part, list(DEFENCES[kind].options)) for part in rest.split(",") if part)
+    given = parse_settings((part for part in rest.split(",") if part), list(DEFENCES[kind].options))
     if kind == "purifier":
         settings = {"eps": PURIFICATION_EPS[channels], **settings}
     defence = {"kind": kind, **settings, **given}
@@ -174,7 +174,7 @@ def _column(text: str) -> ColumnSpecification:
         known = ", ".join((*ATTACKS, *ATTACK_SETS))
         raise ValueError(f"unknown attack {name!r}; known: {known}")
     known_options = [*inspect.signature(ATTACKS[name]).parameters, KNOWS]
-    given = dict(parse_setting(part, known_options) for part in rest.split(",") if part)
+    given = parse_settings((part for part in rest.split(",") if part), known_options)
     knows = given.pop(KNOWS, ATTACKS[name].knows_defences)
     if not isinstance(knows, bool) or (ATTACKS[name].knows_defences and not knows):
         raise ValueError(f"{KNOWS} must be true or false, and true for {name if knows is False else 'such attacks'}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from ..base.checks import check_instance
 from .results import Cell, Column, Row, Table
@@ -29,11 +29,13 @@ def table_text(table: Table) -> str:
         for column in table.columns
     }
     below_it = _published if published else _ranges
-    widths = [_width(column, below_it, [grid[row.name, column.name] for row in table.rows]) for column in table.columns]
+    numbers = [_width(below_it, [grid[row.name, column.name] for row in table.rows]) for column in table.columns]
+    labels = _labels(table.columns, numbers)
+    widths = [max(width, len(label)) for width, label in zip(numbers, labels, strict=True)]
     for block in _blocks(widths):
         columns = [table.columns[i] for i in block]
         sizes = [widths[i] for i in block]
-        lines.append(_line("", "", [column.label for column in columns], sizes))
+        lines.append(_line("", "", [labels[i] for i in block], sizes))
         for row in table.rows:
             cells = [grid[row.name, column.name] for column in columns]
             if any(cells):
@@ -61,14 +63,25 @@ def _blocks(widths: list[int]) -> list[list[int]]:
     return blocks
 
 
-def _width(column: Column, below: Callable[[list[Cell]], str], cells: list[list[Cell]]) -> int:
+def _labels(columns: Sequence[Column], widths: list[int]) -> list[str]:
+    """The columns' labels, cut where they are longer than their numbers and no two become the same."""
+    cut = [column.label[: max(width, LABEL_MOST)] for column, width in zip(columns, widths, strict=True)]
+    starts = [label[:LABEL_MOST] for label in cut]
+    return [
+        column.label if starts.count(start) > 1 else label
+        for column, label, start in zip(columns, cut, starts, strict=True)
+    ]
+
+
+def _width(below: Callable[[list[Cell]], str], cells: list[list[Cell]]) -> int:
+    """Of the numbers of a column, by row."""
     texts = [text for found in cells for text in (_ours(found), below(found))]
-    return max(5, min(len(column.label), LABEL_MOST), *map(len, texts))
+    return max(5, *map(len, texts))
 
 
 def _line(label: str, what: str, texts: list[str], widths: list[int]) -> str:
-    shown = "  ".join(f"{text[: max(width, LABEL_MOST)]:<{width}}" for text, width in zip(texts, widths, strict=True))
-    return f"{label:<{LABEL_WIDTH}}{what:<6}{shown}".rstrip()
+    shown = "  ".join(f"{text:<{width}}" for text, width in zip(texts, widths, strict=True))
+    return f"{label:<{LABEL_WIDTH - 1}} {what:<6}{shown}".rstrip()
 
 
 def _ours(cells: list[Cell]) -> str:
@@ -96,11 +109,11 @@ def _intervals(table: Table) -> list[str]:
         return []
     eps = sorted({cell.eps for _, cells in rows for cell in cells if cell.eps is not None})
     title = "Strongest attack, % (95 % interval)"
-    lines = ["", f"{title:<{INTERVAL_LABEL_WIDTH}}{_spread([f'eps {bound}' for bound in eps])}"]
+    lines = ["", f"{title:<{INTERVAL_LABEL_WIDTH - 1}} {_spread([f'eps {bound}' for bound in eps])}"]
     for row, cells in rows:
         found = {cell.eps: cell for cell in cells}
         texts = [_with_interval(found.get(bound)) for bound in eps or (None,)]
-        lines.append(f"{row.network + ', ' + row.technique:<{INTERVAL_LABEL_WIDTH}}{_spread(texts)}")
+        lines.append(f"{row.network + ', ' + row.technique:<{INTERVAL_LABEL_WIDTH - 1}} {_spread(texts)}")
     return [line.rstrip() for line in lines]
 
 

@@ -10,7 +10,8 @@ from typing import Any
 
 import torch
 
-from ..base.checks import check_instance, check_path, notes_json
+from ..base.checks import check_flag, check_instance, check_path, notes_json
+from ..base.files import output_files
 from ..base.records import shown
 from ..tensors.safetensors import metadata_record, read_header, read_notes
 from .network import FORMAT, PixelCNN, PixelCNNConfig
@@ -22,18 +23,21 @@ def save(
     *,
     dtype: torch.dtype = torch.bfloat16,
     notes: dict[str, Any] | None = None,
+    force: bool = False,
 ) -> None:
     """Write ``model`` to the model file ``path``, whole or not at all.
 
     dtype: torch.bfloat16 or torch.float32, of the weights. notes: JSON-able facts kept in the metadata (how it was
-    trained, its measured bits/dim). TypeError for others.
+    trained, its measured bits/dim). Raises TypeError for others, and FileExistsError when ``path`` exists and ``force``
+    is off.
     """
     check_instance("model", model, PixelCNN)
     check_path("path", path)
     if dtype not in (torch.bfloat16, torch.float32):
         raise TypeError(f"dtype must be torch.bfloat16 or torch.float32, got {shown(dtype)}")
     notes_json(notes)  # its check
-    model.write_file(path, dtype=dtype, notes=notes or {})
+    with output_files(path, force=check_flag("force", force)) as (temporary,):
+        model.write_file(temporary, dtype=dtype, notes=notes or {})
 
 
 def read_metadata(path: str | os.PathLike[str]) -> tuple[PixelCNNConfig, dict[str, Any]]:

@@ -199,7 +199,8 @@ class Detector:
         else:
             self._check_fingerprint(model_fingerprint(model))
             known = self.log_likelihoods
-        if alpha * (len(known) + 1) < (1.0 if self.tail == "lower" else 2.0) and alpha < 1.0:
+        least = (1.0 if self.tail == "lower" else 2.0) / (len(known) + 1)  # of all p-values, as they are computed
+        if alpha < min(least, 1.0):
             many = f"with {len(known)} training images"
             raise ValueError(f"no p-value is at most alpha = {alpha:g} {many}: use more of them")
         found = self._measure(grid, model, batch_size, progress)

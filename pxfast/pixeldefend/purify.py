@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -138,6 +138,7 @@ class Purifier(Opaque):
     """
 
     model: PixelCNN | None
+    without_effect: ClassVar[frozenset[str]] = frozenset({"handle", "threads", "progress"})
 
     if TYPE_CHECKING:
 

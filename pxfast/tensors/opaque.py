@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import weakref
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -21,12 +21,16 @@ class Opaque(nn.Module):
 
     A compiled graph holds a number, ``handle``, by which the operator finds the module, with the settings that it has
     when the graph runs. A copy, unpickled ones included, has a number of its own.
+
+    without_effect: the attributes that no result depends on.
     """
 
     handle: int
+    without_effect: ClassVar[frozenset[str]] = frozenset({"handle"})
 
     def __init__(self) -> None:
         super().__init__()
+        self.eval()  # it does the same in training, and what judges classifiers asks for eval mode
         self._take_handle()
 
     def _take_handle(self) -> None:

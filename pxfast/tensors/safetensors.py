@@ -14,9 +14,12 @@ from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from ..base.checks import notes_json
+from ..base.files import whole_file
 from ..base.reading import parse_json, regular_file
 from ..base.records import Record, record, shown
 
@@ -123,6 +126,17 @@ def read_safetensors(path: str | os.PathLike[str], *formats: str) -> tuple[dict[
     """
     header = read_header(path, *formats)
     return read_tensors(header), header.metadata
+
+
+def add_notes(path: str | os.PathLike[str], notes: dict[str, Any], *formats: str) -> None:
+    """Add notes to one of pxfast's files, of one of these formats; its tensors keep their bits and their types.
+
+    Raises what :func:`read_safetensors` does, and TypeError for notes that JSON can't hold.
+    """
+    tensors, metadata = read_safetensors(path, *formats)
+    told = notes_json({**read_notes(metadata, path), **notes})
+    with whole_file(path) as temporary:
+        save_file(tensors, temporary, metadata={**metadata, "notes": told})
 
 
 def metadata_json(

@@ -21,7 +21,7 @@ def image_seeds(images: Tensor, seed: int = 0) -> list[int]:
 
     So an image's random numbers are the same in every batch, in every order, and on every device.
     """
-    return [image_key(image, seed) >> 65 for image in images.float()]
+    return [image_key(image, seed) >> 65 for image in images.float() + 0.0]  # -0 becomes 0
 
 
 def derived_seeds(seeds: Sequence[int], *numbers: int | Sequence[int]) -> list[int]:

@@ -28,7 +28,7 @@ def refuse() -> NoReturn:
 class _StraightThrough(torch.autograd.Function):
     @staticmethod
     def forward(context: Any, images: Tensor, result: Tensor) -> Tensor:
-        return result
+        return result.clone()  # an argument itself would be a view, which nothing may change in place
 
     @staticmethod
     def backward(context: Any, gradient: Tensor) -> tuple[Tensor, None]:
@@ -38,7 +38,7 @@ class _StraightThrough(torch.autograd.Function):
 class _Refused(torch.autograd.Function):
     @staticmethod
     def forward(context: Any, images: Tensor, result: Tensor) -> Tensor:
-        return result
+        return result.clone()  # an argument itself would be a view, which nothing may change in place
 
     @staticmethod
     def backward(context: Any, gradient: Tensor) -> tuple[Tensor, None]:

@@ -85,10 +85,14 @@ class TrainingLog:
             self._open()
         assert self._descriptor is not None
         before = os.fstat(self._descriptor).st_size
-        if os.write(self._descriptor, line) < len(line):
-            os.ftruncate(self._descriptor, before)
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), os.fspath(self.path))
-        os.fsync(self._descriptor)
+        try:
+            if os.write(self._descriptor, line) < len(line):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            os.fsync(self._descriptor)
+        except OSError as error:
+            with contextlib.suppress(OSError):  # a pipe, or another file that can't be cut
+                os.ftruncate(self._descriptor, before)
+            raise OSError(error.errno, error.strerror, os.fspath(self.path)) from error
         self.last_step, self.written_at = step, time.monotonic()
         if self._writer is not None:
             for name, value in values.items():

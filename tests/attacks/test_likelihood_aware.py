@@ -78,7 +78,7 @@ def test_what_is_kept_of_a_run_depends_on_the_density_models_weights(small) -> N
     for seed in (1, 2):
         Path(path).unlink()
         save(random_model(seed=seed), path)
-        found.append(describe(LikelihoodAware(model=path), network, images, None, 8, 0)["classifier"])
+        found.append(describe(LikelihoodAware(model=path), network, images, None, 8, 0)["networks"])
     assert found[0] != found[1]
 
 

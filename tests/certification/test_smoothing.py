@@ -90,17 +90,17 @@ def test_purifiers_stand_in_front_of_the_classifier():
 
     classifier = Spy((1, 8, 8)).eval()
     certify_l2(classifier, images, [0], **options)
-    noisy = given[-1][:3]
+    noisy = given[-1][:3].float()  # the classifier's weights are of fp64, and so is what it gets
     assert float(noisy.min()) < 0.0 or float(noisy.max()) > 1.0 or float((255 * noisy).frac().abs().max()) > 0
     model = trained_model((8, 8), 1, 8, 1)
     certify_l2(classifier, images, [0], purifier="pixeldefend", model=model, engine=QUICK, precision="fp32", **options)
     expected = pxfast.purify(noisy.clamp(0, 1), round(25.5), model=model, engine=QUICK, precision="fp32")
-    assert torch.equal(given[-1][:3], expected)
+    assert torch.equal(given[-1][:3].float(), expected)
     score = ScoreNetwork(ScoreNetworkConfig((8, 8), 1, ngf=4)).eval()
     certify_l2(classifier, images, [0], purifier="adp", model=score, **options)
     with torch.no_grad():
         step = (noisy + 0.1 * score(noisy)).clamp(0, 1)
-    assert torch.allclose(given[-1][:3], step, atol=1e-5)
+    assert torch.allclose(given[-1][:3].float(), step, atol=1e-5)
     certify_l2(classifier, images, [0], purifier=lambda some: some.clamp(0.2, 0.3), **options)
     assert float(given[-1].max()) <= 0.3 + 1e-6
 
@@ -120,6 +120,14 @@ def test_wrong_requests(change, error, message):
     right = {"classifier": Halves((1, 8, 8)).eval(), "images": torch.zeros(1, 1, 8, 8), "labels": [0], "samples": 2}
     with pytest.raises(error, match=message):
         certify_l2(**{**right, **change})
+
+
+def test_labels_that_the_classifier_does_not_know_are_named_before_any_work():
+    def never(noisy: Tensor) -> Tensor:
+        raise AssertionError("purified")
+
+    with pytest.raises(ValueError, match=r"labels in 0\.\.1, the classifier's 2 classes, got 7"):
+        certify_l2(Halves((1, 8, 8)).eval(), real_images(1, (8, 8), 2), [0, 7], purifier=never)
 
 
 def test_without_scipy_the_extra_is_named_before_any_work(monkeypatch):

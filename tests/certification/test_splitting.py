@@ -12,7 +12,8 @@ from support.helpers import noisy, real_images, trained_model
 from torch import Tensor, nn
 
 import pxfast
-from pxfast.certification import cells, certify, radii_of, shifts
+from pxfast.certification import cells, certify, radii_of, shifts, splitting
+from pxfast.engines.arithmetic import arithmetic_of
 from pxfast.pixeldefend.cells import midpoints
 
 WIDTHS = (1, 2, 3, 7, 16, 32, 64, 132, 255, 256, 257, 300)
@@ -219,7 +220,7 @@ def test_equal_cells_give_equal_bits_whatever_else_differs(purifier):
     for one in (image, other):
         classifier.given.clear()
         certify(classifier, one, [0], **options)
-        logits.append(torch.cat(classifier.given)[:width])
+        logits.append(torch.cat(classifier.given[1:])[:width])  # the first batch tells how many classes there are
     assert torch.equal(logits[0][same], logits[1][same])
     assert not torch.equal(logits[0][~same], logits[1][~same])
 
@@ -351,6 +352,29 @@ def test_wrong_requests(change, error, message):
         certify(**{**right, **change})
 
 
+def test_labels_that_the_classifier_does_not_know_are_named_before_any_work(monkeypatch):
+    def never(*given: object, **options: object) -> Tensor:
+        raise AssertionError("purified")
+
+    monkeypatch.setattr("pxfast.certification.guesses.purify", never)
+    options = {"width": 5, "model": trained_model((4, 4), 1, 8, 1), "engine": QUICK}
+    with pytest.raises(ValueError, match=r"labels in 0\.\.2, the classifier's 3 classes, got 7"):
+        certify(Linear(16), real_images(1, (4, 4), 2), [0, 7], **options)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_a_classifier_of_another_type_gets_its_own(dtype):
+    images, other = real_images(1, (8, 8), 2), Linear(64).to(dtype)
+
+    class Cast(nn.Module):
+        def forward(self, images: Tensor) -> Tensor:
+            logits: Tensor = other(images.to(dtype))
+            return logits
+
+    found, expected = (certify(each, images, [0, 1], width=16, purifier="midpoints") for each in (other, Cast().eval()))
+    assert torch.equal(found.counts, expected.counts)
+
+
 # --- kept guesses ---
 
 
@@ -376,6 +400,11 @@ def test_kept_guesses_certify_another_classifier_without_purifying_again(tmp_pat
     for change in ({"width": 4}, {"model": trained_model((4, 4), 1, 8, 1, steps=4)}, {"dither": "random"}):
         with pytest.raises(AssertionError, match="again"):
             certify(Linear(16, 1), images, [0, 1], keep=tmp_path / "kept", **options | change)
+    other = {"engine": "cpu", "instructions": "another set"}
+    with monkeypatch.context() as elsewhere:
+        elsewhere.setattr(splitting, "arithmetic_of", lambda *given: {**arithmetic_of(*given), **other})
+        with pytest.raises(AssertionError, match="again"):
+            certify(Linear(16, 1), images, [0, 1], keep=tmp_path / "kept", **options)
     files[0].write_bytes(files[0].read_bytes()[:-3])  # a damaged one is made again
     with pytest.raises(AssertionError, match="again"):
         certify(Linear(16, 1), images, [0, 1], keep=tmp_path / "kept", **options)

@@ -153,12 +153,18 @@ def test_defences_by_name() -> None:
     assert [parse_value(text) for text in ("3", "0.5", "true", "false", "x")] == [3, 0.5, True, False, "x"]
     with pytest.raises(ValueError, match="eps must be an integer"):
         parse_defence("purifier:eps=300")
+    with pytest.raises(ValueError, match="eps is given twice: 8 and 9"):
+        parse_defence("purifier:eps=8,eps=9")
+    with pytest.raises(ValueError, match="eps is given twice: in 'purifier:eps=8', and as eps = 4"):
+        parse_defence("purifier:eps=8", eps=4)
 
 
 def test_options_and_default_classifiers() -> None:
     assert parse_options("bim", ["steps=3", "label_rule=predicted"]) == {"steps": 3, "label_rule": "predicted"}
     with pytest.raises(ValueError, match=r"steps, label_rule.*'steps'"):
         parse_options("bim", ["steps"])
+    with pytest.raises(ValueError, match="steps is given twice: 3 and 4"):
+        parse_options("bim", ["steps=3", "steps=4"])
     with pytest.raises(ValueError, match=r"\(none\)"):
         parse_options("rand", ["generators=1"])
     assert parse_options("bpda", ["max_gradients=5", "draws=2"]) == {"max_gradients": 5, "draws": 2}
@@ -212,6 +218,41 @@ def test_finished_parts_are_kept_and_used(tmp_path: Path, monkeypatch) -> None:
     assert np.array_equal(np.load(out), whole.images.numpy())
     assert set(np.load(labels_path(out)).tolist()) == {-1}
     assert not parts_path(out).exists()
+
+
+class Signed(torch.nn.Module):
+    """A classifier with what neither its weights nor its text tell: an attribute, and a buffer that is not kept."""
+
+    def __init__(self, sign: float, shift: float) -> None:
+        super().__init__()
+        self.inner, self.sign = FIXTURE.network, sign
+        self.register_buffer("shift", torch.tensor(shift), persistent=False)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self.sign * self.inner(images) + self.shift
+        return logits
+
+
+@pytest.mark.parametrize("changed", [(-1.0, 0.0), (1.0, 0.5)], ids=["attribute", "buffer"])
+def test_parts_of_another_classifier_of_the_same_weights_are_refused(tmp_path, monkeypatch, changed) -> None:
+    images, out = images_of(BLOCK + 3), tmp_path / "attacked.npy"
+    first, other = Signed(1.0, 0.0).eval(), Signed(*changed).eval()
+    assert repr(first) == repr(other)
+    assert first.state_dict().keys() == other.state_dict().keys()
+
+    def broken(places, result, path):
+        if path.stem == f"{BLOCK:08d}":
+            raise OSError("no space left on device")
+        write_part(places, result, path)
+
+    write_part = resumable.write_part
+    monkeypatch.setattr(resumable, "write_part", broken)
+    with pytest.raises(OSError, match="no space"):
+        attack_to_file(Rand(), first, images, None, out, eps=5)
+    monkeypatch.undo()
+    with pytest.raises(ValueError, match=r"other settings \(classifier\)"):
+        attack_to_file(Rand(), other, images, None, out, eps=5)
+    attack_to_file(Rand(), first, images, None, out, eps=5)
 
 
 def test_force_drops_the_parts_of_another_run(tmp_path: Path) -> None:

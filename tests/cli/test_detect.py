@@ -38,6 +38,18 @@ def test_a_line_per_image(run_here, options, images, tmp_path):
     assert summary == f"{int((expected <= 0.5).sum())} of 4 images have a p-value of at most 0.5"
 
 
+def test_names_with_tabs_and_line_ends_stay_in_one_column(run_here, options, images, tmp_path):
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    for name in ("a\tb.png", "c\nd.png", "e\\f.png"):
+        Image.fromarray(images[20, 0].numpy()).save(folder / name)
+    expected = ["a\\tb.png", "c\\nd.png", "e\\\\f.png"]
+    run_here("detect", folder, "--alpha", 0.5, "--out", tmp_path / "p.tsv", *options)
+    assert [line.split("\t")[0] for line in (tmp_path / "p.tsv").read_text().splitlines()] == expected
+    run_here("bpd", folder, "--out", tmp_path / "b.tsv", *options[:2])
+    assert [line.split("\t")[0] for line in (tmp_path / "b.tsv").read_text().splitlines()] == expected
+
+
 def test_several_sources_as_json(run_here, options, images, tmp_path):
     folder = tmp_path / "folder"
     folder.mkdir()

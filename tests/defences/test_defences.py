@@ -5,10 +5,11 @@ import pytest
 import torch
 from scipy import ndimage
 from support.engines import QUICK
-from support.helpers import bundled_images
+from support.helpers import bundled_images, random_model
 from torch import Tensor, nn
 
 import pxfast
+from pxfast.adp.score_network import ScoreNetwork, ScoreNetworkConfig
 from pxfast.attacks import FGSM
 from pxfast.classifiers import load_classifier, predict
 from pxfast.data.images import to_grid
@@ -168,6 +169,23 @@ def test_gradient_is_the_classifiers_at_the_purified_image(classifier: nn.Module
     (direct,) = torch.autograd.grad(nn.functional.cross_entropy(classifier(purified), labels), purified)
     assert torch.equal(through, direct)
     assert bool((through != 0).any())
+
+
+@pytest.mark.parametrize(
+    "defence",
+    [
+        pxfast.Purifier(8, model=random_model((8, 8)), engine=QUICK),
+        FeatureSqueezing(),
+        pxfast.ADPPurifier(0.1, steps=1, model=ScoreNetwork(ScoreNetworkConfig((8, 8), 1, ngf=2)).eval()),
+    ],
+    ids=lambda defence: type(defence).__name__,
+)
+def test_what_follows_a_defence_may_work_in_place(defence: nn.Module) -> None:
+    assert not defence.training, "a defence does the same in training"
+    x = torch.rand((2, 1, 8, 8), generator=torch.Generator().manual_seed(0)).requires_grad_()
+    (gradient,) = torch.autograd.grad(defence(x).mul_(2.0).sum(), x)
+    (expected,) = torch.autograd.grad((defence(x) * 2.0).sum(), x)
+    assert torch.equal(gradient, expected)
 
 
 def test_purifier_passes_the_gradient_straight_through_or_refuses(tiny_model: pxfast.PixelCNN) -> None:

@@ -31,7 +31,7 @@ from pxfast.attacks.gradients import loss_gradient
 from pxfast.attacks.grid_ascent import target_of
 from pxfast.classifiers import load_classifier
 from pxfast.defences import Defended, FeatureSqueezing
-from pxfast.defences.weights import network_digest
+from pxfast.defences.weights import classifier_key
 from pxfast.pixeldefend.relaxed import RelaxedPurifier
 from pxfast.tensors.seeds import derived_seeds, image_seeds
 
@@ -129,11 +129,33 @@ def test_what_is_made_of_a_defended_classifier_has_its_views() -> None:
     more = Defended(FIXTURE.network, [Noisy()], alternatives=[[Halves()]])
     for other in (fix_batches(more, 4), more.around(FIXTURE.network), copy.deepcopy(more)):
         assert [type(part) for chain in other.chains for part in chain] == [Noisy, Halves]
-    assert network_digest(more) != network_digest(Defended(FIXTURE.network, [Noisy()]))
+    shape = tuple(FIXTURE.x.shape[1:])
+    assert classifier_key(more, shape) != classifier_key(Defended(FIXTURE.network, [Noisy()]), shape)
     assert not more.eval().alternatives[0].training
     assert defended.around(FIXTURE.network, seed=7).seed == 7
-    assert network_digest(defended) != network_digest(Defended(FIXTURE.network, [Noisy()], seed=3, clip=True))
+    unflipped = Defended(FIXTURE.network, [Noisy()], seed=3, clip=True)
+    assert classifier_key(defended, shape) != classifier_key(unflipped, shape)
     torch.testing.assert_close(fix_batches(defended, 4)(FIXTURE.x), defended(FIXTURE.x))
+
+
+class InPlace(torch.nn.Module):
+    """A classifier that normalises its images in place, as torchvision can."""
+
+    def __init__(self, in_place: bool) -> None:
+        super().__init__()
+        self.in_place = in_place
+
+    def forward(self, images: Tensor) -> Tensor:
+        return FIXTURE.network(images.sub_(0.25).mul_(2.0) if self.in_place else (images - 0.25) * 2.0)
+
+
+@pytest.mark.parametrize("more", [{}, {"views": "flip"}, {"alternatives": [[]]}], ids=["one", "flip", "alternatives"])
+@pytest.mark.parametrize("defences", [[], [Halves()]], ids=["none", "halves"])
+def test_a_classifier_may_change_its_images_in_place(more: dict[str, Any], defences: list[torch.nn.Module]) -> None:
+    given = FIXTURE.x.clone()
+    expected = Defended(InPlace(False).eval(), defences, **more)(given)
+    assert torch.equal(Defended(InPlace(True).eval(), defences, **more)(given), expected)
+    assert torch.equal(given, FIXTURE.x), "the images are the caller's"
 
 
 @pytest.mark.parametrize("more", [{"views": "flip"}, {"alternatives": [[]]}], ids=["flip", "alternatives"])

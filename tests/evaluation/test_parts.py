@@ -240,3 +240,11 @@ def test_the_largest_table_fits_in_120_columns() -> None:
     assert "89/88/80" in text  # VGG under RAND, published
     assert "99.4 (98-100)" in text
     assert "not finished" in text
+
+    first, second = table.columns[1].name, table.columns[2].name
+    named = [Column("clean", "Clean"), Column(first, "BPDA, steps 3"), Column(second, "BPDA, steps 6")]
+    long = dataclasses.replace(table.rows[1], technique="PixelDefend, eps 8 + Feature Squeezing of eight colours")
+    cells = [each for each in table.cells if each.column in ("clean", first, second)]
+    found = table_text(dataclasses.replace(table, columns=named, rows=[long], cells=cells))
+    assert "BPDA, steps 3  BPDA, steps 6" in found
+    assert f"{long.technique} ours" in found

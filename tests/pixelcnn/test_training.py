@@ -21,7 +21,7 @@ from support.helpers import environment, real_images
 from support.small_training import CONFIG, SETTINGS, position, run
 
 from pxfast.data.datasets import load_dataset
-from pxfast.pixelcnn.files import load_model, read_metadata
+from pxfast.pixelcnn.files import load_model, read_metadata, save
 from pxfast.pixelcnn.network import PixelCNNConfig
 from pxfast.pixelcnn.training import Trainer, TrainingSettings, read_settings, record_bits_per_dim, train
 from pxfast.pixelcnn.training import trainer as trainer_module
@@ -443,8 +443,11 @@ def test_resuming_on_other_images_is_refused(finished):
         Trainer(CONFIG, dataclasses.replace(SETTINGS, epochs=1), images.flip(0)).restore(checkpoint_path(finished))
 
 
-def test_bits_per_dim_is_measured_and_kept_in_the_file(finished):
-    images, out = real_images(1, (8, 8), 9), finished
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_bits_per_dim_is_measured_and_kept_in_the_file(finished, tmp_path, dtype):
+    images, out = real_images(1, (8, 8), 9), tmp_path / "m.safetensors"
+    model = load_model(finished)
+    save(model, out, dtype=dtype, notes=read_metadata(finished)[1])
     before = load_file(out)
     mean = record_bits_per_dim(out, images[:9])
     _, notes = read_metadata(out)
@@ -455,3 +458,4 @@ def test_bits_per_dim_is_measured_and_kept_in_the_file(finished):
     assert mean == pytest.approx(expected, abs=1e-5)
     after = load_file(out)
     assert all(torch.equal(after[name], before[name]) for name in before), "the weights are as they were"
+    assert {name: each.dtype for name, each in after.items()} == {name: each.dtype for name, each in before.items()}

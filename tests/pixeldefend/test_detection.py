@@ -103,6 +103,17 @@ def test_refusals(fitted, tiny_model, images):
         fitted.is_adversarial(images)
 
 
+@pytest.mark.parametrize("tail", ["lower", "both"])
+def test_every_alpha_that_a_p_value_can_meet_is_taken(make_model, images, tail):
+    """1 / (N + 1) times N + 1 may be rounded to less than 1."""
+    assert (1.0 / 49) * 49 < 1.0
+    detector = Detector(make_model(), tail=tail).fit(images[:1].expand(48, -1, -1, -1))
+    least = (1.0 if tail == "lower" else 2.0) / 49
+    assert detector.is_adversarial(images, least).shape == (len(images),)
+    with pytest.raises(ValueError, match="no p-value is at most"):
+        detector.is_adversarial(images, 0.999 * least)
+
+
 def test_a_model_that_gives_no_number_is_refused(make_model, images):
     model = make_model()
     with torch.no_grad():
@@ -159,7 +170,7 @@ def test_bad_files_are_named(fitted, tiny_model, tmp_path):
     path.write_bytes(path.read_bytes()[:-4])
     with pytest.raises(ValueError, match=r"detector\.safetensors is truncated"):
         Detector.load(path, tiny_model)
-    save(tiny_model, path)
+    save(tiny_model, path, force=True)
     with pytest.raises(ValueError, match="another kind: expected 'pxfast-detector'"):
         Detector.load(path, tiny_model)
 

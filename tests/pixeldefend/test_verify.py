@@ -95,6 +95,21 @@ def test_another_eps_or_model_fails(case, make_model):
     assert not pxfast.verify(images, purified, EPS, model=make_model(channels=3, seed=1)).passed
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_one_unpurified_image_among_many_fails(precision):
+    regret = torch.zeros(2000, 1, 8, 8)
+    found = Verification(regret, True, EPS, precision)
+    assert found
+    assert found.passed
+    regret[7] = 0.3
+    found = Verification(regret, True, EPS, precision)
+    assert found.mean_regret < 5e-3
+    assert not found.passed
+    assert not found, "a failed verification is false"
+    assert found.worst_mean_regret == pytest.approx(0.3)
+    assert Verification(regret[:0], True, EPS, precision)
+
+
 def test_thresholds():
     regret = torch.zeros(1, 1, 100, 100)
     regret[0, 0, 0, 0] = 2e-3

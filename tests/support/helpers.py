@@ -26,9 +26,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from typer.main import get_command  # itself: the fixture run_here replaces it in its module
 
+from pxfast.base.code import code_hash
 from pxfast.cli.main import app
 from pxfast.engines.choosers import LEAST_MASS, Chooser, Greedy, Ranges, Sample, out_of, uniforms
-from pxfast.evaluation.code import code_hash
 from pxfast.pixelcnn.heads import LogisticHead, make_head
 from pxfast.pixelcnn.network import PixelCNN, PixelCNNConfig
 from pxfast.pixelcnn.oracle import oracle

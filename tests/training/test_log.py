@@ -53,6 +53,16 @@ def start(kind: str, out: Path, monkeypatch, **options) -> None:
         classifier_training.train_classifier("fashion-mnist", "resnet62", "", out, settings=settings, **common)
 
 
+def test_a_disk_without_any_space_left_is_named(tmp_path):
+    """A write of which nothing is taken raises by itself, without a name."""
+    log_path(tmp_path / "m").symlink_to("/dev/full")
+    log = TrainingLog(tmp_path / "m", own=False, force=True)
+    with pytest.raises(OSError, match="No space left") as raised:
+        log.write(1, {"train_loss": 2.0})
+    log.close()
+    assert raised.value.filename == str(log_path(tmp_path / "m"))
+
+
 @pytest.mark.parametrize("kind", LOSSES)
 def test_every_training_logs_every_measurement(kind, monkeypatch, tmp_path):
     out = tmp_path / "m.safetensors"

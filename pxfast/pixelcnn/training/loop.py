@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ...base.checks import check_instance, check_path
 from ...base.durations import phase
+from ...tensors.safetensors import add_notes
 from ...training.compilation import duration_key, settle_compilation
 from ...training.loop import run_to_the_end
 from ...training.outputs import run_outputs
@@ -19,7 +20,7 @@ from ...training.provenance import training_notes, training_parts
 from ...training.run import check_training_images, checkpoint_path
 from ...training.settings import run_settings
 from ..files import load_model, read_metadata, save
-from ..network import PixelCNN, PixelCNNConfig
+from ..network import FORMAT, PixelCNN, PixelCNNConfig
 from .branch import ENDING
 from .settings import TrainingSettings
 from .trainer import INITIAL_IMAGES, Trainer, mean_bits_per_dim
@@ -146,11 +147,10 @@ def record_bits_per_dim(
 ) -> float:
     """Measure a model file on uint8 test images (N, C, H, W), fp32, and keep the mean bits/dim in the file's notes.
 
-    Notes: ``test_bits_per_dim`` and ``test_images``. Returns the mean.
+    Notes: ``test_bits_per_dim`` and ``test_images``. The weights stay as they are. Returns the mean.
     """
-    model, (_, notes) = load_model(path), read_metadata(path)
+    model = load_model(path)
     check_training_images(test_images, (model.config.channels, *model.config.image_size), "test")
     mean = mean_bits_per_dim(model.to(device), test_images, progress=progress)
-    notes |= {"test_bits_per_dim": round(mean, 5), "test_images": len(test_images)}
-    save(model, path, notes=notes)
+    add_notes(path, {"test_bits_per_dim": round(mean, 5), "test_images": len(test_images)}, FORMAT)
     return mean

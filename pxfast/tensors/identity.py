@@ -24,10 +24,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..base.code import code_hash
 from ..base.files import file_digest
-from ..tensors.opaque import Opaque
-from ..tensors.store import digest
-from .code import code_hash
+from .opaque import Opaque
+from .store import digest
 
 DEEPEST = 20_000  # calls of this module in each other, several for a value inside of another
 COLLECTIONS = (dict, OrderedDict, types.MappingProxyType, list, tuple, set, frozenset, torch.Size)
@@ -39,6 +39,7 @@ CLASS_DETAILS = {  # of a class's own making, or known otherwise
     *("__dict__", "__weakref__", "__doc__", "__module__", "__annotations__", "__annotate_func__", "_abc_impl"),
     *("__firstlineno__", "__static_attributes__", "__abstractmethods__", "__parameters__", "__orig_bases__"),
     *("__annotations_cache__", "__annotate__", "__match_args__"),
+    "__slotnames__",  # there once an object of the class has been reduced, such as by this module
 }
 HOOKS = "_hooks"  # in the names of a module's attributes whose keys are numbers that differ from run to run
 
@@ -167,7 +168,7 @@ class _Walk:
                 self._all("hooks", value.values())
             elif name == "_compiled_call_impl":
                 self.text(str(value is None))
-            elif isinstance(module, Opaque) and name == "handle":  # how many were made before it in this process
+            elif isinstance(module, Opaque) and name in module.without_effect:
                 continue
             elif not (isinstance(module, torch.fx.GraphModule) and name in ("_graph", "_code", "graph")):
                 self.add(value)

@@ -16,17 +16,7 @@ from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any
 
-from ..base.files import file_digest
-
-# What recipes name in another way: the registries, whose findings have hashes of their own, networks, by the bytes of
-# their files, and the store.
-ELSEWHERE = (
-    "pxfast.attacks",
-    "pxfast.engines.registry",
-    "pxfast.evaluation.defences",
-    "pxfast.evaluation.networks",
-    "pxfast.tensors.store",
-)
+from .files import file_digest
 
 Definition = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef | ast.Assign | ast.AnnAssign
 
@@ -50,11 +40,6 @@ def _hash(parts: tuple[str | Callable[..., Any], ...], without: frozenset[str]) 
     """What :func:`code_hash` gives. Once for the process, as a process reads its code once."""
     codes = "\n".join(f"{name}\n{code}" for name, code in sorted(_closure(parts, without)))
     return hashlib.sha256(codes.encode()).hexdigest()
-
-
-def modules_of(*parts: str | Callable[..., Any], without: Collection[str] = ()) -> set[str]:
-    """The names of the modules that :func:`code_hash` of the same arguments takes whole."""
-    return {name for name, _ in _closure(parts, without) if ":" not in name}
 
 
 def _closure(parts: Collection[str | Callable[..., Any]], without: Collection[str]) -> set[tuple[str, str]]:
