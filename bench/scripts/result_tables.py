@@ -62,6 +62,11 @@ def kind_of(training: dict[str, Any]) -> str:
     return training.get("behind") or ("normal" if defence == "none" else defence)
 
 
+def technique(kind: str) -> str:
+    """A kind of training without its settings."""
+    return kind.partition(":")[0]
+
+
 def classifiers() -> str:
     """The classifiers in the package: how they were trained, and their accuracy on all test images."""
     lines = ["| name | training | accuracy | the paper's | steps | file, MB |", "|---|---|---:|---:|---:|---:|"]
@@ -79,8 +84,13 @@ def classifiers() -> str:
             "",
         )
         runs = runs_in(notes)
-        steps = sum(run["steps"] for run in runs if (kind_of(run["training"]) == "normal") == (kind == "normal"))
-        of = f"{kind}, from the normal one" if any(run["training"].get("start") == dataset for run in runs) else kind
+        steps = sum(run["steps"] for run in runs if technique(kind_of(run["training"])) == technique(kind))
+        others = {start for run in runs if (start := run["training"].get("start")) not in (None, dataset, name)}
+        of = kind
+        if others:
+            of += f", from {' and '.join(f'`{other}`' for other in sorted(others))}"
+        elif any(run["training"].get("start") == dataset for run in runs):
+            of += ", from the normal one"
         lines.append(
             f"| `{name}` | {of} | {100 * notes['test_accuracy']:.2f} % | {published} "
             f"| {steps:,} of {training['batch_size']} images | {path.stat().st_size / 1e6:.2f} |"

@@ -78,6 +78,8 @@ def _read(path: Path) -> Classifier:
 # fine-tuned on the midpoints of cells of 132 grey levels, for certificates.
 TRAINED = (
     "cifar10-resnet62-fgsm",
+    "cifar10-resnet62-bim",
+    "cifar10-resnet62-label-smoothing",
     "cifar10-resnet62-cells132",
     "fashion-mnist-vgg16-normal",
     "fashion-mnist-resnet62-fgsm",
