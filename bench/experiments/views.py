@@ -4,7 +4,8 @@
 
 The first test images, the shipped ResNet-62 and density model, attacks of eps 8: BIM on the classifier alone, and BPDA
 of 100 steps, which knows the purifier and its views. What is finished is kept in FOLDER, where a killed run goes on.
-Writes bench/results/views-NAME.json, and for CIFAR-10 docs/views.png; prints the table of docs/results.md.
+Writes bench/results/views-NAME.json, and for CIFAR-10 docs/views.png; prints the table of docs/results.md. With --only
+the other points stay, if they are of the same images, eps and density model.
 """
 
 from __future__ import annotations
@@ -152,20 +153,29 @@ def main() -> None:
         if unknown := [name for name in arguments.only if name not in by_name]:
             parser.error(f"no such point: {', '.join(unknown)}; there are: {'; '.join(by_name)}")
         chosen = [by_name[name] for name in arguments.only]
-    found = judged(dataset, chosen, arguments.root, arguments.work, arguments.images, arguments.threads)
-    result = {
+    same = {
         "script": NAME,
         "data": f"the first {arguments.images} test images of {dataset}",
         "eps of the attacks": EPS,
         "density model": model_fingerprint(load(dataset)),
-        "machine": {"cpu": processor_name(), "isa": isa_of(), "threads": arguments.threads},
-        "points": {
-            name: [dataclasses.asdict(score) for score in scores if score.attack != STRONGEST]
-            for name, scores in found.items()
-        },
     }
-    with whole_file(ROOT / "bench" / "results" / f"views-{dataset}.json") as path:
-        path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    results = ROOT / "bench" / "results" / f"views-{dataset}.json"
+    before = json.loads(results.read_text()) if arguments.only and results.exists() else {**same, "points": {}}
+    if other := [f"{key}: {before[key]}" for key, value in same.items() if before[key] != value]:
+        parser.error(f"{results} has points of other settings ({'; '.join(other)}): measure all of them")
+    judgements = judged(dataset, chosen, arguments.root, arguments.work, arguments.images, arguments.threads)
+    machine = {"cpu": processor_name(), "isa": isa_of(), "threads": arguments.threads}
+    made = before["points"] | {
+        name: {
+            "machine": machine,
+            "scores": [dataclasses.asdict(score) for score in scores if score.attack != STRONGEST],
+        }
+        for name, scores in judgements.items()
+    }
+    ordered = {point.title: made[point.title] for point in points(dataset) if point.title in made}
+    with whole_file(results) as path:
+        path.write_text(json.dumps({**same, "points": ordered}, indent=1) + "\n", encoding="utf-8")
+    found = {name: tuple(Score(**score) for score in point["scores"]) for name, point in ordered.items()}
     if dataset == "cifar10":
         draw(found, ROOT / "docs" / "views.png")
     print("\n".join(table(found)))
