@@ -126,8 +126,10 @@ def main() -> None:
         if arguments.classifiers is not None:
             sources["fgsm"] = str(arguments.classifiers / f"{dataset}-resnet62-fgsm.safetensors")
         for training, source in sources.items():
-            wanted = (dataset, training, arguments.images)
-            if wanted in [(row["dataset"], row["training"], row["images"]) for row in rows]:
+            wanted = (dataset, training, arguments.images, model_fingerprint(pxfast.load(dataset)))
+            if wanted in [
+                tuple(row[key] for key in ("dataset", "training", "images", "density_model")) for row in rows
+            ]:
                 continue
             rows.append(measure(dataset, training, source, arguments.root, arguments.images, arguments.out))
             settings = {"attack": "bpda", "eps": ATTACK_EPS, "steps": STEPS, "purify_eps": PURIFY_EPS}

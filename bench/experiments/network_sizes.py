@@ -21,8 +21,8 @@ SIZES = ((32, 2), (48, 1), (48, 2))  # filters, resnets
 
 
 def trained(file: Path, command: list[str]) -> dict:
-    """The notes of a model file, which `pxfast train` makes first unless it is there."""
-    if not file.exists():
+    """The notes of a model file, which `pxfast train` makes first, or goes on with: the last note is of test images."""
+    if not file.exists() or "test_bits_per_dim" not in read_metadata(file)[1]:
         resume = ["--resume"] if file.with_suffix(".checkpoint.safetensors").exists() else []
         subprocess.run([sys.executable, "-m", "pxfast.cli", "train", *command, "--out", str(file), *resume], check=True)
     return read_metadata(file)[1]

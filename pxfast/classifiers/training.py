@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..base.checks import check_choice, check_levels, check_optional_count, check_path, check_text
 from ..base.durations import phase
-from ..data.datasets import load_dataset
+from ..data.datasets import first_images, load_dataset
 from ..tensors.safetensors import fill, metadata_json, stored_tensors
 from ..training.checkpoints import check_state, read_checkpoint, write_checkpoint
 from ..training.compilation import duration_key, settle_compilation
@@ -378,9 +378,10 @@ def train_classifier(
             "torch": torch.__version__,
         }
         if preparation is not None:
-            seen = preparation.seen(test_images[:TEST_IMAGES]).to(device)
+            some, their_labels = (first_images(dataset, each, TEST_IMAGES) for each in (test_images, test_labels))
+            seen = preparation.seen(some).to(device)
             notes["behind_test_images"] = len(seen)
-            notes["behind_test_accuracy"] = accuracy(model, seen, test_labels[: len(seen)].to(device))
+            notes["behind_test_accuracy"] = accuracy(model, seen, their_labels.to(device))
         if trainer.earlier_runs:
             notes["earlier_runs"] = trainer.earlier_runs
         if trainer.compilation is not None:

@@ -72,7 +72,15 @@ def attack(
     from ..base.checks import check_choice, check_seed
     from ..base.machine import parse_device
     from ..classifiers import load_classifier
-    from ..data.datasets import DATASETS, UNLABELLED, check_classes, fetch_dataset, image_names, load_dataset
+    from ..data.datasets import (
+        DATASETS,
+        UNLABELLED,
+        check_classes,
+        fetch_dataset,
+        first_numbers,
+        image_names,
+        load_dataset,
+    )
     from ..data.image_writers import check_output
     from ..defences.defended import VIEWS, Defended
     from .grid import SHOWN, Judges, class_names, density_of, write_grid
@@ -100,8 +108,11 @@ def attack(
     if download:
         fetch_dataset(dataset, root, progress=not quiet)
     given, stored = load_dataset(dataset, root, train=None)
-    given, stored = given[:images], stored[:images]
-    names = None if dataset in DATASETS else image_names(dataset)[:images]
+    numbers = first_numbers(dataset, len(given), len(given) if images is None else images)
+    if images is None or dataset in DATASETS:
+        numbers.sort()  # all of a folder in its own order
+    given, stored = given[numbers], stored[numbers]
+    names = None if dataset in DATASETS else [image_names(dataset)[number] for number in numbers]
     network = classifier or default_classifier(dataset, tuple(given.shape[1:]))
     model = load_classifier(network).to(place)
     labels = None if bool((stored == UNLABELLED).all()) else stored.to(place)

@@ -93,6 +93,7 @@ def certify(
 ) -> None:
     """Certify test images: radii within which no attack whatever alters a smoothed classifier's label.
 
+    Of a folder that has no images in train/ and test/ all are certified, whatever a classifier was trained on.
     OUT is a .json file of all that was found, or a .tsv file with a line per image. A killed run goes on. The table of
     certified accuracies is printed.
     """
@@ -102,7 +103,7 @@ def certify(
     from ..certification import certify as certify_l1
     from ..certification import certify_l2
     from ..classifiers import load_classifier
-    from ..data.datasets import UNLABELLED, check_classes, load_dataset
+    from ..data.datasets import UNLABELLED, check_classes, first_images, load_dataset
     from ..defences.weights import classifier_key
     from ..tensors.store import digest
     from .attack import default_classifier
@@ -124,7 +125,8 @@ def certify(
     use_threads(threads)
     place, chosen = parse_device(device), engine_on(device, engine)
     given, labels = load_dataset(dataset, root, train=None)
-    given, labels = given[:images], labels[:images]
+    if images is not None:
+        given, labels = (first_images(dataset, each, images) for each in (given, labels))
     if bool((labels == UNLABELLED).any()):
         raise ValueError(f"{dataset} has images without labels, and certified accuracy needs them")
     network = load_classifier(classifier or default_classifier(dataset, tuple(given.shape[1:]))).to(place).eval()

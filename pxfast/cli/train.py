@@ -94,7 +94,7 @@ def train(
     from ..base.durations import phase
     from ..base.machine import parse_device
     from ..base.streams import note
-    from ..data.datasets import fetch_dataset, load_dataset
+    from ..data.datasets import fetch_dataset, first_images, load_dataset
     from ..pixelcnn.files import load_model, read_metadata
     from ..pixelcnn.shipped import model_path
     from ..pixelcnn.training import branch_settings, network_size, read_settings, record_bits_per_dim
@@ -158,7 +158,7 @@ def train(
             images,
             out,
             settings=settings,
-            validation=held_out[:256],
+            validation=first_images(dataset, held_out, 256),
             start=first,
             branch=branch,
             earlier=earlier,

@@ -82,7 +82,7 @@ def train_adp(
     from ..adp.training import read_score_settings, record_quality, score_preset, train_score_network
     from ..base.durations import phase
     from ..base.machine import parse_device
-    from ..data.datasets import fetch_dataset, load_dataset
+    from ..data.datasets import fetch_dataset, first_images, load_dataset
     from ..training.compilation import duration_key
     from ..training.outputs import check_run_outputs
     from ..training.processes import join
@@ -138,7 +138,7 @@ def train_adp(
             progress=not quiet,
             processes=processes,
         )
-    measured = held_out[:MEASURED]
+    measured = first_images(dataset, held_out, MEASURED)
     title = settings.measuring(f"{len(measured)} test images")
     with phase(title, duration_key(title, config, settings, processes.device), shown=not quiet):
         found = record_quality(out, measured, device=processes.device)

@@ -19,6 +19,8 @@ DATASETS: dict[str, tuple[int, int, int]] = {name: known.shape for name, known i
 
 TITLES: dict[str, str] = {name: known.title for name, known in SETS.items()}  # as they are written in text
 
+GOLDEN = 2654435769  # 2^32 over the golden ratio: whose multiples are spread evenly over 0..2^32, however many
+
 UNLABELLED = -1  # the label of images that are in no class's folder
 HELD_OUT = 10  # one image in this many is held out from training, in a folder without a split
 
@@ -84,6 +86,22 @@ def image_shape(dataset: str | os.PathLike[str]) -> tuple[int, int, int]:
 def image_names(dataset: str | os.PathLike[str]) -> list[str]:
     """The names, without suffixes, of the files of a folder's images, as ``load_dataset(..., train=None)`` has them."""
     return [file.stem for file in _folder_files(Path(dataset), None)[0]]
+
+
+def first_numbers(dataset: str | os.PathLike[str], total: int, count: int) -> list[int]:
+    """The numbers of the first ``count`` of ``total`` images; all of them where there are no more.
+
+    Of a data set called by name they are 0, 1 and so on. A folder's images stand class by class: its first ones are
+    spread over all of them, whatever the count is, and fewer are the beginning of more.
+    """
+    if os.fspath(dataset) in DATASETS:
+        return list(range(min(count, total)))
+    return sorted(range(total), key=lambda number: number * GOLDEN % (1 << 32))[:count]
+
+
+def first_images(dataset: str | os.PathLike[str], values: Tensor, count: int) -> Tensor:
+    """Those of the images, or of their labels, that :func:`first_numbers` says: (N, ...) to (min(N, count), ...)."""
+    return values[first_numbers(dataset, len(values), count)]
 
 
 def class_count(dataset: str | os.PathLike[str]) -> int:

@@ -34,13 +34,16 @@ def read_image(path: str | os.PathLike[str]) -> Array:
         return _planes(file, os.fspath(path))
 
 
-def decode_image(content: bytes, name: str = "the image") -> Array:
-    """The bytes of an image file as :func:`read_image` has them. ValueError, which calls them ``name``, as there."""
-    return _planes(io.BytesIO(content), name)
+def decode_image(content: bytes, name: str = "the image", most_pixels: int = MOST_PIXELS) -> Array:
+    """The bytes of an image file as :func:`read_image` has them. ValueError, which calls them ``name``, as there.
+
+    most_pixels: that the image may have; one that has more is refused before it is decoded.
+    """
+    return _planes(io.BytesIO(content), name, most_pixels)
 
 
-def _planes(file: BinaryIO, name: str | bytes) -> Array:
-    pixels, refusal = _read(file)
+def _planes(file: BinaryIO, name: str | bytes, most_pixels: int = MOST_PIXELS) -> Array:
+    pixels, refusal = _read(file, most_pixels)
     if pixels is None:
         raise ValueError(f"{os.fsdecode(name)} {refusal}")
     return _channels_first(pixels)
@@ -68,26 +71,26 @@ def _channels_first(pixels: Array) -> Array:
     return np.ascontiguousarray(pixels.reshape(*pixels.shape[:2], -1).transpose(2, 0, 1))
 
 
-def _read(file: BinaryIO) -> tuple[Array | None, str]:
+def _read(file: BinaryIO, most_pixels: int) -> tuple[Array | None, str]:
     """As :func:`_decoded`, which may raise anything."""
     try:
-        return _decoded(file)
+        return _decoded(file, most_pixels)
     except UnidentifiedImageError:
         return None, f"can't be read as an image: it is none of {', '.join(FORMATS)}"
     except Exception as error:  # Pillow's plug-ins raise what their parsing runs into: IndexError, struct.error, ...
         return None, f"can't be read as an image: {str(error) or type(error).__name__}"
 
 
-def _decoded(file: BinaryIO) -> tuple[Array | None, str]:
+def _decoded(file: BinaryIO, most_pixels: int) -> tuple[Array | None, str]:
     """The pixels (H, W) or (H, W, 3) uint8; or None and why the file is refused."""
-    if (pixels := _webp_pixels(file)) > MOST_PIXELS:
-        return None, f"has {pixels} pixels, expected {MOST_PIXELS} at most"
+    if (pixels := _webp_pixels(file)) > most_pixels:
+        return None, f"has {pixels} pixels, expected {most_pixels} at most"
     with Image.open(file, formats=FORMATS) as opened:
         image: Image.Image = opened
-        if image.width * image.height > MOST_PIXELS:
-            return None, f"has {image.width} x {image.height} pixels, expected {MOST_PIXELS} at most"
+        if image.width * image.height > most_pixels:
+            return None, f"has {image.width} x {image.height} pixels, expected {most_pixels} at most"
         tags = getattr(image, "tag_v2", {})
-        if tags.get(TILE_WIDTH, 0) * tags.get(TILE_LENGTH, 0) > MOST_PIXELS:
+        if tags.get(TILE_WIDTH, 0) * tags.get(TILE_LENGTH, 0) > MOST_PIXELS:  # a small image may lie in one large tile
             return None, f"has tiles of more than {MOST_PIXELS} pixels"
         return _pixels(image)
 

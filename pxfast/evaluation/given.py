@@ -18,7 +18,7 @@ from ..base.machine import parse_device
 from ..base.streams import shown_name
 from ..classifiers.contract import class_labels
 from ..classifiers.inspection import SAME_BATCH, device_of, difference
-from ..data.datasets import DATASETS, UNLABELLED, class_count, load_dataset
+from ..data.datasets import UNLABELLED, class_count, first_images, load_dataset
 from ..data.images import Images, to_grid
 from ..tensors.identity import identity_of
 from ..tensors.store import Entry, Store, canonical, digest
@@ -56,10 +56,7 @@ def labelled_images(dataset: Dataset, root: str | os.PathLike[str] | None, count
         if bool((labels == UNLABELLED).any()):
             raise ValueError(f"{os.fspath(dataset)} has no labels: a benchmark needs a subfolder for each class")
         name, classes = shown_name(dataset), class_count(dataset)
-        if os.fspath(dataset) not in DATASETS and len(images) > count:  # ordered by class
-            chosen = torch.arange(count) * len(images) // count
-            images, labels = images[chosen], labels[chosen]
-        images, labels = images[:count], labels[:count]
+        images, labels = (first_images(dataset, each, count) for each in (images, labels))
     if len(images) < 2:
         raise ValueError(f"expected at least 2 images, got {len(images)}")
     check_channels(images.shape[1])

@@ -21,7 +21,7 @@ from ..base.checks import (
 from ..base.files import check_encodable
 from ..base.machine import parse_device
 from ..classifiers.inspection import check_classifier
-from ..data.datasets import class_count, load_dataset
+from ..data.datasets import class_count, first_images, load_dataset
 from ..engines.registry import check_engine
 from ..engines.settings import DecodeSettings
 from ..pixelcnn.fingerprint import model_fingerprint
@@ -120,7 +120,7 @@ def prepare(
         raise ValueError(f"{specification.dataset} has {len(images)} test images, and {count} were asked for")
     if bool((labels < 0).any()):
         raise ValueError(f"{specification.dataset} has no labels: an evaluation needs a subfolder for each class")
-    images, labels = images[:count], labels[:count]
+    images, labels = (first_images(specification.dataset, each, count) for each in (images, labels))
     shape = tuple(images.shape[1:])
     density = model_path(settings.model, shape)
     folder = Path(out) / "classifiers" if settings.classifiers is None else Path(settings.classifiers)

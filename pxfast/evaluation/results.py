@@ -99,7 +99,7 @@ class Cell:
     """One accuracy. row, column: names. eps: of the attack, in steps of the grid; None where the column has none.
 
     correct, images: counts. accuracy: their ratio in [0, 1], interval: its 95 % Wilson interval. seconds: what
-    computing took, without what earlier cells or runs had left in the store. published: in %, as printed.
+    computing took, in whichever run that was. published: in %, as printed.
     published_note, notes: what there is to say of the published number and of ours; None: nothing.
 
     Of a cell that the protocol has judged, ``correct`` is by the majority of several runs. average: the mean over the
@@ -137,7 +137,7 @@ class Table:
     the published numbers. columns, rows, cells: in the order in which they are shown.
 
     models: role, name, sha256 and notes of every weights file. settings: what the cells depend on. machine: what they
-    were computed on. rates: what, images_per_second and images, of what was computed rather than read from the store.
+    were computed on. rates: what, images_per_second and images, of what was computed, in this run or an earlier one.
     finished: whether every cell is there that could be.
     """
 

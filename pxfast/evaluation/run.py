@@ -95,6 +95,7 @@ def compute(
             for row, column, eps in places:
                 cells.entitle(f"{row.name}, {column.name}" + ("" if eps is None else f", eps {eps}"))
                 run.compute(row, column, eps)
+                run.renew_strongest()
                 write_table(out, run.table())
                 cells.advance()
         return run.table()

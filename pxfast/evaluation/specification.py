@@ -321,6 +321,8 @@ def _check_column(table: TableSpecification, column: ColumnSpecification) -> Non
         raise ValueError(f"column {column.name!r} has options, and no attack to take them")
     if column.strongest and column.attack is not None:
         raise ValueError(f"column {column.name!r} is the strongest attack, and can't have one of its own")
+    if column.strongest != (column.name == "strongest"):
+        raise ValueError(f"column {column.name!r}: that of the strongest attack, and it alone, is called 'strongest'")
 
 
 def _check_judged(table: TableSpecification, runs: int) -> None:

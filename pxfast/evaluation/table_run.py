@@ -109,6 +109,12 @@ class TableRun:
         correct, seconds = self._correct(row, column, eps)
         self.cells[place] = Cell.counted(*place, correct, len(self.prepared.images), seconds=seconds, **published)
 
+    def renew_strongest(self) -> None:
+        """Find the strongest attacks that are there once more: other cells of their rows may have come."""
+        for row, column, eps in self.places(self.specification):
+            if column.strongest and (row.name, column.name, eps) in self.cells:
+                self.compute(row, column, eps)
+
     def _correct(self, row: RowSpecification, column: ColumnSpecification, eps: int | None) -> tuple[int, float]:
         """How many images are classified rightly, and the seconds that finding out took, in whichever run."""
         prepared, pipeline = self.prepared, self.prepared.pipeline

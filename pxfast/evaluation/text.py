@@ -136,4 +136,5 @@ def _with_interval(cell: Cell | None) -> str:
     if cell is None:
         return ""
     low, high = (100 * bound for bound in cell.interval)
-    return f"{100 * cell.accuracy:.1f} ({low:.0f}-{high:.0f}) {(cell.notes or '').split(';')[0]}"
+    attack, _, absent = (cell.notes or "").partition(";")
+    return f"{100 * cell.accuracy:.1f} ({low:.0f}-{high:.0f}) {attack}{' so far' if absent else ''}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import math
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -26,6 +27,7 @@ from ..pixeldefend.rules import DEFAULT_EPS
 from .batcher import Batcher
 from .protected import Answer, Protected
 
+MOST_TIMES = 16  # as many pixels as the images have: an image of more is refused before it is decoded
 LARGEST_BODY = 4 << 20  # bytes of a request: an image of a density model has a few kB
 TRUE, FALSE = ("1", "true", "yes"), ("0", "false", "no")
 
@@ -187,7 +189,7 @@ class Replica:
             if len(body) > LARGEST_BODY:
                 return JSONResponse({"error": f"expected an image file of at most {LARGEST_BODY} bytes"}, 413)
         try:
-            image = decode_image(body)
+            image = decode_image(body, most_pixels=MOST_TIMES * math.prod(self.protected.image_shape[1:]))
             self.protected.check(image)
         except ValueError as error:
             return JSONResponse({"error": str(error)}, 400)

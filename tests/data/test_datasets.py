@@ -6,12 +6,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 
 from pxfast import load
 from pxfast.classifiers.architectures import architecture_for
 from pxfast.cli.main import main
-from pxfast.data.datasets import UNLABELLED, class_count, image_shape, load_dataset
+from pxfast.data.datasets import UNLABELLED, class_count, first_images, first_numbers, image_shape, load_dataset
 from pxfast.pixelcnn.training import preset
 
 
@@ -99,6 +101,19 @@ def test_shapes_and_classes_of_names() -> None:
     assert image_shape("cifar10") == (3, 32, 32)
     assert image_shape("fashion-mnist") == (1, 28, 28)
     assert class_count("cifar10") == class_count("fashion-mnist") == 10
+
+
+@given(st.integers(1, 3000), st.data())
+def test_the_first_images_of_a_folder_are_of_all_its_classes(total: int, data: st.DataObject) -> None:
+    count = data.draw(st.integers(1, total))
+    numbers = first_numbers("folder", total, count)
+    assert len(set(numbers)) == count
+    assert numbers == first_numbers("folder", total, total)[:count], "fewer are the beginning of more"
+    tenths = np.bincount(np.array(numbers) * 10 // total, minlength=10)
+    assert tenths.max() - tenths.min() <= 4 + 10 / total * 4, "spread over the folder"
+    assert first_numbers("cifar10", total, count) == list(range(count))
+    values = torch.arange(total)
+    assert first_images("folder", values, total + 5).sort().values.equal(values)
 
 
 def test_networks_for_a_folder(tmp_path: Path) -> None:

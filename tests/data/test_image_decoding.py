@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import resource
 import struct
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pxfast.data.image_decoding import FORMATS, IMAGE_SUFFIXES, read_image
+from pxfast.data.image_decoding import FORMATS, IMAGE_SUFFIXES, decode_image, read_image
 from pxfast.data.image_files import open_collection
 
 RANDOM = np.random.default_rng(0)
@@ -50,6 +51,14 @@ def png(pixels: np.ndarray, depth: int, colour_type: int, *between: bytes, inter
 def save(image: Image.Image, path: Path, **options: object) -> Path:
     image.save(path, **({"lossless": True} if path.suffix == ".webp" else {}), **options)
     return path
+
+
+def test_the_pixels_that_an_image_may_have() -> None:
+    file = io.BytesIO()
+    Image.new("L", (40, 50)).save(file, "PNG")
+    assert decode_image(file.getvalue(), most_pixels=2000).shape == (1, 50, 40)
+    with pytest.raises(ValueError, match="the image has 40 x 50 pixels, expected 1999 at most"):
+        decode_image(file.getvalue(), most_pixels=1999)
 
 
 @pytest.mark.parametrize("suffix", LOSSLESS)

@@ -16,7 +16,7 @@ import pxfast
 from pxfast.attacks import BPDA, BlindPGD, find_attack
 from pxfast.classifiers import load_classifier
 from pxfast.cli.options import parse_names
-from pxfast.data.datasets import load_dataset
+from pxfast.data.datasets import first_images, load_dataset
 from pxfast.defences import Defended
 from pxfast.evaluation import evaluate_table, load_table, parse_table, read_table, render_report, table_text
 from pxfast.evaluation.defences import DEFENCES, DefenceKind
@@ -133,7 +133,7 @@ def whole(world, tmp_path_factory) -> tuple[Table, Path]:
 
 def test_a_rows_number_is_of_every_image_under_its_strongest_attack(world, whole) -> None:
     table, _ = whole
-    images, labels = (part[:6] for part in load_dataset(world.data, train=False))
+    images, labels = (first_images(world.data, part, 6) for part in load_dataset(world.data, train=False))
     classifier = load_classifier(world.classifiers / "data-resnet62-normal.safetensors")
     defended = Defended(classifier, [pxfast.Purifier(16, model=world.model)])
     attacked = {
@@ -154,7 +154,7 @@ def test_a_rows_number_is_of_every_image_under_its_strongest_attack(world, whole
 
 def test_every_row_is_what_the_referee_says(world, whole, tmp_path) -> None:
     table, _ = whole
-    images, labels = (part[:6] for part in load_dataset(world.data, train=False))
+    images, labels = (first_images(world.data, part, 6) for part in load_dataset(world.data, train=False))
     classifier = load_classifier(world.classifiers / "data-resnet62-normal.safetensors")
     attacks = ["blind-pgd:steps=2", "bpda:steps=2", "bpda-eot:steps=1,draws=2", "full-gradient:steps=1"]
     rest = {"attacks": attacks, "eps": 8, "runs": 3, "report": False, "progress": False, "batch_size": 4}
@@ -255,7 +255,7 @@ def test_one_classifier_for_all_rows_and_one_to_transfer_from(world, tmp_path) -
     assert transfer is not None
     assert found.cell("none", "Transfer a copy", 8) is None
     assert {row.network for row in found.rows} == {"ResNet"}
-    images, labels = (part[:6] for part in load_dataset(world.data, train=False))
+    images, labels = (first_images(world.data, part, 6) for part in load_dataset(world.data, train=False))
     right = int((other(images.float() / 255).argmax(1) == labels).sum())
     assert found.cell("none", "natural", None).correct == right
     assert [model["role"] for model in found.models] == ["density model", "classifier", "surrogate"]

@@ -19,7 +19,7 @@ from torch import nn
 import pxfast
 from pxfast.attacks import BPDA, FGSM
 from pxfast.classifiers import load_classifier
-from pxfast.data.datasets import load_dataset
+from pxfast.data.datasets import first_images, load_dataset
 from pxfast.evaluation import BenchmarkTable, read_table
 from pxfast.evaluation.preparation import Settings
 from pxfast.evaluation.report.comparison import view_table
@@ -56,7 +56,7 @@ def whole(world: World, tmp_path_factory) -> tuple[Path, BenchmarkTable]:
 def test_a_wrapped_classifier_has_the_table_of_its_file(world: World, tmp_path):
     """Cell by cell, what the pipeline computes of a classifier's file is what the benchmark computes of the module."""
     classifier = load_classifier(world.classifiers / "data-resnet62-normal.safetensors")
-    given = tuple(part[:5] for part in load_dataset(world.data, train=False))  # two shards
+    given = tuple(first_images(world.data, part, 5) for part in load_dataset(world.data, train=False))  # two shards
     ours = evaluate(world, plain(classifier), tmp_path / "ours", dataset=given)
     settings = Settings(images=5, classifiers=world.classifiers, model=world.model, train=False, shard=4)
     theirs = evaluate_table(load_table(world.table), None, tmp_path / "theirs", settings)
@@ -74,8 +74,7 @@ def test_cells_are_what_the_parts_give(world: World, tmp_path, make):
     network = make().eval()
     before = {name: value.clone() for name, value in network.state_dict().items()}
     table = evaluate(world, network, tmp_path, attacks=["fgsm", "bpda:steps=2"], eps=12, report=False)
-    images, labels = load_dataset(world.data, train=False)
-    images, labels = images[torch.arange(12) * 20 // 12], labels[torch.arange(12) * 20 // 12]  # spread over the classes
+    images, labels = (first_images(world.data, part, 12) for part in load_dataset(world.data, train=False))
     defended = pxfast.Defended(network, [pxfast.Purifier(16, model=world.model)])
     attacked = {"clean": images, "fgsm": FGSM()(network, images, labels, 12)}
     attacked["bpda steps 2"] = BPDA(steps=2)(defended, images, labels, 12)
@@ -94,8 +93,7 @@ def test_cells_are_what_the_parts_give(world: World, tmp_path, make):
 def test_a_row_of_two_views_is_what_its_parts_give(world: World, tmp_path):
     network, rows = SmallCNN().eval(), ["feature-squeezing", "feature-squeezing+flip", "none+flip"]
     table = evaluate(world, network, tmp_path, defences=rows, attacks=["fgsm", "bpda:steps=2"], eps=12, report=False)
-    images, labels = load_dataset(world.data, train=False)
-    images, labels = images[torch.arange(12) * 20 // 12], labels[torch.arange(12) * 20 // 12]
+    images, labels = (first_images(world.data, part, 12) for part in load_dataset(world.data, train=False))
     defended = pxfast.Defended(network, [pxfast.defences.FeatureSqueezing()], views="flip")
     attacked = {"clean": images, "fgsm": FGSM()(network, images, labels, 12)}
     attacked["bpda steps 2"] = BPDA(steps=2)(defended, images, labels, 12)

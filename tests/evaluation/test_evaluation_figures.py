@@ -15,7 +15,7 @@ from support.evaluation_folder import World, entries, make_world
 import pxfast
 from pxfast.attacks import Rand, SaliencyMap
 from pxfast.classifiers import load_classifier
-from pxfast.data.datasets import load_dataset
+from pxfast.data.datasets import first_images, load_dataset
 from pxfast.evaluation.figures import attack_pictures, pictures
 from pxfast.evaluation.figures.evaluate import evaluate_figures, evaluate_violins
 from pxfast.evaluation.preparation import Settings
@@ -69,17 +69,21 @@ def test_figures_show_what_the_parts_of_pxfast_give(world: World, tmp_path, monk
         assert figure.source["where"].startswith("Figure")
         assert len(figure.alt) > 30
 
-    images, labels = (part[:12] for part in load_dataset(world.data, train=False))
+    images, labels = (first_images(world.data, part, 12) for part in load_dataset(world.data, train=False))
     classifier = load_classifier(world.classifiers / "data-resnet62-normal.safetensors")
     attacked = Rand()(classifier, images, labels, 12)
     purified = pxfast.purify(attacked, 16, model=world.model)
-    train = pxfast.bits_per_dim(load_dataset(world.data, train=True)[0][:TRAIN_IMAGES], model=world.model)
+    train = pxfast.bits_per_dim(
+        first_images(world.data, load_dataset(world.data, train=True)[0], TRAIN_IMAGES), model=world.model
+    )
     bits, after = (pxfast.bits_per_dim(each, model=world.model) for each in (attacked, purified))
     numbers = figures["data-bits-per-dim"].numbers["rand"]
     assert numbers["mean bits/dim"] == pytest.approx(float(bits.mean()), rel=1e-5)
     assert numbers["mean bits/dim, purified"] == pytest.approx(float(after.mean()), rel=1e-5)
     assert figures["data-roc"].numbers["rand"]["AUC"] == pytest.approx(roc_auc_score(train, bits), abs=1e-3)
-    detector = pxfast.Detector(world.model).fit(load_dataset(world.data, train=True)[0][:TRAIN_IMAGES])
+    detector = pxfast.Detector(world.model).fit(
+        first_images(world.data, load_dataset(world.data, train=True)[0], TRAIN_IMAGES)
+    )
     median = float(np.median(detector.p_value(attacked)))
     assert figures["data-p-values"].numbers["rand"]["median p-value"] == pytest.approx(median, abs=1 / TRAIN_IMAGES)
     with torch.no_grad():
@@ -107,7 +111,7 @@ def test_violins_of_a_table_of_attacks_without_a_bound(world: World, tmp_path) -
     assert path.name == "small-violins.json"
     assert not_blank(path.with_suffix(".png"))
     medians = json.loads(path.read_text())["numbers"]["median bits/dim"]
-    images, labels = (part[:12] for part in load_dataset(world.data, train=False))
+    images, labels = (first_images(world.data, part, 12) for part in load_dataset(world.data, train=False))
     classifier = load_classifier(world.classifiers / "data-resnet62-normal.safetensors")
     attacked = SaliencyMap(max_steps=3)(classifier, images, labels)
     assert not torch.equal(attacked, images)

@@ -19,7 +19,7 @@ from support.helpers import environment
 import pxfast
 from pxfast.attacks import FGSM, DeepFool
 from pxfast.classifiers import load_classifier, save_classifier
-from pxfast.data.datasets import load_dataset
+from pxfast.data.datasets import first_images, load_dataset
 from pxfast.defences import Defended, FeatureSqueezing
 from pxfast.engines.registry import select
 from pxfast.evaluation.preparation import Settings
@@ -57,7 +57,7 @@ def stored(file: Path) -> dict[str, list]:
 
 def test_cells_are_what_the_parts_of_pxfast_give(world: World, whole) -> None:
     _, table = whole
-    images, labels = (part[:12] for part in load_dataset(world.data, train=False))
+    images, labels = (first_images(world.data, part, 12) for part in load_dataset(world.data, train=False))
     classifier = load_classifier(world.classifiers / "data-resnet62-normal.safetensors")
     purifier = pxfast.Purifier(16, model=world.model)
 
@@ -177,7 +177,7 @@ def test_settings_do_not_mix_in_one_folder(world: World, tmp_path) -> None:
     weaker.write_text(world.table.read_text().replace("eps = 16", "eps = 3").replace("steps = 5", "steps = 1"))
     other = "fp32" if select("auto").best_precision() == "bf16" else "bf16"  # 'auto' is one of them
     kinds = [{}, {"classifiers": changed}, {"table": weaker}, {"precision": other}]
-    chosen = {"rows": ["normal", "purified"], "columns": ["deepfool"], "images": 4, "shard": 2}
+    chosen = {"rows": ["normal", "purified"], "columns": ["deepfool"], "images": 6, "shard": 2}
     together = [evaluate(world, tmp_path / "together", **chosen, **kind) for kind in kinds]
     again = evaluate(world, tmp_path / "together", **chosen)
     alone = [evaluate(world, tmp_path / f"alone{i}", **chosen, **kind) for i, kind in enumerate(kinds)]
@@ -220,6 +220,7 @@ def test_rows_may_be_computed_one_after_the_other(world: World, whole, tmp_path)
     first = evaluate(world, tmp_path, rows=["purified"], columns=["fgsm", "strongest"])
     assert {cell.row for cell in first.cells} == {"purified"}
     assert first.cell("purified", "strongest", 4).notes == "FGSM; without RAND, DeepFool, not computed yet"
+    assert "FGSM so far" in table_text(first)
     assert not first.finished
     second = evaluate(world, tmp_path, rows=["normal", "squeezed", "bim"])
     assert {cell.row for cell in second.cells} == {"normal", "squeezed", "purified"}
@@ -231,12 +232,20 @@ def test_rows_may_be_computed_one_after_the_other(world: World, whole, tmp_path)
     }
 
 
+def test_the_strongest_attack_is_found_again_when_others_come(world: World, whole, tmp_path) -> None:
+    evaluate(world, tmp_path, rows=["purified"], columns=["fgsm", "strongest"])
+    others = evaluate(world, tmp_path, rows=["purified"], columns=["clean", "rand", "fgsm", "deepfool"])
+    for eps in (4, 12):
+        found, expected = (each.cell("purified", "strongest", eps) for each in (others, whole[1]))
+        assert (found.correct, found.notes) == (expected.correct, expected.notes)
+
+
 def test_an_attack_may_know_the_defences(world: World, tmp_path) -> None:
     table = tmp_path / "knows.toml"
     text = world.table.read_text().replace('attack = "fgsm"', 'attack = "fgsm"\nknows_defences = true')
     table.write_text(text)
     found = evaluate(world, tmp_path / "out", rows=["normal", "purified"], columns=["fgsm"], table=table)
-    images, labels = (part[:12] for part in load_dataset(world.data, train=False))
+    images, labels = (first_images(world.data, part, 12) for part in load_dataset(world.data, train=False))
     classifier = load_classifier(world.classifiers / "data-resnet62-normal.safetensors")
     defended = Defended(classifier, [pxfast.Purifier(16, model=world.model)])
     with torch.no_grad():

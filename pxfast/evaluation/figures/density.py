@@ -21,7 +21,7 @@ from ...base.progress import progress_of
 from ...base.streams import shown_name
 from ...classifiers import load_classifier
 from ...classifiers.weights import SHIPPED as SHIPPED_CLASSIFIERS
-from ...data.datasets import load_dataset
+from ...data.datasets import first_images, load_dataset
 from ...pixelcnn.network import PixelCNN
 from ...pixelcnn.shipped import SHIPPED, Model, model_for
 from ...pixeldefend.detection import Detector, roc_auc_score, shipped_log_likelihoods
@@ -49,7 +49,7 @@ def fitted_detector(
         return detector, shipped_log_likelihoods(model)
     except RuntimeError:
         images, _ = load_dataset(dataset, root, train=True)
-        detector.fit(images[:count])
+        detector.fit(first_images(dataset, images, count))
         assert detector.log_likelihoods is not None  # fitted
         return detector, detector.log_likelihoods
 
@@ -145,7 +145,7 @@ def measure_density(
     if isinstance(classifier, str):
         classifier = load_classifier(classifier).to(place)
     test, labels = load_dataset(dataset, root, train=False)
-    clean, labels = test[:images].to(place), labels[:images].to(place)
+    clean, labels = (first_images(dataset, each, images).to(place) for each in (test, labels))
     network = model_for(model, clean.shape[1:])
     detector, log_likelihoods = fitted_detector(network, dataset, root, train_images)
 

@@ -24,7 +24,7 @@ from ...base.reading import parse_json, read_text
 from ...base.streams import shown_name
 from ...classifiers import load_classifier, predict
 from ...classifiers.weights import SHIPPED as SHIPPED_CLASSIFIERS
-from ...data.datasets import load_dataset
+from ...data.datasets import first_images, load_dataset
 from ...pixelcnn.fingerprint import model_fingerprint
 from ...pixelcnn.likelihood import of_log_probs
 from ...pixelcnn.network import PixelCNN
@@ -91,7 +91,8 @@ def detector_figures(
     network = load_classifier(dataset if classifier is None else classifier).to(place)
     train, _ = load_dataset(dataset, root, train=True)
     test, labels = load_dataset(dataset, root, train=False)
-    train, test, labels = train[:train_images].to(place), test[:images].to(place), labels[:images].to(place)
+    train = first_images(dataset, train, train_images).to(place)
+    test, labels = (first_images(dataset, each, images).to(place) for each in (test, labels))
     density = model_for(SHIPPED.resolve(model), tuple(test.shape[1:]))
     bounds = {each.name: eps if each.bounded else None for each in chosen}
     settings = {

@@ -10,7 +10,7 @@ import numpy as np
 from torch import Tensor
 
 from ...base.progress import Progress
-from ...data.datasets import load_dataset
+from ...data.datasets import first_images, load_dataset
 from ...pixelcnn.shipped import model_for
 from ...pixeldefend.detection import shipped_log_likelihoods
 from ..defences import describe
@@ -98,4 +98,4 @@ def train_log_likelihoods(dataset: str, root: str | os.PathLike[str] | None, pre
         return shipped_log_likelihoods(model_for(prepared.density, tuple(prepared.images.shape[1:])))
     except RuntimeError:
         images, _ = load_dataset(dataset, root, train=True)
-        return prepared.pipeline.log_likelihoods(images[:count]).values.float()
+        return prepared.pipeline.log_likelihoods(first_images(dataset, images, count)).values.float()
