@@ -31,9 +31,9 @@ class RayRunner:
 
     device: 'cpu', of which each worker takes as many processors as torch has threads here, so that its results have
     the same bytes as here; or 'cuda', of which each takes one. threads: of a worker's CPU engine; None: as torch.
-    There are as many workers as the cluster has room for, and they get the files of classifiers and density models from here. ImportError,
-    naming the extra, without Ray; RuntimeError where the cluster has no room for a single worker, and for a task that
-    fails on its worker.
+    There are as many workers as the cluster has room for, and they get the files of classifiers and density models
+    from here. ImportError, naming the extra, without Ray; RuntimeError where the cluster has no room for a single
+    worker, and for a task that fails on its worker.
     """
 
     def __init__(self, files: ModelFiles, device: str, threads: int | None = None) -> None:
