@@ -21,7 +21,7 @@ from ..defences.defended import Defended, averaged
 from ..tensors.seeds import derived_seeds
 from .attack import BATCH
 from .climb import Ascent
-from .gradients import input_gradient, loss_gradient
+from .gradients import cross_entropy_gradient, input_gradient, loss_gradient
 from .grid_ascent import STEP, STEPS, GridAscent, Target, target_of, the_differentiable, the_scored
 
 TABLE_1 = "Yoon et al. 2021, Table 1"
@@ -71,7 +71,10 @@ def purified_gradient(
         with torch.enable_grad():
             at = torch.cat(purified[views * first : views * (first + count)]).detach().requires_grad_()
             found = seen_together(target.classifier(at), count, views)
-            gradient = input_gradient(loss(found, labels.repeat(count)).sum(), at)
+            if runs == views == 1 and loss is cross_entropy:
+                gradient = cross_entropy_gradient(found, labels, at)
+            else:
+                gradient = input_gradient(loss(found, labels.repeat(count)).sum(), at)
         gradients += [sum_of(run.chunk(views)) for run in gradient.chunk(count)]
         logits += found.detach().chunk(count)
     return mean(gradients), mean(logits), mean(purified)

@@ -8,6 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..tensors.floating import widened
+
+SHORTEST = 1024  # times the smallest normal number of a type: the longest part of a gradient that is not lost in it
 NO_GRADIENT = (
     "the classifier gives no gradient with respect to its images (a purifier in front of it gives one only with a "
     "backward pass of its own); use an attack that needs none, or attack the classifier behind it"
@@ -45,11 +48,29 @@ def differentiable(logits: Tensor) -> Tensor:
 def loss_gradient(classifier: Callable[[Tensor], Tensor], x: Tensor, labels: Tensor) -> Tensor:
     """The gradient of the cross-entropy, summed over the batch so that no image's depends on the batch's size.
 
-    x: floating (N, C, H, W). labels: int64 (N,). Returns a tensor of x's shape.
+    x: floating (N, C, H, W). labels: int64 (N,). Returns a tensor of x's shape. Its length is not the cross-entropy's
+    where that would be lost: see :func:`cross_entropy_gradient`.
     """
     with torch.enable_grad():
         x = x.detach().requires_grad_()
-        return input_gradient(F.cross_entropy(classifier(x), labels, reduction="sum"), x)
+        return cross_entropy_gradient(classifier(x), labels, x)
+
+
+def cross_entropy_gradient(logits: Tensor, labels: Tensor, x: Tensor) -> Tensor:
+    """The gradient of the summed cross-entropy of logits (N, classes) with respect to the images x, (N, C, H, W).
+
+    Where an image is classified so surely that its probabilities are 0 and 1 in the logits' type, that gradient is
+    nothing or too short for the type, and an attack would stand still. It gets the gradient of log of the sum over the
+    other classes, minus its own logit: that of the cross-entropy over 1 - p, of the same direction.
+    """
+    gradient = input_gradient(F.cross_entropy(logits, labels, reduction="sum"), x, keep=True)
+    lost = gradient.detach().abs().flatten(1).amax(1) < SHORTEST * torch.finfo(logits.dtype).tiny
+    if logits.shape[1] < 2 or not bool(lost.any()):
+        return gradient
+    own = F.one_hot(labels, logits.shape[1]).bool()
+    others = widened(logits).masked_fill(own, -torch.inf).logsumexp(dim=1)
+    odds = (others - widened(logits)[own])[lost].sum()
+    return torch.where(lost[:, None, None, None], input_gradient(odds, x), gradient)
 
 
 @torch.no_grad()

@@ -34,7 +34,7 @@ def of_log_probs(
     """
     device = grid.device if grid.device.type == "cuda" else torch.device("cpu")
     network = oracle(model, "fp32", device)
-    found = [measure(torch.zeros(0, *grid.shape[1:], dtype=torch.float64))]
+    found = [measure(torch.zeros(1, *grid.shape[1:], dtype=torch.float64))[:0]]  # the form of what there may be none of
     # cuDNN's convolutions would round to TF32, which costs a thousandth of a bit
     with (
         progress_of(len(grid), shown=progress) as shown,

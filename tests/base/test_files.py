@@ -111,7 +111,7 @@ def test_full_disk_leaves_the_old_output_and_says_so(tmp_path, kind):
         limit_file_size()
         try:
             if kind == "safetensors":
-                save(PixelCNN(PixelCNNConfig((8, 8), 1, 16, 1)), out)
+                save(PixelCNN(PixelCNNConfig((8, 8), 1, 16, 1)), out, force=True)
             elif kind == "array":
                 with output_files(out, force=True) as (temporary,):
                     write_npy(images.numpy(), temporary)

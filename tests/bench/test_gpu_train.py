@@ -30,7 +30,9 @@ calls = Path(sys.argv[0]).with_name("calls")
 Path(sys.argv[0]).with_name("process").write_text(str(os.getpid()))
 with calls.open("a") as file:
     print(json.dumps(sys.argv[1:]), file=file)
-out.write_bytes(Path(sys.argv[0]).with_name("model").read_bytes())
+whole = out.with_name("whole")
+whole.write_bytes(Path(sys.argv[0]).with_name("model").read_bytes())
+whole.replace(out)  # at once, as pxfast does
 out.with_suffix(".checkpoint.safetensors").write_bytes(b"state")
 if len(calls.read_text().splitlines()) % 2 == 0:
     print(json.dumps({"bits_per_dim": 3.0}))

@@ -232,6 +232,7 @@ def application(gr: Any, page: Any) -> Any:
         block_info_text_color_dark=muted_dark,
         block_label_text_color="*neutral_700",
     )
+    page.has_launched = True  # a page that is only mounted takes any path of this machine for an uploaded file
     return gr.mount_gradio_app(
         fastapi.FastAPI(openapi_url=None),
         page,

@@ -19,7 +19,7 @@ def read_upload(path: str | os.PathLike[str], image_shape: tuple[int, int, int])
     """
     name = os.path.basename(path)
     try:
-        pixels = torch.from_numpy(read_image(path))
+        pixels = torch.from_numpy(read_image(path).copy())  # Pillow's own is not to be written to
     except ValueError as error:  # it names the server's own copy, which means nothing to the user
         raise ValueError(str(error).replace(os.fspath(path), name)) from None
     image, changes = fit(pixels, image_shape)
