@@ -53,6 +53,6 @@ def bench(
             rows.append(benchmark.measure(name, precision=each, batch=batch_size, rounds=rounds, settings=way))
             progress.advance()
     if as_json:
-        print_json([dataclasses.asdict(row) for row in rows])
+        print_json([{**dataclasses.asdict(row), "yardstick_disturbed": row.fraction_of_limit > 1} for row in rows])
     else:
         print(benchmark.table(rows))

@@ -28,6 +28,7 @@ UNDEFENDED = "No defence"  # the technique of a classifier alone, where there is
 PASSED, FAILED, INCONCLUSIVE = "passed", "failed", "inconclusive"  # outcomes of a check
 MOST_IMAGES = 10**9
 LONGEST = 1e12  # seconds
+ROUNDING = 1e-6  # of accuracies in files
 
 Kept = TypeVar("Kept", "Table", "Figure")
 
@@ -230,9 +231,11 @@ def _check(table: Table, path: str) -> None:
         place = f"{path}: the cell of {shown(cell.row)}, {shown(cell.column)}, {shown(cell.eps)}"
         if cell.row not in rows or cell.column not in columns:
             raise ValueError(f"{place} is of no row or column of the table")
-        low, high = cell.interval
-        if not 0 <= cell.correct <= cell.images <= MOST_IMAGES or not 0 <= low <= cell.accuracy <= high <= 1:
-            raise ValueError(f"{place} has impossible counts, or an accuracy outside of its interval")
+        if not 0 <= cell.correct <= cell.images <= MOST_IMAGES or not cell.images:
+            raise ValueError(f"{place} has impossible counts")
+        told = (cell.correct / cell.images, *wilson_interval(cell.correct, cell.images))
+        if not all(abs(a - b) <= ROUNDING for a, b in zip((cell.accuracy, *cell.interval), told, strict=True)):
+            raise ValueError(f"{place} has an accuracy, or an interval, that is not of its counts")
         if not 0 <= (cell.worst or 0) <= cell.images or not 0 <= (cell.average or 0) <= 1:
             raise ValueError(f"{place} has an impossible average, or worst case")
         if not 0 <= (cell.published or 0) <= 100 or not 0 <= (cell.seconds or 0) < LONGEST:

@@ -357,7 +357,7 @@ def test_tables_alone_figures_alone_and_a_table_that_has_just_begun(copy):
         (lambda values: {**values, "format": "pxfast-figure"}, "no file of format 'pxfast-table'"),
         (lambda values: {k: v for k, v in values.items() if k != "cells"}, "adaptive.json lacks cells"),
         (lambda values: {**values, "rows": values["rows"][1:]}, "is of no row or column of the table"),
-        (lambda values: {**values, "cells": [{**values["cells"][0], "accuracy": 2.0}]}, "outside of its interval"),
+        (lambda values: {**values, "cells": [{**values["cells"][0], "accuracy": 2.0}]}, "that is not of its counts"),
         (
             lambda values: {**values, "cells": [{**values["cells"][0], "accuracy": None}]},
             "accuracy must be a number, got None",

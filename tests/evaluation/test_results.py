@@ -99,6 +99,18 @@ def test_a_table_without_a_field_is_refused(tmp_path, field):
         read_table(path)
 
 
+@pytest.mark.parametrize(
+    ("field", "value"), [("correct", 5), ("accuracy", 0.2), ("interval", [0.1, 0.9]), ("images", 0)]
+)
+def test_a_cell_that_contradicts_itself_is_refused(tmp_path, field, value):
+    path = write_table(tmp_path, a_table())
+    raw = json.loads(path.read_text())
+    raw["cells"][0][field] = value
+    path.write_text(json.dumps(raw))
+    with pytest.raises(ValueError, match=r"table2\.json: the cell of .* (counts|interval)"):
+        read_table(path)
+
+
 def test_numbers_that_are_none_are_never_written(tmp_path):
     with pytest.raises(ValueError, match="JSON"):
         write_table(tmp_path, a_table(settings={"rate": float("nan")}))
