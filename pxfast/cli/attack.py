@@ -112,7 +112,8 @@ def attack(
     if images is None or dataset in DATASETS:
         numbers.sort()  # all of a folder in its own order
     given, stored = given[numbers], stored[numbers]
-    names = None if dataset in DATASETS else [image_names(dataset)[number] for number in numbers]
+    known = None if dataset in DATASETS else image_names(dataset)
+    names = None if known is None else [known[number] for number in numbers]
     network = classifier or default_classifier(dataset, tuple(given.shape[1:]))
     model = load_classifier(network).to(place)
     labels = None if bool((stored == UNLABELLED).all()) else stored.to(place)
