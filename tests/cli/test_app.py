@@ -98,19 +98,22 @@ class TestServer:
         secret = tmp_path / "secret.png"
         Image.new("RGB", (32, 32), (250, 10, 10)).save(secret)
         process, url = start(tmp_path / "temporary")
-        with urllib.request.urlopen(f"{url}/config", timeout=60) as answer:
-            functions = json.load(answer)["dependencies"]
-        examine = min(each["id"] for each in functions if (len(each["inputs"]), len(each["outputs"])) == (7, 6))
-        file = {"path": str(secret), "meta": {"_type": "gradio.FileData"}}
-        asked = {"fn_index": examine, "session_hash": "a", "data": ["cifar10", None, file, "none", 0, 0, "mean"]}
-        request = urllib.request.Request(
-            f"{url}/gradio_api/run/predict", json.dumps(asked).encode(), {"content-type": "application/json"}
-        )
-        with pytest.raises(urllib.error.HTTPError) as refused:
-            urllib.request.urlopen(request, timeout=60)
-        assert refused.value.code >= 400
-        process.send_signal(signal.SIGINT)
-        assert "it was not uploaded by a user" in process.communicate(timeout=60)[1]
+        try:
+            with urllib.request.urlopen(f"{url}/config", timeout=60) as answer:
+                functions = json.load(answer)["dependencies"]
+            examine = min(each["id"] for each in functions if (len(each["inputs"]), len(each["outputs"])) == (7, 6))
+            file = {"path": str(secret), "meta": {"_type": "gradio.FileData"}}
+            asked = {"fn_index": examine, "session_hash": "a", "data": ["cifar10", None, file, "none", 0, 0, "mean"]}
+            request = urllib.request.Request(
+                f"{url}/gradio_api/run/predict", json.dumps(asked).encode(), {"content-type": "application/json"}
+            )
+            with pytest.raises(urllib.error.HTTPError) as refused:
+                urllib.request.urlopen(request, timeout=60)
+            assert refused.value.code >= 400
+        finally:
+            process.send_signal(signal.SIGINT)
+            _, errors = process.communicate(timeout=60)
+        assert "it was not uploaded by a user" in errors
 
 
 @pytest.fixture(scope="module")
