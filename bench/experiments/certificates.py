@@ -96,7 +96,7 @@ def run(dataset: str, name: str, most: int, root: Path, work: Path, threads: int
     """The file of a run over its images, but at most so many, which is made unless it is there."""
     images, options = RUNS[name]
     images, options = min(images, most), list(options)
-    model = "" if "midpoints" in name else f"-{model_fingerprint(load(dataset))[:16]}"
+    model = "" if name.endswith(("midpoints", "none", "adp")) else f"-{model_fingerprint(load(dataset))[:16]}"
     out = work / f"{dataset}-{name}-{images}{model}.json"
     if not out.exists():
         if "-tuned-" in name:

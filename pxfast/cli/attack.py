@@ -108,9 +108,7 @@ def attack(
     if download:
         fetch_dataset(dataset, root, progress=not quiet)
     given, stored = load_dataset(dataset, root, train=None)
-    numbers = first_numbers(dataset, len(given), len(given) if images is None else images)
-    if images is None or dataset in DATASETS:
-        numbers.sort()  # all of a folder in its own order
+    numbers = list(range(len(given))) if images is None else first_numbers(dataset, len(given), images)
     given, stored = given[numbers], stored[numbers]
     known = None if dataset in DATASETS else image_names(dataset)
     names = None if known is None else [known[number] for number in numbers]

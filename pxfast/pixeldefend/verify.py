@@ -19,8 +19,8 @@ from .rules import DEFAULT_EPS, Within, check_adaptive, check_within, greedy
 SUB_PIXELS_AT_ONCE = 8192  # 256 log-probabilities of each, times the mixture's components, are about 100 MB a tensor
 
 # In nats. fp32: the rounding of one pass against another, with room for near-ties of sharp components.
-# bf16: the engine's activations are rounded as well, which its mean regret shows. Of an image alone ten times what was
-# found in bf16 (5e-3) and far above it in fp32 (3e-10); one that was not purified has 0.3.
+# bf16: the engine's activations are rounded as well, which its mean regret shows. An image alone may have more than the
+# batch, but not so much that one that was not purified could pass among many.
 FP32_THRESHOLD, FP32_FRACTION, FP32_MEAN, FP32_IMAGE = 1e-3, 0.9999, 1e-5, 1e-3
 BF16_MEAN, BF16_IMAGE = 5e-3, 5e-2
 

@@ -181,17 +181,23 @@ def images_of(count: int) -> torch.Tensor:
     return torch.randint(0, 256, (count, 1, 10, 10), dtype=torch.uint8, generator=generator)
 
 
-def test_finished_parts_are_kept_and_used(tmp_path: Path, monkeypatch) -> None:
-    images, out = images_of(2 * BLOCK + 3), tmp_path / "attacked.npy"
-    whole = Rand().run(FIXTURE.network, images, None, 5)
+def fill_disk(monkeypatch: pytest.MonkeyPatch, finished: int) -> None:
+    """No part is written any more once so many images are."""
+    write_part = resumable.write_part
 
     def broken(places, result, path):
-        if path.stem == f"{2 * BLOCK:08d}":
+        if path.stem == f"{finished:08d}":
             raise OSError("no space left on device")
         write_part(places, result, path)
 
-    write_part = resumable.write_part
     monkeypatch.setattr(resumable, "write_part", broken)
+
+
+def test_finished_parts_are_kept_and_used(tmp_path: Path, monkeypatch) -> None:
+    images, out = images_of(2 * BLOCK + 3), tmp_path / "attacked.npy"
+    whole = Rand().run(FIXTURE.network, images, None, 5)
+    write_part = resumable.write_part
+    fill_disk(monkeypatch, 2 * BLOCK)
     with pytest.raises(OSError, match="no space"):
         attack_to_file(Rand(), FIXTURE.network, images, None, out, eps=5)
     assert not out.exists()
@@ -240,13 +246,7 @@ def test_parts_of_another_classifier_of_the_same_weights_are_refused(tmp_path, m
     assert repr(first) == repr(other)
     assert first.state_dict().keys() == other.state_dict().keys()
 
-    def broken(places, result, path):
-        if path.stem == f"{BLOCK:08d}":
-            raise OSError("no space left on device")
-        write_part(places, result, path)
-
-    write_part = resumable.write_part
-    monkeypatch.setattr(resumable, "write_part", broken)
+    fill_disk(monkeypatch, BLOCK)
     with pytest.raises(OSError, match="no space"):
         attack_to_file(Rand(), first, images, None, out, eps=5)
     monkeypatch.undo()
