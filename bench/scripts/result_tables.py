@@ -48,12 +48,13 @@ def markdown(table: Table) -> str:
             lines.append(f"| {row.network}, {row.technique} | {' | '.join(ours)} |")
         if any(cell.published is not None for cells in found for cell in cells):
             published = [shown(cells, lambda cell: cell.published) for cells in found]
-            lines.append(f"| the paper's | {' | '.join(published)} |")
+            lines.append(f"| published | {' | '.join(published)} |")
     eps = sorted({cell.eps for cell in table.cells if cell.eps is not None})
     widest = max(cell.interval[1] - cell.interval[0] for cell in table.cells) / 2
-    bounds = f"{', '.join(map(str, eps[:-1]))} and {eps[-1]}" if len(eps) > 1 else str(*eps)
+    bounds = f"{', '.join(map(str, eps[:-1]))} and {eps[-1]}" if len(eps) > 1 else "".join(map(str, eps))
+    beginning = f"Eps {bounds}, " if eps else ""
     intervals = f"95 % intervals of at most {100 * widest:.1f} points to either side"
-    return "\n".join([*lines, "", f"Eps {bounds}, {table.images:,} test images, {intervals}; {table.machine['cpu']}."])
+    return "\n".join([*lines, "", f"{beginning}{table.images:,} test images, {intervals}; {table.machine['cpu']}."])
 
 
 def kind_of(training: dict[str, Any]) -> str:

@@ -23,8 +23,16 @@ def test_a_table_has_our_numbers_and_the_published_ones() -> None:
     cell = table.cell("resnet-purified", "bim", 8)
     assert cell is not None
     assert f"/ {100 * cell.accuracy:.0f} /" in lines[purified]
-    assert lines[purified + 1].startswith("| the paper's | 85 | 82 / 83 / 84 | 73 / 46 / 24 | 71 / 46 / 25 |")
+    assert lines[purified + 1].startswith("| published | 85 | 82 / 83 / 84 | 73 / 46 / 24 | 71 / 46 / 25 |")
     assert len({line.count("|") for line in lines if line.startswith("|")}) == 1
     without = dataclasses.replace(table, cells=[each for each in table.cells if "vgg" not in each.row])
     assert "VGG" in "".join(lines)
     assert "VGG" not in script["markdown"](without), "a row without a cell is left out"
+
+
+def test_a_table_of_attacks_without_a_bound_names_no_eps() -> None:
+    table = read_table(SOURCE / "bench" / "results" / "table2-cifar10.json")
+    unbounded = dataclasses.replace(
+        table, cells=[dataclasses.replace(cell, eps=None) for cell in table.cells if cell.eps in (None, 8)]
+    )
+    assert script["markdown"](unbounded).splitlines()[-1].startswith("1,000 test images, 95 % intervals of at most ")
