@@ -91,7 +91,8 @@ class ADPPurifier(Opaque):
     kept. The score network is no submodule: ``to``, ``half``, ``train`` and ``parameters`` leave it alone. It runs in
     fp32 (fp64 for such images) on the images' device; 1e-3 of a score is too little for bf16.
 
-    After the authors' code, but for their repeated inverse grid transform (see above). They can also average over the
+    After the authors' code, but for two things: that undoes its mapping of the grid to [0, 1] after every step, and
+    ends a run where the score grows along itself, since the step size is negative there. It can also average over the
     steps of a run, which is not done here.
     Raises TypeError or ValueError for bad settings.
     """

@@ -36,7 +36,7 @@ LABELS = "labels.npy"  # in a folder of attacked images
 
 
 def labels_path(out: str | os.PathLike[str]) -> Path:
-    """Where the labels of attacked images go: OUT.npy has them in OUT.labels.npy, a folder in its own labels.npy."""
+    """Where the labels of attacked images go: NAME.npy has them in NAME.labels.npy, a folder in its own labels.npy."""
     return Path(out) / LABELS if is_folder(Path(out)) else Path(out).with_suffix(".labels.npy")
 
 
@@ -76,8 +76,8 @@ def attack_to_file(
 ) -> AttackResult:
     """Attack images, write them and their labels, and return both.
 
-    out: a .npy file, uint8 (N, C, H, W), whose labels go to OUT.labels.npy; a .png of a single image, whose label does
-    so too; or, without a suffix, a folder of PNG files 00000.png, 00001.png and so on, whose labels are in its
+    out: a file NAME.npy, uint8 (N, C, H, W), whose labels go to NAME.labels.npy; a .png of a single image, whose label
+    does so too; or, without a suffix, a folder of PNG files 00000.png, 00001.png and so on, whose labels are in its
     labels.npy, in this order. Of floating images the files have the values 0..255, and the result is floating.
     names: what the names of such PNG files add to their numbers, one for each image. beside: other files that appear
     together with these, each with a function that writes it, of the result on the grid and a temporary path. The other

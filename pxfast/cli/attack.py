@@ -63,9 +63,9 @@ def attack(
     """Attack a classifier's images, and count what it gets wrong before and after rounding; a killed run goes on.
 
     The images of a data set called by name are its test images. OUT is a .npy file of the attacked ones, a .png of a
-    single one or, without a suffix, a folder of PNG files; their labels go to OUT.labels.npy, or labels.npy in the
-    folder. Defences stand in front of the classifier, and the attack knows of them. An attack without a bound takes no
-    --eps.
+    single one or, without a suffix, a folder of PNG files. The labels of out.npy go to out.labels.npy, those of a
+    folder to labels.npy in it. Defences stand in front of the classifier, and the attack knows of them. An attack
+    without a bound takes no --eps.
     """
     from ..attacks import attack_to_file, find_attack
     from ..attacks.resumable import check_attack_output, labels_path

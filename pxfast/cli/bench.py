@@ -16,7 +16,9 @@ def bench(
     rounds: Annotated[int, typer.Option(min=1, help="Decodes per row; the median counts.")] = 3,
     isa: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME", help="An instruction set that 'pxfast info' lists; by default the best one here."),
+        typer.Option(
+            metavar="NAME", help="An instruction set that 'pxfast info' lists; may be repeated. Default: the best one."
+        ),
     ] = None,
     threads: ThreadsOption = None,
     as_json: JsonOption = False,

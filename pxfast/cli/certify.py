@@ -12,6 +12,7 @@ from .options import (
     ClassifierOption,
     DatasetArgument,
     DeviceOption,
+    DownloadOption,
     EngineOption,
     ForceOption,
     JsonOption,
@@ -75,6 +76,7 @@ def certify(
         float, typer.Option("--failure", help="l2: alpha, the probability that a radius is too large.")
     ] = 0.001,
     root: RootOption = None,
+    download: DownloadOption = False,
     images: OptionalImagesOption = None,
     classifier: ClassifierOption = None,
     views: ViewsOption = "one",
@@ -103,7 +105,7 @@ def certify(
     from ..certification import certify as certify_l1
     from ..certification import certify_l2
     from ..classifiers import load_classifier
-    from ..data.datasets import UNLABELLED, check_classes, first_images, load_dataset
+    from ..data.datasets import UNLABELLED, check_classes, fetch_dataset, first_images, load_dataset
     from ..defences.weights import classifier_key
     from ..tensors.store import digest
     from .attack import default_classifier
@@ -124,6 +126,8 @@ def certify(
     check_rows_output(out, *beside, force=force)
     use_threads(threads)
     place, chosen = parse_device(device), engine_on(device, engine)
+    if download:
+        fetch_dataset(dataset, root, progress=not quiet)
     given, labels = load_dataset(dataset, root, train=None)
     if images is not None:
         given, labels = (first_images(dataset, each, images) for each in (given, labels))

@@ -141,6 +141,7 @@ def table(
 def figures(
     out: OutOption,
     root: RootOption = None,
+    download: DownloadOption = False,
     dataset: Annotated[
         list[str] | None, typer.Option(help="cifar10 or fashion-mnist; may be repeated. Default: both.")
     ] = None,
@@ -164,7 +165,7 @@ def figures(
 
     The columns are the attacks to draw. A --model is of one data set.
     """
-    from ..data.datasets import load_dataset
+    from ..data.datasets import fetch_dataset, load_dataset
     from ..evaluation.figures.evaluate import check_figures, evaluate_figures
     from ..evaluation.specification import load_table
     from .output import print_files
@@ -187,6 +188,8 @@ def figures(
     names = list(dict.fromkeys(dataset or FIGURES))
     for name in names:  # of all of them, before the first one's work
         check_figures(load_table(FIGURES[name]), out, settings, parse_names(columns), lbfgs_images)
+    for name in names if download else ():
+        fetch_dataset(name, root, progress=not quiet)
     if len(names) > 1:
         for name in names:
             load_dataset(name, root, train=False)

@@ -9,6 +9,7 @@ import typer
 from .options import (
     BatchSizeOption,
     DeviceOption,
+    DownloadOption,
     EngineOption,
     EpsOption,
     EvaluatedDatasetOption,
@@ -36,6 +37,7 @@ def classifier(
     out: OutOption,
     dataset: EvaluatedDatasetOption = "cifar10",
     root: RootOption = None,
+    download: DownloadOption = False,
     images: ImagesOption = 1000,
     rows: Annotated[
         list[str] | None,
@@ -72,6 +74,7 @@ def classifier(
     table, the store and report.html; the same command goes on where a killed one was.
     """
     from ..base.machine import parse_device
+    from ..data.datasets import fetch_dataset
     from ..evaluation.benchmark import benchmark
     from .machine import engine_on, use_threads
     from .own_module import load_model
@@ -79,6 +82,8 @@ def classifier(
     use_threads(threads)
     place = parse_device(device)
     chosen = engine_on(device, engine)
+    if download:
+        fetch_dataset(dataset, root, progress=not quiet)
     result = benchmark(
         load_model(source).to(place),
         dataset,

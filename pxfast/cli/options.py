@@ -55,7 +55,7 @@ RootOption = Annotated[
 DownloadOption = Annotated[
     bool, typer.Option("--download", help="Download the data set to --root, unless it is there; else nothing is.")
 ]
-_IMAGES = typer.Option(min=1, help="Only the first so many images.")
+_IMAGES = typer.Option(min=1, help="Only the first so many images; of a folder, from all over it.")
 ImagesOption = Annotated[int, _IMAGES]
 OptionalImagesOption = Annotated[int | None, _IMAGES]
 _OUT = typer.Option(help="The file or the folder to write.")
@@ -201,7 +201,7 @@ _FLIPS = typer.Option("--flips/--no-flips", help="Flip every second image left t
 FlipsOption = Annotated[bool, _FLIPS]
 OptionalFlipsOption = Annotated[bool | None, _FLIPS]
 _COMPILE = typer.Option(
-    "--compile/--no-compile", help="Use torch.compile; by preset small, where the run is long enough for it to pay."
+    "--compile/--no-compile", help="Use torch.compile, which pays in long runs; the preset small decides by itself."
 )
 CompileOption = Annotated[bool, _COMPILE]
 OptionalCompileOption = Annotated[bool | None, _COMPILE]

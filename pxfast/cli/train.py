@@ -87,8 +87,9 @@ def train(
     OUT is the model file; its checkpoint is kept beside it, and is resumed by its own settings unless others are given.
     The options change what the preset says: paper is as the authors trained, full is the same network, small is for a
     CPU; colour images are flipped. --batch-size counts the images of a step, of all processes together. --learning-rate
-    is Adam's. A smaller network to --start with is grown. With --branch, --budget or --epochs say how long the rates
-    fall; the settings are the other run's, whose files stay as they are.
+    is Adam's. With --start the network is of that one's size, not the preset's, and is grown to --filters and
+    --resnets. With --branch, --budget or --epochs say how long the rates fall; the settings are the other run's, whose
+    files stay as they are.
     `torchrun --nproc-per-node 2 -m -- pxfast.cli train ...` trains on two GPUs.
     """
     from ..base.durations import phase
@@ -109,6 +110,8 @@ def train(
 
     seconds = None if budget is None else parse_budget(budget)
     config, settings = preset_called(preset or "full", dataset)
+    path = None if start is None else model_path(start, (config.channels, *config.image_size))
+    begun, notes = (None, {}) if path is None else read_metadata(path)
     if branch is not None and preset is not None:
         raise ValueError("a branch has the settings of its run, not those of a --preset")
     if resume and preset is None and checkpoint_path(out).exists():
@@ -118,6 +121,8 @@ def train(
     elif branch is not None:
         config, settings = branch_settings(checkpoint_path(branch), budget=seconds, epochs=epochs)
         seconds = epochs = None
+    elif begun is not None:
+        config = changed(config, **{name: getattr(begun, name) for name in ("filters", "resnets", "mixtures", "head")})
     config = changed(config, filters=filters, resnets=resnets, head=head, dropout=dropout)
     settings = changed(
         settings,
@@ -143,10 +148,9 @@ def train(
     parse_device(device)
     check_run_outputs(out, resume=resume, force=force)
     first, earlier = None, []
-    if start is not None:
-        path = model_path(start, (config.channels, *config.image_size))
+    if path is not None:
         first = load_model(path)
-        earlier = [{"network": network_size(first.config), **part} for part in training_parts(read_metadata(path)[1])]
+        earlier = [{"network": network_size(first.config), **part} for part in training_parts(notes)]
     if download:
         fetch_dataset(dataset, root, progress=not quiet)
     with phase(f"reading {dataset}", f"reading {dataset}", shown=not quiet):

@@ -76,7 +76,8 @@ def train_adp(
 
     OUT is the network's file; its checkpoint is kept beside it, and is resumed by its own settings unless others are
     given. The options change what the preset says: full is the size of the ADP authors', small is for a CPU; colour
-    images are flipped. --batch-size counts the images of a step.
+    images are flipped. --batch-size counts the images of a step. With --start the network is of that one's size, not
+    the preset's.
     """
     from ..adp.files import load_score_network, read_score_metadata
     from ..adp.training import read_score_settings, record_quality, score_preset, train_score_network
@@ -94,6 +95,8 @@ def train_adp(
     config, settings = score_preset(preset or "full", dataset)
     if resume and preset is None and checkpoint_path(out).exists():
         config, settings = read_score_settings(checkpoint_path(out))
+    elif start is not None:
+        config = changed(config, ngf=read_score_metadata(start)[0].ngf)
     config = changed(config, ngf=ngf)
     settings = changed(
         settings,

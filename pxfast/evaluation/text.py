@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
+import textwrap
 from collections.abc import Callable, Sequence
 
 from ..base.checks import check_instance
-from .results import Cell, Column, Row, Table
+from .results import Cell, Row, Table
 from .verdict import check_lines, row_scores, score_lines
 
 WIDTH = 120
 LABEL_WIDTH = 41
 INTERVAL_LABEL_WIDTH = 48
-LABEL_MOST = 9  # of a column's label that is shown, or as much as its numbers are wide
+LABEL_MOST = 13  # characters of a column's label on a line, or as many as its numbers are wide
 
 
 def table_text(table: Table) -> str:
@@ -30,12 +32,13 @@ def table_text(table: Table) -> str:
     }
     below_it = _published if published else _ranges
     numbers = [_width(below_it, [grid[row.name, column.name] for row in table.rows]) for column in table.columns]
-    labels = _labels(table.columns, numbers)
-    widths = [max(width, len(label)) for width, label in zip(numbers, labels, strict=True)]
+    labels = [_wrapped(column.label, width) for column, width in zip(table.columns, numbers, strict=True)]
+    widths = [max(width, *map(len, lines)) for width, lines in zip(numbers, labels, strict=True)]
     for block in _blocks(widths):
         columns = [table.columns[i] for i in block]
         sizes = [widths[i] for i in block]
-        lines.append(_line("", "", [labels[i] for i in block], sizes))
+        for words in itertools.zip_longest(*(labels[i] for i in block), fillvalue=""):
+            lines.append(_line("", "", words, sizes))
         for row in table.rows:
             cells = [grid[row.name, column.name] for column in columns]
             if any(cells):
@@ -63,14 +66,10 @@ def _blocks(widths: list[int]) -> list[list[int]]:
     return blocks
 
 
-def _labels(columns: Sequence[Column], widths: list[int]) -> list[str]:
-    """The columns' labels, cut where they are longer than their numbers and no two become the same."""
-    cut = [column.label[: max(width, LABEL_MOST)] for column, width in zip(columns, widths, strict=True)]
-    starts = [label[:LABEL_MOST] for label in cut]
-    return [
-        column.label if starts.count(start) > 1 else label
-        for column, label, start in zip(columns, cut, starts, strict=True)
-    ]
+def _wrapped(label: str, width: int) -> list[str]:
+    """The lines of a column's label, as wide as its numbers or its longest word."""
+    longest = max(map(len, textwrap.wrap(label, 1, break_long_words=False)), default=0)
+    return textwrap.wrap(label, max(width, min(longest, LABEL_MOST))) or [""]
 
 
 def _width(below: Callable[[list[Cell]], str], cells: list[list[Cell]]) -> int:
@@ -79,7 +78,7 @@ def _width(below: Callable[[list[Cell]], str], cells: list[list[Cell]]) -> int:
     return max(5, *map(len, texts))
 
 
-def _line(label: str, what: str, texts: list[str], widths: list[int]) -> str:
+def _line(label: str, what: str, texts: Sequence[str], widths: list[int]) -> str:
     shown = "  ".join(f"{text:<{width}}" for text, width in zip(texts, widths, strict=True))
     return f"{label:<{LABEL_WIDTH - 1}} {what:<6}{shown}".rstrip()
 

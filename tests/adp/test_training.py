@@ -335,8 +335,11 @@ def test_command(run_here, refused, tmp_path) -> None:
     assert (facts["steps"], facts["test_images"], facts["files"]) == (6, 4, [str(out)])
     assert facts["denoising"] == notes["denoising"]
     more = tmp_path / "more.safetensors"
+    options.remove("--ngf")
+    options.remove(4)
     run_here("train-adp", folder, "--out", more, "--device", "cpu", "--start", out, *options, "--batch-size", 12)
-    _, both = read_score_metadata(more)
+    config, both = read_score_metadata(more)
+    assert config == CONFIG, "the width is the start's, not the preset's"
     assert [part["steps"] for part in both["parts"]] == [6, 6]
     assert both["steps"] == 12
     assert "another settings (seed: 0 then, 1 now)" in refused(*words, "--resume", "--seed", 1)

@@ -102,9 +102,9 @@ def test_a_grown_networks_file_says_how_large_each_run_was(run_here, monkeypatch
     images = bundled_images(3)[:16]
     monkeypatch.setattr(data, "load_dataset", lambda name, root, train: (images, images))
     common = ["train", "cifar10", "--root", "-", "--device", "cpu", "--preset", "small", "--no-compile"]
-    common += ["--batch-size", "8", "--epochs", "1", "--resnets", "1"]
+    common += ["--batch-size", "8", "--epochs", "1"]
     first, grown = tmp_path / "first.safetensors", tmp_path / "grown.safetensors"
-    out, err = run_here(*common, "--filters", "3", "--out", first, "--json")
+    out, err = run_here(*common, "--filters", "3", "--resnets", "1", "--out", first, "--json")
     facts = json.loads(out)
     assert facts.keys() == {"bits_per_dim", "test_images", "steps", "seconds", "files"}
     assert (facts["test_images"], facts["steps"], facts["files"]) == (16, 2, [str(first)])
@@ -115,7 +115,7 @@ def test_a_grown_networks_file_says_how_large_each_run_was(run_here, monkeypatch
     assert "bits/dim on the test set" in out
     assert not err
     config, notes = read_metadata(grown)
-    assert (config.filters, config.resnets) == (4, 1)
+    assert (config.filters, config.resnets) == (4, 1), "the layers are the start's, not the preset's"
     assert [part["network"] for part in notes["parts"]] == [{"filters": f, "resnets": 1} for f in (3, 4)]
     assert notes["images_seen"] == 32
 
