@@ -19,7 +19,7 @@ from ..base.progress import reporting
 from ..classifiers.contract import Labels, checked_logits, class_labels
 from ..data.images import TORCH_DTYPES, ImageForm
 from ..data.images import to_grid as grid_of
-from ..defences.defended import Defended
+from ..defences.defended import Defended, unwrapped
 from ..tensors.ambient import in_plain_torch
 from ..tensors.batches import FIXED_BATCH, in_fixed_batches
 from ..tensors.floating import in_type_of
@@ -55,6 +55,7 @@ class FixedBatch(nn.Module):
 
 def fix_batches(classifier: nn.Module, size: int) -> FixedBatch | Defended:
     """The classifier in batches of one size. Its purifiers depend on no batch, and get all images at once."""
+    classifier = unwrapped(classifier)
     if isinstance(classifier, Defended):
         return classifier.around(FixedBatch(classifier.classifier, size))
     return FixedBatch(classifier, size)

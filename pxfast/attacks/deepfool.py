@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from ..base.checks import check_count, check_number, check_optional_count
 from .clipped import ClippedAttack
-from .gradients import input_gradient
+from .gradients import eager, input_gradient
 
 
 def nearest_boundary(classifier: nn.Module, x: Tensor, labels: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
@@ -16,7 +16,7 @@ def nearest_boundary(classifier: nn.Module, x: Tensor, labels: Tensor, others: T
     x: floating (N, C, H, W). labels: int64 (N,). others: int64 (N, K), the classes whose boundaries are considered.
     Returns bool (N,) and a step of x's shape.
     """
-    with torch.enable_grad():
+    with torch.enable_grad(), eager():
         x = x.detach().requires_grad_()
         logits = classifier(x)
         done = logits.detach().argmax(1) != labels

@@ -136,6 +136,10 @@ class BlindPGD(GridAscent):
     def climb(self, classifier: nn.Module, image_shape: tuple[int, int, int], eps: float) -> Ascent:
         radius = round(255.0 * eps)
         bare = classifier.classifier if isinstance(classifier, Defended) else classifier
+        if bare is classifier and any(isinstance(module, Defended) for module in classifier.modules()):
+            raise ValueError(
+                f"{self.name} attacks the classifier alone, got a module with a Defended inside: pass that itself"
+            )
 
         def direction(x: Tensor, labels: Tensor, seeds: Sequence[int]) -> tuple[Tensor, None]:
             return loss_gradient(bare, x, labels).sign(), None

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from ..base.checks import check_optional_count, check_steps_of_grid
-from ..defences.defended import Defended, averaged
+from ..defences.defended import Chain, Defended, averaged
 from ..defences.protocol import DifferentiablePurifier, ScoredPurifier, is_stochastic
 from ..tensors.seeds import derived_seeds, image_seeds
 from .attack import BATCH, Attack, FixedBatch, blocks, settled, to_float
@@ -100,9 +100,9 @@ class Target:
         """f(x) with its own gradient. ValueError where a defence has none."""
         own = list(seeds) * self.defended.orientations
 
-        def purify(chain: nn.Sequential, x: Tensor) -> Tensor:
+        def purify(chain: Chain, x: Tensor) -> Tensor:
             for place, defence in enumerate(the_differentiable(self.name, list(chain))):
-                x = defence.differentiate(x, derived_seeds(own, place) if is_stochastic(defence) else own)
+                x = defence.differentiate(x.clone(), derived_seeds(own, place) if is_stochastic(defence) else own)
             return x
 
         return self.defended.seen(x, purify)

@@ -7,12 +7,12 @@ from torch import Tensor, nn
 
 from ..base.checks import check_number, check_optional_count
 from .attack import Attack
-from .gradients import input_gradient
+from .gradients import eager, input_gradient
 
 
 def jacobian(classifier: nn.Module, x: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Logits (N, classes), and two gradients of x's shape: of the target's logit, and of the sum of all others."""
-    with torch.enable_grad():
+    with torch.enable_grad(), eager():
         x = x.detach().requires_grad_()
         logits = classifier(x)
         towards = input_gradient(logits.gather(1, targets[:, None]).sum(), x, keep=True)

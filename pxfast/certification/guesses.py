@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..base.version import __version__
+from ..data.images import check_range
 from ..pixelcnn.fingerprint import model_fingerprint
 from ..pixelcnn.network import PixelCNN
 from ..pixelcnn.shipped import Model, model_for
@@ -77,10 +78,21 @@ def kept_guess(guess: Guess, store: Store, width: int, recipe: Recipe) -> Guess:
     return found
 
 
-def checked_guess(guessed: Tensor, lower: Tensor) -> Tensor:
-    """Guesses as float32 in [0, 1]. TypeError or ValueError unless images of the cells' shape."""
-    if not isinstance(guessed, Tensor):
-        raise TypeError(f"expected the purifier to give a tensor of images, got {type(guessed).__name__}")
-    if guessed.shape != lower.shape:
-        raise ValueError(f"expected the purifier to give images {tuple(lower.shape)}, got {tuple(guessed.shape)}")
-    return guessed.float() / 255.0 if guessed.dtype == torch.uint8 else guessed.float()
+def given_images(found: object, like: Tensor) -> Tensor:
+    """What a purifier gives, as float32. TypeError or ValueError unless uint8 or floating images of this shape."""
+    expected = f"expected the purifier to give images {tuple(like.shape)}, uint8 or floating"
+    if not isinstance(found, Tensor):
+        raise TypeError(f"{expected}, got {type(found).__name__}")
+    if found.dtype != torch.uint8 and not found.is_floating_point():
+        raise TypeError(f"{expected}, got {found.dtype}")
+    if found.shape != like.shape:
+        raise ValueError(f"{expected}, got {tuple(found.shape)}")
+    return found.float() / 255.0 if found.dtype == torch.uint8 else found.float()
+
+
+def checked_guess(guessed: object, lower: Tensor) -> Tensor:
+    """Guesses as float32 in [0, 1]. TypeError or ValueError unless images of the cells' shape, in [0, 1] or uint8."""
+    images = given_images(guessed, lower)
+    if images.numel():
+        check_range(images, hint="")
+    return images

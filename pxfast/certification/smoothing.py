@@ -35,6 +35,7 @@ from ..pixeldefend.purify import purify
 from ..tensors.ambient import in_plain_torch
 from ..tensors.seeds import derived_seeds, image_seeds, standard_normal
 from .certificates import ABSTAINS, Certificates
+from .guesses import given_images
 from .splitting import check_eval_mode, checked_arithmetic, checked_labels, name_of
 from .votes import votes
 
@@ -88,6 +89,10 @@ def certify_l2(
     if not callable(purifier) and (not isinstance(purifier, str) or purifier not in PURIFIERS):
         kind = ValueError if isinstance(purifier, str) else TypeError
         raise kind(f"purifier must be one of {', '.join(PURIFIERS)}, or a function of images, got {shown(purifier)}")
+    if eps is not None and purifier != "pixeldefend":
+        raise ValueError(f"eps={shown(eps)} means nothing to purifier={name_of(purifier)!r}: only pixeldefend takes it")
+    if model is not None and (callable(purifier) or purifier == "none"):
+        raise ValueError(f"a model means nothing to purifier={name_of(purifier)!r}: only adp and pixeldefend take one")
     eps = min(255, round(255.0 * sigma)) if eps is None else check_eps(eps)
     check_choice("views", views, VIEWS)
     seed = check_seed(seed)
@@ -177,7 +182,7 @@ def _noisy_votes(
         seeds = [derived_seeds([seed], k)[0] for k in range(start, start + count)]
         clean = image.expand(count, *image.shape)
         noisy = clean + sigma * standard_normal(seeds, clean)
-        own = votes(classifier, denoise(noisy).float(), views)
+        own = votes(classifier, given_images(denoise(noisy.clone()), noisy), views)
         total = own if total is None else total + own
     assert total is not None
     return total

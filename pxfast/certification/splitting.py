@@ -110,6 +110,10 @@ def certify(
     grid, form = to_grid(images)
     if keep is not None and purifier not in DENSITY:
         raise ValueError(f"keep={shown(keep)} is of no use: only guesses of {' and '.join(DENSITY)} are kept")
+    if model is not None and purifier not in DENSITY:
+        raise ValueError(
+            f"a model means nothing to purifier={name_of(purifier)!r}: only {' and '.join(DENSITY)} take one"
+        )
     guess = purifier if callable(purifier) else named_guess(purifier, grid, model, seed, engine, precision, threads)
     together = 1
     if purifier == "pixeldefend":

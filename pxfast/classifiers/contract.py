@@ -53,6 +53,8 @@ def class_labels(
     if found.shape != (count,):
         raise ValueError(f"expected {what} ({count},), one per image, got {tuple(found.shape)}")
     found = found.detach().to(device, torch.int64)
+    if found.is_inference():  # autograd could not keep it
+        found = found.clone()
     if classes is not None and count and not (int(found.min()) >= 0 and int(found.max()) < classes):
         wrong = found[(found < 0) | (found >= classes)]
         raise ValueError(

@@ -11,6 +11,7 @@ from ..base.checks import check_count, check_flag, check_instance
 from ..base.records import shown
 from ..tensors.ambient import in_plain_torch
 from ..tensors.batches import FIXED_BATCH
+from ..tensors.floating import in_type_of
 from .contract import Labels, checked_logits, class_labels
 
 LEAST = 2  # images of a trial
@@ -35,11 +36,11 @@ def check_classifier(
 ) -> Tensor:
     """The classifier's logits (N, classes), detached, of images that it is tried on; an error says what is wrong.
 
-    classifier: as attacks and defences take it: in eval mode, floating images (N, C, H, W) in [0, 1] to logits
-    (N, classes), on one device. images: uint8 (N, C, H, W) like those it is for, at least 2, better 32; they are moved
-    to the classifier's device. labels: integers (N,), the true ones, with which images that should be scaled by 255
-    are noticed; None: unknown. classes: how many there should be; None: any number. gradients: whether the attacks
-    will ask for them.
+    classifier: as attacks and defences take it: in eval mode, floating images (N, C, H, W) in [0, 1], of the type of
+    its weights, to logits (N, classes), on one device. images: uint8 (N, C, H, W) like those it is for, at least 2,
+    better 32; they are moved to the classifier's device. labels: integers (N,), the true ones, with which images that
+    should be scaled by 255 are noticed; None: unknown. classes: how many there should be; None: any number. gradients:
+    whether the attacks will ask for them.
 
     TypeError or ValueError, each of which names what was expected and what came, for a module in training mode, weights
     on several devices or without values, a failing call, images expected as (N, H, W, C), outputs that are no tensor of
@@ -54,7 +55,7 @@ def check_classifier(
         raise ValueError(
             f"expected uint8 images (N, C, H, W), at least {LEAST}, got {images.dtype} {tuple(images.shape)}"
         )
-    x = images[:FIXED_BATCH].to(device_of(classifier)).float() / 255.0
+    x = in_type_of(classifier, images[:FIXED_BATCH].to(device_of(classifier)).float() / 255.0)
     with torch.no_grad():
         logits = _called(classifier, x)
         _check_repeatable(classifier, x, logits)
@@ -123,7 +124,7 @@ def _failure(classifier: nn.Module, x: Tensor, error: Exception) -> Exception:
         output: Any = classifier(x.permute(0, 2, 3, 1).contiguous())
     except Exception:
         output = None
-    given = f"float32 images of shape {tuple(x.shape)} on {x.device}"
+    given = f"{str(x.dtype)[6:]} images of shape {tuple(x.shape)} on {x.device}"
     if isinstance(output, Tensor) and output.shape[:1] == x.shape[:1]:
         return ValueError(
             "expected a classifier of images (N, C, H, W), got one of images (N, H, W, C): permute them inside, by "

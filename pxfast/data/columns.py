@@ -29,9 +29,9 @@ def column_images(column: Any, name: str) -> tuple[Any, Callable[[Any], Any]]:
     if _is_pillow(column[0]):
         from .image_decoding import array_pillow, pillow_array
 
-        wrong = next((each for each in column if not _is_pillow(each)), None)
-        if wrong is not None:
-            raise TypeError(f"expected Pillow's images in {name!r}, got one of {type(wrong).__name__}")
+        for i, each in enumerate(column):
+            if not _is_pillow(each):
+                raise TypeError(f"expected Pillow's images in {name!r}, got {type(each).__name__} as image {i}")
         arrays = [pillow_array(each, f"image {i} in {name!r}") for i, each in enumerate(column)]
         return _stacked(arrays, name), lambda found: [array_pillow(each) for each in np.asarray(found)]
     if isinstance(column[0], (np.ndarray, Tensor)):

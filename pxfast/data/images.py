@@ -65,8 +65,8 @@ def to_grid(images: ImagesT, *, keep_device: bool = False, clip: bool = False) -
     images: torch tensor or NumPy array, (N, C, H, W) or (C, H, W), any device, uint8 or floating point in [0, 1].
     Floating-point values are rounded to the nearest multiple of 1/255; less than 1e-6 out of [0, 1] is rounding, too.
     keep_device: leave images on a GPU there. clip: bring values outside [0, 1] to its nearest end.
-    Raises TypeError for another type or dtype, and within a transform of torch.func; ValueError for another shape, NaN,
-    or values outside [0, 1] without ``clip``.
+    Raises TypeError for another type, dtype or layout, for a tensor without values, and within a transform of
+    torch.func; ValueError for another shape, NaN, or values outside [0, 1] without ``clip``.
     """
     clip = check_flag("clip", clip)
     if isinstance(images, np.ndarray):
@@ -79,6 +79,9 @@ def to_grid(images: ImagesT, *, keep_device: bool = False, clip: bool = False) -
             raise TypeError(f"{EXPECTED}; got a tensor of {images.dtype}")
         if torch._C._functorch.is_functorch_wrapped_tensor(images):
             raise TypeError(f"{EXPECTED}; {NO_TRANSFORMS}")
+        if images.layout != torch.strided or images.is_meta or images.is_nested:
+            kind = "nested" if images.is_nested else "meta" if images.is_meta else str(images.layout)[6:]
+            raise TypeError(f"{EXPECTED}; got a tensor of the kind {kind}, which has no plain values")
         tensor, numpy = images.detach(), False
     else:
         raise TypeError(f"{EXPECTED}; got {type(images).__name__}")
@@ -133,6 +136,6 @@ def check_range(tensor: Tensor, *, clip: bool = False, hint: str = "; clip=True 
         raise ValueError("floating-point images must be in [0, 1], got NaN")
     if not clip and (lowest < -ROUNDING or highest > 1.0 + ROUNDING):
         values = f"values from {lowest:.9g} to {highest:.9g}"
-        if hint and highest >= 2.0:  # clipped, they would all be white
+        if hint and 2.0 <= highest <= 255.0:  # clipped, they would all be white
             hint = "; values in 0..255 have to be uint8, or divided by 255"
         raise ValueError(f"floating-point images must be in [0, 1], got {values}{hint}")

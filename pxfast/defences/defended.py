@@ -22,10 +22,57 @@ VIEWS = ("one", "flip")
 
 
 def averaged(logits: Sequence[Tensor]) -> Tensor:
-    """The logarithm of the mean of the probabilities that several logits (N, classes) give; a single one as it is."""
+    """The logarithm of the mean of the probabilities that several logits (N, classes) give; a single one as it is.
+
+    TypeError where one of several is no floating tensor (N, classes).
+    """
     if len(logits) == 1:
         return logits[0]
+    for each in logits:
+        if not isinstance(each, Tensor) or not each.is_floating_point() or each.dim() != 2:
+            got = f"{each.dtype} {tuple(each.shape)}" if isinstance(each, Tensor) else type(each).__name__
+            raise TypeError(f"expected logits (N, classes) from the classifier, a single floating tensor, got {got}")
     return torch.stack([each.log_softmax(dim=1) for each in logits]).logsumexp(dim=0) - math.log(len(logits))
+
+
+def unwrapped(module: nn.Module) -> nn.Module:
+    """The ``Defended`` that torch.compile, DataParallel or DistributedDataParallel wrap; any other module as it is."""
+    inner: object = module
+    while isinstance(inner, nn.Module) and not isinstance(inner, Defended):
+        parallel = isinstance(inner, (nn.DataParallel, nn.parallel.DistributedDataParallel))
+        inner = inner.module if parallel else getattr(inner, "_orig_mod", None)
+    return inner if isinstance(inner, Defended) else module
+
+
+class Chain(nn.Sequential):
+    """Defences, one after the other."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        for defence in self:
+            x = applied(defence, x)
+        return x
+
+
+def applied(defence: nn.Module, x: Tensor, seeds: Any = None) -> Tensor:
+    """What a defence makes of floating images (N, C, H, W); with the seeds of a stochastic one's draw.
+
+    A module of a user's gets a copy, which it may change. TypeError or ValueError unless it gives floating images of
+    the shape that it got.
+    """
+    own = isinstance(defence, Opaque)
+    given = x if own else x.clone()
+    draw: Any = defence if seeds is None else defence.draw
+    found = draw(given) if seeds is None else draw(given, seeds)
+    if own:
+        return found  # type: ignore[no-any-return]
+    expected = f"expected floating images {tuple(x.shape)} from the defence {type(defence).__name__}"
+    if not isinstance(found, Tensor):
+        raise TypeError(f"{expected}, got {type(found).__name__}")
+    if not found.is_floating_point():
+        raise TypeError(f"{expected}, got {found.dtype}")
+    if found.shape != x.shape:
+        raise ValueError(f"{expected}, got {tuple(found.shape)}")
+    return found
 
 
 class Defended(nn.Module):
@@ -88,8 +135,8 @@ class Defended(nn.Module):
             if not isinstance(part, nn.Module):
                 raise TypeError(f"{expected}, got {shown(part)}")
         self.runs: int = max((part.runs for part in parts if is_stochastic(part)), default=0)
-        self.defences: nn.Sequential = nn.Sequential(*chains[0])
-        others = [nn.Sequential(*chain) for chain in chains[1:]]
+        self.defences: Chain = Chain(*chains[0])
+        others = [Chain(*chain) for chain in chains[1:]]
         self.alternatives: nn.ModuleList | None = nn.ModuleList(others) if others else None
         self.classifier = classifier
         self.seed: int = check_seed(seed)
@@ -106,7 +153,7 @@ class Defended(nn.Module):
         return Defended(classifier, first, seed=seed, clip=self.clip, views=self.views, alternatives=others)
 
     @property
-    def chains(self) -> tuple[nn.Sequential, ...]:
+    def chains(self) -> tuple[Chain, ...]:
         """The defences, and the alternatives to them: each gives the classifier a view, or two."""
         return (self.defences, *(self.alternatives or ()))
 
@@ -124,7 +171,7 @@ class Defended(nn.Module):
         (defended,) = self._draws(self.defences, x, [given])
         return defended
 
-    def _draws(self, chain: nn.Sequential, x: Tensor, seeds: Sequence[Sequence[int]]) -> Iterator[Tensor]:
+    def _draws(self, chain: Chain, x: Tensor, seeds: Sequence[Sequence[int]]) -> Iterator[Tensor]:
         """What a chain of defences makes of floating images with each of several lists of seeds, in their order.
 
         Draws of few images run as one batch, and have the same bits and gradients. What stands before the first
@@ -133,17 +180,17 @@ class Defended(nn.Module):
         defences = list(enumerate(chain))
         if not (torch.is_grad_enabled() and x.requires_grad):
             while defences and not is_stochastic(defences[0][1]):
-                x = defences.pop(0)[1](x)
+                x = applied(defences.pop(0)[1], x)
         together = max(1, DRAWN_AT_ONCE // max(1, len(x)))
         for first in range(0, len(seeds), together):
             group = [check_seeds(given, len(x)) for given in seeds[first : first + together]]
             # the last draw comes first: autograd then sums their gradients in the order of separate draws
             drawn, given = torch.cat([x] * len(group)), [seed for each in reversed(group) for seed in each]
             for place, defence in defences:
-                drawn = defence.draw(drawn, derived_seeds(given, place)) if is_stochastic(defence) else defence(drawn)
+                drawn = applied(defence, drawn, derived_seeds(given, place) if is_stochastic(defence) else None)
             yield from reversed(drawn.chunk(len(group)) if len(x) else [drawn] * len(group))
 
-    def seen(self, images: Tensor, purify: Callable[[nn.Sequential, Tensor], Tensor]) -> tuple[Tensor, ...]:
+    def seen(self, images: Tensor, purify: Callable[[Chain, Tensor], Tensor]) -> tuple[Tensor, ...]:
         """The views of floating images that ``purify`` gives in the place of each chain of defences.
 
         A view is turned as the images are, and the first one is that of the images as they are. All of a chain are one
@@ -213,14 +260,14 @@ class Defended(nn.Module):
         runs = torch.cat([each.reshape(self.runs, views, len(x), *each.shape[1:]) for each in logits], dim=1)
         return torch.stack([averaged(list(run)) for run in runs]).mean(dim=0)
 
-    def _compiled_runs(self, chain: nn.Sequential, drawn: Tensor, given: Tensor) -> Tensor:
+    def _compiled_runs(self, chain: Chain, drawn: Tensor, given: Tensor) -> Tensor:
         """The logits of all views and draws of a chain, for torch.compile."""
         for place, defence in enumerate(chain):
+            seeds: Any = None
             if is_stochastic(defence):
                 own: Any = compiled_derived_seeds(given, place)
-                drawn = defence.draw(drawn, own if isinstance(defence, Opaque) else own.tolist())
-            else:
-                drawn = defence(drawn)
+                seeds = own if isinstance(defence, Opaque) else own.tolist()
+            drawn = applied(defence, drawn, seeds)
         if self.classifier.training:  # it may look at its batch
             return torch.cat([self.classify(view) for view in drawn.chunk(self.runs * self.orientations)])
         return self.classify(drawn)  # which way a view is turned does not matter, since its mirror image is seen too

@@ -246,3 +246,33 @@ def test_modes_of_torch_change_no_attack(name: str) -> None:
         with mode:
             found = attack(model, images, None, eps)
         assert torch.equal(found, expected), mode
+
+
+@pytest.mark.compile
+@pytest.mark.parametrize(
+    "attack", [FGSM(), PGD(), BIM(), DeepFool(steps=2), SaliencyMap(max_steps=2)], ids=lambda a: a.name
+)
+def test_a_compiled_classifier_is_attacked_before_and_after_it_was_used(attack) -> None:
+    """A graph that was compiled without a gradient, or for other shapes, can be differentiated once alone."""
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.ReLU(), nn.Linear(16, 10)).eval()
+    images, eps = images_of(4), 8 if attack.bounded else None
+    expected = attack(network, images, None, eps)
+    compiled = torch.compile(network)
+    with torch.no_grad():
+        compiled(images.float() / 255)
+    compiled(images.float() / 255)
+    assert torch.equal(attack(compiled, images, None, eps), expected)
+
+
+@pytest.mark.parametrize("attack", [BIM(), PGD(), DeepFool(steps=2)], ids=lambda attack: attack.name)
+def test_labels_of_inference_mode_are_labels(attack) -> None:
+    network, images = (
+        nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 10)).eval(),
+        images_of(4),
+    )
+    with torch.inference_mode():
+        labels = network(images.float() / 255).argmax(1)
+        inside = attack(network, images, labels, 8)
+    assert torch.equal(attack(network, images, labels, 8), inside)
+    assert torch.equal(attack(network, images, labels.clone(), 8), inside)

@@ -296,6 +296,28 @@ def test_blind_pgd_knows_no_purifier() -> None:
     assert torch.equal(exact, sign_step(FIXTURE.images, classifier_gradient(FIXTURE.x).sign(), FIXTURE.images, EPS))
 
 
+class Around(nn.Module):
+    """A module of a user's around a defended classifier."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.inner(images)
+        return logits
+
+
+def test_what_torch_wraps_is_attacked_as_what_is_inside() -> None:
+    defended = Defended(FIXTURE.network, [Halves()])
+    for wrapped in (nn.DataParallel(defended).eval(), torch.compile(defended, backend="eager")):
+        for attack in (BlindPGD(steps=2), BPDA(steps=2)):
+            found = attack(wrapped, FIXTURE.images, FIXTURE.labels, EPS)
+            assert torch.equal(found, attack(defended, FIXTURE.images, FIXTURE.labels, EPS))
+    with pytest.raises(ValueError, match="blind-pgd attacks the classifier alone, got a module with a Defended inside"):
+        BlindPGD(steps=2)(Around(defended).eval(), FIXTURE.images, FIXTURE.labels, EPS)
+
+
 def two_classes(weight: Tensor) -> nn.Module:
     network = nn.Sequential(nn.Flatten(), nn.Linear(16, 2, bias=False)).eval().requires_grad_(False)
     network[1].weight.copy_(torch.stack((-weight, weight)))

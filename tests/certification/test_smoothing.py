@@ -136,3 +136,52 @@ def test_without_scipy_the_extra_is_named_before_any_work(monkeypatch):
     monkeypatch.setitem(sys.modules, "scipy", None)
     with pytest.raises(ImportError, match=r"pip install 'pxfast\[evaluate\]'"):
         certify_l2(Halves((1, 8, 8)).eval(), torch.zeros(1, 1, 8, 8), [0])
+
+
+@pytest.mark.parametrize(
+    ("purifier", "error", "message"),
+    [
+        (lambda noisy: noisy.repeat(3, 1, 1, 1), ValueError, r"expected the purifier to give images \(8, 1, 8, 8\)"),
+        (lambda noisy: noisy[:5], ValueError, r"got \(5, 1, 8, 8\)"),
+        (lambda noisy: None, TypeError, "got NoneType"),
+        (lambda noisy: (255 * noisy).int(), TypeError, "uint8 or floating, got torch.int32"),
+    ],
+)
+def test_a_purifier_that_gives_other_images_is_refused(purifier, error, message):
+    with pytest.raises(error, match=message):
+        certify_l2(
+            nn.Sequential(nn.Flatten(), nn.Linear(64, 10)).eval(),
+            torch.zeros(1, 1, 8, 8),
+            [0],
+            sigma=0.1,
+            samples=8,
+            first_samples=8,
+            purifier=purifier,
+        )
+
+
+def test_a_purifier_may_give_uint8_and_work_in_place():
+    def rounded(noisy: Tensor) -> Tensor:
+        return (255 * noisy.clamp_(0, 1)).round()
+
+    images, settings = real_images(1, (8, 8), 2), {"sigma": 0.2, "samples": 30, "first_samples": 10}
+    network = nn.Sequential(nn.Flatten(), nn.Linear(64, 10)).eval()
+    found = [
+        certify_l2(network, images, [0, 1], purifier=purifier, **settings).counts
+        for purifier in (lambda noisy: rounded(noisy).byte(), lambda noisy: rounded(noisy) / 255)
+    ]
+    assert torch.equal(*found)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"purifier": "none", "eps": 3}, "eps=3 means nothing to purifier='none'"),
+        ({"purifier": "none", "model": "cifar10"}, "a model means nothing to purifier='none'"),
+    ],
+)
+def test_options_that_mean_nothing_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        certify_l2(
+            nn.Sequential(nn.Flatten(), nn.Linear(64, 10)).eval(), torch.zeros(1, 1, 8, 8), [0], sigma=0.1, **options
+        )

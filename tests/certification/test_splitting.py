@@ -198,12 +198,17 @@ class Spy(nn.Module):
         return logits
 
 
+def model_of(purifier: str, model: object) -> object:
+    """Midpoints need no model, and take none."""
+    return None if purifier == "midpoints" else model
+
+
 @pytest.mark.parametrize("purifier", ["pixeldefend", "sample", "midpoints"])
 def test_equal_cells_give_equal_bits_whatever_else_differs(purifier):
     """Two images that share their cells at some offsets: there all logits are equal, bit for bit; nothing leaks."""
     torch.manual_seed(0)
     model, classifier = trained_model((8, 8), 1, 8, 1), Spy().eval()
-    width, options = 24, {"width": 24, "purifier": purifier, "model": model, "engine": QUICK}
+    width, options = 24, {"width": 24, "purifier": purifier, "model": model_of(purifier, model), "engine": QUICK}
     image = noisy(real_images(1, (8, 8), 1))
     other = image.clone()
     for place in ((0, 0), (3, 4), (7, 7)):
@@ -248,7 +253,7 @@ def real_case() -> tuple[nn.Module, Tensor, dict[str, object]]:
 @pytest.mark.parametrize("purifier", ["pixeldefend", "midpoints", pytest.param("sample", marks=pytest.mark.whole)])
 def test_no_pair_of_sub_pixels_and_no_greedy_attack_beats_a_certificate(real_case, purifier):
     classifier, images, options = real_case
-    options = {**options, "purifier": purifier}
+    options = {**options, "purifier": purifier, "model": model_of(purifier, options["model"])}
     found = certify(classifier, images, [0] * len(images), **options)
     assert len(found.predictions.unique()) > 1
     attackable = ((found.radii >= 1) & (found.radii <= 4)).nonzero()[:, 0].tolist()[:1]
@@ -335,7 +340,7 @@ def test_no_images_and_a_classifier_of_its_own_kind():
         ({"labels": [3]}, ValueError, "labels in 0..2"),
         ({"purifier": "median"}, ValueError, "purifier must be one of pixeldefend, midpoints, sample, or a function"),
         ({"purifier": 3}, TypeError, "purifier must be one of"),
-        ({"purifier": lambda lower, upper: lower.numpy()}, TypeError, "expected the purifier to give a tensor"),
+        ({"purifier": lambda lower, upper: lower.numpy()}, TypeError, "expected the purifier to give images"),
         ({"purifier": lambda lower, upper: lower[:1]}, ValueError, r"expected the purifier to give images \(32"),
         ({"classifier": Linear(64).train()}, ValueError, "needs a classifier in eval mode, and the classifier is in"),
         ({"classifier": "resnet"}, TypeError, "classifier must be of Module"),
@@ -433,3 +438,20 @@ def test_where_guesses_cannot_be_kept(tmp_path, monkeypatch, keep, purifier, err
             keep=keep,
         )
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file"]
+
+
+@pytest.mark.parametrize(
+    ("guess", "error", "message"),
+    [
+        (lambda lower, upper: (lower.int() + upper.int()) // 2, TypeError, "uint8 or floating, got torch.int32"),
+        (lambda lower, upper: (lower.float() + upper.float()) / 2, ValueError, r"must be in \[0, 1\], got values from"),
+    ],
+)
+def test_guesses_in_0_to_255_are_uint8(guess, error, message):
+    with pytest.raises(error, match=message):
+        certify(Linear(16), real_images(1, (4, 4), 1), [0], width=4, purifier=guess)
+
+
+def test_a_model_that_means_nothing_is_refused():
+    with pytest.raises(ValueError, match="a model means nothing to purifier='midpoints'"):
+        certify(Linear(16), real_images(1, (4, 4), 1), [0], width=4, purifier="midpoints", model="cifar10")

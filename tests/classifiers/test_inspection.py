@@ -9,6 +9,7 @@ from support.helpers import real_images
 from support.own_classifiers import Features, SmallCNN, Wrapped
 from torch import Tensor, nn
 
+import pxfast
 from pxfast.classifiers import check_classifier, load_classifier
 
 
@@ -103,7 +104,6 @@ FAULTS = {
         "leaves its images as they are, got one that changes",
     ),
     "other images": (lambda: nn.Conv2d(3, 5, 8).eval(), ValueError, r"failed with float32 images of shape \(16, 1, 8"),
-    "other type": (lambda: SmallCNN().double().eval(), ValueError, "failed with float32 images .*RuntimeError"),
     "no weights": (lambda: SmallCNN().to("meta").eval(), ValueError, "got one on the device 'meta'"),
 }
 
@@ -126,6 +126,15 @@ def test_right_classifiers_pass_and_stay_as_they_are(images, make):
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
     assert all(parameter.grad is None for parameter in network.parameters())
     assert torch.equal(images, given)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
+def test_classifiers_of_other_types_get_images_of_theirs(images, dtype, tmp_path):
+    network = SmallCNN().eval().to(dtype)
+    assert check_classifier(network, images).dtype == dtype
+    given = (images, torch.zeros(16, dtype=torch.int64))
+    table = pxfast.benchmark(network, given, out=tmp_path, defences=["none"], attacks=["fgsm"], progress=False)
+    assert len(table.rows) == 1
 
 
 def test_those_without_gradients_pass_where_no_attack_needs_them(images):

@@ -1,5 +1,7 @@
 """Input defences: feature squeezing against SciPy and literal loops, composition, gradients."""
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import torch
@@ -10,7 +12,7 @@ from torch import Tensor, nn
 
 import pxfast
 from pxfast.adp.score_network import ScoreNetwork, ScoreNetworkConfig
-from pxfast.attacks import FGSM
+from pxfast.attacks import BIM, BPDA, FGSM, DeepFool
 from pxfast.classifiers import load_classifier, predict
 from pxfast.data.images import to_grid
 from pxfast.defences import Defended, FeatureSqueezing
@@ -212,3 +214,67 @@ def test_pxfasts_own_attacks_go_through_a_defended_model(defended: Defended) -> 
     images = bundled_images(1)[:4]
     attacked = FGSM()(defended, images, None, 8)
     assert int((attacked.int() - images.int()).abs().max()) == 8
+
+
+class Brighter(nn.Module):
+    """A purifier of a user's that works in place, or not."""
+
+    def __init__(self, in_place: bool) -> None:
+        super().__init__()
+        self.in_place = in_place
+
+    def forward(self, images: Tensor) -> Tensor:
+        if not self.in_place:
+            return (images + 0.1).clamp(0, 1)
+        with torch.no_grad():
+            images += 0.1
+        return images.clamp(0, 1)
+
+
+def test_a_purifier_that_works_in_place_changes_no_image_and_no_attack() -> None:
+    images, classifier = bundled_images(1)[:16], load_classifier("fashion-mnist")
+    labels = predict(classifier, images)
+    x = images.float() / 255
+    defended = {place: Defended(classifier, [Brighter(place).eval()]) for place in (False, True)}
+    logits = {place: module(x) for place, module in defended.items()}
+    assert torch.equal(x, images.float() / 255)
+    assert torch.equal(logits[True], logits[False])
+    for attack in (FGSM(), BIM(steps=3), DeepFool(steps=3)):
+        found = [attack(module, images, labels, 16) for module in defended.values()]
+        assert torch.equal(*found), attack.name
+
+
+class Gives(nn.Module):
+    """A defence that breaks the contract: it gives what a function makes of the images."""
+
+    def __init__(self, change: Callable[[Tensor], object]) -> None:
+        super().__init__()
+        self.change = change
+
+    def forward(self, images: Tensor) -> object:
+        return self.change(images)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        (lambda x: (x, x), TypeError, r"expected floating images \(2, 1, 28, 28\) from the defence Gives, got tuple"),
+        (lambda x: (255 * x).byte(), TypeError, "from the defence Gives, got torch.uint8"),
+        (lambda x: x[:1], ValueError, r"from the defence Gives, got \(1, 1, 28, 28\)"),
+    ],
+)
+def test_a_defence_that_gives_no_images_is_named(change, error, message) -> None:
+    defended = Defended(load_classifier("fashion-mnist"), [Gives(change).eval()])
+    with pytest.raises(error, match=message):
+        defended(bundled_images(1)[:2])
+    with pytest.raises(error, match=message):
+        BPDA(steps=1)(defended, bundled_images(1)[:2], None, 8)
+
+
+def test_a_classifier_that_gives_no_logits_is_named_with_several_views() -> None:
+    class Tuple(nn.Module):
+        def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+            return images.flatten(1), images
+
+    with pytest.raises(TypeError, match=r"expected logits \(N, classes\) from the classifier, .* got tuple"):
+        Defended(Tuple().eval(), [FeatureSqueezing()], views="flip")(bundled_images(1)[:2])
