@@ -35,7 +35,8 @@ def prose(document: Path) -> str:
 
 def commands(document: Path) -> list[str]:
     """The `pxfast ...` commands within a document's text and its shell blocks."""
-    lines = [line for block in code_blocks(document, "sh") for line in re.split(r"\n|&&", block)]
+    blocks = [re.sub(r"\\\n\s*", "", block) for block in code_blocks(document, "sh")]  # a command may go on after \\
+    lines = [line for block in blocks for line in re.split(r"\n|&&", block)]
     lines += [inline.replace("\n", " ") for inline in re.findall(r"`([^`]+)`", prose(document))]
     return [line.strip() for line in lines if line.strip().startswith("pxfast ")]
 
