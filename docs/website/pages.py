@@ -25,6 +25,7 @@ OUTSIDE = {  # document: its page
     "bench/README.md": "bench.md",
 }
 NOTEBOOKS = sorted((ROOT / "examples").glob("*.ipynb"))
+FIRST = "examples/purify-and-detect.md"  # where a link to the folder leads
 WORKER = "https://unpkg.com/iframe-worker/shim"  # which the theme loads; a copy lies beside this file
 ESCAPE = re.compile(r"\x1b\[[0-9;]*m")  # colours of a terminal
 LINK = re.compile(r"(?<!!)\[([^\]]*(?:!\[[^\]]*\]\([^)]*\))?[^\]]*)\]\(([^)#:\s]+)(#[^)\s]*)?\)")
@@ -54,6 +55,10 @@ def on_page_markdown(markdown: str, *, page: Page, config: MkDocsConfig, files: 
         """What a link of this document is from its page; None where the site has no such file."""
         path = posixpath.normpath(posixpath.join(posixpath.dirname(lies), link))
         uri = OUTSIDE.get(path, path.removeprefix("docs/") if path.startswith("docs/") else "")
+        if path == "examples":
+            uri = FIRST
+        elif path.startswith("examples/") and path.endswith(".ipynb"):
+            uri = path.removesuffix(".ipynb") + ".md"
         if files.get_file_from_path(uri) is None:
             return link if not (ROOT / path).exists() else None  # a dead link is left for mkdocs to warn of
         return posixpath.relpath(uri, posixpath.dirname(here) or ".")
