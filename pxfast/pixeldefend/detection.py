@@ -46,9 +46,11 @@ class Detector:
     pixels (:mod:`pxfast.pixeldefend.statistics`). All but the first are negated, so that the smaller is the stranger;
     for them a detector has to be fitted. tail: 'lower', or 'both': values that are too large are suspicious as well.
     log_likelihoods: None, or log p(X_i) in nats of the training images, in their order: (N,) float32; the values of the
-    statistic, where that is another. The p-value
-    compares with a log-likelihood of the same precision. Up to its rounding log p(X) also depends on the machine and
-    the batch, so that an image may lose a tie with itself.
+    statistic, where that is another. The p-value compares with a log-likelihood of the same precision. Up to its
+    rounding log p(X) also depends on the machine and the batch, so that an image may lose a tie with itself.
+
+    Raises TypeError for a model, clip, statistic or tail of another type; ValueError for an unknown name of a model,
+    statistic or tail, and for a file that is no model; FileNotFoundError for a path that does not exist.
     """
 
     def __init__(

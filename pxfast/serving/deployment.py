@@ -57,8 +57,9 @@ def application(
     to share one; the purifier then has to work on a GPU by itself, and the classifier stays on the processor unless its
     module moves its input.
 
-    A request is the bytes of one image file as :func:`pxfast.data.read_image` reads it. With ``?purified=1`` the answer
-    has the purified image too, as a PNG in base64. Statuses: 200; 400 for a body that is no image of the classifier's
+    A request is the bytes of one image file. It is read as a viewer shows it, or refused: transparency, more than 8
+    bits a channel, several frames, and colours other than grey and RGB. With ``?purified=1`` the answer has the
+    purified image too, as a PNG in base64. Statuses: 200; 400 for a body that is no image of the classifier's
     shape; 405 for a method but GET and POST; 413 for more than 4 MiB; 503 where too many wait. ``GET /`` says what
     is served. Each replica answers an image before it is ready, and is replaced when a batch fails for another reason
     than its images, such as memory.

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import importlib
+import importlib.util
 import inspect
 import re
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from types import ModuleType
 
 import pytest
@@ -105,6 +108,15 @@ def parameters(name: str) -> dict[str, str]:
     return {each.name: str(each.annotation) for each in known if each.kind not in kinds and each.name not in SELF}
 
 
+def has_attribute(path: str, attribute: str) -> bool:
+    """Whether a module has an attribute; by its source where the library that it is for is not installed."""
+    try:
+        return hasattr(importlib.import_module(path), attribute)
+    except ImportError:
+        source = Path(importlib.util.find_spec(path).origin).read_text(encoding="utf-8")
+        return attribute in {getattr(node, "name", None) for node in ast.parse(source).body}
+
+
 def test_every_exported_name_is_on_a_page() -> None:
     shown = documented()
     missing = [
@@ -121,7 +133,7 @@ def test_every_page_shows_what_exists() -> None:
         try:
             importlib.import_module(name)
         except ImportError:
-            assert hasattr(importlib.import_module(path), attribute), f"docs/api/ shows {name}, which does not exist"
+            assert has_attribute(path, attribute), f"docs/api/ shows {name}, which does not exist"
 
 
 @pytest.mark.parametrize("package", PACKAGES)
