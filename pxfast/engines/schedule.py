@@ -15,12 +15,12 @@ from __future__ import annotations
 
 import dataclasses
 import enum
-import threading
 import weakref
 
 import torch
 from torch import Tensor
 
+from ..base.forks import ThreadLock
 from ..pixelcnn.network import NUM_LEVELS, GatedResnet, PixelCNN, PixelCNNConfig, WeightNormConv
 from ..pixelcnn.oracle import frozen
 
@@ -124,7 +124,7 @@ class Schedule:
         self.caches: list[Cache] = []
         self.steps: list[Step] = []
         self.compiled: dict[object, object] = {}
-        self.lock: threading.Lock = threading.Lock()
+        self.lock: ThreadLock = ThreadLock()
         self.input_cache: int = self._cache(0, self.config.channels + 1)
         _Flattener(self).run()
 
@@ -281,7 +281,7 @@ class _Flattener:
 
 
 _schedules: weakref.WeakKeyDictionary[PixelCNN, Schedule] = weakref.WeakKeyDictionary()
-_lock = threading.Lock()
+_lock = ThreadLock()
 
 
 def schedule_for(model: PixelCNN) -> Schedule:
@@ -289,6 +289,11 @@ def schedule_for(model: PixelCNN) -> Schedule:
     network = frozen(model)
     with _lock:
         kept = _schedules.get(model)
-        if kept is None or kept.model is not network:
-            kept = _schedules[model] = Schedule(network)
+    if kept is not None and kept.model is network:
+        return kept
+    made = Schedule(network)  # not under the lock, for which decodes of other models would wait
+    with _lock:
+        kept = _schedules.get(model)
+        if kept is None or kept.model is not network:  # no other thread was faster
+            kept = _schedules[model] = made
         return kept

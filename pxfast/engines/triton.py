@@ -10,13 +10,13 @@ from __future__ import annotations
 import functools
 import importlib.util
 import os
-import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from ..base.forks import ThreadLock
 from .choosers import Chooser, Ranges, Sample
 from .gpu import gpu_problem
 from .schedule import Schedule
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 MOST_IMAGES = 1024  # in flight
 ROWS_AHEAD = 2  # rows of work queued on the device: what Ctrl-C has to wait for
 
-_capture = threading.Lock()  # one thread at a time captures or compiles
+_capture = ThreadLock()  # one thread at a time captures or compiles
 
 
 @functools.cache
@@ -60,7 +60,7 @@ class Decoder:
     def __init__(self, program: Program) -> None:
         self.program = program
         self.idle: list[Runner] = []
-        self.lock: threading.Lock = threading.Lock()
+        self.lock: ThreadLock = ThreadLock()
 
     def images_for(self, N: int) -> int:
         """Images in flight when N are decoded: as many as needed, by powers of two, and as memory and limit allow."""

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import copy
-import threading
 import weakref
 
 import torch
 
 from ..base.checks import PRECISIONS, check_choice
+from ..base.forks import ThreadLock
 from ..tensors.copies import Copies
 from .network import PixelCNN
 
 _copies: Copies[PixelCNN] = Copies()
-_lock = threading.Lock()
+_lock = ThreadLock()
 # of each frozen copy, the oracles made of it
 _oracles: weakref.WeakKeyDictionary[PixelCNN, dict[tuple[str, torch.device], PixelCNN]] = weakref.WeakKeyDictionary()
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import threading
 import weakref
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from ..base.forks import ThreadLock
 
 FIXED_BATCH = 32  # images that a network always sees at once
 
@@ -46,7 +47,7 @@ class EqualBatches:
 
     def __init__(self) -> None:
         self._found: weakref.WeakKeyDictionary[nn.Module, dict[Any, dict[int, bool]]] = weakref.WeakKeyDictionary()
-        self._lock = threading.Lock()
+        self._lock = ThreadLock()
 
     @torch.no_grad()
     def enough(self, network: Callable[[Tensor], Tensor], count: int, size: int, like: Tensor) -> int:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import copy
-import threading
 import weakref
 from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from ..base.forks import ThreadLock
 from ..base.native import _C
 
 _PLAIN = {Tensor, nn.Parameter}
@@ -80,7 +80,7 @@ class Copies(Generic[Network]):
         self._kept: weakref.WeakKeyDictionary[Network, dict[tuple[torch.dtype, torch.device], Network]] = (
             weakref.WeakKeyDictionary()
         )
-        self._lock = threading.Lock()
+        self._lock = ThreadLock()
 
     def get(self, network: Network, dtype: torch.dtype, device: torch.device | str) -> Network:
         """The network's copy in a type on a device: the same object until its values change."""
