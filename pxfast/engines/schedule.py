@@ -119,14 +119,25 @@ class Schedule:
     """
 
     def __init__(self, model: PixelCNN) -> None:
+        network = frozen(model)
         self.config: PixelCNNConfig = model.config
-        self.model: PixelCNN = frozen(model)
+        self._network: weakref.ref[PixelCNN] = weakref.ref(network)
+        # a frozen copy is its own model, which keeps this: they would keep each other for ever
+        self._kept: PixelCNN | None = None if network is model else network
         self.caches: list[Cache] = []
         self.steps: list[Step] = []
         self.compiled: dict[object, object] = {}
         self.lock: ThreadLock = ThreadLock()
         self.input_cache: int = self._cache(0, self.config.channels + 1)
         _Flattener(self).run()
+
+    @property
+    def model(self) -> PixelCNN:
+        """The model's frozen copy. ReferenceError where that was the model and nobody has it any more."""
+        network = self._network()
+        if network is None:
+            raise ReferenceError("the model that this schedule was made of is gone")
+        return network
 
     def _cache(self, level: int, channels: int) -> int:
         self.caches.append(Cache(level, channels + channels % 2))
@@ -291,7 +302,7 @@ def schedule_for(model: PixelCNN) -> Schedule:
         kept = _schedules.get(model)
     if kept is not None and kept.model is network:
         return kept
-    made = Schedule(network)  # not under the lock, for which decodes of other models would wait
+    made = Schedule(model)  # not under the lock, for which decodes of other models would wait
     with _lock:
         kept = _schedules.get(model)
         if kept is None or kept.model is not network:  # no other thread was faster

@@ -1,5 +1,8 @@
 """The schedule: what it costs, and that it is made anew when the weights change."""
 
+import gc
+import weakref
+
 import pytest
 import torch
 from support.helpers import bench_script
@@ -7,7 +10,7 @@ from support.helpers import bench_script
 from pxfast.engines import benchmark
 from pxfast.engines.schedule import ANY, Epilogue, Scale, schedule_for
 from pxfast.pixelcnn.network import forward_flops
-from pxfast.pixelcnn.oracle import oracle
+from pxfast.pixelcnn.oracle import frozen, oracle
 
 count = bench_script("cpu_report.py")["count"]
 
@@ -78,6 +81,19 @@ def test_a_schedule_is_kept_until_the_weights_change(make_model):
     second = schedule_for(model)
     assert second is not first
     assert torch.equal(second.model.output.b, model.output.b)
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_a_model_is_freed_with_its_schedule_whether_or_not_it_is_a_frozen_copy(make_model, own):
+    model = make_model()
+    network = frozen(model) if own else model
+    schedule = weakref.ref(schedule_for(network))
+    gone = weakref.ref(network)
+    assert schedule() is not None
+    del model, network
+    gc.collect()
+    assert gone() is None
+    assert schedule() is None
 
 
 def test_the_bf16_oracle_has_the_engines_weights(tiny_model):
