@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "common/from_python.h"
+#include "common/gil.h"
 #include "cpu/engine.h"
 
 namespace py = pybind11;
@@ -44,13 +45,9 @@ class CpuEngine {
     ByteArray result({images.shape(0), images.shape(1), images.shape(2), images.shape(3)});
     const uint8_t* input = images.data();
     uint8_t* output = result.mutable_data();
-    py::gil_scoped_release unlocked;
+    pxfast::Unlocked unlocked;
     engine_.decode(input, output, images.shape(0), native, threads, static_cast<pxfast::Order>(order),
-                   [&](int64_t done) {
-                     py::gil_scoped_acquire locked;
-                     if (PyErr_CheckSignals() != 0) throw py::error_already_set();  // Ctrl-C
-                     if (!report.is_none()) report(done);
-                   });
+                   [&](int64_t done) { pxfast::look_up(report, done); });
     return result;
   }
 
@@ -62,7 +59,7 @@ class CpuEngine {
     const uint8_t* input = images.data();
     pxfast::Profile profile;
     {
-      py::gil_scoped_release unlocked;
+      pxfast::Unlocked unlocked;
       profile = engine_.profile(input, output.data(), images.shape(0), native, static_cast<pxfast::Order>(order));
     }
     py::dict result;
@@ -99,7 +96,7 @@ class CpuEngine {
 
 // Whether the memory at two addresses is the same, for all of (address, address, bytes). Python holds on to its owners.
 bool same_bytes(const std::vector<std::tuple<uintptr_t, uintptr_t, size_t>>& pieces) {
-  py::gil_scoped_release unlocked;
+  pxfast::Unlocked unlocked;
   return std::all_of(pieces.begin(), pieces.end(), [](const auto& piece) {
     return std::memcmp(reinterpret_cast<const void*>(std::get<0>(piece)),
                        reinterpret_cast<const void*>(std::get<1>(piece)), std::get<2>(piece)) == 0;

@@ -6,9 +6,13 @@
 #include <exception>
 #include <mutex>
 #include <thread>
+#include <vector>
 
 #if defined(__x86_64__)
 #include <immintrin.h>
+#endif
+#if defined(__GLIBCXX__)
+#include <cxxabi.h>
 #endif
 
 #include "engine_state.h"
@@ -118,6 +122,17 @@ struct Shared {
   }
 };
 
+// Threads that are waited for, also when this one is unwound.
+struct Pool {
+  std::vector<std::thread> threads;
+
+  ~Pool() { join(); }
+  void join() {
+    for (std::thread& thread : threads) thread.join();
+    threads.clear();
+  }
+};
+
 // Runs work(0) ... work(threads - 1), each in a thread of its own, and tick(rows done) from this one until all are
 // finished. An exception of theirs or of tick's cancels the rest and is thrown here.
 void run_threads(int threads, Shared& shared, const std::function<void(int)>& work,
@@ -142,11 +157,11 @@ void run_threads(int threads, Shared& shared, const std::function<void(int)>& wo
     --shared.running;
     shared.finished.notify_all();
   };
-  std::vector<std::thread> pool;
+  Pool pool;
   std::unique_lock<std::mutex> lock(shared.mutex);
   try {
     for (int index = 0; index < threads; ++index) {
-      pool.emplace_back(body, index);
+      pool.threads.emplace_back(body, index);
       ++shared.running;
     }
   } catch (...) {
@@ -162,6 +177,11 @@ void run_threads(int threads, Shared& shared, const std::function<void(int)>& wo
     if (!shared.cancel) {
       try {
         tick(shared.rows_done);
+#if defined(__GLIBCXX__)
+      } catch (const abi::__forced_unwind&) {  // pthread_exit: Python ends threads so at its end, and aborts otherwise
+        shared.cancel = true;
+        throw;
+#endif
       } catch (...) {
         std::lock_guard<std::mutex> relock(shared.mutex);
         shared.error = std::current_exception();
@@ -171,7 +191,7 @@ void run_threads(int threads, Shared& shared, const std::function<void(int)>& wo
     lock.lock();
   }
   lock.unlock();
-  for (std::thread& thread : pool) thread.join();
+  pool.join();
   if (shared.error) std::rethrow_exception(shared.error);
   tick(shared.rows_done);  // what finished during the last one
 }

@@ -3,6 +3,7 @@
 #include <pybind11/stl.h>
 
 #include "common/from_python.h"
+#include "common/gil.h"
 #include "cuda/engine.h"
 
 namespace pxfast {
@@ -32,14 +33,10 @@ class CudaEngine {
               uintptr_t output, int64_t images, uintptr_t lower, uintptr_t upper, const py::dict& chooser,
               const py::object& report) const {
     const Chooser native = to_chooser(chooser, pointer<const uint8_t>(lower), pointer<const uint8_t>(upper));
-    py::gil_scoped_release unlocked;
+    Unlocked unlocked;
     select_device(device);
     engine_.decode(plan, pointer<const void>(block), pointer<void>(workspace), pointer<const uint8_t>(input),
-                   pointer<uint8_t>(output), images, native, pointer<void>(stream), [&](int64_t done) {
-                     py::gil_scoped_acquire locked;
-                     if (PyErr_CheckSignals() != 0) throw py::error_already_set();  // Ctrl-C
-                     if (!report.is_none()) report(done);
-                   });
+                   pointer<uint8_t>(output), images, native, pointer<void>(stream), [&](int64_t done) { look_up(report, done); });
   }
 
   size_t bytes_per_image(bool speculative) const { return engine_.bytes_per_image(speculative); }

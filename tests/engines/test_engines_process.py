@@ -139,3 +139,28 @@ def test_the_papers_network_stays_under_8_mb_an_image(precision):
 
     schedule = schedule_for(benchmark.network("paper-cifar10"))
     assert cpu.packed(schedule, precision, cpu.isa_of()).bytes_per_image < 8e6
+
+
+# Ends while a thread that nobody waits for decodes, which it has begun to; more images than it could finish
+DAEMON = (
+    MODEL
+    + """
+import threading
+
+images, begun = real_images(1, (12, 8), 64).repeat(4_000, 1, 1, 1), threading.Event()
+
+def work():
+    engine = select(sys.argv[1])
+    engine.decode(schedule_for(model), images, Greedy(16), precision="fp32", report=lambda done: begun.set())
+
+threading.Thread(target=work, daemon=True).start()
+begun.wait()
+print("ends", flush=True)
+"""
+)
+
+
+@pytest.mark.engine("cpu")
+def test_a_program_ends_while_a_daemon_thread_decodes():
+    """Python ends such a thread when it asks for the GIL; to swallow that would abort the process."""
+    assert run_python(DAEMON, "cpu", timeout=60.0) == "ends\n"
