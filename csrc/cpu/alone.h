@@ -17,6 +17,7 @@ using pxfast::RowPlan;
 template <class Element>
 class Alone : Block<Element> {
   using Base = Block<Element>;
+  using Base::control_;
   using Base::membership_;
   using Base::patience_;
   using Base::program_;
@@ -24,11 +25,11 @@ class Alone : Block<Element> {
 
  public:
   Alone(const Program& program, Workspace& workspace, const uint8_t* input, uint8_t* output, const Chooser& chooser,
-        pxfast::Team* team, int member)
-      : Base(program, workspace, input, output, 1, chooser, team, member) {}
+        const Control& control, pxfast::Team* team, int member)
+      : Base(program, workspace, input, output, 1, chooser, control, team, member) {}
 
   // False when cancelled.
-  bool run(Order order, const Control& control) {
+  bool run(Order order) {
     if (!membership_.first()) return follow();
     const bool speculative = order == Order::kSpeculative;
     Faster sharing, guessing;
@@ -36,7 +37,7 @@ class Alone : Block<Element> {
     RowPlan& plan = workspace_.plan;
     bool finished = true;
     for (plan.row = 0; finished && plan.row < program_.height; ++plan.row) {
-      if (control.cancelled(control.context)) {
+      if (Base::cancelled()) {
         finished = false;
         break;
       }
@@ -65,12 +66,12 @@ class Alone : Block<Element> {
       if (column < program_.width) {
         const double begun = now();
         membership_.part();
-        finished = Base::run_pixels(plan.row, column, program_.width, control);
+        finished = Base::run_pixels(plan.row, column, program_.width);
         if (column == 0) guessing.took(false, now() - begun, row_work);
       }
       // judged by the whole row: what others computed lies in their caches when the pixels come
       if (one_way) sharing.took(plan.shared, now() - started, row_work);
-      control.row_done(control.context, 1);
+      control_.row_done(control_.context, 1);
     }
     plan.row = program_.height;
     plan.finished = finished;
@@ -118,7 +119,7 @@ class Alone : Block<Element> {
       const double started = now();
       patience_ = {started, kSlack + 0.5 * seconds * program_.width, 0.0};
       Base::run_steps(/*per_row=*/false, row, begin, program_.width);
-      if (membership_.together() != together) break;
+      if (membership_.together() != together || Base::breaks_off()) break;
       bool enough = false;
       int open = 0;
       if (membership_.first()) {
@@ -168,7 +169,7 @@ class Alone : Block<Element> {
 template <class Element>
 bool decode_alone(const Program& program, Workspace& workspace, const uint8_t* input, uint8_t* output,
                   const Chooser& chooser, Order order, const Control& control, pxfast::Team* team, int member) {
-  return Alone<Element>(program, workspace, input, output, chooser, team, member).run(order, control);
+  return Alone<Element>(program, workspace, input, output, chooser, control, team, member).run(order);
 }
 
 inline size_t products_size(const Program& program) {

@@ -28,29 +28,30 @@ template <class Element>
 class Block {
  public:
   Block(const Program& program, Workspace& workspace, const uint8_t* input, uint8_t* output, int images,
-        const Chooser& chooser, pxfast::Team* team, int member)
+        const Chooser& chooser, const Control& control, pxfast::Team* team, int member)
       : program_(program),
         workspace_(workspace),
         input_(input),
         output_(output),
         images_(images),
         chooser_(chooser),
+        control_(control),
         filters_padded_(pxfast::padded(program.filters)),
         membership_(team, member) {
     if (membership_.first()) zero_padding_columns();
   }
 
   // Pixel by pixel: the least arithmetic.
-  bool run(const Control& control) {
+  bool run() {
     for (int row = 0; row < program_.height; ++row) {
       run_steps(/*per_row=*/true, row, 0, program_.width);
       const int columns = workspace_.stretches * pxfast::kStretch;
       for (int column = 0; column < program_.width; column += columns) {
         const int end = column + columns < program_.width ? column + columns : program_.width;
         sum_early_taps(row, column, end);
-        if (!run_pixels(row, column, end, control)) return false;
+        if (!run_pixels(row, column, end)) return false;
       }
-      control.row_done(control.context, images_);
+      control_.row_done(control_.context, images_);
     }
     return true;
   }
@@ -62,10 +63,17 @@ class Block {
   uint8_t* output_;
   const int images_;
   const Chooser chooser_;
+  const Control& control_;
   const int filters_padded_;
   Membership membership_;
   Patience patience_;      // with a team in shared work
   bool guessing_ = false;  // whether rows are guessed: all outputs of one are kept, and chosen from afterwards
+
+  bool cancelled() const { return control_.cancelled(control_.context); }
+
+  // Asked before every panel, since the rows of a block of wide images take seconds. What is computed afterwards is
+  // wrong, and nobody will see it: a decode stays cancelled. A team goes on: its members have to leave together.
+  bool breaks_off() const { return !membership_.together() && cancelled(); }
 
   // Cell of the block's first image; the other images' cells follow, `channels` apart. Column -1 and the one behind
   // the last are zeros.
@@ -126,16 +134,16 @@ class Block {
   void sum_early_taps(const Step& step, int row, int column, int columns, long first, long last) {
     const Operand<Element> operand = gather(step, 0, step.early, row, column, columns);
     float* sums = partial(step, column);
-    for (; first < last; first += kPanelRows)
+    for (; first < last && !breaks_off(); first += kPanelRows)
       matrix_product(step, operand, first, last - first < kPanelRows ? last - first : kPanelRows, nullptr,
                      sums + first * product_stride(step));
   }
 
   // Pixels of a row one after the other; false when cancelled.
-  bool run_pixels(int row, int begin, int end, const Control& control) {
+  bool run_pixels(int row, int begin, int end) {
     for (int column = begin; column < end; ++column) {
-      if (control.cancelled(control.context)) return false;
       run_steps(/*per_row=*/false, row, column, column + 1);
+      if (cancelled()) return false;  // a panel may be missing
     }
     return true;
   }
@@ -204,7 +212,7 @@ class Block {
     watch.lap(&pxfast::Profile::gather);
     const float* initial = step.early > 0 ? partial(step, column) : nullptr;
     float* residuals = residual(step, column - begin);
-    for (; first < last; first += kPanelRows) {
+    for (; first < last && !breaks_off(); first += kPanelRows) {
       const Panel panel{first, last - first < kPanelRows ? last - first : kPanelRows,
                         step.epilogue == Epilogue::kOutput && guessing_
                             ? workspace_.parameters + first * product_stride(step)
@@ -288,7 +296,7 @@ class Block {
 template <class Element>
 bool decode_block(const Program& program, Workspace& workspace, const uint8_t* input, uint8_t* output, int images,
                   const Chooser& chooser, const Control& control) {
-  return Block<Element>(program, workspace, input, output, images, chooser, nullptr, 0).run(control);
+  return Block<Element>(program, workspace, input, output, images, chooser, control, nullptr, 0).run();
 }
 
 }  // namespace
