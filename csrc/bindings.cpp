@@ -37,17 +37,18 @@ class CpuEngine {
   }
 
   ByteArray decode(const ByteArray& images, const py::dict& chooser, int threads, int order,
-                   const py::object& report) const {
+                   const py::object& report, int64_t block) const {
     check(images);
     const ByteArray lower = bound(chooser, "lower", images), upper = bound(chooser, "upper", images);
     const pxfast::Chooser native = pxfast::to_chooser(chooser, lower.data(), upper.data());
     if (threads < 1) throw std::invalid_argument("threads must be positive");
+    if (block < 0) throw std::invalid_argument("block must not be negative");
     ByteArray result({images.shape(0), images.shape(1), images.shape(2), images.shape(3)});
     const uint8_t* input = images.data();
     uint8_t* output = result.mutable_data();
     pxfast::Unlocked unlocked;
     engine_.decode(input, output, images.shape(0), native, threads, static_cast<pxfast::Order>(order),
-                   [&](int64_t done) { pxfast::look_up(report, done); });
+                   [&](int64_t done) { pxfast::look_up(report, done); }, block);
     return result;
   }
 
@@ -73,6 +74,7 @@ class CpuEngine {
   }
 
   std::string isa() const { return engine_.isa(); }
+  int64_t block() const { return engine_.block(); }
   size_t bytes_per_image() const { return engine_.bytes_per_image(); }
   size_t weight_bytes() const { return engine_.weight_bytes(); }
 
@@ -119,9 +121,10 @@ PYBIND11_MODULE(_C, m) {
   py::class_<CpuEngine>(m, "CpuEngine")
       .def(py::init<const py::dict&, const std::string&, bool>(), py::arg("program"), py::arg("isa"), py::arg("bf16"))
       .def("decode", &CpuEngine::decode, py::arg("images"), py::arg("chooser"), py::arg("threads"),
-           py::arg("order"), py::arg("report"))
+           py::arg("order"), py::arg("report"), py::arg("block") = 0)
       .def("profile", &CpuEngine::profile, py::arg("images"), py::arg("chooser"), py::arg("order"))
       .def_property_readonly("isa", &CpuEngine::isa)
+      .def_property_readonly("block", &CpuEngine::block)
       .def_property_readonly("bytes_per_image", &CpuEngine::bytes_per_image)
       .def_property_readonly("weight_bytes", &CpuEngine::weight_bytes);
 }

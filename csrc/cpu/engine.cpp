@@ -190,10 +190,19 @@ int stretches(const Program& program, int64_t images) {
   return std::clamp((int)wanted, 1, whole_row(program));
 }
 
-size_t Engine::bytes_per_image() const {
-  size_t floats = state_->program.partial_per_stretch * stretches(state_->program, kBlock);
-  for (const size_t count : state_->residual_floats) floats += 2 * count;
-  return state_->program.elements_per_image * state_->backend->element_size + floats * sizeof(float);
+size_t Engine::State::bytes_per_image(int64_t images) const {
+  size_t floats = program.partial_per_stretch * stretches(program, images);
+  for (const size_t count : residual_floats) floats += 2 * count;
+  return program.elements_per_image * backend->element_size + floats * sizeof(float);
 }
+
+int64_t Engine::State::block() const {
+  int64_t images = kBlock;
+  while (images > 1 && (double)bytes_per_image(images) * images > kMostBytes) --images;
+  return images;
+}
+
+int64_t Engine::block() const { return state_->block(); }
+size_t Engine::bytes_per_image() const { return state_->bytes_per_image(block()); }
 
 }  // namespace pxfast

@@ -27,13 +27,15 @@ class Engine {
 
   // input, output: images x channels x height x width. tick is called about twenty times a second from the calling
   // thread with the images finished so far; it may throw, which cancels the decode and passes the exception on.
+  // block: images that a thread decodes together at most; 0 for block(). It changes no bit.
   void decode(const uint8_t* input, uint8_t* output, int64_t images, const Chooser& chooser, int threads, Order order,
-              const std::function<void(int64_t)>& tick) const;
+              const std::function<void(int64_t)>& tick, int64_t block = 0) const;
 
   // decode in one thread, with the seconds spent by kind of work
   Profile profile(const uint8_t* input, uint8_t* output, int64_t images, const Chooser& chooser, Order order) const;
 
   const std::string& isa() const;
+  int64_t block() const;           // images that a thread decodes together, so that they take a GiB at most
   size_t bytes_per_image() const;  // of caches, residuals and early sums, in flight, in blocks of many images
   size_t weight_bytes() const;
 

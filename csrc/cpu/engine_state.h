@@ -55,11 +55,18 @@ struct Engine::State {
   std::vector<Buffer> packed;
   size_t residual_floats[kLevels];  // of either stream, per image
   size_t weight_bytes = 0;
+
+  // Of caches, residuals and early sums, of an image among so many in flight.
+  size_t bytes_per_image(int64_t images) const;
+  // Images of a block, from 1 to kBlock.
+  int64_t block() const;
 };
 
 // Images that a thread decodes together: enough that streaming the weights costs little, few enough that a layer's
-// activations stay in the second-level cache.
+// activations stay in the second-level cache. Fewer where the images are so wide that they would take more than
+// kMostBytes.
 constexpr int64_t kBlock = 64;
+constexpr double kMostBytes = 1 << 30;
 
 // The stretches of columns in a row.
 int whole_row(const Program& program);

@@ -206,7 +206,7 @@ bool one_by_one(Order order, int64_t images, int threads) {
 }  // namespace
 
 void Engine::decode(const uint8_t* input, uint8_t* output, int64_t images, const Chooser& chooser, int threads,
-                    Order order, const std::function<void(int64_t)>& tick) const {
+                    Order order, const std::function<void(int64_t)>& tick, int64_t block) const {
   if (images == 0) return;
   const State& s = *state_;
   const int64_t image_bytes = (int64_t)s.program.channels * s.program.height * s.program.width;
@@ -246,14 +246,15 @@ void Engine::decode(const uint8_t* input, uint8_t* output, int64_t images, const
 
   threads = (int)std::min<int64_t>(threads, images);
   // as many blocks as threads, or a multiple, all of nearly the same size
-  const int64_t rounds = (images + threads * kBlock - 1) / (threads * kBlock);
+  if (block == 0) block = s.block();
+  const int64_t rounds = (images + threads * block - 1) / (threads * block);
   const int64_t blocks = rounds * threads;
   const int64_t capacity = (images + blocks - 1) / blocks;
   const auto first_of = [&](int64_t block) { return images * block / blocks; };
   const auto work = [&](int) {
     Room room(s.program, *s.backend, s.residual_floats, capacity, 1, false);
-    for (int64_t block; (block = shared.next.fetch_add(1)) < blocks;) {
-      const int64_t first = first_of(block), count = first_of(block + 1) - first;
+    for (int64_t index; (index = shared.next.fetch_add(1)) < blocks;) {
+      const int64_t first = first_of(index), count = first_of(index + 1) - first;
       if (count > 0 && !s.backend->decode(s.program, room.workspace, input + first * image_bytes,
                                           output + first * image_bytes, (int)count,
                                           from_image(chooser, first, image_bytes), control))
@@ -271,7 +272,7 @@ Profile Engine::profile(const uint8_t* input, uint8_t* output, int64_t images, c
   const Control control = shared.control();
   Profile profile{};
   const bool alone = one_by_one(order, images, 1);
-  const int64_t block = alone ? 1 : kBlock;
+  const int64_t block = alone ? 1 : s.block();
   Room room(s.program, *s.backend, s.residual_floats, std::min(images, block), 1, alone);
   room.workspace.profile = &profile;
   for (int64_t first = 0; first < images; first += block) {
