@@ -32,7 +32,7 @@ namespace {
 class CpuEngine {
  public:
   CpuEngine(const py::dict& program, const std::string& isa, bool bf16)
-      : spec_(pxfast::to_program(program)), engine_(spec_, isa, bf16) {
+      : spec_(pxfast::to_program(program)), engine_(packed(spec_, isa, bf16)) {
     spec_.steps.clear();  // the weights are packed now
   }
 
@@ -79,6 +79,12 @@ class CpuEngine {
   size_t weight_bytes() const { return engine_.weight_bytes(); }
 
  private:
+  // Packing a large network takes seconds, in which other threads may have the GIL.
+  static Engine packed(const ProgramSpec& spec, const std::string& isa, bool bf16) {
+    pxfast::Unlocked unlocked;
+    return Engine(spec, isa, bf16);
+  }
+
   ProgramSpec spec_;
   Engine engine_;
 
