@@ -5,6 +5,7 @@ GPU architectures, PXFAST_SANITIZE=address,undefined makes a checking build. PXF
 is published: the package's page links there.
 """
 
+import itertools
 import os
 import platform
 import re
@@ -27,6 +28,7 @@ AVX512 = ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", *AVX2]
 # csrc/cpu/isa_NAME.cpp alone may use an instruction set's instructions; which of them runs is decided at run time
 X86_SETS = {"avx512bf16": [*AVX512, "-mavx512bf16"], "avx512": AVX512, "avx2": AVX2}
 ARM_SETS = {"neonbf16": ["-march=armv8.2-a+bf16"], "neon": []}
+WRAPPERS = {"ccache", "sccache", "distcc", "icecc"}  # of a compiler, which nvcc can't call through them
 DEFAULT_CUDA_ARCHS = "80,86,89,90a,100"
 
 
@@ -101,6 +103,12 @@ def cuda_arch_flags(nvcc):
     return flags
 
 
+def host_flags(compiler):
+    """What nvcc is told of a host compiler's command: the program without its wrapper, and the command's own flags."""
+    program, *flags = itertools.dropwhile(lambda word: Path(word).name in WRAPPERS, compiler)
+    return [f"-ccbin={program}", *(f"-Xcompiler={flag}" for flag in flags)]
+
+
 def ninja_file(target):
     """The text of the build file that makes ``target`` from csrc/."""
     import pybind11
@@ -152,7 +160,7 @@ def ninja_file(target):
     if nvcc:
         host = [f"-Xcompiler={flag}" for flag in common[1:] if not flag.startswith(("-I", "-D", "-O"))]
         plain = [flag for flag in common if flag.startswith(("-I", "-D", "-O", "-std"))]
-        wrapper = [nvcc, f"-ccbin={compiler[-1]}"]
+        wrapper = [nvcc, *host_flags(compiler)]
         compile_rule("nvcc", shlex.join([*wrapper, *plain, *host, *cuda_arch_flags(nvcc)]))
         for source in cuda_sources:
             compile_file("nvcc", source, [])

@@ -56,6 +56,21 @@ def test_a_set_that_the_compiler_does_not_know_is_left_out(capsys):
     assert "which are left out" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("compiler", "expected"),
+    [
+        ("g++", ["-ccbin=g++"]),
+        ("g++ -m64", ["-ccbin=g++", "-Xcompiler=-m64"]),
+        ("ccache /usr/bin/g++-13", ["-ccbin=/usr/bin/g++-13"]),
+        ("/usr/bin/sccache distcc g++ -m64 -pipe", ["-ccbin=g++", "-Xcompiler=-m64", "-Xcompiler=-pipe"]),
+    ],
+)
+def test_nvcc_is_told_the_compiler_itself_and_its_flags(monkeypatch, compiler, expected):
+    setuptools = pytest.importorskip("setuptools", reason="setup.py needs setuptools")
+    monkeypatch.setattr(setuptools, "setup", lambda **options: None)
+    assert runpy.run_path(str(SOURCE / "setup.py"))["host_flags"](compiler.split()) == expected
+
+
 @pytest.mark.compile
 def test_on_x86_only_the_files_of_an_instruction_set_may_use_it():
     if shutil.which("g++") is None:
