@@ -54,7 +54,9 @@ def purify(
     ] = None,
     threshold: Annotated[
         float | None,
-        typer.Option(help="What counts as likely, in bits/dim or bits; by default the paper's 1.8 or 3.2, or 3."),
+        typer.Option(
+            help="What counts as likely, in bits/dim, or in bits, 99 at most; by default the paper's 1.8 or 3.2, or 3."
+        ),
     ] = None,
     model: ModelOption = None,
     defence: DefenceOption = None,

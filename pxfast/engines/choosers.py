@@ -17,6 +17,7 @@ from torch import Tensor
 from ..pixelcnn.heads import LEVELS
 
 LEAST_MASS = 1e-30  # fp32 does not tell smaller ones apart
+MOST_KEEP_BITS = 99.0  # 2**-99 is more than LEAST_MASS, so that all engines decide alike
 Ranges: TypeAlias = tuple[Tensor, Tensor]  # the least and the greatest value of sub-pixels, uint8 of one shape
 
 
@@ -33,7 +34,8 @@ class Greedy:
     eps: the range is what lies within ±eps of the input's value; an integer, or (N,) uint8, one of each image. within:
     the least and the greatest value of every sub-pixel, uint8 of the images' shape both, in the place of eps; every
     least is at most the greatest, and the input's values lie in between. keep_bits: a sub-pixel whose input value costs
-    at most so many bits, given what was decoded before it, keeps that value (None: no such rule).
+    at most so many bits, given what was decoded before it, keeps that value (None: no such rule). At most
+    ``MOST_KEEP_BITS``.
     """
 
     eps: int | Tensor = 0

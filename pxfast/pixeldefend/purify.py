@@ -54,7 +54,7 @@ def purify(
     images of fewer bits/dim than ``threshold`` stay as they are (default 1.8 for one channel, 3.2 for three: the
     paper's, for its models on Fashion-MNIST and CIFAR-10). 'sub-pixel': so do the sub-pixels that cost at most
     ``threshold`` bits given what was decoded before them (default 3.0, as in the authors' code, which takes the mean
-    over a pixel's channels instead).
+    over a pixel's channels instead; at most 99, beyond which fp32 can't tell probabilities apart).
 
     model: a PixelCNN, a shipped model's name, the path of a model file or of its folder, or None
     for the shipped model of the images' shape. engine: 'auto', or a name that ``pxfast info`` lists. precision:

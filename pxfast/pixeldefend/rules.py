@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TypeAlias
 
 import numpy as np
@@ -13,7 +14,7 @@ from torch import Tensor
 from ..base.checks import check_optional_number
 from ..base.records import shown
 from ..data.images import Images
-from ..engines.choosers import Greedy, Ranges
+from ..engines.choosers import MOST_KEEP_BITS, Greedy, Ranges
 from ..pixelcnn.likelihood import bits_per_dim
 from ..pixelcnn.network import PixelCNN
 
@@ -28,12 +29,14 @@ Within: TypeAlias = tuple[Images, Images]  # the least and the greatest values, 
 def check_adaptive(adaptive: str | None, threshold: float | None) -> None:
     """Raise TypeError or ValueError unless these are a rule of purification and what it counts as likely.
 
-    adaptive: None, 'image' or 'sub-pixel'. threshold: None or a number of bits, at least 0; None where adaptive is.
+    adaptive: None, 'image' or 'sub-pixel'. threshold: None or a number of bits, at least 0 and, of a sub-pixel, at most
+    MOST_KEEP_BITS; None where adaptive is.
     """
     if adaptive is not None and (not isinstance(adaptive, str) or adaptive not in ADAPTIVE):
         kind = ValueError if isinstance(adaptive, str) else TypeError
         raise kind(f"adaptive must be None, 'image' or 'sub-pixel', got {shown(adaptive)}")
-    if check_optional_number("threshold", threshold, 0.0) is not None and adaptive is None:
+    most = MOST_KEEP_BITS if adaptive == "sub-pixel" else math.inf
+    if check_optional_number("threshold", threshold, 0.0, most) is not None and adaptive is None:
         raise ValueError(f"threshold={threshold!r} means nothing without adaptive='image' or 'sub-pixel'")
 
 

@@ -103,6 +103,7 @@ def drawn(place: Path, **options: Any) -> None:
 BACKWARD = choice()
 ADAPTIVE = choice(optional=True)
 THRESHOLD = Kind(number(optional=True).wrong)
+THRESHOLD_OF_SUB_PIXELS = Kind(number(high=99.0, optional=True).wrong)
 POSITIVE = number(ends="()")
 FRACTION = number(high=1.0, ends="[)")
 SETTINGS = Kind(tuple(Wrong(value, TypeError) for value in ({}, {"seed": 1}, 3, "small", RuntimeError)))
@@ -212,7 +213,7 @@ CALLS: dict[str, tuple[Call, dict[str, Kind]]] = {
     "purify": (with_tiny(pxfast.purify, IMAGES), PURIFIER),
     "Purifier": (with_tiny(pxfast.Purifier), {**PURIFIER, "backward": BACKWARD}),
     "Purifier, by image": (of(pxfast.Purifier, adaptive="image"), {"threshold": THRESHOLD}),
-    "purify, by sub-pixel": (of(pxfast.purify, IMAGES, adaptive="sub-pixel"), {"threshold": THRESHOLD}),
+    "purify, by sub-pixel": (of(pxfast.purify, IMAGES, adaptive="sub-pixel"), {"threshold": THRESHOLD_OF_SUB_PIXELS}),
     "verify": (
         with_tiny(pxfast.verify, IMAGES, IMAGES),
         {"eps": EPS, "adaptive": ADAPTIVE, "model": MODEL, "precision": choice(unknown="auto"), "clip": FLAG},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 
 import numpy as np
@@ -15,7 +16,7 @@ from support.helpers import assert_chosen, noisy, real_images, trained_model
 from torch import Tensor
 
 import pxfast
-from pxfast.engines.choosers import Greedy, Sample, uniforms
+from pxfast.engines.choosers import MOST_KEEP_BITS, Greedy, Sample, uniforms
 from pxfast.engines.registry import select
 from pxfast.engines.schedule import schedule_for
 from pxfast.engines.settings import DecodeSettings
@@ -76,6 +77,26 @@ def test_likely_sub_pixels_are_kept_and_only_those(engine, model, bits):
     free = regret_of(log_probs, images, result, Greedy(16))
     assert float(free[unlikely].max()) < 1e-3
     assert float(regret_of(log_probs, images, result, chooser).max()) < 1e-3
+
+
+@pytest.mark.parametrize(("engine", "shape"), PAIRS)
+def test_dear_sub_pixels_are_kept_up_to_the_most_bits_that_fp32_can_tell(engine, model):
+    """Where values cost hundreds of bits, every engine decides as the oracle does."""
+    sharp = copy.deepcopy(model)
+    with torch.no_grad():
+        sharp.output.g.mul_(100.0)
+    images = attacked(sharp, 1 if engine == "reference" else 6)
+    result = decode(engine, sharp, images, Greedy(64, keep_bits=MOST_KEEP_BITS))
+    with torch.no_grad():
+        log_probs = oracle(sharp, "fp32").log_probs(result)
+    cost = -log_probs.gather(-1, images.long().unsqueeze(-1)).squeeze(-1) / math.log(2)
+    assert cost.max() > MOST_KEEP_BITS
+    kept, free = cost < MOST_KEEP_BITS - 0.05, cost > MOST_KEEP_BITS + 0.05
+    assert torch.equal(result[kept], images[kept])
+    regret = regret_of(log_probs, images, result, Greedy(64))
+    assert bool((regret[free] <= 1e-4 * cost[free] + 1e-3).all())
+    with pytest.raises(ValueError, match=r"threshold must be a number in \[0, 99\]"):
+        pxfast.purify(images, adaptive="sub-pixel", threshold=MOST_KEEP_BITS + 1, model=sharp)
 
 
 def test_regret_sees_a_sub_pixel_that_should_have_been_kept_or_moved():
