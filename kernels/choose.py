@@ -278,7 +278,7 @@ def choose_kernel(
     start = image * FEATURES
     pixel = tl.load(entry) * WIDTH + column
     PLANE: tl.constexpr = HEIGHT * WIDTH
-    at = image * (CHANNELS * PLANE) + pixel
+    at = image.to(tl.int64) * (CHANNELS * PLANE) + pixel  # a batch may have more than 2 GiB of pixels
     number = tl.load(generator + 1) + image.to(tl.int64)
     EVEN: tl.constexpr = CHANNELS + 1 + (CHANNELS + 1) % 2
     seen = caches + tl.load(entry + 1).to(tl.int64) * UNIT + (column * images + image) * EVEN

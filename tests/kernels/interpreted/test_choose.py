@@ -223,3 +223,34 @@ def test_samples_are_those_of_the_twin(name, temperature, width):
             assert_sampled(log_probs[:, channel], made[:, channel], chooser, own, (ROW * W + COLUMN) * 3 + channel)
     assert len(chosen.unique()) > 3
     assert len({round(float(u), 6) for u in uniforms(chooser.seed, torch.arange(4).numpy(), 5)}) == 4
+
+
+def test_a_batch_may_have_more_pixels_than_32_bits_count():
+    """Most pages of the images are never touched."""
+    from pxfast.kernels.choose import choose
+
+    side, images = 12_000, 16
+    assert (images - 1) * side**2 > 2**31
+    head, parameters, _ = random_pixel("logistic", 1, 2, 0)
+    given = torch.zeros(images, 1, side, side, dtype=torch.uint8, device=DEVICE)
+    given[:, 0, 0, COLUMN] = torch.arange(1, images + 1).to(DEVICE)
+    result = torch.zeros_like(given)
+    choose(
+        parameters.to(DEVICE),
+        given,
+        result,
+        torch.zeros(images * 2 * (COLUMN + 1), device=DEVICE),
+        torch.zeros(4, dtype=torch.int32, device=DEVICE),
+        torch.zeros(1, device=DEVICE),
+        given,
+        given,
+        torch.tensor([2.0, 1.0], device=DEVICE),
+        torch.tensor([0, 0], device=DEVICE),
+        column=COLUMN,
+        head=head.name,
+        mixtures=2,
+        sample=False,
+        values=64,
+        block=8,
+    ).run()
+    assert torch.equal(result[:, 0, 0, COLUMN], given[:, 0, 0, COLUMN])
