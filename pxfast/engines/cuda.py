@@ -16,7 +16,7 @@ from torch import Tensor
 from ..base import environment
 from . import compiled
 from .choosers import Chooser, Ranges, Sample
-from .gpu import gpu_problem
+from .gpu import free_bytes, gpu_problem
 from .schedule import Schedule
 from .settings import DEFAULTS, DecodeSettings
 
@@ -96,12 +96,6 @@ def chunks(images: int, bytes_per_image: int, free_bytes: int, multiprocessors: 
     return [images * (part + 1) // parts - images * part // parts for part in range(parts)]
 
 
-def _free_bytes(device: torch.device) -> int:
-    """Device memory that an allocation may get, torch's own reserve included."""
-    free, _ = torch.cuda.mem_get_info(device)
-    return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-
-
 @torch.no_grad()
 def decode(
     schedule: Schedule,
@@ -126,7 +120,7 @@ def decode(
         plain = compiled.plain_chooser(chooser)
         gpu = _gpu(device.index)
         bytes_per_image = resident.engine.bytes_per_image(speculative=True)
-        sizes = chunks(len(images), bytes_per_image, _free_bytes(device), gpu.multiprocessors)
+        sizes = chunks(len(images), bytes_per_image, free_bytes(device), gpu.multiprocessors)
         done = 0
         for count in sizes:
             if isinstance(chooser, Sample):

@@ -1,4 +1,4 @@
-"""What the engines of a GPU ask first."""
+"""What the engines of a GPU ask of it."""
 
 from __future__ import annotations
 
@@ -12,3 +12,9 @@ def gpu_problem() -> str | None:
     if torch.cuda._is_in_bad_fork():  # a DataLoader's worker, by default on Linux: any call of CUDA's would raise
         return "this process was forked from one that uses the GPU, where CUDA can't follow; start it by 'spawn'"
     return None
+
+
+def free_bytes(device: torch.device) -> int:
+    """Device memory that an allocation may get, torch's own reserve included."""
+    free, _ = torch.cuda.mem_get_info(device)
+    return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)

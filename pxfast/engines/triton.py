@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..base.forks import ThreadLock
 from .choosers import Chooser, Ranges, Sample
-from .gpu import gpu_problem
+from .gpu import free_bytes, gpu_problem
 from .schedule import Schedule
 from .settings import DEFAULTS, DecodeSettings
 
@@ -68,9 +68,9 @@ class Decoder:
 
         most = MOST_IMAGES
         if self.program.device.type == "cuda":
-            device = self.program.device
-            free = torch.cuda.mem_get_info(device)[0]
-            free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+            with self.lock:  # what waits for its next decode counts as free, or each would find room for fewer
+                idle = sum(runner.workspace.images for runner in self.idle)
+            free = free_bytes(self.program.device) + idle * self.program.bytes_per_image
             while most > GROUP and most * self.program.bytes_per_image > free // 2:
                 most //= 2
         images = GROUP

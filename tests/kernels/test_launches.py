@@ -202,6 +202,37 @@ def test_a_pipeline_on_amd_has_two_stages_at_most():
         assert {fields[-1] for fields in candidates(kind, "sm_90")} > {3}
 
 
+# --- memory ---
+
+
+@needs_triton
+@pytest.mark.parametrize("gigabytes", [1.0, 1.9, 3.0, 11.0])
+def test_the_next_decode_finds_the_workspace_of_the_last(monkeypatch, gigabytes):
+    """On a GPU with so much memory, where a batch has more images than half of it holds."""
+    program = SimpleNamespace(device=torch.device("cuda", 0), bytes_per_image=5_000_000)
+    runners = []
+
+    class Runner:
+        def __init__(self, program, images: int) -> None:
+            self.workspace = SimpleNamespace(images=images)
+            runners.append(self)
+
+    total = int(gigabytes * 1e9)
+    monkeypatch.setattr(engine, "Runner", Runner)
+    monkeypatch.setattr(
+        torch.cuda,
+        "mem_get_info",
+        lambda device: (total - sum(each.workspace.images for each in runners) * program.bytes_per_image, total),
+    )
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 0)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 0)
+    decoder = engine.Decoder(program)
+    for _ in range(4):
+        decoder.give_back(decoder.take(100_000))
+    assert len(runners) == 1
+    assert total / 4 < runners[0].workspace.images * program.bytes_per_image <= total / 2
+
+
 # --- which engine ---
 
 
