@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from ..base.code import code_hash
 from ..base.files import file_digest
+from ..base.forks import ThreadLock
 from .opaque import Opaque
 from .store import digest
 
@@ -55,14 +56,35 @@ class Identity:
 def identity_of(module: nn.Module) -> Identity:
     """What the module computes with, now. It changes with everything that may change a result, and with more."""
     walk = _Walk()
-    limit = sys.getrecursionlimit()
-    sys.setrecursionlimit(max(limit, DEEPEST))
-    try:
+    with _deep_calls:
         walk.add(module)
-    finally:
-        sys.setrecursionlimit(limit)
     walk.text(f"matrix products {torch.get_float32_matmul_precision()}")
     return Identity(walk.total.hexdigest(), walk.complete)
+
+
+class _DeepCalls:
+    """Raises the interpreter's limit of recursion while any thread is inside; the last one to leave restores it."""
+
+    def __init__(self) -> None:
+        self._lock = ThreadLock()
+        self._inside = 0
+        self._limit = 0
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if self._inside == 0:
+                self._limit = sys.getrecursionlimit()
+                sys.setrecursionlimit(max(self._limit, DEEPEST))
+            self._inside += 1
+
+    def __exit__(self, *error: object) -> None:
+        with self._lock:
+            self._inside -= 1
+            if self._inside == 0:
+                sys.setrecursionlimit(self._limit)
+
+
+_deep_calls = _DeepCalls()
 
 
 class _Walk:

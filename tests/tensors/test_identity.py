@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import sys
 import threading
 import types
 from pathlib import Path
@@ -183,3 +184,34 @@ def test_how_many_purifiers_were_made_before_does_not_matter() -> None:
     for make in (lambda: pxfast.Purifier(2), pxfast.ADPPurifier):
         assert key(make()) == key(make())
     assert key(pxfast.Purifier(2)) != key(pxfast.Purifier(3))
+
+
+class Slow:
+    """An object that is asked for its state until it is told to go on."""
+
+    def __init__(self) -> None:
+        self.asked, self.go_on = threading.Event(), threading.Event()
+
+    def __reduce_ex__(self, protocol: int) -> tuple[type, tuple[()]]:
+        self.asked.set()
+        self.go_on.wait()
+        return Slow, ()
+
+
+def test_threads_leave_the_limit_of_recursion_as_it_was() -> None:
+    """Also where the first to come is the first to go."""
+    before = sys.getrecursionlimit()
+    slow, threads = [Slow(), Slow()], []
+    for each in slow:
+        network = nn.Linear(1, 1)
+        network.extra = each
+        threads.append(threading.Thread(target=identity_of, args=(network,)))
+        threads[-1].start()
+        each.asked.wait()
+    meanwhile = []
+    for each, thread in zip(slow, threads, strict=True):
+        meanwhile.append(sys.getrecursionlimit())
+        each.go_on.set()
+        thread.join()
+    assert min(meanwhile) > before
+    assert sys.getrecursionlimit() == before
