@@ -60,11 +60,14 @@ class AveragedRun(TrainingRun):
             if not self.queued:
                 self._step_optimisers()
             self.average()
-        elif self.queued:
+            return values
+        for optimiser in self.optimisers:
+            optimiser.zero_grad()  # or whoever goes on would add to gradients that are not finite
+            if self.queued:
+                optimiser.state.clear()
+        if self.queued:
             with torch.no_grad():
                 torch._foreach_copy_(parameters, self._before)
-            for optimiser in self.optimisers:
-                optimiser.state.clear()
         return values
 
     def _step_optimisers(self) -> None:

@@ -391,6 +391,19 @@ def test_a_loss_or_gradient_that_is_not_finite_stops_the_run(tmp_path, monkeypat
     assert all(tensor.isfinite().all() for tensor in load_file(out).values())
 
 
+def test_a_step_that_broke_down_leaves_nothing_to_the_next():
+    images = real_images(1, (8, 8), 64)
+    trainer, other = (Trainer(CONFIG, SETTINGS, images) for _ in range(2))
+    honest = trainer._log_prob
+    trainer._log_prob = lambda images: honest(images) * math.nan
+    with pytest.raises(FloatingPointError, match="step 0"):
+        trainer.train_step()
+    trainer._log_prob = honest
+    assert trainer.train_step() == other.train_step()
+    for ours, theirs in zip(trainer.model.parameters(), other.model.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
