@@ -128,6 +128,9 @@ class Schedule:
         self.steps: list[Step] = []
         self.compiled: dict[object, object] = {}
         self.lock: ThreadLock = ThreadLock()
+        for name, values in network.stored_tensors(torch.float32).items():
+            if not values.isfinite().all():  # what an engine would make of it is no image
+                raise ValueError(f"the model's {name} has values that are not finite")
         self.input_cache: int = self._cache(0, self.config.channels + 1)
         _Flattener(self).run()
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 from support.helpers import bench_script
 
+from pxfast import purify
 from pxfast.engines import benchmark
 from pxfast.engines.schedule import ANY, Epilogue, Scale, schedule_for
 from pxfast.pixelcnn.network import forward_flops
@@ -106,3 +107,16 @@ def test_the_bf16_oracle_has_the_engines_weights(tiny_model):
         torch.testing.assert_close(mine.weight(), rounded.float(), rtol=1e-6, atol=0)
     with pytest.raises(ValueError, match="precision must be one of fp32, bf16, got 'fp8'"):
         oracle(schedule.model, "fp8")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize(
+    ("name", "spoil"),
+    [("output.bias", lambda model: model.output.b), ("input_left.weight", lambda model: model.input_left.v)],
+)
+def test_a_model_whose_weights_are_not_finite_is_refused(make_model, value, name, spoil):
+    model = make_model()
+    with torch.no_grad():
+        spoil(model).flatten()[0] = value
+    with pytest.raises(ValueError, match=rf"the model's {name} has values that are not finite"):
+        purify(torch.zeros(1, 1, 8, 8, dtype=torch.uint8), model=model)
