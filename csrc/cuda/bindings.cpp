@@ -26,6 +26,9 @@ class CudaEngine {
   Plan plan(int64_t images, const Device& device, int order, int members, bool clusters) const {
     return engine_.plan(images, device, static_cast<Order>(order), members, clusters);
   }
+  int64_t most_images(const Device& device, int members, bool clusters) const {
+    return engine_.most_images(device, members, clusters);
+  }
   size_t workspace_bytes(const Plan& plan) const { return engine_.workspace_bytes(plan); }
 
   // lower, upper: the addresses of the chooser's ranges on the device, a byte for each of the images
@@ -75,6 +78,8 @@ void add_to(py::module_& m) {
       .def(py::init<const py::dict&, bool, bool>(), py::arg("program"), py::arg("bf16"), py::arg("groups") = false)
       .def("block", &CudaEngine::block)
       .def("plan", &CudaEngine::plan, py::arg("images"), py::arg("device"), py::arg("order"), py::arg("members") = 0,
+           py::arg("clusters") = false)
+      .def("most_images", &CudaEngine::most_images, py::arg("device"), py::arg("members") = 0,
            py::arg("clusters") = false)
       .def("workspace_bytes", &CudaEngine::workspace_bytes, py::arg("plan"))
       .def("decode", &CudaEngine::decode, py::arg("plan"), py::arg("device"), py::arg("stream"), py::arg("block"),

@@ -20,6 +20,7 @@ constexpr double kMeetingSeconds = 1e-6, kArrivalSeconds = 2e-8;  // of a team's
 constexpr double kGreySweeps = 6.0, kColourSweeps = 29.0;
 constexpr double kBetter = 0.98;  // a larger team is taken for more than the figures' own error
 constexpr int kMaxMembers = 40;
+constexpr uint64_t kMostElements = (1ull << 32) - 1;  // of a team's caches, which 32 bits count
 constexpr int kMaxSpeculativeTeam = 4;  // images that share a frontier: the slowest one holds up the rest
 
 // Bytes of the ring's stages: deeper is better, and longer pixel chunks are, but every multiprocessor must have room.
@@ -74,7 +75,7 @@ Plan Engine::plan(int64_t images, const Device& device, Order order, int members
     plan.cluster = clusters ? size : 1;
     plan.teams = (int)std::min<int64_t>(clusters ? device.clusters : device.multiprocessors / size, images);
     plan.capacity = (int)((images + plan.teams - 1) / plan.teams);
-    if ((uint64_t)program_.elements_per_image * plan.capacity >= (1ull << 32)) return;
+    if ((uint64_t)program_.elements_per_image * plan.capacity > kMostElements) return;
     if (speculative && order == Order::kAuto && plan.capacity > kMaxSpeculativeTeam) return;
     // A pass evaluates `rows` rows of every product, images or their columns; `weights` and `cells` are the bytes of all
     // passes, for a whole product and for each of its rows.
@@ -104,6 +105,11 @@ Plan Engine::plan(int64_t images, const Device& device, Order order, int members
   if (best.teams == 0) throw std::runtime_error("too many images at once for one team: " + std::to_string(images));
   plan_shared_memory(best, program_, kernel_, device);
   return best;
+}
+
+int64_t Engine::most_images(const Device& device, int members, bool clusters) const {
+  const int64_t teams = clusters ? device.clusters : device.multiprocessors / std::max(members, 1);
+  return teams * (int64_t)(kMostElements / program_.elements_per_image);
 }
 
 size_t Engine::workspace_bytes(const Plan& plan) const {

@@ -35,6 +35,8 @@ class Engine {
   // For so many images at once. members: blocks of a team, 0 for what the model of the costs prefers. clusters: teams are
   // clusters of kCluster blocks, which meet by the hardware's barrier; throws where the GPU has none.
   Plan plan(int64_t images, const Device& device, Order order, int members = 0, bool clusters = false) const;
+  // Of which there is a plan: a team's caches have fewer than 2^32 elements. members, clusters: as for plan.
+  int64_t most_images(const Device& device, int members = 0, bool clusters = false) const;
   size_t workspace_bytes(const Plan& plan) const;
   size_t bytes_per_image(bool speculative) const;  // in flight: caches, residuals, the head's parameters
 

@@ -88,10 +88,13 @@ def _allocate(count: int, device: torch.device, purpose: str) -> Tensor:
         ) from error
 
 
-def chunks(images: int, bytes_per_image: int, free_bytes: int, multiprocessors: int) -> list[int]:
-    """How many images are decoded at a time: as few parts as memory and the GPU's size allow, of nearly one size."""
+def chunks(images: int, bytes_per_image: int, free_bytes: int, multiprocessors: int, plannable: int) -> list[int]:
+    """How many images are decoded at a time: as few parts as memory and the GPU's size allow, of nearly one size.
+
+    plannable: the most images that there is a plan for.
+    """
     fits = int(MEMORY_SHARE * free_bytes) // bytes_per_image
-    most = max(1, min(fits, IMAGES_PER_MULTIPROCESSOR * multiprocessors))
+    most = max(1, min(fits, IMAGES_PER_MULTIPROCESSOR * multiprocessors, plannable))
     parts = -(-images // most)
     return [images * (part + 1) // parts - images * part // parts for part in range(parts)]
 
@@ -120,7 +123,8 @@ def decode(
         plain = compiled.plain_chooser(chooser)
         gpu = _gpu(device.index)
         bytes_per_image = resident.engine.bytes_per_image(speculative=True)
-        sizes = chunks(len(images), bytes_per_image, free_bytes(device), gpu.multiprocessors)
+        plannable = resident.engine.most_images(gpu, *_teams(settings))
+        sizes = chunks(len(images), bytes_per_image, free_bytes(device), gpu.multiprocessors, plannable)
         done = 0
         for count in sizes:
             if isinstance(chooser, Sample):
@@ -130,6 +134,12 @@ def decode(
             _decode_part(resident, gpu, given[part], result[part], ranges, plain, settings, report, done)
             done += count
     return result.to(images.device)
+
+
+def _teams(settings: DecodeSettings) -> tuple[int, bool]:
+    """Blocks of a team, 0 for the engine's choice, and whether teams are clusters."""
+    clusters = environment.cuda_clusters() if settings.clusters is None else settings.clusters
+    return settings.team or environment.cuda_team() or 0, clusters
 
 
 def _decode_part(
@@ -145,9 +155,7 @@ def _decode_part(
 ) -> None:
     """Decode images that are in flight together. gpu: a CudaDevice; before: images of the batch finished already."""
     engine, device = resident.engine, given.device
-    team = settings.team or environment.cuda_team() or 0
-    clusters = environment.cuda_clusters() if settings.clusters is None else settings.clusters
-    plan = engine.plan(len(given), gpu, compiled.order_of(settings), team, clusters)
+    plan = engine.plan(len(given), gpu, compiled.order_of(settings), *_teams(settings))
     workspace = _allocate(engine.workspace_bytes(plan), device, f"{len(given)} images in flight")
     engine.decode(
         plan,

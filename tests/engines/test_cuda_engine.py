@@ -23,11 +23,12 @@ SEQUENTIAL, SPECULATIVE = compiled.ORDERS["sequential"], compiled.ORDERS["specul
 
 @pytest.mark.parametrize("images", [1, 63, 64, 65, 1000, 100_000])
 @pytest.mark.parametrize("free", [0, 10**8, 10**11])
-def test_chunks_hold_all_images_within_memory_and_size(images, free):
-    sizes = cuda.chunks(images, 4_000_000, free, 132)
+@pytest.mark.parametrize("plannable", [0, 40, 10**6])
+def test_chunks_hold_all_images_within_memory_and_size(images, free, plannable):
+    sizes = cuda.chunks(images, 4_000_000, free, 132, plannable)
     assert sum(sizes) == images
     assert max(sizes) - min(sizes) <= 1
-    most = max(1, min(int(0.9 * free) // 4_000_000, 64 * 132))
+    most = max(1, min(int(0.9 * free) // 4_000_000, 64 * 132, plannable))
     assert max(sizes) <= most
     assert len(sizes) == -(-images // most), "no more parts than needed"
 
@@ -159,6 +160,16 @@ def test_a_plan_that_cannot_be_is_refused(module, engines):
         engine.plan(64, gpu, SEQUENTIAL, members=2, clusters=True)
     plan = engine.plan(2048, gpu, SEQUENTIAL, clusters=True)
     assert (plan.cluster, plan.teams, plan.members, plan.capacity) == (4, 32, 4, 64)
+
+
+@pytest.mark.engine("cuda-plan")
+@pytest.mark.parametrize(("members", "clusters"), [(0, False), (1, False), (132, False), (50, False), (0, True)])
+def test_there_is_a_plan_for_as_many_images_as_the_engine_says(module, engines, members, clusters):
+    engine, gpu = engines["bf16"], h200(module)
+    most = engine.most_images(gpu, members, clusters)
+    assert engine.plan(most, gpu, SEQUENTIAL, members, clusters).capacity * engine.bytes_per_image() < 2**34
+    with pytest.raises(RuntimeError, match="too many images at once"):
+        engine.plan(most + 1, gpu, SEQUENTIAL, members, clusters)
 
 
 # size, channels, filters, layers a level; the second's row steps take more than half of a tile's outputs
