@@ -259,6 +259,9 @@ class ClassifierTrainer(TrainingRun):
     def rates(self) -> dict[str, float]:
         return {"learning_rate": self.optimiser.param_groups[0]["lr"]}
 
+    def data(self) -> dict[str, Tensor]:
+        return {**super().data(), "labels": self.labels}
+
     def save(self, path: Path) -> None:
         tensors = {f"model.{name}": value for name, value in self.model.state_dict().items()}
         for i, state in self.optimiser.state_dict()["state"].items():

@@ -155,6 +155,10 @@ class TrainingRun:
         }
         return facts if self.compilation is None else {**facts, "compilation": self.compilation}
 
+    def data(self) -> dict[str, Tensor]:
+        """What the run learns from, by name: a checkpoint tells whether a resumed run has the same."""
+        return {"images": self.images}
+
     def metadata(self, checkpoint_format: str, config: Any) -> dict[str, str]:
         """What a checkpoint says of its run."""
         return {
@@ -162,14 +166,14 @@ class TrainingRun:
             "config": json.dumps(dataclasses.asdict(config)),
             "settings": json.dumps(dataclasses.asdict(self.settings)),
             "position": json.dumps({"step": self.step, "seconds": self.seconds}),
-            "images": json.dumps(fingerprint(self.images)),
+            **{what: json.dumps(fingerprint(data)) for what, data in self.data().items()},
             **({} if self.compilation is None else {"compilation": self.compilation}),
         }
 
     def resume_at(
         self, path: Path, metadata: dict[str, str], config: Any, *, changed_settings: Collection[str] = ()
     ) -> None:
-        """Take over a checkpoint's position. ValueError when it is of another network, other settings or images.
+        """Take over a checkpoint's position. ValueError when it is of another network, other settings or data.
 
         changed_settings: names of those that may be others.
         """
@@ -184,8 +188,9 @@ class TrainingRun:
                     f"{key[:60]}: {str(theirs.get(key))[:60]} then, {mine.get(key)} now" for key in sorted(changed)
                 )
                 raise ValueError(f"{path} is the checkpoint of a run with another {what} ({detail})")
-        if metadata_json(metadata, "images", path, "null") not in (None, fingerprint(self.images)):
-            raise ValueError(f"{path} is the checkpoint of a run on other training images")
+        for what, data in self.data().items():
+            if metadata_json(metadata, what, path, "null") not in (None, fingerprint(data)):
+                raise ValueError(f"{path} is the checkpoint of a run on other training {what}")
         position = metadata_record(Position, metadata, path, "position of a run", "position")
         self.step, self.seconds = position.step, float(position.seconds)
         self.compilation = metadata.get("compilation")
@@ -198,9 +203,9 @@ def at_hand(images: Tensor, device: torch.device) -> Tensor:
     return images
 
 
-def fingerprint(images: Tensor) -> list[int]:
-    """Shape and CRC-32 of the images, to notice that a run goes on with other data."""
-    return [*images.shape, zlib.crc32(images.contiguous().numpy().data)]
+def fingerprint(data: Tensor) -> list[int]:
+    """Shape and CRC-32 of images or labels, to notice that a run goes on with other data."""
+    return [*data.shape, zlib.crc32(data.contiguous().numpy().data)]
 
 
 def laid_out_like(parameter: Tensor, value: Tensor) -> Tensor:

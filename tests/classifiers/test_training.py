@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from support.helpers import bundled_images
 from torch import Tensor, nn
 
@@ -438,3 +439,18 @@ def test_an_interrupted_run_knows_the_runs_that_it_came_from(small_data, tmp_pat
     assert [run["training"]["seed"] for run in found["earlier_runs"]] == [0, 1]
     assert [run["steps"] for run in found["earlier_runs"]] == [1, 1]
     assert found["training"]["seed"] == 2
+
+
+def test_resuming_on_other_data_is_refused(small_data, tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+    images, labels = small_data
+    out = tmp_path / "a.safetensors"
+    train(out)
+    for what, changed in (("labels", (images, 1 - labels)), ("images", (255 - images, labels))):
+        monkeypatch.setattr(training, "load_dataset", lambda name, root, train, changed=changed: changed)
+        with pytest.raises(ValueError, match=f"checkpoint of a run on other training {what}"):
+            train(out, resume=True)
+    with safe_open(checkpoint_path(out), framework="pt") as file:
+        older = {name: value for name, value in file.metadata().items() if name != "labels"}
+    save_file(load_file(checkpoint_path(out)), checkpoint_path(out), older)
+    monkeypatch.setattr(training, "load_dataset", lambda name, root, train: (images, 1 - labels))
+    train(out, resume=True)  # an older version kept no trace of the labels
