@@ -22,10 +22,10 @@ from ..training.compilation import settle_compilation
 from ..training.loop import run_to_the_end
 from ..training.outputs import run_outputs
 from ..training.processes import Processes
-from ..training.provenance import training_notes, training_parts
+from ..training.provenance import training_notes
 from ..training.run import check_training_images
 from ..training.settings import RunSettings, run_settings
-from .files import FORMAT, load_score_network, parse_score_config, read_score_metadata, save_score_network
+from .files import FORMAT, load_score_network, parse_score_config, save_score_network
 from .score_network import ScoreNetwork, ScoreNetworkConfig
 
 CHECKPOINT_FORMAT = "pxfast-score-training"
@@ -248,9 +248,10 @@ def train_score_network(
     shards if it is large, and the averaged network so far to ``out``; with ``resume`` a killed run goes on from there
     with the same images and noise. Ctrl-C ends the run after the step at hand, with everything kept, and raises
     KeyboardInterrupt. start: a network whose weights to begin with, in place of random ones. earlier: the runs that
-    made them, for the file's notes (:mod:`pxfast.training.provenance`); a resumed run has them from ``out``. processes:
-    names the device; a score network is trained by one process. Returns the averaged network, on its device. Raises
-    FloatingPointError when the loss stops being finite, and what :func:`pxfast.training.outputs.run_outputs` raises.
+    made them, for the file's notes (:mod:`pxfast.training.provenance`); a resumed run has them from its checkpoint.
+    processes: names the device; a score network is trained by one process. Returns the averaged network, on its device.
+    Raises FloatingPointError when the loss stops being finite, and what
+    :func:`pxfast.training.outputs.run_outputs` raises.
     """
     settings = run_settings(
         settings,
@@ -273,17 +274,18 @@ def train_score_network(
         trainer = ScoreTrainer(config, settings, images, processes)
         trainer.compilation = why
         if files.resumed:
-            trainer.restore(files.checkpoint)
-            earlier = training_parts(read_score_metadata(out)[1])[:-1] if os.path.exists(out) else earlier
-        elif start is not None:
-            trainer.start_from(start)
+            trainer.restore(files.checkpoint, out=files.model.path)
+        else:
+            trainer.earlier = list(earlier)
+            if start is not None:
+                trainer.start_from(start)
         recent: float | None = trainer.history[-1].get("train_loss") if trainer.history else None
 
         def keep() -> None:
             trainer.history.append({"step": trainer.step, "seconds": round(trainer.seconds, 1), "train_loss": recent})
             trainer.save(files.checkpoint)
             with files.model.written() as temporary:
-                save_score_network(trainer.averaged, temporary, notes=training_notes(trainer.facts(), earlier))
+                save_score_network(trainer.averaged, temporary, notes=training_notes(trainer.facts(), trainer.earlier))
 
         def describe(loss: float) -> str:
             nonlocal recent

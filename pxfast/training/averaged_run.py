@@ -15,6 +15,7 @@ from ..base.checks import is_number
 from ..base.records import shown
 from ..tensors.safetensors import metadata_json
 from .checkpoints import check_state, read_checkpoint, write_checkpoint
+from .outputs import earlier_parts
 from .processes import Processes
 from .run import TrainingRun, laid_out_like
 from .settings import RunSettings
@@ -27,7 +28,7 @@ class AveragedRun(TrainingRun):
 
     Derived classes set ``model``, with its ``config``, ``averaged``, a copy of it, and ``optimisers``. ema_decay: how
     much of the averaged weights a step keeps. checkpoint_format: what their checkpoints are called. history: JSON-able,
-    kept with the rest.
+    kept with the rest, as is ``earlier``: the runs that made the weights it began with (:mod:`.provenance`).
     """
 
     checkpoint_format: str
@@ -41,6 +42,7 @@ class AveragedRun(TrainingRun):
         super().__init__(settings, images, processes)
         self.ema_decay = ema_decay
         self.history: list[dict[str, Any]] = []
+        self.earlier: list[dict[str, Any]] = []
         self.queued: bool = self.processes.device.type != "cpu"  # whether the device works while this process goes on
         self._before: list[Tensor] = []
 
@@ -95,12 +97,13 @@ class AveragedRun(TrainingRun):
             for optimiser in self.optimisers:
                 state = optimiser.state.get(parameter, {})
                 tensors |= {f"optimiser.{i}.{name}": value for name, value in state.items()}
-        metadata = self.metadata(self.checkpoint_format, self.model.config) | {"history": json.dumps(self.history)}
-        write_checkpoint(path, tensors, metadata)
+        told = {"history": json.dumps(self.history), "earlier": json.dumps(self.earlier)}
+        write_checkpoint(path, tensors, self.metadata(self.checkpoint_format, self.model.config) | told)
 
-    def restore(self, path: Path, *, changed_settings: Collection[str] = ()) -> None:
+    def restore(self, path: Path, *, out: Path | None = None, changed_settings: Collection[str] = ()) -> None:
         """Continue where ``save`` left off. ValueError when the checkpoint is of another model or other settings.
 
+        out: the run's weights file, whose notes tell of the earlier runs where an older checkpoint does not.
         changed_settings: names of those that may be others.
         """
         tensors, metadata = read_checkpoint(path, self.checkpoint_format)
@@ -109,6 +112,11 @@ class AveragedRun(TrainingRun):
         tables = isinstance(history, list) and all(isinstance(entry, dict) for entry in history)
         if not tables or not all(v is None or is_number(v) for entry in history for v in entry.values()):
             raise ValueError(f"{path}: the history of a run must be a list of tables of numbers, got {shown(history)}")
+        earlier = metadata_json(metadata, "earlier", path, "null")
+        if earlier is None:
+            earlier = [] if out is None else earlier_parts(out, path)
+        if not isinstance(earlier, list) or not all(isinstance(part, dict) for part in earlier):
+            raise ValueError(f"{path}: the runs before a run must be a list of tables, got {shown(earlier)}")
         self._check(tensors, path)
         parts: dict[str, dict[str, Tensor]] = {"model": {}, "averaged": {}, "optimiser": {}}
         for name, value in tensors.items():
@@ -124,7 +132,7 @@ class AveragedRun(TrainingRun):
             alike = value.shape == parameter.shape
             value = laid_out_like(parameter, value) if alike else value.to(parameter.device)
             owners[parameter].state[parameter][name] = value
-        self.history = history
+        self.history, self.earlier = history, earlier
 
     def _check(self, tensors: dict[str, Tensor], path: Path) -> None:
         """ValueError, naming the checkpoint, unless its tensors are those that ``save`` gives this run."""

@@ -7,6 +7,7 @@ import dataclasses
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
@@ -97,6 +98,13 @@ def check_run_outputs(out: str | os.PathLike[str], *, resume: bool, force: bool)
     if is_first():
         with run_outputs(out, resume=resume, force=force, progress=False):
             pass
+
+
+def earlier_parts(model: Path, checkpoint: Path) -> list[dict[str, Any]]:
+    """The runs that a model's file tells of before the last one, where that is the run of the checkpoint; else none."""
+    if not model.exists() or not _is_of_the_run(model, checkpoint):
+        return []
+    return training_parts(metadata_table(_metadata(model), "notes", model))[:-1]
 
 
 def _is_of_the_run(model: Path, checkpoint: Path) -> bool:

@@ -1,18 +1,24 @@
 """A training's files belong to one run at a time, and what is not its own it does not replace."""
 
 import dataclasses
+import json
 import subprocess
 import sys
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from support.helpers import environment, real_images
 from support.small_training import CONFIG, SETTINGS
 
+from pxfast.adp.score_network import ScoreNetwork, ScoreNetworkConfig
+from pxfast.adp.training import ScoreSettings, train_score_network
+from pxfast.pixelcnn.network import PixelCNN
 from pxfast.pixelcnn.training import Trainer, train
 from pxfast.training.log import log_path
 from pxfast.training.outputs import run_outputs
+from pxfast.training.provenance import training_parts
 from pxfast.training.run import checkpoint_path
 
 ONE = dataclasses.replace(SETTINGS, epochs=1)
@@ -82,3 +88,65 @@ def test_two_runs_do_not_share_a_checkpoint(tmp_path, name):
         assert said.startswith("another process is writing ")
     assert subprocess.run(command, env=environment(), capture_output=True, text=True, check=True).stdout == "training\n"
     assert list(tmp_path.iterdir()) == []
+
+
+HISTORY = [{"training": {"seed": 7}, "steps": 3, "seconds": 1}]  # of the weights that a run starts from
+
+
+@pytest.fixture(params=["train", "train-adp"])
+def started(request, tmp_path):
+    """A training's OUT, and what runs it from another network's weights; a resumed one is not told of the runs of that.
+
+    Its keywords are those of the training.
+    """
+    images, out = real_images(1, (8, 8), 64), tmp_path / "m.safetensors"
+    if request.param == "train":
+        call, config, settings = train, CONFIG, ONE
+        start = PixelCNN(CONFIG)
+        start.initialise(images)
+    else:
+        call, config = train_score_network, ScoreNetworkConfig((8, 8), 1, 4)
+        settings, start = ScoreSettings(batch_size=16, epochs=1), ScoreNetwork(config)
+    return out, lambda out=out, **options: call(config, images, out, settings=settings, start=start,
+                                                **{"progress": False, **options})  # fmt: skip
+
+
+def parts_of(out) -> list[dict]:
+    with safe_open(out, framework="pt") as file:
+        return training_parts(json.loads(file.metadata()["notes"]))
+
+
+def test_a_checkpoint_knows_the_runs_before_its_own(started):
+    out, run = started
+    run(earlier=HISTORY)
+    steps = [3, 4]
+    assert [part["steps"] for part in parts_of(out)] == steps
+    out.unlink()  # as where the run was killed between its checkpoint and its model
+    run(resume=True, earlier=[{"steps": 9}])  # of a --start that is not used
+    assert [part["steps"] for part in parts_of(out)] == steps
+    other = out.with_name("other.safetensors")
+    run(other, earlier=[{"steps": 9}])
+    other.rename(out)
+    run(resume=True, force=True)
+    assert [part["steps"] for part in parts_of(out)] == steps
+    out.write_bytes(b"no model")
+    with pytest.raises(FileExistsError, match="--force"):
+        run(resume=True)
+    run(resume=True, force=True)
+    assert [part["steps"] for part in parts_of(out)] == steps
+
+
+def test_an_older_checkpoint_has_the_runs_before_its_own_from_their_model(started):
+    out, run = started
+    run(earlier=HISTORY)
+    checkpoint = checkpoint_path(out)
+    with safe_open(checkpoint, framework="pt") as file:
+        older = {name: value for name, value in file.metadata().items() if name != "earlier"}
+    save_file(load_file(checkpoint), checkpoint, older)
+    before = checkpoint.read_bytes()
+    run(resume=True)
+    assert [part["steps"] for part in parts_of(out)] == [3, 4]
+    checkpoint.write_bytes(before)
+    out.write_bytes(b"no model")
+    run(resume=True, force=True)
+    assert [part["steps"] for part in parts_of(out)] == [4]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,10 +17,10 @@ from ...training.compilation import duration_key, settle_compilation
 from ...training.loop import run_to_the_end
 from ...training.outputs import run_outputs
 from ...training.processes import Processes
-from ...training.provenance import training_notes, training_parts
+from ...training.provenance import training_notes
 from ...training.run import check_training_images, checkpoint_path
 from ...training.settings import run_settings
-from ..files import load_model, read_metadata, save
+from ..files import load_model, save
 from ..network import FORMAT, PixelCNN, PixelCNNConfig
 from .branch import ENDING
 from .settings import TrainingSettings
@@ -50,10 +51,10 @@ def train(
     run after the step at hand, with everything kept, and raises KeyboardInterrupt.
     start: a model whose weights to begin with, in place of random ones; a narrower or shallower one is grown to the
     same function (:mod:`pxfast.pixelcnn.training.growth`). earlier: the runs that made it, for the file's notes
-    (:mod:`pxfast.training.provenance`); a resumed run has them from ``out``. branch: in place of ``start``, the ``out``
-    of a run from whose checkpoint to go on, with settings by :func:`pxfast.pixelcnn.training.branch_settings`; its
-    files stay as they are. validation: uint8 images whose bits/dim is
-    recorded at every checkpoint. processes: the device, and the other processes that train along
+    (:mod:`pxfast.training.provenance`); a resumed run has them from its checkpoint. branch: in place of ``start``, the
+    ``out`` of a run from whose checkpoint to go on, with settings by
+    :func:`pxfast.pixelcnn.training.branch_settings`; its files stay as they are. validation: uint8 images whose
+    bits/dim is recorded at every checkpoint. processes: the device, and the other processes that train along
     (:func:`pxfast.training.processes.join`); the first one writes the files. Returns the model that was written, on its
     device. Raises FloatingPointError when bits/dim stop being finite (the files then stay as the last interval left
     them), and what :func:`pxfast.training.outputs.run_outputs` raises.
@@ -89,12 +90,11 @@ def train(
         trainer = Trainer(config, settings, images, processes)
         trainer.compilation = why
         if files.resumed:
-            trainer.restore(files.checkpoint)
-            earlier = training_parts(read_metadata(out)[1])[:-1] if os.path.exists(out) else earlier
+            trainer.restore(files.checkpoint, out=files.model.path)
         elif branch is not None:
-            trainer.restore(checkpoint_path(branch), changed_settings=ENDING)
-            earlier = training_parts(read_metadata(branch)[1])[:-1] if os.path.exists(branch) else earlier
+            trainer.restore(checkpoint_path(branch), out=Path(branch), changed_settings=ENDING)
         else:
+            trainer.earlier = list(earlier)
             title = f"initialising the weights by {INITIAL_IMAGES} images"
             with phase(title, duration_key(title, config, settings, processes.device), shown=progress):
                 trainer.initialise(start)
@@ -117,7 +117,7 @@ def train(
             trainer.history.append({**entry, **measured})
             trainer.save(files.checkpoint)
             with files.model.written() as temporary:
-                save(best, temporary, notes=training_notes({**trainer.facts(), "weights": weights}, earlier))
+                save(best, temporary, notes=training_notes({**trainer.facts(), "weights": weights}, trainer.earlier))
 
         def describe(bits_per_dim: float) -> str:
             nonlocal recent
