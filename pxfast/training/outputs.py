@@ -45,7 +45,8 @@ def run_outputs(
     Raises FileNotFoundError when the folder does not exist: now, not when the first checkpoint is due. FileExistsError
     when ``out``, its checkpoint or its log exists and neither ``resume`` nor ``force`` is set, or when ``out`` is not
     of the run that is to be resumed. IsADirectoryError when ``out`` is a folder, BlockingIOError when another process
-    trains to the same files. ValueError when a log is there that is none.
+    trains to the same files. ValueError when a log is there that is none, or ``out`` can't be a training's output
+    (:func:`pxfast.training.run.checkpoint_path`).
     """
     first = processes is None or processes.first
     path, checkpoint, log = Path(out), checkpoint_path(out), log_path(out)

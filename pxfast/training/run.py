@@ -24,6 +24,7 @@ from .provenance import training_machine
 from .settings import RunSettings
 
 MOST_STEPS = 1 << 40
+CHECKPOINT = ".checkpoint.safetensors"  # what takes the place of an output's suffix
 OF_THE_MACHINE = ("compile", "cuda_graphs")  # settings that say how a run's steps are started, not what they compute
 SEED_STRIDE = 1_000_003  # between the generators of two seeds
 
@@ -217,5 +218,14 @@ def laid_out_like(parameter: Tensor, value: Tensor) -> Tensor:
 
 
 def checkpoint_path(out: str | os.PathLike[str]) -> Path:
-    """Where a run that writes ``out`` keeps its checkpoint."""
-    return Path(out).with_suffix(".checkpoint.safetensors")
+    """Where a run that writes ``out`` keeps its checkpoint.
+
+    ValueError unless ``out`` has the suffix .safetensors: other names that differ in what follows their last dot alone
+    would share a checkpoint. ValueError where it is called as checkpoints are.
+    """
+    path = Path(out)
+    if path.suffix != ".safetensors":
+        raise ValueError(f"{path}: the output of a training must have the suffix .safetensors")
+    if path.name.endswith(CHECKPOINT):
+        raise ValueError(f"{path}: expected another name than NAME{CHECKPOINT}, which is a training's checkpoint")
+    return path.with_suffix(CHECKPOINT)

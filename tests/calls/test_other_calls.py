@@ -165,7 +165,7 @@ OTHERS: dict[str, tuple[Call, type[Exception], str]] = {
         TypeError,
         "config must be of ScoreNetworkConfig",
     ),
-    "train into no folder": (lambda: train(UNTRAINED, IMAGES, "no/out"), FileNotFoundError, "no such folder"),
+    "train into no folder": (lambda: train(UNTRAINED, IMAGES, "no/a.safetensors"), FileNotFoundError, "no such folder"),
     # evaluation
     "a table's values": (lambda: evaluation.parse_table([]), TypeError, "values must be of dict"),
     "text of a name": (lambda: evaluation.table_text("table1"), TypeError, "table must be of Table"),

@@ -79,14 +79,20 @@ except BlockingIOError as error:
 
 
 @pytest.mark.process
-@pytest.mark.parametrize("name", ["m.safetensors", "m.other"])
-def test_two_runs_do_not_share_a_checkpoint(tmp_path, name):
-    """Outputs that differ in their suffix alone have the same checkpoint."""
-    command = [sys.executable, "-c", OTHER, str(tmp_path / name)]
+def test_two_runs_do_not_share_a_checkpoint(tmp_path):
+    command = [sys.executable, "-c", OTHER, str(tmp_path / "m.safetensors")]
     with run_outputs(tmp_path / "m.safetensors", resume=False, force=False):
         said = subprocess.run(command, env=environment(), capture_output=True, text=True, check=True).stdout
         assert said.startswith("another process is writing ")
     assert subprocess.run(command, env=environment(), capture_output=True, text=True, check=True).stdout == "training\n"
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["lr-0.1", "m", "m.SAFETENSORS", ".safetensors", "m.checkpoint.safetensors"])
+def test_names_that_would_share_a_checkpoint_or_be_one_are_refused(tmp_path, name):
+    words = "another name than NAME" if "checkpoint" in name else "must have the suffix .safetensors"
+    with pytest.raises(ValueError, match=words):
+        short_run(tmp_path / name)
     assert list(tmp_path.iterdir()) == []
 
 
