@@ -68,7 +68,7 @@ def attack(
     without a bound takes no --eps.
     """
     from ..attacks import attack_to_file, find_attack
-    from ..attacks.resumable import check_attack_output, labels_path
+    from ..attacks.resumable import check_attack_output, is_folder, labels_path
     from ..base.checks import check_choice, check_seed
     from ..base.machine import parse_device
     from ..classifiers import load_classifier
@@ -81,7 +81,7 @@ def attack(
         image_names,
         load_dataset,
     )
-    from ..data.image_writers import check_output
+    from ..data.image_writers import check_output, refuse_input_folder
     from ..defences.defended import VIEWS, Defended
     from .grid import SHOWN, Judges, class_names, density_of, write_grid
     from .machine import engine_on, parse_defences, use_threads
@@ -100,9 +100,9 @@ def attack(
     grids = [] if grid is None else [grid]
     for path in grids:
         check_output(path, ".png")
+    if dataset not in DATASETS and is_folder(out):
+        refuse_input_folder(out, Path(dataset), parts=True)
     check_attack_output(out, *grids, force=force)
-    if dataset not in DATASETS and out.resolve() == Path(dataset).resolve():
-        raise ValueError(f"{out} is the input folder; write elsewhere")
     defences = parse_defences(defence or [], engine=engine, threads=threads)
     chosen.check_defences(defences)
     if download:

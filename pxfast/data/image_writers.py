@@ -58,6 +58,17 @@ def check_image_output(out: Path, contents: Contents) -> str:
     return kind
 
 
+def refuse_input_folder(out: Path, source: Path, *, parts: bool = False) -> None:
+    """ValueError where an output folder is the source of the images or holds it. parts: or lies within it."""
+    folder, source = out.resolve(), source.resolve()
+    if folder == source:
+        raise ValueError(f"{out} is the input folder; write elsewhere")
+    if folder in source.parents:
+        raise ValueError(f"{out} is a folder that the input lies in; write elsewhere")
+    if parts and source in folder.parents:
+        raise ValueError(f"{out} lies in the input folder; write elsewhere")
+
+
 def check_one_png(out: Path, kind: str, count: int) -> None:
     """ValueError where many images would go into one .png."""
     if kind == ".png" and count != 1:
@@ -117,14 +128,14 @@ def png_folder(
 ) -> Iterator[tuple[Path, list[Path]]]:
     """A folder of PNG files in the making, and files that appear with it: see :func:`pxfast.base.files.output_folder`.
 
-    A folder is replaced only when it holds nothing but PNG files and those called ``beside``, and is not the source.
+    A folder is replaced only when it holds nothing but PNG files and those called ``beside``, and not the source.
     """
 
     def check_replaceable(path: Path) -> None:
         if path.is_symlink() or not path.is_dir():
             raise ValueError(f"{path} is not a folder; remove it, or write elsewhere")
-        if source is not None and path.resolve() == source.resolve():
-            raise ValueError(f"{path} is the input folder; write elsewhere")
+        if source is not None:
+            refuse_input_folder(path, source)
         for file in path.iterdir():
             if not file.is_file() or (file.suffix.lower() != ".png" and file.name not in beside):
                 raise ValueError(f"{path} is not replaced, because it holds more than PNG files, such as {file.name}")
