@@ -137,8 +137,6 @@ class ScoreTrainer(AveragedRun):
     ) -> None:
         check_training_images(images, (config.channels, *config.image_size))
         super().__init__(settings, images, processes, ema_decay=settings.ema_decay)
-        if len(images) < settings.batch_size:
-            raise ValueError(f"expected at least one batch of {settings.batch_size} images, got {len(images)}")
         if self.processes.count > 1:
             raise ValueError(f"a score network is trained by one process, not by {self.processes.count}")
         torch.manual_seed(settings.seed)

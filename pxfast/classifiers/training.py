@@ -163,8 +163,6 @@ class ClassifierTrainer(TrainingRun):
         self.versions: int = versions
         check_training_images(images, (config.channels, *config.image_size))
         super().__init__(settings, images, processes)
-        if len(images) < settings.batch_size:
-            raise ValueError(f"expected at least one batch of {settings.batch_size} images, got {len(images)}")
         if self.processes.count > 1:
             raise ValueError(f"a classifier is trained by one process, not by {self.processes.count}")
         self.labels: Tensor = class_labels(labels, len(images), classes=config.classes)

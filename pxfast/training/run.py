@@ -56,14 +56,16 @@ class TrainingRun:
     """Where a run stands: steps, seconds, and what follows from them. Trainers derive from it.
 
     Everything random is drawn from generators that depend on the seed and the step alone, so that a resumed run goes
-    on as the uninterrupted one would have.
+    on as the uninterrupted one would have. ValueError where a batch has more images than there are.
     """
 
     def __init__(self, settings: RunSettings, images: Tensor, processes: Processes | None = None) -> None:
+        if len(images) < settings.batch_size:
+            raise ValueError(f"expected at least one batch of {settings.batch_size} images, got {len(images)}")
         self.settings = settings
         self.images = images
         self.processes: Processes = processes or Processes()
-        self.steps_per_epoch: int = max(1, len(images) // settings.batch_size)
+        self.steps_per_epoch: int = len(images) // settings.batch_size
         self.step: int = 0
         self.seconds: float = 0.0
         self.compilation: str | None = None  # why its steps are compiled or not, where its settings left that open

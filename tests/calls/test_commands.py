@@ -41,6 +41,7 @@ COMMANDS = {
     "tune": "tune",
     "demo": "demo",
 }
+ONE_BATCH = "expected at least one batch of 5 images, got 3"
 EVALUATE = "table1 reproduction adaptive table figures"
 TRAIN = "train train-adp train-classifier"
 # options that several commands have, a wrong value, and what is said of it
@@ -262,6 +263,9 @@ ALONE = [
     ("figures density --out out --root {empty} --attack-eps 300", "attack_eps must be an integer in 0..255, got 300"),
     ("figures density --out out --root {empty} --purify-eps -1", "purify_eps must be an integer in 0..255, got -1"),
     ("figures density --out out", "needs a root"),
+    ("train {pictures} --out a.safetensors --preset small --filters 2 --resnets 1 --batch-size 5", ONE_BATCH),
+    ("train-adp {pictures} --out a.safetensors --preset small --ngf 2 --batch-size 5", ONE_BATCH),
+    ("train-classifier {classes} resnet62 --out a.safetensors --batch-size 5", ONE_BATCH),
     ("report", "Missing argument 'DIR'"),
     ("report no-such", "no such folder: no-such"),
     ("report {empty}", "has neither tables nor figures"),
