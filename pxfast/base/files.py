@@ -200,6 +200,16 @@ def remove_folder(folder: Path) -> None:
         os.rename(folder, place / folder.name)
 
 
+def write_content(path: Path, content: bytes | memoryview) -> None:
+    """Write a file at once. The error of a full disk names it; the system's own names nothing."""
+    try:
+        path.write_bytes(content)
+    except OSError as error:
+        if error.filename is None:
+            error.filename = os.fspath(path)
+        raise
+
+
 def file_digest(path: AnyPath) -> str:
     """SHA-256, in hexadecimal, of a file's bytes."""
     total = hashlib.sha256()

@@ -24,7 +24,7 @@ from ..pixelcnn.likelihood import bits_per_dim
 from ..pixelcnn.shipped import load
 from ..pixeldefend.purify import purify
 from ..tensors.safetensors import read_safetensors
-from .stage_picture import Row, bits_line, difference_row, draw_rows, label_line
+from .stage_picture import Row, bits_line, difference_row, draw_rows, label_line, write_canvas
 
 if TYPE_CHECKING:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -101,7 +101,7 @@ def run(
     check_output(Path(out), ".png")
     with output_files(out, force=force) as (temporary,):
         demo, stages, seconds = stages_of_shipped_images(**settings)
-        draw(stages[:3], demo).print_png(temporary)  # type: ignore[no-untyped-call]
+        write_canvas(draw(stages[:3], demo), temporary)
     return Demonstration(demo, stages, seconds, Path(out))
 
 
@@ -163,7 +163,7 @@ def write_picture(canvas: FigureCanvasAgg) -> Path:
     """Write to pxfast-demo.png in the current folder, or to the first of pxfast-demo-1.png, ... that is free."""
     for path in map(Path, itertools.chain(["pxfast-demo.png"], (f"pxfast-demo-{i}.png" for i in itertools.count(1)))):
         with contextlib.suppress(FileExistsError, BlockingIOError), output_files(path, force=False) as (temporary,):
-            canvas.print_png(temporary)  # type: ignore[no-untyped-call]
+            write_canvas(canvas, temporary)
             break
     return path
 

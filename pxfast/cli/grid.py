@@ -56,12 +56,12 @@ def write_grid(
 
     stages: the name, what else there is to say, and images uint8 (N, C, H, W). labels: the true ones, (N,) int64.
     """
-    from .stage_picture import difference_row, draw_rows
+    from .stage_picture import difference_row, draw_rows, write_canvas
 
     rows = [stage_row(name, notes, images[:SHOWN], judges, labels) for name, notes, images in stages]
     first, last = rows[0], rows[-1]
     rows.append(difference_row(f"{last.name} - {first.name}", first.images, last.images))
-    draw_rows(rows).print_png(path)  # type: ignore[no-untyped-call]
+    write_canvas(draw_rows(rows), path)
 
 
 def stage_row(name: str, notes: Sequence[str], images: Tensor, judges: Judges, labels: Tensor | None) -> Row:

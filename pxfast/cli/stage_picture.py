@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from ..base.files import write_content
 
 if TYPE_CHECKING:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -74,6 +78,13 @@ def picture_size(rows: int, columns: int, height: int, width: int) -> tuple[int,
     """Width and height of the picture in screen pixels."""
     left, top = cell(rows, columns, height, width)
     return left, top - CAPTION + TOP
+
+
+def write_canvas(canvas: FigureCanvasAgg, path: Path) -> None:
+    """Write a picture as a PNG file."""
+    buffer = io.BytesIO()  # given a path, Pillow hides which file could not be written
+    canvas.print_png(buffer)  # type: ignore[no-untyped-call]
+    write_content(path, buffer.getbuffer())
 
 
 def draw_rows(rows: Sequence[Row], columns: int = COLUMNS) -> FigureCanvasAgg:

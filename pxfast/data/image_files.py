@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import BinaryIO, Protocol
 import numpy as np
 import torch
 
+from ..base.files import write_content
 from .arrays import check_images, check_values, map_array
 from .image_decoding import IMAGE_SUFFIXES, array_pillow, read_image
 from .images import Array, Images, to_grid
@@ -88,7 +90,12 @@ def stem(name: str) -> str:
 def write_png(image: Images, path: Path | BinaryIO) -> None:
     """Write one (C, H, W) image losslessly. An OSError leaves a partial file: give it a temporary path."""
     grid, _ = to_grid(image)
-    array_pillow(grid[0].numpy()).save(path, format="PNG")
+    buffer = io.BytesIO()  # given a path, Pillow hides which file could not be written
+    array_pillow(grid[0].numpy()).save(buffer, format="PNG")
+    if isinstance(path, Path):
+        write_content(path, buffer.getbuffer())
+    else:
+        path.write(buffer.getbuffer())
 
 
 def write_npy(array: Array, path: Path) -> None:

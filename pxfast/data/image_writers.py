@@ -11,7 +11,7 @@ from typing import TypeAlias
 import numpy as np
 import torch
 
-from ..base.files import output_files, output_folder
+from ..base.files import output_files, output_folder, write_content
 from .image_decoding import IMAGE_SUFFIXES
 from .image_files import Contents, write_png
 from .images import Images
@@ -105,7 +105,7 @@ def image_writer(
             yield lambda images: parts.append(torch.as_tensor(images).cpu()), rest
             buffer = io.BytesIO()  # torch.save itself hides why a write failed
             torch.save(torch.cat(parts).reshape(contents.full_shape), buffer)
-            temporary.write_bytes(buffer.getbuffer())
+            write_content(temporary, buffer.getbuffer())
 
 
 def folder_writer(folder: Path, names: Sequence[str]) -> Write:

@@ -72,7 +72,7 @@ def test_kill_in_mid_write_leaves_the_old_file(tmp_path):
 
 
 @pytest.mark.process
-@pytest.mark.parametrize("kind", ["npy", "pt", "safetensors", "folder", "array"])
+@pytest.mark.parametrize("kind", ["npy", "pt", "png", "safetensors", "folder", "array", "canvas"])
 def test_full_disk_leaves_the_old_output_and_says_so(tmp_path, kind):
     """Every writer, in a process of its own with a limit on the size of files."""
     out = tmp_path / "out" if kind == "folder" else tmp_path / f"out.{kind}"
@@ -86,6 +86,7 @@ def test_full_disk_leaves_the_old_output_and_says_so(tmp_path, kind):
         import sys, torch
         from pathlib import Path
         from pxfast.data.image_files import open_collection
+        from pxfast.data.image_files import Contents
         from pxfast.data.image_writers import image_writer
         from pxfast.pixelcnn.files import save
         from pxfast import PixelCNN, PixelCNNConfig
@@ -108,6 +109,10 @@ def test_full_disk_leaves_the_old_output_and_says_so(tmp_path, kind):
             for i in range(2):
                 Image.new("RGB", (256, 256)).save(source / f"{{i}}.png")
             given = source
+        elif kind == "canvas":
+            from pxfast.base.files import output_folder
+            from pxfast.cli.stage_picture import Row, draw_rows, write_canvas
+            canvas = draw_rows([Row("", [], images)])
         limit_file_size()
         try:
             if kind == "safetensors":
@@ -115,6 +120,12 @@ def test_full_disk_leaves_the_old_output_and_says_so(tmp_path, kind):
             elif kind == "array":
                 with output_files(out, force=True) as (temporary,):
                     write_npy(images.numpy(), temporary)
+            elif kind == "canvas":  # beside a folder
+                with output_folder(source / "pictures", out, force=True, check=print) as (_, (temporary,)):
+                    write_canvas(canvas, temporary)
+            elif kind == "png":
+                with image_writer(out, Contents(["out"], (3, 256, 256)), force=True) as (write, _):
+                    write(images[:1])
             else:
                 with image_writer(out, open_collection(given).contents(), force=True) as (write, _):
                     write(images if kind != "npy" else images.numpy())

@@ -6,7 +6,7 @@ import resource
 import subprocess
 import sys
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 import pytest
@@ -118,8 +118,8 @@ class Canvas:
     """What writes a picture."""
 
     @staticmethod
-    def print_png(path: Path) -> None:
-        path.write_bytes(b"picture")
+    def print_png(file: BinaryIO) -> None:
+        file.write(b"picture")
 
 
 def test_a_picture_goes_to_the_first_name_that_is_free(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
