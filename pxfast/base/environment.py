@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+MOST_THREADS = 1 << 16
 ORDERS = ("auto", "sequential", "speculative")
 
 
@@ -103,15 +104,22 @@ def keep_gradio_here(folder: str) -> None:
 
 
 def _user_folder(variable: str, default: str) -> Path:
-    return Path(os.environ.get(variable) or Path.home() / default) / "pxfast"
+    given = os.environ.get(variable)
+    if given:
+        return Path(given) / "pxfast"
+    try:
+        return Path.home() / default / "pxfast"
+    except RuntimeError:  # this user has no home: in this folder nothing is found, and nothing can be kept
+        return Path(os.devnull, "pxfast")
 
 
 def _positive(variable: str) -> int | None:
     wish = os.environ.get(variable)
     if not wish:
         return None
-    if not wish.isdecimal() or int(wish) < 1:
-        raise ValueError(f"{variable} must be a positive integer, got {wish!r}")
+    # the length comes first: Python refuses to read thousands of digits, by another error
+    if not wish.isdecimal() or len(wish) > 20 or not 1 <= int(wish) <= MOST_THREADS:
+        raise ValueError(f"{variable} must be an integer in 1..{MOST_THREADS}, got {wish[:60]!r}")
     return int(wish)
 
 

@@ -14,6 +14,8 @@ from typing import Annotated, Any
 
 import typer
 
+from ..base.environment import MOST_THREADS
+
 
 def among(*values: str) -> Callable[[str], list[str]]:
     """What a shell offers after a flag: those of the values that begin with what is typed already."""
@@ -152,7 +154,9 @@ DeviceOption = Annotated[
 ]
 ThreadsOption = Annotated[
     int | None,
-    typer.Option(min=1, help="Threads of torch and of the CPU engine; by default the usable processors."),
+    typer.Option(
+        min=1, max=MOST_THREADS, help="Threads of torch and of the CPU engine; by default the usable processors."
+    ),
 ]
 _BATCH_SIZE = typer.Option(min=1, help="Images worked on at a time.")
 BatchSizeOption = Annotated[int, _BATCH_SIZE]

@@ -7,6 +7,8 @@ import pytest
 from support.helpers import SOURCE
 
 from pxfast.base import environment
+from pxfast.base.durations import keep_time, last_time
+from pxfast.base.files import check_output_folder
 from pxfast.engines import cpu
 from pxfast.engines.compiled import ORDERS, order_of
 from pxfast.engines.registry import ENGINES
@@ -29,6 +31,16 @@ def test_a_wrong_value_is_named(monkeypatch: pytest.MonkeyPatch, variable: str, 
     monkeypatch.setenv(variable, value)
     with pytest.raises(ValueError, match=f"{variable} must be .*'{value}'"):
         READERS[variable]()
+
+
+@pytest.mark.parametrize("variable", ["PXFAST_THREADS", "PXFAST_CUDA_TEAM"])
+@pytest.mark.parametrize("value", ["0", "65537", "9" * 21, "9" * 5000])
+def test_a_count_out_of_its_range_is_named(monkeypatch: pytest.MonkeyPatch, variable: str, value: str) -> None:
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(ValueError, match=rf"{variable} must be an integer in 1\.\.65536, got '{value[:60]}'"):
+        READERS[variable]()
+    monkeypatch.setenv(variable, "65536")
+    assert READERS[variable]() == 65536
 
 
 @pytest.mark.parametrize("variable", READERS)
@@ -62,6 +74,21 @@ def test_files_of_the_user_lie_where_the_variables_say(monkeypatch: pytest.Monke
     assert environment.tiles_file() == tmp_path / "config" / "pxfast" / "tiles.json"
     monkeypatch.setenv("PXFAST_TILES", str(tmp_path / "mine.json"))
     assert environment.tiles_file() == tmp_path / "mine.json"
+
+
+def test_where_there_is_no_home_nothing_is_kept_and_nothing_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("XDG_CACHE_HOME", "XDG_CONFIG_HOME", "PXFAST_TILES"):
+        monkeypatch.delenv(name, raising=False)
+
+    def homeless() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", homeless)
+    keep_time("compiling a", 292.0)
+    assert last_time("compiling a") is None
+    assert not environment.tiles_file().exists()
+    with pytest.raises(NotADirectoryError):
+        check_output_folder(environment.tiles_file().parent)
 
 
 def test_the_package_reads_the_environment_in_one_module() -> None:

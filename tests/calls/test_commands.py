@@ -72,6 +72,7 @@ SHARED = [
         "'--threads'",
     ),
     (f"purify bench {TRAIN}", "--threads two", "'--threads'"),
+    (f"purify bench {TRAIN}", "--threads 99999999999", "65536"),
     (f"classifier purify bpd detect bench {EVALUATE} {TRAIN}", "--batch-size 0", "'--batch-size'"),
     (f"purify tune {TRAIN}", "--batch-size 1.5", "'--batch-size'"),
     (f"classifier sample attack density {TRAIN}", "--seed a", "'--seed'"),
