@@ -110,7 +110,7 @@ def output_files(*paths: AnyPath, force: bool) -> Iterator[list[Path]]:
     A temporary path that is not written to is left out. What appeared at one of ``paths`` meanwhile is not replaced,
     unless ``force``; then none of them appears. What a process that was killed between two of them has published is
     withdrawn by the next one. Raises FileExistsError, IsADirectoryError, BlockingIOError where another process is
-    writing one of them, FileNotFoundError for a folder that is not there.
+    writing one of them, FileNotFoundError for a folder that is not there, ValueError where two paths are one.
     """
     with contextlib.ExitStack() as stack:
         files = [Path(path) for path in paths]
@@ -153,7 +153,8 @@ def output_folder(
 
     On success the folder is flushed to disk and becomes ``path``, on failure it is removed. What appeared at ``path``
     meanwhile is not replaced. With ``force`` a folder is, if ``check`` does not raise and nothing in it changes
-    meanwhile. The files are as :func:`output_files` has them. Raises what that raises.
+    meanwhile. The files are as :func:`output_files` has them. Raises what that raises, and ValueError for a file in
+    ``path``.
     """
     target = Path(path)
     with contextlib.ExitStack() as stack:
@@ -231,6 +232,7 @@ class _Pending:
 def _in_order(stack: contextlib.ExitStack, files: Sequence[Path], folder: Path | None, *, force: bool) -> None:
     """Claim outputs that appear together, remove what killed processes left of them, and refuse those that exist."""
     targets = [*files, *([] if folder is None else [folder])]
+    _check_apart(files, folder)
     for target in sorted(targets):
         stack.enter_context(claimed(target))
     _withdraw_unfinished(files, folder)
@@ -240,6 +242,21 @@ def _in_order(stack: contextlib.ExitStack, files: Sequence[Path], folder: Path |
         refuse_folder(target)
     for target in targets:
         refuse_existing(target, force=force)
+
+
+def _check_apart(files: Sequence[Path], folder: Path | None) -> None:
+    """ValueError where two outputs have one path, or a file would lie in the output folder: they can't both appear."""
+    seen: dict[str, Path] = {} if folder is None else {_place(folder): folder}
+    for file in files:
+        if (other := seen.setdefault(_place(file), file)) is not file:
+            raise ValueError(f"expected a path of its own for each output, got {other} and {file}")
+        if folder is not None and Path(_place(folder)) in Path(_place(file)).parents:
+            raise ValueError(f"{file} lies in {folder}, which is an output of its own; write it elsewhere")
+
+
+def _place(path: Path) -> str:
+    """Where an output is to appear, whatever way leads there; a link at that place is replaced, not followed."""
+    return os.path.join(os.path.realpath(path.absolute().parent), path.name)
 
 
 def _prepared(stack: contextlib.ExitStack, files: Sequence[Path]) -> list[_Pending]:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from pxfast.base import locks
-from pxfast.base.files import claimed, output_files, output_folder, refuse_existing, whole_file
+from pxfast.base.files import check_outputs, claimed, output_files, output_folder, refuse_existing, whole_file
 
 
 def names(folder: Path) -> set[str]:
@@ -162,6 +162,21 @@ def test_existing_outputs_are_refused_unless_forced(tmp_path):
     ):
         pass
     assert names(tmp_path) == {"out.bin", "folder"}
+
+
+def test_two_outputs_have_two_paths(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "sub").mkdir()
+    os.symlink("sub", "link")
+    for first, second in (("a", "a"), ("a", tmp_path / "a"), ("sub/a", "link/a")):
+        with pytest.raises(ValueError, match=f"a path of its own for each output, got {first} and {second}"):
+            check_outputs(first, second, force=True)
+    with pytest.raises(ValueError, match="a path of its own for each output, got out and out"):
+        check_outputs("out", folder="out", force=False)
+    with pytest.raises(ValueError, match="link/out/a lies in sub/out, which is an output of its own"):
+        check_outputs("link/out/a", folder="sub/out", force=False)
+    check_outputs("sub/a", "link/b", folder="c", force=True)
+    assert names(tmp_path) == {"sub", "link"}
 
 
 def write_both(folder: Path, force: bool = False, meanwhile=lambda: None) -> None:

@@ -267,6 +267,8 @@ ALONE = [
     ("train {pictures} --out a.safetensors --preset small --filters 2 --resnets 1 --batch-size 5", ONE_BATCH),
     ("train-adp {pictures} --out a.safetensors --preset small --ngf 2 --batch-size 5", ONE_BATCH),
     ("train-classifier {classes} resnet62 --out a.safetensors --batch-size 5", ONE_BATCH),
+    ("purify {pictures}/0.png o.png --grid o.png", "expected a path of its own for each output, got o.png and o.png"),
+    ("attack {pictures} --out o --grid o/g.png --force", "no such folder|o/g.png lies in o"),
     ("report", "Missing argument 'DIR'"),
     ("report no-such", "no such folder: no-such"),
     ("report {empty}", "has neither tables nor figures"),
