@@ -27,7 +27,8 @@ else:
 
 
 class Lock:
-    """A file that this process has locked. Raises BlockingIOError where another has it, and OSError.
+    """A file that this process has locked. Raises BlockingIOError where another has it, PermissionError, naming the
+    file in its words alone, for another user's that can't be opened, and OSError.
 
     path: made where it is missing. certain: False where the system or the file system knows no locks; then another
     process may believe that it has the file, too.
@@ -37,7 +38,7 @@ class Lock:
         self.path = path
         self.certain: bool = False
         while True:
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+            descriptor = _open(path)
             try:
                 self.certain = _lock(descriptor)
                 if not self.certain or _is_at(descriptor, path):
@@ -61,6 +62,22 @@ class Lock:
         if self._descriptor is not None:
             os.close(self._descriptor)
             self._descriptor = None
+
+
+def _open(path: Path) -> int:
+    """A descriptor of a file to lock, which is made where it is missing."""
+    try:
+        return os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    except PermissionError as error:
+        try:
+            return os.open(path, os.O_RDONLY)  # a lock that another user's killed process left: reading is enough
+        except FileNotFoundError:
+            raise error from None
+        except PermissionError:
+            # without a number and a name, for which the output's would be put
+            raise PermissionError(
+                f"the lock {path} is another user's and can't be opened; remove it when no process uses it any more"
+            ) from None
 
 
 def _is_at(descriptor: int, path: Path) -> bool:

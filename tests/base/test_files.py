@@ -179,6 +179,28 @@ def test_two_outputs_have_two_paths(tmp_path, monkeypatch):
     assert names(tmp_path) == {"sub", "link"}
 
 
+def test_another_users_lock_that_was_left_is_taken_or_named(tmp_path, monkeypatch):
+    lock, readable = tmp_path / ".a.lock", True
+    lock.touch()
+    system = os.open
+
+    def another_users(path, flags, *mode):
+        if Path(path) == lock and (not readable or flags & os.O_RDWR):
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return system(path, flags, *mode)
+
+    monkeypatch.setattr(os, "open", another_users)
+    with claimed(tmp_path / "a"):
+        assert lock.exists()
+        with pytest.raises(BlockingIOError, match="another process is writing"), claimed(tmp_path / "a"):
+            pass
+    lock.touch()
+    readable = False
+    message = rf"the lock {lock} is another user's and can't be opened"
+    with pytest.raises(PermissionError, match=message), claimed(tmp_path / "a"):
+        pass
+
+
 def write_both(folder: Path, force: bool = False, meanwhile=lambda: None) -> None:
     with output_files(folder / "a", folder / "b", force=force) as (a, b):
         a.write_text("new a")
