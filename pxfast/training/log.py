@@ -122,11 +122,13 @@ class TrainingLog:
 
 
 def has_checkpoint(path: Path) -> bool:
-    """Whether a log is of a run that came to a checkpoint; one of another is worth nothing.
+    """Whether a log is of a run that is sure to have come to a checkpoint; one of another is worth nothing.
 
+    Its last line is written before the checkpoint of which it tells, which a killed run may not have come to.
     ValueError, naming the file, unless it holds the lines of a training's log.
     """
-    return any(checkpoint for _, _, checkpoint in _lines(path))
+    checkpoints = [checkpoint for _, _, checkpoint in _lines(path)]
+    return any(checkpoints[:-1])
 
 
 def _lines_up_to(path: Path, step: int) -> tuple[int, int]:

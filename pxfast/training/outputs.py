@@ -84,7 +84,7 @@ def run_outputs(
 
 
 def _is_worthless(log: Path) -> bool:
-    """Whether a log is of a run that was killed before its first checkpoint, and has to begin anew."""
+    """Whether a log, of which there is no checkpoint, is of a run that was killed before its first one was there."""
     try:
         return not has_checkpoint(log)
     except ValueError:  # no log

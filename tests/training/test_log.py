@@ -149,19 +149,19 @@ def test_kill_9_leaves_whole_lines(tmp_path):
 
 @pytest.mark.parametrize("options", [{}, {"resume": True}])
 def test_the_log_of_a_run_without_a_checkpoint_is_replaced(options, tmp_path):
-    """It was killed too early, and begins anew, with --resume or without."""
+    """It was killed too early, before the checkpoint that its last line tells of, and begins anew."""
     out = tmp_path / "m.safetensors"
-    log_path(out).write_text('{"step": 9, "train_loss": 1.5}\n{"step": 10, "tr')
+    log_path(out).write_text('{"step": 9, "train_loss": 1.5}\n{"step": 10, "checkpoint": true}\n{"step": 11, "tr')
     run_small(out, 0.5, 1000, **options)
     assert [line["step"] for line in lines_of(out)] == [2]
 
 
 def test_what_is_there_is_not_replaced(tmp_path):
     out = tmp_path / "m.safetensors"
-    log_path(out).write_text('{"step": 9, "train_loss": 1.5, "checkpoint": true}\n')
+    log_path(out).write_text('{"step": 9, "train_loss": 1.5, "checkpoint": true}\n{"step": 10, "train_loss": 1.5}\n')
     with pytest.raises(FileExistsError, match=r"m\.log\.jsonl exists already; pass --force"):
         run_small(out, 0.5, 1000)
-    assert json.loads(log_path(out).read_text())["step"] == 9
+    assert [line["step"] for line in lines_of(out)] == [9, 10]
 
 
 @pytest.mark.parametrize(
