@@ -92,6 +92,13 @@ def draw_to_files() -> None:
     os.environ["MPLBACKEND"] = "agg"
 
 
+def wrap_somewhere() -> None:
+    """Forget ``COLUMNS`` where it is 0, which some terminals set: the help would have no room for a letter."""
+    columns = os.environ.get("COLUMNS", "")
+    if columns and not columns.strip("0"):
+        del os.environ["COLUMNS"]
+
+
 def keep_gradio_here(folder: str) -> None:
     """Tell Gradio, before it is imported, to ask no host for anything and to keep uploads in ``folder``."""
     os.environ.update(

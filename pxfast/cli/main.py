@@ -5,16 +5,20 @@ torch and what is built on it are imported by the commands that need them, so th
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
+import signal
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from types import FrameType
 from typing import Annotated
 
 import typer
 from typer.core import TyperGroup
 
-from ..base.environment import draw_to_files
+from ..base.environment import draw_to_files, wrap_somewhere
 from ..base.memory import keep_freed_memory
 from ..base.streams import note, open_streams
 from ..base.unfinished import FULL
@@ -51,6 +55,7 @@ COMMANDS: dict[str, dict[str, typer.Typer | Callable[..., None]]] = {
     "Look": {"app": page, "info": info, "bench": bench, "tune": tune, "demo": demo},
 }
 
+INTERRUPTED, TERMINATED = 130, 143  # exit codes, as shells have them of SIGINT and SIGTERM
 EXPECTED = (OSError, ImportError, ValueError, TypeError, RuntimeError, ArithmeticError, MemoryError)
 
 
@@ -96,16 +101,73 @@ def is_expected(error: Exception) -> bool:
     return isinstance(error, EXPECTED) or (safetensors is not None and isinstance(error, safetensors.SafetensorError))
 
 
+@contextlib.contextmanager
+def terminated_as_interrupted() -> Iterator[threading.Event]:
+    """Take SIGTERM, by which systems end what runs, as Ctrl-C: a training keeps its checkpoint. The event tells of it.
+
+    Nothing changes where Python delivers no signals, or where SIGTERM does something else already.
+    """
+    told = threading.Event()
+    here = threading.current_thread() is threading.main_thread()
+    if not here or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
+        yield told
+        return
+    process = os.getpid()
+
+    def handler(number: int, frame: FrameType | None) -> None:
+        if os.getpid() != process:  # a fork, whose work is not to be kept
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            signal.raise_signal(signal.SIGTERM)
+            return
+        told.set()
+        interrupt = signal.getsignal(signal.SIGINT)
+        if not callable(interrupt):  # Ctrl-C is ignored, as a shell has it of what runs in the background
+            raise KeyboardInterrupt
+        interrupt(signal.SIGINT, frame)
+
+    signal.signal(signal.SIGTERM, handler)
+    try:
+        yield told
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def check_folder() -> None:
+    """FileNotFoundError where the current folder has been removed: libraries fail there by errors that don't say so."""
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        raise FileNotFoundError("the current folder has been removed; change to one that is there") from None
+
+
 def main() -> None:
-    """Run the command line. Errors are one line and exit code 2, Ctrl-C is 130, a pipe whose reader has gone is 1."""
+    """Run the command line. Errors are one line and exit code 2, Ctrl-C is 130, SIGTERM 143, a pipe whose reader has
+    gone is 1.
+    """
     open_streams()
     keep_freed_memory()
     draw_to_files()
+    wrap_somewhere()
+    with terminated_as_interrupted() as terminated:
+        code = run()
+    if code == INTERRUPTED:
+        note("terminated" if terminated.is_set() else "interrupted")
+        code = TERMINATED if terminated.is_set() else code
     try:
-        code = app(prog_name="pxfast", standalone_mode=False)
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or else the interpreter fails once more when it ends
+    sys.exit(code)
+
+
+def run() -> int | None:
+    """Run the command that was asked for; its exit code. What it raises is told of in a line."""
+    try:
+        check_folder()
+        code: int | None = app(prog_name="pxfast", standalone_mode=False)
         sys.stdout.flush()
     except (KeyboardInterrupt, typer.Abort):
-        code = 130
+        code = INTERRUPTED
     except BrokenPipeError:  # as typer has it of what commands print themselves
         code = 1
     except Exception as error:
@@ -117,13 +179,7 @@ def main() -> None:
             message = f"standard output can't be written to: {error.strerror}"  # errors of files have a name
         note(f"error: {' '.join(message.split()) or type(error).__name__}")
         code = 2
-    if code == 130:
-        note("interrupted")
-    try:
-        sys.stdout.flush()
-    except OSError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or else the interpreter fails once more when it ends
-    sys.exit(code)
+    return code
 
 
 if __name__ == "__main__":

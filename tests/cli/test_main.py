@@ -17,6 +17,7 @@ from support.helpers import command_line, environment, error_line, run_command, 
 import pxfast
 from pxfast.cli import main as main_module
 from pxfast.cli.main import COMMANDS
+from pxfast.training.loop import deferred_interrupt
 
 
 @pytest.mark.process
@@ -44,8 +45,11 @@ def test_errors_are_one_line_and_code_2(refused, tmp_path):
 
 
 @pytest.mark.process
-def test_ctrl_c_is_clean(model, tmp_path):
-    """The interrupted run ends quickly with 130, one line, and neither output nor temporary files."""
+@pytest.mark.parametrize(
+    ("number", "code", "word"), [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")]
+)
+def test_ctrl_c_and_termination_are_clean(model, tmp_path, number, code, word):
+    """The run ends quickly with one line, and neither output nor temporary files."""
     np.save(tmp_path / "in.npy", np.zeros((4096, 1, 8, 8), dtype=np.uint8))
     arguments = command_line(
         "purify", tmp_path / "in.npy", tmp_path / "out.npy", "--engine", "reference", "--model", model
@@ -55,12 +59,43 @@ def test_ctrl_c_is_clean(model, tmp_path):
         assert process.poll() is None
         time.sleep(0.05)
     time.sleep(0.5)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     _, errors = process.communicate(timeout=30)
-    assert process.returncode == 130
+    assert process.returncode == code
     assert "Traceback" not in errors
-    assert "interrupted" in errors
+    assert errors.splitlines()[-1] == word
     assert os.listdir(tmp_path) == ["in.npy"]
+
+
+def test_termination_reaches_what_ctrl_c_is_for_and_goes_back(monkeypatch):
+    """A training finishes its step and keeps it (:func:`pxfast.training.loop.deferred_interrupt`)."""
+    stopped = []
+
+    def training(**options: object) -> None:
+        with deferred_interrupt() as asked:
+            os.kill(os.getpid(), signal.SIGTERM)
+            stopped.append(asked.wait(10))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(main_module, "app", training)
+    with pytest.raises(SystemExit) as end:
+        main_module.main()
+    assert end.value.code == 143
+    assert stopped == [True]
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+def test_a_removed_folder_is_told(refused, tmp_path, monkeypatch):
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    assert "the current folder has been removed" in refused("info")
+
+
+def test_help_needs_no_terminal_of_some_width(run_here, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "0")
+    listing, _ = run_here("--help")
+    assert "purify" in listing
 
 
 HELP = """
