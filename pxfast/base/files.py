@@ -232,7 +232,7 @@ class _Pending:
 def _in_order(stack: contextlib.ExitStack, files: Sequence[Path], folder: Path | None, *, force: bool) -> None:
     """Claim outputs that appear together, remove what killed processes left of them, and refuse those that exist."""
     targets = [*files, *([] if folder is None else [folder])]
-    _check_apart(files, folder)
+    check_apart(files, folder)
     for target in sorted(targets):
         stack.enter_context(claimed(target))
     _withdraw_unfinished(files, folder)
@@ -244,7 +244,7 @@ def _in_order(stack: contextlib.ExitStack, files: Sequence[Path], folder: Path |
         refuse_existing(target, force=force)
 
 
-def _check_apart(files: Sequence[Path], folder: Path | None) -> None:
+def check_apart(files: Sequence[Path], folder: Path | None = None) -> None:
     """ValueError where two outputs have one path, or a file would lie in the output folder: they can't both appear."""
     seen: dict[str, Path] = {} if folder is None else {_place(folder): folder}
     for file in files:

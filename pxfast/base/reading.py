@@ -44,7 +44,7 @@ class BoundedFile(io.BufferedReader):
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         """Raises what :func:`regular_file` does."""
-        super().__init__(io.FileIO(regular_file(path)))
+        super().__init__(io.FileIO(os.fspath(regular_file(path))))
         self.bytes: int = os.fstat(self.fileno()).st_size
 
     def read(self, size: int | None = -1, /) -> bytes:

@@ -8,6 +8,8 @@ import typer
 
 from .options import BatchSizeOption, JsonOption, NetworkOption, PrecisionOption, QuietOption, ThreadsOption
 
+MOST_IMAGES = 1 << 16  # that are decoded at once; more of them tell nothing of the engine
+
 
 def bench(
     network: NetworkOption = None,
@@ -32,7 +34,7 @@ def bench(
     import dataclasses
     import itertools
 
-    from ..base.checks import PRECISIONS, check_precision
+    from ..base.checks import PRECISIONS, check_between, check_precision
     from ..base.progress import progress_of
     from ..engines import benchmark
     from ..engines.cpu import isa_of
@@ -40,6 +42,7 @@ def bench(
     from ..engines.settings import DecodeSettings
     from .output import print_json
 
+    check_between("batch-size", batch_size, 1, MOST_IMAGES)
     isas: list[str | None] = [*isa] if isa else [None]
     ways = [DecodeSettings(threads=threads, isa=each) for each in isas]
     names = network or benchmark.NETWORKS

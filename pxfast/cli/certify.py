@@ -101,6 +101,7 @@ def certify(
     """
     from ..base.checks import check_choice, check_precision
     from ..base.extras import require
+    from ..base.files import check_apart
     from ..base.machine import parse_device
     from ..certification import certify as certify_l1
     from ..certification import certify_l2
@@ -123,6 +124,7 @@ def certify(
         raise ValueError("--keep is for --norm l1: only its guesses are kept")
     require("matplotlib", "evaluate")
     beside = [path for path in (curve, page) if path is not None]
+    check_apart([path for path in (out, *beside, keep) if path is not None])
     check_rows_output(out, *beside, force=force)
     use_threads(threads)
     place, chosen = parse_device(device), engine_on(device, engine)

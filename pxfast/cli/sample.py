@@ -52,9 +52,11 @@ def sample(
     from ..base.machine import parse_device
     from ..base.streams import note
     from ..data.image_files import write_npy, write_png
-    from ..data.image_grid import image_grid
+    from ..data.image_grid import grid_size, image_grid
     from ..data.image_writers import check_output
     from ..engines.registry import select
+    from ..pixelcnn.files import read_metadata
+    from ..pixelcnn.shipped import SHIPPED
     from ..pixeldefend.sampling import sample as draw
     from .machine import engine_on, use_threads
     from .output import print_json
@@ -65,6 +67,8 @@ def sample(
         if path is not None:
             check_output(path, suffix)
     files = [path for path in (out, grid) if path is not None]
+    if grid is not None:
+        grid_size(count, read_metadata(SHIPPED.path(model))[0].image_size, per_row, enlarge=enlarge)
     check_outputs(*files, force=force)
     use_threads(threads)
     place, chosen = parse_device(device), select(engine_on(device, engine))

@@ -107,6 +107,7 @@ def train_classifier(
     OUT.purified, or in the folder of --keep. --batch-size counts the images of a step.
     --precision is bf16 unless given.
     """
+    from ..base.files import check_apart
     from ..classifiers.training import ClassifierSettings
     from ..classifiers.training import train_classifier as train
     from ..classifiers.weights import read_notes
@@ -139,6 +140,7 @@ def train_classifier(
     )
     if keep is not None and behind is None:
         raise ValueError("--keep is for --behind: nothing else is kept")
+    check_apart([out, *([] if keep is None else [keep])])
     use_threads(threads)
     if download:
         fetch_dataset(dataset, root, progress=not quiet)

@@ -278,6 +278,13 @@ ALONE = [
     ("convert openai-tf {garbage} out.safetensors --head cauchy", "cauchy"),
     ("bench --network magic", "unknown network 'magic'; known: paper-cifar10"),
     ("bench --rounds 0", "'--rounds'"),
+    ("bench --batch-size 100000000", "batch-size must be an integer in 1..65536, got 100000000"),
+    ("sample 4 --model {model} --grid g.png --enlarge 100000", "expected a picture of 134217728 pixels at most, got"),
+    ("certify {classes} --out c5.json --keep c5.json", "a path of its own for each output, got c5.json and c5.json"),
+    (
+        "train-classifier {classes} resnet62 --out a.safetensors --behind cells:width=8 --keep a.safetensors",
+        "a path of its own for each output",
+    ),
     ("tune --batch-size 17", "batch-size must be a multiple of 16, got 17"),
     ("tune --network magic", "unknown network 'magic'; known: paper-cifar10"),
     ("info more", "unexpected extra argument"),
