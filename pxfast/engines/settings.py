@@ -5,9 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from ..base.checks import check_between, check_choice, check_flag, check_text, put
-from ..base.environment import ORDERS
-
-MOST_THREADS = 2**16
+from ..base.environment import MOST_THREADS, ORDERS
 
 
 @dataclasses.dataclass(frozen=True)
