@@ -8,7 +8,6 @@ and flips in 3.10. So every launch says it, and neither that variable nor the ve
 from __future__ import annotations
 
 import dataclasses
-import threading
 from typing import Any
 
 import torch
@@ -16,6 +15,7 @@ import triton
 from torch import Tensor
 from triton.compiler import ASTSource
 
+from ..base.forks import ThreadLock
 from .functions import sigmoid
 
 FP_FUSION = False
@@ -31,7 +31,7 @@ TYPES = {
     torch.uint8: "u8",
 }
 
-_interpreter = threading.Lock()  # the interpreter patches triton.language while a kernel runs: one kernel at a time
+_interpreter = ThreadLock()  # the interpreter patches triton.language while a kernel runs: one kernel at a time
 
 
 @dataclasses.dataclass(frozen=True)
