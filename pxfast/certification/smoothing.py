@@ -89,11 +89,12 @@ def certify_l2(
     if not callable(purifier) and (not isinstance(purifier, str) or purifier not in PURIFIERS):
         kind = ValueError if isinstance(purifier, str) else TypeError
         raise kind(f"purifier must be one of {', '.join(PURIFIERS)}, or a function of images, got {shown(purifier)}")
+    eps = None if eps is None else check_eps(eps)
     if eps is not None and purifier != "pixeldefend":
         raise ValueError(f"eps={shown(eps)} means nothing to purifier={name_of(purifier)!r}: only pixeldefend takes it")
     if model is not None and (callable(purifier) or purifier == "none"):
         raise ValueError(f"a model means nothing to purifier={name_of(purifier)!r}: only adp and pixeldefend take one")
-    eps = min(255, round(255.0 * sigma)) if eps is None else check_eps(eps)
+    eps = min(255, round(255.0 * sigma)) if eps is None else eps
     check_choice("views", views, VIEWS)
     seed = check_seed(seed)
     arithmetic = checked_arithmetic(engine, precision, threads)
