@@ -52,7 +52,8 @@ class Unlocked {
   PyThreadState* state_;
 };
 
-// What a decode that works without the GIL does from time to time: Ctrl-C is heard, and `report` told of the images done.
+// What a decode that works without the GIL does from time to time: it hears Ctrl-C, and tells `report` of the images
+// that are done.
 inline void look_up(const py::object& report, int64_t done) {
   if (interpreter_ends()) throw std::runtime_error("the interpreter is ending");
   py::gil_scoped_acquire locked;

@@ -39,7 +39,8 @@ class CudaEngine {
     Unlocked unlocked;
     select_device(device);
     engine_.decode(plan, pointer<const void>(block), pointer<void>(workspace), pointer<const uint8_t>(input),
-                   pointer<uint8_t>(output), images, native, pointer<void>(stream), [&](int64_t done) { look_up(report, done); });
+                   pointer<uint8_t>(output), images, native, pointer<void>(stream),
+                   [&](int64_t done) { look_up(report, done); });
   }
 
   size_t bytes_per_image(bool speculative) const { return engine_.bytes_per_image(speculative); }

@@ -73,9 +73,7 @@ def cross_entropy_gradient(logits: Tensor, labels: Tensor, x: Tensor) -> Tensor:
     nothing or too short for the type, and an attack would stand still. The image gets the gradient of log of the sum
     over the other classes, minus its own logit: that of the cross-entropy over 1 - p, of the same direction.
     """
-    if not logits.requires_grad:
-        raise NoGradient(NO_GRADIENT)
-    upper = _logits_gradient(lambda given: F.cross_entropy(given, labels, reduction="sum"), logits)
+    upper = _logits_gradient(lambda given: F.cross_entropy(given, labels, reduction="sum"), differentiable(logits))
     tiny = torch.finfo(logits.dtype).tiny
     lost = upper.abs().amax(1) < max(SHORTEST * tiny, math.sqrt(tiny))
     if logits.shape[1] > 1 and bool(lost.any()):

@@ -114,8 +114,6 @@ def test_a_child_purifies_whatever_lock_was_held(make_model, where) -> None:
 
 
 def test_a_lock_is_forgotten_with_its_owner() -> None:
-    from pxfast.base import forks
-
     before = len(forks._locks)
     locks = [ThreadLock() for _ in range(10)]
     assert len(forks._locks) == before + 10
