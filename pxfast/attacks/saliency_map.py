@@ -6,8 +6,11 @@ import torch
 from torch import Tensor, nn
 
 from ..base.checks import check_number, check_optional_count
+from ..tensors.floating import widened
 from .attack import Attack
 from .gradients import eager, input_gradient
+
+MOST_PAIRS = 2**22  # that are compared at once
 
 
 def jacobian(classifier: nn.Module, x: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -20,24 +23,52 @@ def jacobian(classifier: nn.Module, x: Tensor, targets: Tensor) -> tuple[Tensor,
     return logits.detach(), towards, others
 
 
-def salient_pair(towards: Tensor, others: Tensor, free: Tensor, *, increase: bool) -> tuple[int, int] | None:
-    """The two values whose joint change helps the target most and the other classes least.
+def salient_pairs(towards: Tensor, others: Tensor, free: Tensor, *, increase: bool) -> tuple[Tensor, Tensor]:
+    """For each image the two values whose joint change helps the target most and the other classes least.
 
-    towards, others: the gradients of one image, (D,). free: bool (D,), the values that may still change. Among the
-    pairs whose gradients sum to alpha > 0 (towards) and beta < 0 (others), or the reverse when values are decreased,
-    the one with the largest \\|alpha beta\\|; None when there is no such pair.
+    towards, others: the gradients, (N, D). free: bool (N, D), the values that may still change. Among the pairs whose
+    gradients sum to alpha > 0 (towards) and beta < 0 (others), or the reverse when values are decreased, the one with
+    the largest \\|alpha beta\\|. Returns its positions, int64 (N, 2), and bool (N,): whether there is such a pair.
     """
-    positions = free.nonzero()[:, 0]
-    if len(positions) < 2:
-        return None
+    N = len(free)
     sign = 1.0 if increase else -1.0
-    alpha, beta = sign * towards[positions], sign * others[positions]
-    alpha, beta = alpha[:, None] + alpha, beta[:, None] + beta
-    score = torch.where((alpha > 0.0) & (beta < 0.0), -alpha * beta, 0.0).fill_diagonal_(0.0)
-    best = int(score.argmax())
-    if float(score.flatten()[best]) <= 0.0:
-        return None
-    return int(positions[best // len(positions)]), int(positions[best % len(positions)])
+    # half precision has no room for products of gradients
+    gains, losses = sign * widened(towards), -sign * widened(others)
+    rivals = _contenders(gains, losses, free)
+    most = int(rivals.sum(1).max()) if N else 0
+    pairs = torch.zeros((N, 2), dtype=torch.int64, device=free.device)
+    found = torch.zeros(N, dtype=torch.bool, device=free.device)
+    if most < 2:
+        return pairs, found
+    order = (~rivals).sort(dim=1, stable=True).indices[:, :most]  # the contenders first, by position
+    for i in range(0, N, step := max(1, MOST_PAIRS // most**2)):
+        at = order[i : i + step]
+        chosen = rivals[i : i + step].gather(1, at)
+        alpha, beta = gains[i : i + step].gather(1, at), losses[i : i + step].gather(1, at)
+        alpha, beta = alpha[:, :, None] + alpha[:, None], beta[:, :, None] + beta[:, None]
+        valid = (alpha > 0.0) & (beta > 0.0) & chosen[:, :, None] & chosen[:, None]
+        score = torch.where(valid, alpha * beta, 0.0)
+        score.diagonal(dim1=1, dim2=2).zero_()
+        best, index = score.flatten(1).max(1)
+        pairs[i : i + step] = at.gather(1, torch.stack((index // most, index % most), dim=1))
+        found[i : i + step] = best > 0.0
+    return pairs, found
+
+
+def _contenders(gains: Tensor, losses: Tensor, free: Tensor) -> Tensor:
+    """Bool (N, D): the free values that are in the best pair, and few others.
+
+    A value that two others match or surpass in both numbers is in no better pair than one of those two in its place.
+    So D^2 pairs (9 million of a CIFAR-10 image) shrink to those of some tens of values.
+    """
+    lowest = torch.finfo(gains.dtype).min
+    gains, losses = gains.where(free, lowest), losses.where(free, lowest)
+    order = gains.sort(dim=1, descending=True, stable=True).indices
+    sorted_losses = losses.gather(1, order)
+    largest = sorted_losses.cummax(1).values
+    second = torch.full_like(sorted_losses, -torch.inf)  # the second largest of those before
+    second[:, 2:] = torch.minimum(sorted_losses[:, 1:], largest[:, :-1]).cummax(1).values[:, :-1]
+    return torch.zeros_like(free).scatter(1, order, sorted_losses > second) & free
 
 
 def runner_up(logits: Tensor, labels: Tensor) -> Tensor:
@@ -90,17 +121,13 @@ class SaliencyMap(Attack):
             logits, towards, others = jacobian(classifier, moved[active], aims[active])
             given = logits.argmax(1)
             done = given != labels[active] if targets is None else given == aims[active]
-            going = []
-            for i, image in enumerate(active.tolist()):
-                if done[i]:
-                    continue
-                values = moved[image].view(D)
-                free = values < 1.0 if self.theta > 0.0 else values > 0.0
-                pair = salient_pair(towards[i].flatten(), others[i].flatten(), free, increase=self.theta > 0.0)
-                if pair is not None:
-                    values[list(pair)] = (values[list(pair)] + self.theta).clamp(0.0, 1.0)
-                    going.append(image)
-            if not going:
+            values = moved[active].flatten(1)
+            free = values < 1.0 if self.theta > 0.0 else values > 0.0
+            pairs, found = salient_pairs(towards.flatten(1), others.flatten(1), free, increase=self.theta > 0.0)
+            going = found & ~done
+            active, values, pairs = active[going], values[going], pairs[going]
+            if not len(active):
                 break
-            active = torch.tensor(going, device=x.device)
+            values.scatter_(1, pairs, (values.gather(1, pairs) + self.theta).clamp(0.0, 1.0))
+            moved[active] = values.view_as(moved[active])
         return moved

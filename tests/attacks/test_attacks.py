@@ -30,7 +30,6 @@ from pxfast.attacks import (
 )
 from pxfast.attacks.attack import BATCH, BLOCK, FixedBatch, image_generators
 from pxfast.attacks.rounding import rearm, to_grid
-from pxfast.attacks.saliency_map import salient_pair
 
 FIXTURE = attack_fixture()
 NEEDS = {
@@ -283,35 +282,6 @@ def test_mending_stays_in_the_ball_and_tries_the_smallest_change_first() -> None
     moved[0] = 100 / 255 + 0.02 / 255
     mended, wrong = rearm(Threshold(100.4).eval(), images[:1], moved[:1], grid[:1], labels[:1], 5, ~none[:1], none[:1])
     assert mended.flatten().tolist() == [101] * 4
-
-
-def test_salient_pair_is_the_best_of_all_pairs() -> None:
-    generator = torch.Generator().manual_seed(0)
-    towards, others = torch.randn(2, 12, generator=generator)
-    free = torch.rand(12, generator=generator) > 0.2
-    for increase in (True, False):
-        sign = 1 if increase else -1
-        best, expected = 0.0, None
-        for p in range(12):
-            for q in range(p + 1, 12):
-                alpha, beta = sign * float(towards[p] + towards[q]), sign * float(others[p] + others[q])
-                if free[p] and free[q] and alpha > 0 > beta and -alpha * beta > best:
-                    best, expected = -alpha * beta, (p, q)
-        assert expected is not None
-        assert salient_pair(towards, others, free, increase=increase) == expected
-    assert salient_pair(towards, others, torch.arange(12) < 1, increase=True) is None
-    assert salient_pair(towards.abs(), others.abs(), free, increase=True) is None
-
-
-def test_saliency_map_only_turns_values_white() -> None:
-    result = SaliencyMap().run(FIXTURE.network, FIXTURE.images, FIXTURE.labels)
-    changed = result.images != FIXTURE.images
-    assert (result.images[changed] == 255).all()
-    assert (changed.sum((1, 2, 3)) % 2 == 0).all()
-    black = SaliencyMap(theta=-1.0)(FIXTURE.network, FIXTURE.images, FIXTURE.labels)
-    assert (black[black != FIXTURE.images] == 0).all()
-    with pytest.raises(ValueError, match=r"theta.*1\.5"):
-        SaliencyMap(theta=1.5)
 
 
 @pytest.mark.parametrize("attack", [FGSM, DeepFool, SaliencyMap], ids=lambda attack: attack.name)
