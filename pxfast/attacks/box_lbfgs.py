@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import math
-from typing import ClassVar
+from collections.abc import Callable
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -12,34 +14,56 @@ from torch import Tensor, nn
 
 from ..base.checks import check_count, check_number
 from ..base.extras import require
+from ..base.together import answered_together
 from .attack import Attack
 from .gradients import differentiable, input_gradient
 from .saliency_map import runner_up
 
 
+class Question(NamedTuple):
+    """What a search asks for: the loss at an image, its gradient, and the class that it is given.
+
+    values: the image, float64 (D,). number: of the image that is attacked. const: of the cross-entropy in the loss.
+    """
+
+    values: np.ndarray
+    number: int
+    const: float
+
+
+class Answer(NamedTuple):
+    """The answer to a :class:`Question`; gradient: float64 (D,)."""
+
+    loss: float
+    gradient: np.ndarray
+    given: int
+
+
 class Search:
     """The search for one image: the nearest misclassified image seen so far, and the minimisations that look for it.
 
-    x: (1, C, H, W) floating in [0, 1]. label: int64 (1,). target: int64 (1,), the class to lead to. exact: only the
-    target counts, or else every class but the label.
+    x: the image, float64 (D,) in [0, 1]. number: its number. label: its class. target: the class to lead to. exact:
+    only the target counts, or else every class but the label. ask: answers a question.
     """
 
-    def __init__(self, classifier: nn.Module, x: Tensor, label: Tensor, target: Tensor, *, exact: bool) -> None:
-        self.classifier = classifier
+    def __init__(
+        self, ask: Callable[[Question], Answer], x: np.ndarray, number: int, label: int, target: int, *, exact: bool
+    ) -> None:
+        self.ask = ask
         self.x = x
+        self.number = number
         self.label = label
         self.target = target
         self.exact = exact
-        self.nearest: Tensor = x
+        self.nearest: np.ndarray = x
         self.distance: float = math.inf
 
-    def works(self, moved: Tensor, logits: Tensor) -> bool:
+    def works(self, values: np.ndarray, given: int) -> bool:
         """Whether an image is what is looked for; remembers it if it is the nearest such."""
-        given = logits.detach().argmax(1)
-        found = bool(given == self.target) if self.exact else bool(given != self.label)
-        distance = float((moved.detach() - self.x).square().sum())
+        found = given == self.target if self.exact else given != self.label
+        distance = float(np.square(values - self.x).sum())
         if found and distance < self.distance:
-            self.nearest, self.distance = moved.detach().clone(), distance
+            self.nearest, self.distance = values.copy(), distance
         return found
 
     def minimise(self, const: float, iterations: int) -> bool:
@@ -47,24 +71,50 @@ class Search:
         optimize = require("scipy.optimize", "attacks")
 
         def objective(values: np.ndarray) -> tuple[float, np.ndarray]:
-            with torch.enable_grad():
-                moved = torch.from_numpy(values).to(self.x).view_as(self.x).requires_grad_()
-                logits = differentiable(self.classifier(moved))
-                loss = (moved - self.x).square().sum() + const * F.cross_entropy(logits, self.target)
-                gradient = input_gradient(loss, moved)
-            self.works(moved, logits)
-            return float(loss), gradient.double().cpu().numpy().ravel()
+            answer = self.ask(Question(values, self.number, const))
+            self.works(values, answer.given)
+            return answer.loss, answer.gradient
 
         found = optimize.minimize(
             objective,
-            self.x.double().cpu().numpy().ravel(),
+            self.x,
             jac=True,
             method="L-BFGS-B",
-            bounds=[(0.0, 1.0)] * self.x.numel(),
+            bounds=[(0.0, 1.0)] * self.x.size,
             options={"maxiter": iterations},
         )
-        moved = torch.from_numpy(np.clip(found.x, 0.0, 1.0)).to(self.x).view_as(self.x)
-        return self.works(moved, self.classifier(moved))
+        return self.works(found.x, self.ask(Question(found.x, self.number, const)).given)
+
+    def nearest_by(self, first_const: float, doublings: int, bisections: int, iterations: int) -> np.ndarray:
+        """The nearest image that works, float64 (D,), or x: the options are those of :class:`LBFGS`."""
+        if self.works(self.x, self.ask(Question(self.x, self.number, 0.0)).given):
+            return self.nearest
+        low, high = 0.0, first_const
+        for _ in range(doublings):
+            if self.minimise(high, iterations):
+                break
+            low, high = high, 2.0 * high
+        for _ in range(bisections if self.distance < math.inf else 0):
+            middle = (low + high) / 2.0
+            if self.minimise(middle, iterations):
+                high = middle
+            else:
+                low = middle
+        return self.nearest
+
+
+def answers(classifier: nn.Module, x: Tensor, targets: Tensor, questions: list[Question]) -> list[Answer]:
+    """The answers to questions about images x, floating (N, C, H, W). targets: int64 (N,)."""
+    numbers = torch.tensor([question.number for question in questions], device=x.device)
+    consts = torch.tensor([question.const for question in questions]).to(x)
+    with torch.enable_grad():
+        values = torch.from_numpy(np.stack([question.values for question in questions]))
+        moved = values.to(x).view(-1, *x.shape[1:]).requires_grad_()
+        logits = differentiable(classifier(moved))
+        losses = (moved - x[numbers]).square().flatten(1).sum(1)
+        losses = losses + consts * F.cross_entropy(logits, targets[numbers], reduction="none")
+        gradients = input_gradient(losses.sum(), moved).flatten(1).double().cpu().numpy()
+    return [Answer(*found) for found in zip(losses.tolist(), gradients, logits.argmax(1).tolist(), strict=True)]
 
 
 class LBFGS(Attack):
@@ -87,7 +137,8 @@ class LBFGS(Attack):
     )
     bounded = False
     targeted = True
-    batch = 1  # the optimiser takes one image at a time
+    batch = 16  # each has a thread of its own
+    block = 8 * batch
 
     def __init__(
         self, *, first_const: float = 1e-2, doublings: int = 20, bisections: int = 5, iterations: int = 50
@@ -108,24 +159,17 @@ class LBFGS(Attack):
         targets: Tensor | None = None,
     ) -> Tensor:
         """As :meth:`Attack.perturb`. targets: integers (N,), the classes to reach, instead of any wrong one."""
-        results = []
         with torch.no_grad():
-            for i in range(len(x)):
-                image, label = x[i : i + 1], labels[i : i + 1]
-                logits = classifier(image)
-                target = runner_up(logits, label) if targets is None else targets[i : i + 1]
-                search = Search(classifier, image, label, target, exact=targets is not None)
-                if not search.works(image, logits):
-                    low, high = 0.0, self.first_const
-                    for _ in range(self.doublings):
-                        if search.minimise(high, self.iterations):
-                            break
-                        low, high = high, 2.0 * high
-                    for _ in range(self.bisections if search.distance < math.inf else 0):
-                        middle = (low + high) / 2.0
-                        if search.minimise(middle, self.iterations):
-                            high = middle
-                        else:
-                            low = middle
-                results.append(search.nearest)
-        return torch.cat(results)
+            aims = runner_up(classifier(x), labels) if targets is None else targets
+        images = x.double().flatten(1).cpu().numpy()
+
+        def task(ask: Callable[[Question], Answer], i: int) -> np.ndarray:
+            search = Search(ask, images[i], i, int(labels[i]), int(aims[i]), exact=targets is not None)
+            return search.nearest_by(self.first_const, self.doublings, self.bisections, self.iterations)
+
+        nearest = answered_together(
+            [functools.partial(task, i=i) for i in range(len(x))],
+            lambda questions: answers(classifier, x, aims, questions),
+            self.batch,
+        )
+        return torch.from_numpy(np.stack(nearest)).to(x).view_as(x) if nearest else x.clone()

@@ -113,9 +113,9 @@ def test_lbfgs_finds_images_as_near_as_foolbox_2() -> None:
     """Both look for the smallest constant. One of the eight searches ends in another valley."""
     pytest.importorskip("scipy", reason="L-BFGS needs SciPy")
     attack = LBFGS(first_const=1e-3, bisections=12, iterations=150)
-    ours = attack.perturb(FIXTURE.network, FIXTURE.x, FIXTURE.labels, targets=FIXTURE.targets)
-    # on the boundary to the last bit: judged one image at a time, as the search does
-    assert torch.equal(FixedBatch(FIXTURE.network, 1)(ours).argmax(1), FIXTURE.targets)
+    network = FixedBatch(FIXTURE.network, attack.batch)  # on the boundary to the last bit, so that the batch counts
+    ours = attack.perturb(network, FIXTURE.x, FIXTURE.labels, targets=FIXTURE.targets)
+    assert torch.equal(network(ours).argmax(1), FIXTURE.targets)
     assert torch.equal(FIXTURE.network(FIXTURE.lbfgs).argmax(1), FIXTURE.targets)
     distances = [(adversarial - FIXTURE.x).flatten(1).norm(dim=1) for adversarial in (ours, FIXTURE.lbfgs)]
     ratio = distances[0] / distances[1]
