@@ -5,21 +5,20 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ..base.checks import check_count, check_number, check_optional_count
+from ..base.checks import check_choice, check_count, check_number, check_optional_count
 from .clipped import ClippedAttack
-from .gradients import eager, input_gradient
+from .gradients import eager, input_gradient, predicted
+from .sign_steps import LABEL_RULES, attacked_labels
 
 
-def nearest_boundary(classifier: nn.Module, x: Tensor, labels: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
-    """Which images are misclassified, and the smallest L-infinity step to a boundary of the linearised classifier.
+def nearest_boundary(classifier: nn.Module, x: Tensor, labels: Tensor, others: Tensor) -> Tensor:
+    """The smallest L-infinity step, of x's shape, to a boundary of the linearised classifier.
 
     x: floating (N, C, H, W). labels: int64 (N,). others: int64 (N, K), the classes whose boundaries are considered.
-    Returns bool (N,) and a step of x's shape.
     """
     with torch.enable_grad(), eager():
         x = x.detach().requires_grad_()
         logits = classifier(x)
-        done = logits.detach().argmax(1) != labels
         best = torch.full((len(x),), torch.inf, dtype=x.dtype, device=x.device)
         direction = torch.zeros_like(x)
         for k in range(others.shape[1]):
@@ -30,7 +29,7 @@ def nearest_boundary(classifier: nn.Module, x: Tensor, labels: Tensor, others: T
             best = torch.where(nearer, distance, best)
             direction = torch.where(nearer[:, None, None, None], towards.sign(), direction)
     # 1e-4 beyond the boundary, so that steps don't vanish in front of it
-    return done, (best + 1e-4)[:, None, None, None] * direction
+    return (best + 1e-4)[:, None, None, None] * direction
 
 
 class DeepFool(ClippedAttack):
@@ -39,7 +38,8 @@ class DeepFool(ClippedAttack):
 
     steps: the most there may be, at least 0. overshoot: by which fraction the sum of the steps is lengthened, at
     least 0. candidates: how many of the classes that are likeliest at the start are considered, at least 1; None: all.
-    TypeError or ValueError for others.
+    label_rule: the label that it leads away from: 'given', so that an image that is misclassified stays, or
+    'predicted', as the attack was published. TypeError or ValueError for others.
 
     Source: Moosavi-Dezfooli et al. 2016, section 3 and, for the L-infinity form, 3.3; settings as in the code of
     Song et al. 2018 (PixelDefend).
@@ -48,15 +48,25 @@ class DeepFool(ClippedAttack):
     name = "deepfool"
     source = (
         "Moosavi-Dezfooli et al. 2016 in the L-infinity form, overshoot 0.02, at most 50 steps, then clipped to "
-        "±eps, as PixelDefend's authors have it; values outside 0..255 are clipped at every step"
+        "±eps, as PixelDefend's authors have it; values outside 0..255 are clipped at every step; away from the "
+        "given label (label_rule='predicted': from the predicted one, as published)"
     )
 
-    def __init__(self, *, steps: int = 50, overshoot: float = 0.02, candidates: int | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        steps: int = 50,
+        overshoot: float = 0.02,
+        candidates: int | None = None,
+        label_rule: str = "given",
+    ) -> None:
         self.steps: int = check_count("steps", steps)
         self.overshoot: float = check_number("overshoot", overshoot, 0.0)
         self.candidates: int | None = check_optional_count("candidates", candidates, 1)
+        self.label_rule: str = check_choice("label_rule", label_rule, LABEL_RULES)
 
     def find(self, classifier: nn.Module, x: Tensor, labels: Tensor) -> Tensor:
+        labels = attacked_labels(classifier, x, labels, self.label_rule)
         with torch.no_grad():
             wrong = classifier(x).scatter(1, labels[:, None], -torch.inf)
         most = wrong.shape[1] - 1
@@ -65,10 +75,9 @@ class DeepFool(ClippedAttack):
         total = torch.zeros_like(x)
         active = torch.arange(len(x), device=x.device)
         for _ in range(self.steps):
-            done, step = nearest_boundary(classifier, moved[active], labels[active], others[active])
-            active, step = active[~done], step[~done]
+            active = active[predicted(classifier, moved[active]) == labels[active]]
             if not len(active):
                 break
-            total[active] += step
+            total[active] += nearest_boundary(classifier, moved[active], labels[active], others[active])
             moved[active] = (x[active] + (1.0 + self.overshoot) * total[active]).clamp(0.0, 1.0)
         return moved

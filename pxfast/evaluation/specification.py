@@ -32,6 +32,7 @@ The tables of the package lie in ``tables/``; a file of one's own has the same f
     training = "normal"                  # fgsm, bim or label-smoothing
     defences = [{ kind = "purifier", eps = 16 }]
     views = "flip"                       # the mirror image too, as pxfast.Defended has it; optional
+    through = { fgsm = [{ kind = "feature-squeezing" }] }   # defences that an attack goes through, by column; optional
     published = { fgsm = [73, 46, 24] }  # %, for each eps; one number where there is no eps
 
 A table with ``runs`` (:mod:`pxfast.evaluation.judged_table`) has one eps, a column of clean images, a strongest one and
@@ -41,6 +42,7 @@ attacks on the row with its defences, and a row without defences for every class
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import os
 import sys
 from collections.abc import Iterable
@@ -115,7 +117,8 @@ class RowSpecification:
     :func:`pxfast.classifiers.architecture` knows. training: 'normal', 'fgsm', 'bim' or 'label-smoothing'. defences: of
     each its kind and settings, in the order in which an image meets them. published: by column, in %, for each eps, or
     a single number. published_notes: by column. views: 'one' or 'flip', as :class:`pxfast.Defended` takes
-    them.
+    them. through: by column, the defences that its attack goes through in this row, where it is on the classifier in
+    the others.
     """
 
     name: str
@@ -127,6 +130,7 @@ class RowSpecification:
     published: dict[str, tuple[float, ...]] = dataclasses.field(default_factory=dict)
     published_notes: dict[str, str] = dataclasses.field(default_factory=dict)
     views: str = "one"
+    through: dict[str, tuple[dict[str, Any], ...]] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -301,9 +305,14 @@ def _check(table: TableSpecification) -> None:
         _check_column(table, column)
     if table.runs is not None:
         _check_judged(table, table.runs)
+    ours = {column.name for column in table.columns if column.attack is not None and not column.knows_defences}
     counts = {column.name: len(column.eps(table.attack_eps)) for column in table.columns}
     for row in table.rows:
         _check_row(table, row, counts)
+        if unknown := row.through.keys() - ours:
+            raise ValueError(
+                f"row {row.name!r}: through is of columns whose attack is on the classifier, got {shown(min(unknown))}"
+            )
 
 
 def _check_column(table: TableSpecification, column: ColumnSpecification) -> None:
@@ -345,6 +354,8 @@ def _check_judged(table: TableSpecification, runs: int) -> None:
                 f"column {column.name!r}: in a table with runs every attack but {BlindPGD.name} is on the whole row: "
                 "it needs knows_defences = true"
             )
+    if through := [row.name for row in table.rows if row.through]:
+        raise ValueError(f"row {through[0]!r}: a table with runs takes no through")
     alone = {(row.architecture, row.training) for row in table.rows if not row.defences}
     for row in table.rows:
         if (row.architecture, row.training) not in alone:
@@ -362,7 +373,7 @@ def _check_row(table: TableSpecification, row: RowSpecification, counts: dict[st
         raise ValueError(f"row {row.name!r}: training must be one of {', '.join(TRAININGS)}, got {shown(row.training)}")
     if row.views not in VIEWS:
         raise ValueError(f"row {row.name!r}: views must be one of {', '.join(VIEWS)}, got {shown(row.views)}")
-    for defence in row.defences:
+    for defence in (*row.defences, *itertools.chain(*row.through.values())):
         try:
             check_defence(defence)
         except (TypeError, ValueError) as error:

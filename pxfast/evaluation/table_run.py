@@ -55,9 +55,15 @@ class TableRun:
         self.cells: dict[tuple[str, str, int | None], Cell] = {}
         self.missing: dict[str, str] = dict(prepared.missing)
         self.defences: dict[str, list[Description]] = {}
+        self.through: dict[str, dict[str, list[Description]]] = {}  # by row and column
+        context = prepared.pipeline.context
         for row in specification.rows:
             try:
-                self.defences[row.name] = [describe(each, prepared.pipeline.context) for each in row.defences]
+                self.defences[row.name] = [describe(each, context) for each in row.defences]
+                if row.through:
+                    self.through[row.name] = {
+                        column: [describe(each, context) for each in parts] for column, parts in row.through.items()
+                    }
             except FileNotFoundError as error:  # of a network that a defence needs
                 self.missing[row.name] = str(error)
         self.models: list[dict[str, Any]] = [*_density_entries(prepared), *_classifier_entries(prepared)]
@@ -120,6 +126,7 @@ class TableRun:
         prepared, pipeline = self.prepared, self.prepared.pipeline
         classifier, defences = prepared.classifiers[row.name], self.defences[row.name]
         views = {"views": row.views}
+        through = defences if column.knows_defences else self.through.get(row.name, {}).get(column.name, ())
         steps = [Computed(prepared.images, 0.0)]
         if column.attack is not None:
             steps.append(
@@ -131,7 +138,7 @@ class TableRun:
                     eps,
                     options=column.options,
                     seed=self.specification.seed,
-                    through=defences if column.knows_defences else (),
+                    through=through,
                     **(views if column.knows_defences else {}),
                 )
             )
@@ -212,6 +219,7 @@ class TableRun:
             },
             "defences": {name: defences for name, defences in self.defences.items() if defences},
             "views": {row.name: row.views for row in specification.rows if row.views != "one"},
+            "through": self.through,
             "seed": specification.seed,
             "device": pipeline.context.device,
             "libraries": library_versions(),

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from support.attack_network import attack_fixture
+from torch import Tensor, nn
 
 from pxfast.attacks import ATTACKS, PAPER, ClippedAttack, DeepFool
 from pxfast.attacks.attack import BLOCK
@@ -55,3 +56,30 @@ def test_bad_input() -> None:
         deepfool.clip(FIXTURE.network, FIXTURE.images, None, FIXTURE.x, 3.5)
     with pytest.raises(TypeError, match="uint8"):
         deepfool.unclipped(FIXTURE.network, FIXTURE.images.int(), None)
+
+
+def test_deepfool_leads_away_from_the_given_or_the_predicted_label() -> None:
+    """As it was published it moves images that are misclassified already, and some of them to their own class."""
+    logits = FIXTURE.network(FIXTURE.images.float() / 255)
+    wrong = logits.topk(2).indices[:, 1]  # so that each image is misclassified
+    assert torch.equal(DeepFool()(FIXTURE.network, FIXTURE.images, wrong, 40), FIXTURE.images)
+    found = DeepFool(label_rule="predicted").unclipped(FIXTURE.network, FIXTURE.images, wrong)
+    assert torch.equal(found, DeepFool().unclipped(FIXTURE.network, FIXTURE.images, None))
+    assert (FIXTURE.network(found).argmax(1) == wrong).any()
+
+
+def test_deepfool_takes_gradients_of_images_alone_that_it_still_moves() -> None:
+    rows = []
+
+    class Watched(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            if torch.is_grad_enabled():
+                rows.append(len(x))
+            return FIXTURE.network(x)
+
+    network = Watched().eval()
+    DeepFool().find(network, FIXTURE.x, FIXTURE.network(FIXTURE.x).argmin(1))
+    assert rows == []
+    DeepFool().find(network, FIXTURE.x, FIXTURE.network(FIXTURE.x).argmax(1))
+    assert len(rows) >= 2
+    assert rows[-1] < len(FIXTURE.x)

@@ -254,6 +254,45 @@ def test_an_attack_may_know_the_defences(world: World, tmp_path) -> None:
     assert found.cell("normal", "fgsm", 12) is not None
 
 
+def test_an_attack_may_go_through_defences_in_one_row(world: World, tmp_path) -> None:
+    """Those of the row's attacker, which may be others than the row's."""
+    table = tmp_path / "through.toml"
+    row = 'name = "squeezed"\n'
+    through = 'through = { fgsm = [{ kind = "feature-squeezing", colours = 256 }] }\n'
+    table.write_text(world.table.read_text().replace(row, row + through))
+    found = evaluate(world, tmp_path / "out", rows=["normal", "squeezed"], columns=["fgsm"], table=table)
+    images, labels = (first_images(world.data, part, 12) for part in load_dataset(world.data, train=False))
+    classifier = load_classifier(world.classifiers / "data-resnet62-normal.safetensors")
+    seen = Defended(classifier, [FeatureSqueezing(colours=256)])
+    squeezed = Defended(classifier, [FeatureSqueezing()])
+    attacked = FGSM()(seen, images, labels, 12)
+    assert not torch.equal(attacked, FGSM()(classifier, images, labels, 12))
+    with torch.no_grad():
+        correct = int((squeezed(attacked.float() / 255).argmax(1) == labels).sum())
+    assert found.cell("squeezed", "fgsm", 12).correct == correct
+    assert found.cell("normal", "fgsm", 12) == evaluate(
+        world, tmp_path / "out", rows=["normal"], columns=["fgsm"]
+    ).cell("normal", "fgsm", 12)
+    ((_, described),) = found.settings["through"].items()
+    assert described["fgsm"][0]["colours"] == 256
+
+
+@pytest.mark.parametrize(
+    ("through", "message"),
+    [
+        ('{ clean = [{ kind = "feature-squeezing" }] }', "through is of columns whose attack is on the classifier"),
+        ('{ fgsm = [{ kind = "blur" }] }', "blur"),
+        ('{ fgsm = "feature-squeezing" }', "through.fgsm must be a list"),
+    ],
+)
+def test_what_an_attack_goes_through_is_checked(world: World, tmp_path, through: str, message: str) -> None:
+    table = tmp_path / "through.toml"
+    row = 'name = "squeezed"\n'
+    table.write_text(world.table.read_text().replace(row, f"{row}through = {through}\n"))
+    with pytest.raises(ValueError, match=message):
+        load_table(table)
+
+
 def test_missing_classifiers_are_trained_first(world: World, tmp_path, run_here) -> None:
     folder = tmp_path / "classifiers"
     out, _ = run_here(*world.arguments(tmp_path / "out", "--classifiers", folder, "--train-budget", "0.5s",
