@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..base.checks import check_choice, check_count
+from ..defences.defended import averaged
 from .carlini_wagner import margin
 from .climb import Climb, State, rowwise, seeds_of
-from .defence_aware import cross_entropy, finished, purified_gradient, runs_of, uniform_integers
+from .defence_aware import finished, purified_gradient, runs_of, uniform_integers
+from .gradients import Slope, cross_entropy_slope
 from .grid_ascent import GridAscent, Target, target_of
 
 LOSSES = ("both", "ce", "dlr")
@@ -21,6 +24,16 @@ def dlr(logits: Tensor, labels: Tensor) -> Tensor:
     """The difference of logits ratio of logits (N, classes), classes >= 3: (N,). Croce and Hein 2020, equation 6."""
     ordered = logits.sort(dim=1).values
     return -margin(logits, labels) / (ordered[:, -1] - ordered[:, -3] + 1e-12)
+
+
+def dlr_gradient(logits: Tensor, labels: Tensor) -> Tensor:
+    """The gradient of the summed ratio of views' mean probabilities with respect to the logits of each view,
+    (V, N, classes).
+    """
+    with torch.enable_grad():
+        given = logits.detach().requires_grad_()
+        (gradient,) = torch.autograd.grad(dlr(averaged(list(given)), labels).sum(), given)
+    return gradient
 
 
 def checkpoints(steps: int) -> list[int]:
@@ -88,7 +101,7 @@ class _Climb(Climb):
     """
 
     def __init__(self, target: Target, radius: int, steps: int, losses: list[str], draws: int) -> None:
-        super().__init__(steps * len(losses), queries=draws * target.views, gradients=draws * target.views)
+        super().__init__(steps * len(losses), queries=draws * target.views, gradients=draws * target.backward)
         self.target: Target = target
         self.draws: int = draws
         self.radius: int = radius
@@ -130,18 +143,23 @@ class _Climb(Climb):
         later = (number == 0) & (state["taken"] > 0)
         if bool(later.any()):
             self._restart(state, later, list(runs))
-        dlr = torch.tensor([self.dlr[run] for run in runs], device=labels.device)
+        by_dlr = torch.tensor([self.dlr[run] for run in runs], device=labels.device)
 
-        def losses(logits: Tensor, labels: Tensor) -> Tensor:
-            return self._losses(logits, labels, dlr.repeat(len(logits) // len(dlr)))
+        def slope_of(logits: Tensor, labels: Tensor) -> Slope:
+            chosen = by_dlr.repeat(len(labels) // len(by_dlr))
+            slope = cross_entropy_slope(logits, labels)
+            if not bool(chosen.any()) or logits.shape[-1] < DLR_CLASSES:
+                return slope
+            along = torch.where(chosen[:, None], dlr_gradient(logits, labels), slope.along)
+            return Slope(along, slope.lost & ~chosen, slope.spare)
 
         at, seeds = state["now"], seeds_of(state, runs, numbers)
-        gradient, logits, _ = purified_gradient(self.target, at / 255.0, labels, seeds, self.draws, losses)
+        gradient, logits, _ = purified_gradient(self.target, at / 255.0, labels, seeds, self.draws, slope_of)
         margin_now = -margin(logits, labels)
         _keep(state, margin_now > state["margin"], moved=at, margin=margin_now)
-        slope, found = gradient.sign(), losses(logits, labels)
+        slope, found = gradient.sign(), self._losses(logits, labels, by_dlr)
         _keep(state, found > state["loss"], top=at, loss=found, slope=slope)
-        state["rises"] = state["rises"] + (found > state["last"]).float()
+        state["rises"] = state["rises"] + ((found > state["last"]) & (number > 0)).float()
         state["last"] = found
         here = torch.tensor([each in self.checkpoints for each in numbers], device=labels.device)
         if bool(here.any()):
@@ -152,10 +170,8 @@ class _Climb(Climb):
     @staticmethod
     def _losses(logits: Tensor, labels: Tensor, dlr_chosen: Tensor) -> Tensor:
         if not bool(dlr_chosen.any()) or logits.shape[1] < DLR_CLASSES:
-            return cross_entropy(logits, labels)
-        if bool(dlr_chosen.all()):
-            return dlr(logits, labels)
-        return torch.where(dlr_chosen, dlr(logits, labels), cross_entropy(logits, labels))
+            return F.cross_entropy(logits, labels, reduction="none")
+        return torch.where(dlr_chosen, dlr(logits, labels), F.cross_entropy(logits, labels, reduction="none"))
 
     @staticmethod
     def _halve(state: State, here: Tensor, number: Tensor, slope: Tensor) -> Tensor:

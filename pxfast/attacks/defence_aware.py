@@ -7,12 +7,11 @@ misclassified.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import ClassVar
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..adp.purifier import CPU_BATCH
@@ -21,7 +20,7 @@ from ..defences.defended import Defended, averaged
 from ..tensors.seeds import derived_seeds
 from .attack import BATCH
 from .climb import Ascent
-from .gradients import cross_entropy_gradient, input_gradient, loss_gradient
+from .gradients import Loss, MeanGradient, cross_entropy_gradient, cross_entropy_slope, loss_gradient, mean
 from .grid_ascent import STEP, STEPS, GridAscent, Target, target_of, the_differentiable, the_scored
 
 TABLE_1 = "Yoon et al. 2021, Table 1"
@@ -34,20 +33,10 @@ def runs_of(target: Target, draws: int) -> int:
     return draws if target.stochastic else 1
 
 
-def mean(tensors: list[Tensor]) -> Tensor:
-    """The mean of tensors of one shape; a single one as it is."""
-    return tensors[0] if len(tensors) == 1 else torch.stack(tensors).mean(dim=0)
-
-
 def groups(runs: int, together: int) -> list[tuple[int, int]]:
     """The runs in groups of ``together``, at least 1, as the first one's number and how many they are."""
     together = max(1, together)
     return [(first, min(together, runs - first)) for first in range(0, runs, together)]
-
-
-def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """The cross-entropy of each image, (N,)."""
-    return F.cross_entropy(logits, labels, reduction="none")
 
 
 def purified_gradient(
@@ -56,35 +45,30 @@ def purified_gradient(
     labels: Tensor,
     seeds: Sequence[int],
     runs: int,
-    loss: Callable[[Tensor, Tensor], Tensor] = cross_entropy,
+    loss: Loss = cross_entropy_slope,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """BPDA's gradient, that of g's loss at f(x); g(f(x)); f(x). All averaged over so many runs of f.
 
-    Of several views the gradient is the sum of those at each. loss: of logits (N, classes) and labels (N,), for each
-    image, (N,).
+    Of several views the gradient is the sum of those at each.
     """
     purified = target.draws(x, seeds, runs)
     views = target.views
-    gradients: list[Tensor] = []
+    gradient = MeanGradient(loss)
     logits: list[Tensor] = []
     for first, count in groups(runs, BATCH // (views * len(x))):
         with torch.enable_grad():
             at = torch.cat(purified[views * first : views * (first + count)]).detach().requires_grad_()
-            found = seen_together(target.classifier(at), count, views)
-            if runs == views == 1 and loss is cross_entropy:
-                gradient = cross_entropy_gradient(found, labels, at)
-            else:
-                gradient = input_gradient(loss(found, labels.repeat(count)).sum(), at)
-        gradients += [sum_of(run.chunk(views)) for run in gradient.chunk(count)]
-        logits += found.detach().chunk(count)
-    return mean(gradients), mean(logits), mean(purified)
+            each = [view for logits in target.each(at) for view in views_of(logits, count, views)]
+            gradient.add(each, labels.repeat(count), at, count)
+        logits += averaged([view.detach() for view in each]).chunk(count)
+    return sum_of(gradient.mean().chunk(views)), mean(logits), mean(purified)
 
 
-def seen_together(logits: Tensor, runs: int, views: int) -> Tensor:
-    """The logits of images of which each run has so many views, (runs * views * N, classes) to (runs * N, classes)."""
+def views_of(logits: Tensor, runs: int, views: int) -> list[Tensor]:
+    """The logits of each view, (runs * N, classes), of images of which each run has so many, one after the other."""
     if views == 1:
-        return logits
-    return torch.cat([averaged(run.chunk(views)) for run in logits.chunk(runs)])
+        return [logits]
+    return [torch.cat(view) for view in zip(*(run.chunk(views) for run in logits.chunk(runs)), strict=True)]
 
 
 def sum_of(tensors: Sequence[Tensor]) -> Tensor:
@@ -160,9 +144,9 @@ class BPDA(GridAscent):
 
     It attacks a :class:`pxfast.defences.Defended` with at least one defence; ValueError for another classifier.
 
-    steps: the most there may be, at least 0. step: their size in grid levels, an integer of at least 1. draws: over
-    how many runs of a stochastic purifier the gradient is averaged, at least 1. max_queries, max_gradients: what an
-    image may cost of each, at least 0; None: no limit. TypeError or ValueError for others.
+    steps: the most there may be, at least 0. step: their size in grid levels, an integer of at least 1. draws: over how
+    many runs of a stochastic purifier the gradient is averaged, at least 1. max_queries, max_gradients: what an image
+    may cost of each, at least 0; None: no limit. TypeError or ValueError for others.
 
     Source: Athalye et al. 2018, section 4.1; settings of Yoon et al. 2021, Table 1.
     """
@@ -201,16 +185,16 @@ class BPDA(GridAscent):
             steps=self.steps,
             step=self.step,
             queries=runs * target.views,
-            gradients=runs * target.views,
+            gradients=runs * target.backward,
         )
 
 
 class BPDAEOT(BPDA):
     """:class:`BPDA` with EOT, expectation over transformation: the gradient is averaged over 15 runs of the purifier.
 
-    steps: the most there may be, at least 0. step: their size in grid levels, an integer of at least 1. draws: over
-    how many runs of a stochastic purifier the gradient is averaged, at least 1. max_queries, max_gradients: what an
-    image may cost of each, at least 0; None: no limit. TypeError or ValueError for others.
+    steps: the most there may be, at least 0. step: their size in grid levels, an integer of at least 1. draws: over how
+    many runs of a stochastic purifier the gradient is averaged, at least 1. max_queries, max_gradients: what an image
+    may cost of each, at least 0; None: no limit. TypeError or ValueError for others.
 
     Source: Yoon et al. 2021, Table 1, 'BPDA 40+EOT'; Athalye et al. 2018, section 4.2. The authors' code sums the
     gradients' signs; this is their mean, as in the paper.
@@ -269,9 +253,14 @@ class _Joint(GridAscent):
                 gradient, logits, purified = purified_gradient(target, x, labels, seeds, runs)
                 wrong = finished(target, logits, labels)
             else:
-                gradient = loss_gradient(target.classifier, x, labels)
-                if not self.by_score:
-                    purified = mean(target.draws(x, seeds, runs))
+                with torch.enable_grad():
+                    at = x.detach().requires_grad_()
+                    gradient = cross_entropy_gradient(target.each(at), labels, at)
+                if not self.by_score or not target.stochastic:
+                    drawn = target.draws(x, seeds, runs)
+                    purified = mean(drawn)
+                if not target.stochastic:
+                    wrong = finished(target, target.seen_logits(drawn), labels)
             likelier = target.log_prob_gradient(x) if self.by_score else purified - x
             return self.weight * likelier.sign() + (1.0 - self.weight) * gradient.sign(), wrong
 
@@ -280,8 +269,8 @@ class _Joint(GridAscent):
             round(255.0 * eps),
             steps=self.steps,
             step=self.step,
-            queries=0 if self.by_score and self.at == "image" else runs * target.views,
-            gradients=(runs * target.views if self.at == "purified" else 1) + self.by_score,
+            queries=0 if self.by_score and self.at == "image" and target.stochastic else runs * target.views,
+            gradients=(runs * target.backward if self.at == "purified" else target.orientations) + self.by_score,
         )
 
 
@@ -291,11 +280,11 @@ class JointScore(_Joint):
 
     It attacks a :class:`pxfast.defences.Defended` whose only defence has ``log_prob_gradient``; ValueError for another.
 
-    steps: how many, at least 0. step: their size in grid levels, an integer of at least 1. weight: of the score's
-    sign, in [0, 1]; the gradient's has the rest. at: where the classifier's gradient is taken: 'image', as in the
-    table, or 'purified', at the purified image, as in the authors' code. draws: over how many runs of a stochastic
-    purifier the latter is averaged, at least 1. max_queries, max_gradients: what an image may cost of each, at least
-    0; None: no limit. TypeError or ValueError for others.
+    steps: the most there may be, at least 0. step: their size in grid levels, an integer of at least 1. weight: of the
+    score's sign, in [0, 1]; the gradient's has the rest. at: where the classifier's gradient is taken: 'image', as in
+    the table, or 'purified', at the purified image, as in the authors' code. draws: over how many runs of a stochastic
+    purifier the latter is averaged, at least 1. max_queries, max_gradients: what an image may cost of each, at least 0;
+    None: no limit. TypeError or ValueError for others.
 
     Source: Yoon et al. 2021, Table 1.
     """
@@ -318,8 +307,8 @@ class JointFull(_Joint):
 
     It attacks a :class:`pxfast.defences.Defended` with at least one defence; ValueError for another classifier.
 
-    steps: how many, at least 0. step: their size in grid levels, an integer of at least 1. weight: of the sign of
-    f(x) - x, in [0, 1]; the gradient's has the rest. at: where the classifier's gradient is taken: 'image', or
+    steps: the most there may be, at least 0. step: their size in grid levels, an integer of at least 1. weight: of the
+    sign of f(x) - x, in [0, 1]; the gradient's has the rest. at: where the classifier's gradient is taken: 'image', or
     'purified', at the purified image. draws: over how many runs of a stochastic purifier is averaged, at least 1.
     max_queries, max_gradients: what an image may cost of each, at least 0; None: no limit. TypeError or ValueError for
     others.
@@ -341,9 +330,9 @@ class FullGradient(GridAscent):
 
     It attacks a :class:`pxfast.defences.Defended` whose defences all have ``differentiate``; ValueError for another.
 
-    steps: the most there may be, at least 0. step: their size in grid levels, an integer of at least 1. draws: over
-    how many runs of a stochastic purifier the gradient is averaged, at least 1. max_queries, max_gradients: what an
-    image may cost of each, at least 0; None: no limit. TypeError or ValueError for others.
+    steps: the most there may be, at least 0. step: their size in grid levels, an integer of at least 1. draws: over how
+    many runs of a stochastic purifier the gradient is averaged, at least 1. max_queries, max_gradients: what an image
+    may cost of each, at least 0; None: no limit. TypeError or ValueError for others.
 
     Source: Yoon et al. 2021, Table 1.
     """
@@ -377,17 +366,16 @@ class FullGradient(GridAscent):
         runs = runs_of(target, self.draws)
 
         def direction(x: Tensor, labels: Tensor, seeds: Sequence[int]) -> tuple[Tensor, Tensor | None]:
-            gradients: list[Tensor] = []
+            gradient = MeanGradient(cross_entropy_slope)
             logits: list[Tensor] = []
             for first, count in groups(runs, CPU_BATCH // len(x)):  # what a purifier would fill up anyway
                 own = [seed for run in range(first, first + count) for seed in derived_seeds(seeds, run)]
                 with torch.enable_grad():
                     start = x.repeat(count, 1, 1, 1).requires_grad_()
-                    found = averaged([target.classifier(view) for view in target.differentiate(start, own)])
-                    loss = F.cross_entropy(found, labels.repeat(count), reduction="sum")
-                    gradients += input_gradient(loss, start).chunk(count)
-                logits += found.detach().chunk(count)
-            return mean(gradients).sign(), finished(target, mean(logits), labels)
+                    each = [logits for view in target.differentiate(start, own) for logits in target.each(view)]
+                    gradient.add(each, labels.repeat(count), start, count)
+                logits += averaged([view.detach() for view in each]).chunk(count)
+            return gradient.mean().sign(), finished(target, mean(logits), labels)
 
         return Ascent(
             direction,
@@ -395,5 +383,5 @@ class FullGradient(GridAscent):
             steps=self.steps,
             step=self.step,
             queries=runs * target.views,
-            gradients=runs * target.views,
+            gradients=runs * target.backward,
         )

@@ -75,14 +75,33 @@ class Target:
         """How many views of an image g sees."""
         return self.defended.view_count
 
+    @property
+    def orientations(self) -> int:
+        """How many of an image and its mirror image g sees of each view."""
+        return self.defended.orientations
+
+    @property
+    def backward(self) -> int:
+        """How many images go backwards through g for one run of f."""
+        return self.views * self.orientations
+
     def classifier(self, purified: Tensor) -> Tensor:
         """g's logits (N, classes) of one view."""
         return self.defended.classify(purified)
+
+    def each(self, purified: Tensor) -> list[Tensor]:
+        """g's logits (N, classes) of one view as it is and, where g sees them, of its mirror image."""
+        return self.defended.classify_each(purified)
 
     @torch.no_grad()
     def logits(self, x: Tensor, seeds: Sequence[int]) -> Tensor:
         """g(f(x)), one run of it: (N, classes)."""
         (seen,) = self.defended.seen_draws(x, [seeds])
+        return self.seen_logits(seen)
+
+    @torch.no_grad()
+    def seen_logits(self, seen: Sequence[Tensor]) -> Tensor:
+        """g's logits (N, classes) of all views of one run."""
         return averaged([self.classifier(view) for view in seen])
 
     @torch.no_grad()

@@ -12,6 +12,7 @@ from ..base.checks import check_count, check_steps_of_grid
 from ..tensors.seeds import derived_seeds
 from .carlini_wagner import margin
 from .climb import Ascent
+from .defence_aware import finished
 from .grid_ascent import STEP, GridAscent, target_of
 
 QUERIES_AT_ONCE = 512  # images that the purifier gets at once
@@ -28,10 +29,11 @@ class SPSA(GridAscent):
 
     It attacks a :class:`pxfast.defences.Defended` with at least one defence; ValueError for another classifier.
 
-    steps: how many, at least 0. step: their size in grid levels, an integer of at least 1. pairs: how many pairs of
-    neighbours a step asks about, at least 1: the N of 2 N queries. delta: how far they are from the image in grid
-    levels, an integer of at least 1. max_queries, max_gradients: what an image may cost of each, at least 0; None: no
-    limit. TypeError or ValueError for others.
+    steps: the most there may be, at least 0. step: their size in grid levels, an integer of at least 1. pairs: how many
+    pairs of neighbours a step asks about, at least 1: the N of 2 N queries; where the purifier is deterministic one
+    more asks whether the image is misclassified. delta: how far they are from the image in grid levels, an integer of
+    at least 1. max_queries, max_gradients: what an image may cost of each, at least 0; None: no limit. TypeError or
+    ValueError for others.
 
     Source: Uesato et al. 2018, algorithm 1, as in Yoon et al. 2021, Table 1.
     """
@@ -64,7 +66,8 @@ class SPSA(GridAscent):
         target = target_of(self.name, classifier)
 
         @torch.no_grad()
-        def direction(x: Tensor, labels: Tensor, seeds: Sequence[int]) -> tuple[Tensor, None]:
+        def direction(x: Tensor, labels: Tensor, seeds: Sequence[int]) -> tuple[Tensor, Tensor | None]:
+            wrong = None if target.stochastic else finished(target, target.logits(x, seeds), labels)
             levels = (255.0 * x).round()
             signs = random_signs(derived_seeds(seeds, 0), self.pairs, tuple(x.shape[1:])).to(x.device)
             total = torch.zeros_like(x)
@@ -80,13 +83,13 @@ class SPSA(GridAscent):
                 slopes = (losses[:, 0] - losses[:, 1]) / (2.0 * self.delta)
                 for slope, pair in zip(slopes, chosen, strict=True):
                     total += slope[:, None, None, None] * signs[:, pair]
-            return total.sign(), None
+            return total.sign(), wrong
 
         return Ascent(
             direction,
             round(255.0 * eps),
             steps=self.steps,
             step=self.step,
-            queries=2 * self.pairs * target.views,
+            queries=(2 * self.pairs + (not target.stochastic)) * target.views,
             gradients=0,
         )

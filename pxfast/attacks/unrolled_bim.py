@@ -5,15 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..base.checks import check_number, check_optional_count
-from ..defences.defended import averaged
 from ..pixeldefend.purify import Purifier
 from ..pixeldefend.relaxed import RelaxedPurifier
 from .climb import Ascent
-from .gradients import input_gradient
+from .defence_aware import finished
+from .gradients import cross_entropy_gradient
 from .grid_ascent import GridAscent, names, target_of
 from .sign_steps import bim_steps
 
@@ -69,18 +68,19 @@ class UnrolledBIM(GridAscent):
             for chain in target.defended.chains
         }
 
-        def direction(x: Tensor, labels: Tensor, seeds: Sequence[int]) -> tuple[Tensor, None]:
+        def direction(x: Tensor, labels: Tensor, seeds: Sequence[int]) -> tuple[Tensor, Tensor | None]:
+            wrong = finished(target, target.logits(x, seeds), labels)
             with torch.enable_grad():
                 start = x.detach().requires_grad_()
                 seen = target.defended.seen(start, lambda chain, views: relaxed[chain](views))
-                logits = averaged([target.classifier(view) for view in seen])
-                return input_gradient(F.cross_entropy(logits, labels, reduction="sum"), start).sign(), None
+                logits = [logits for view in seen for logits in target.each(view)]
+                return cross_entropy_gradient(logits, labels, start).sign(), wrong
 
         return Ascent(
             direction,
             round(255.0 * eps),
             steps=bim_steps(round(255.0 * eps)) if self.steps is None else self.steps,
             step=self.step,
-            queries=target.views,
-            gradients=target.views,
+            queries=2 * target.views,  # unrolled, and as it is
+            gradients=target.backward,
         )

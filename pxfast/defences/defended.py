@@ -237,9 +237,14 @@ class Defended(nn.Module):
         the logits are those of the mean probability of the images and their mirror images. The classifier gets copies,
         which it may change, as normalisation in place does.
         """
+        return averaged(self.classify_each(defended))
+
+    def classify_each(self, defended: Tensor) -> list[Tensor]:
+        """The classifier's logits (N, classes) of one view as it is and, where mirror images are seen, of its mirror
+        image: those that :meth:`classify` averages.
+        """
         x = in_type_of(self.classifier, defended)
-        views = [x.clone()] if self.views == "one" else [x.clone(), x.flip(3)]
-        return averaged([self.classifier(each) for each in views])
+        return [self.classifier(each) for each in ([x.clone()] if self.views == "one" else [x.clone(), x.flip(3)])]
 
     def forward(self, images: Tensor) -> Tensor:
         x = self._floating(images)

@@ -71,3 +71,29 @@ def test_two_classes_have_the_cross_entropy_in_place_of_dlr() -> None:
         for loss in ("ce", "dlr")
     ]
     assert torch.equal(*found)
+
+
+@pytest.mark.parametrize(("steps", "rising", "halved"), [(100, 16, True), (100, 17, False), (10, 2, True)])
+def test_the_first_period_counts_moves_and_not_the_start(steps: int, rising: int, halved: bool) -> None:
+    """Algorithm 1, condition 1: fewer than three quarters of the period's moves raised the loss."""
+    period = checkpoints(steps)[0]
+    losses = iter([0.5 + 0.01 * min(i, rising) - 0.001 * max(i - rising, 0) for i in range(period + 1)])
+
+    class Told(nn.Module):
+        """Has the next loss at each call, whatever it is asked; the gradient leads nowhere."""
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            share = torch.exp(-torch.tensor(next(losses)))
+            logits = torch.stack([share, 1.0 - share]).log()
+            return logits.expand(len(x), 2) + 0.0 * x.flatten(1).sum(dim=1, keepdim=True)
+
+    climb = APGDBPDA(steps=steps, restarts=1, loss="ce").climb(
+        Defended(Told().eval(), [nn.Identity()]), (1, 2, 2), 8 / 255
+    )
+    labels = torch.zeros(1, dtype=torch.int64)
+    state = {"x": torch.full((1, 1, 2, 2), 100 / 255), "labels": labels, "seeds": labels, "taken": labels.clone()}
+    climb.begin(state)
+    for _ in range(period + 1):
+        climb.step(state)
+        state["taken"] += 1
+    assert state["size"].tolist() == [8.0 if halved else 16.0]
