@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..attacks import APGDBPDA, Attack, RandomSearch, find_attack
+from ..attacks import APGDBPDA, Attack, BlindPGD, RandomSearch, find_attack
 from ..attacks.attack import fix_batches
 from ..attacks.result import AttackResult
 from ..attacks.resumable import library_versions
@@ -18,9 +18,10 @@ from ..base.progress import Progress
 from ..defences.defended import Defended
 from ..defences.weights import hidden_keys
 from ..tensors.batches import FIXED_BATCH
+from ..tensors.seeds import unseen_seed
 from ..tensors.store import Entry, Store, digest
 from .given import function_key
-from .pipeline import attack_code
+from .pipeline import attack_code, hidden
 from .results import Check
 from .sanity import compare, none_left
 from .verdict import Score, votes_right
@@ -138,6 +139,7 @@ class Judge:
             "eps": eps,
             "seed": self.seed,
             "libraries": library_versions(),
+            **hidden(attack, tuple(images.shape[1:])),
         }
         recipes = [{**recipe, "inputs": digest(images[group], labels[group])} for group in groups]
         entries = [self.store.read(each) for each in recipes]
@@ -170,7 +172,7 @@ class Judge:
 
     @torch.no_grad()
     def predicted(self, target: Target, images: Tensor) -> Tensor:
-        """The labels of uint8 images in every run: int64 (runs, N). Run i has the seed ``seed`` + i."""
+        """The labels of uint8 images in every run: int64 (runs, N). The attacks have seen none of the runs' noise."""
         device = _device_of(target.module)
         blocks = []
         for block in images.split(self.shard):
@@ -186,7 +188,7 @@ class Judge:
             if entry is None:
                 started, module, each = time.perf_counter(), target.module, []
                 for run in range(self.runs(target)):
-                    again = module.around(module.classifier, seed=self.seed + run)
+                    again = module.around(module.classifier, seed=unseen_seed(self.seed, run))
                     each.append(fix_batches(again, FIXED_BATCH)(block.to(device).float() / 255.0).argmax(1).cpu())
                 entry = Entry({"labels": torch.stack(each)}, time.perf_counter() - started)
                 self.store.write(recipe, entry)
@@ -205,7 +207,7 @@ class Judge:
         white = {
             label: attack
             for label, attack in attacks.items()
-            if attack.knows_defences and attack.needs_gradient and label in left
+            if attack.needs_gradient and attack.name != BlindPGD.name and label in left
         }
         checks = []
 
@@ -214,7 +216,7 @@ class Judge:
             return votes_right(self.predicted(target, moved), labels)
 
         name = "more steps never help the defence"
-        stepping = next((label for label, attack in white.items() if attack.options.get("steps", 0) > 1), None)
+        stepping = next((label for label, attack in white.items() if (attack.options.get("steps") or 0) > 1), None)
         if stepping is None:
             checks.append(Check(name, "inconclusive", "no attack with gradients was chosen"))
         else:

@@ -177,6 +177,9 @@ class JudgedRun(TableRun):
         )
         columns = {column.name: column for column in self.specification.columns}
         jobs = self.jobs_on(row)
+        if row.defences:
+            alone = self.judge.target(Defended(classifier, [nn.Identity()], seed=self.judge.seed))
+            jobs = {name: protocol.from_alone(job, alone) for name, job in jobs.items()}
         scores, found = self.judge.row(target, list(jobs.values()))
         names = (self.clean, *jobs, self.strongest)
         for name, score in zip(names, scores, strict=True) if jobs else [(self.clean, scores[0])]:

@@ -75,8 +75,7 @@ class Pipeline:
         """
         chosen = find_attack(attack, **(options or {}))
         recipe = {**self._attack_recipe(chosen, classifier, seed, through), **_seen(views)}
-        if own := chosen.hidden_networks(tuple(images.shape[1:])):
-            recipe["networks"] = [network_key(network) for network in own]
+        recipe |= hidden(chosen, tuple(images.shape[1:]))
         inputs = {"images": images, "labels": labels}
         if not isinstance(chosen, ClippedAttack):
             bound = "" if eps is None else f", eps {eps}"
@@ -202,6 +201,12 @@ class Pipeline:
 def _seen(views: str) -> Recipe:
     """What recipes say of the views, so that those of one view are as if there were no others."""
     return {} if views == "one" else {"views": views}
+
+
+def hidden(attack: Attack, image_shape: tuple[int, ...]) -> Recipe:
+    """The keys of an attack's own networks, as recipes have them; nothing for one that has none."""
+    networks = attack.hidden_networks(image_shape)
+    return {"networks": [network_key(network) for network in networks]} if networks else {}
 
 
 def attack_code(name: str) -> str:

@@ -6,6 +6,7 @@ the same classifier without a defence stands beside it. :mod:`pxfast.evaluation.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -87,6 +88,11 @@ def check_labels(labels: Iterable[str]) -> None:
 def transfers(surrogates: Mapping[str, Target]) -> list[Job]:
     """The attacks that transfer from surrogates, by their names."""
     return [Job(transfer_label(name), BlindPGD(), target) for name, target in surrogates.items()]
+
+
+def from_alone(job: Job, alone: Target) -> Job:
+    """The job with its adversarial images taken from the classifier without a defence, where the attack knows none."""
+    return dataclasses.replace(job, source=alone) if job.source is None and job.attack.name == BlindPGD.name else job
 
 
 def checking(images: int, most: int = CHECK_IMAGES) -> int:

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import nn
 
-from ..attacks import find_attack
+from ..attacks import BlindPGD
 from ..attacks.resumable import library_versions
 from ..base.checks import check_count, check_eps, check_flag, check_instance, check_seed, check_text
 from ..base.files import claimed, made_folder, whole_file
@@ -35,6 +35,7 @@ from .protocol import (
     cell_of,
     check_labels,
     checking,
+    from_alone,
     label_of,
     rates_of,
     transfer_label,
@@ -125,7 +126,7 @@ def referee(
         if not chosen:
             raise ValueError(f"no attack is left: {'; '.join(absent.values())}")
         static = judge.target(Defended(classifier, [nn.Identity()], seed=seed))
-        own, alone = _jobs(chosen), _jobs(beside(columns)[0])
+        own, alone = [from_alone(job, static) for job in _jobs(chosen)], _jobs(beside(columns)[0])
         jobs = [*own, *transfers({key: judge.target(Defended(each, [nn.Identity()])) for key, each in others.items()})]
         work = sum(judge.work(len(data.images), len(each)) for each in (jobs, alone))
         with progress_of(work + checking(len(data.images), limit), shown=progress) as bar:
@@ -220,7 +221,7 @@ def _table(verdict: Verdict, columns: list[ColumnSpecification], dataset: str, d
         settings={
             **verdict.settings,
             "attacks": {
-                names[label]: {**settings, "knows the defences": find_attack(settings["attack"]).knows_defences}
+                names[label]: {**settings, "knows the defences": settings["attack"] != BlindPGD.name}
                 for label, settings in verdict.settings["attacks"].items()
             },
             "runs": {"defended": verdict.runs, "static": 1},

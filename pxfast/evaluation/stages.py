@@ -13,9 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from ..attacks import ClippedAttack, find_attack
-from ..attacks.attack import FixedBatch
+from ..attacks.attack import BATCH, fix_batches
 from ..defences import Defended
 from ..pixelcnn.likelihood import log_prob
+from ..tensors.seeds import unseen_seed
 from ..tensors.store import Recipe
 from . import defences
 from .networks import ModelFiles, Models
@@ -107,12 +108,15 @@ def defend(models: Models, recipe: Recipe, inputs: Tensors) -> Tensors:
 
 @torch.no_grad()
 def predict(models: Models, recipe: Recipe, inputs: Tensors) -> Tensors:
-    """Images through the remaining defences and the classifier to labels (N,) int64, in batches of one size."""
+    """Images through the remaining defences and the classifier, in batches of one size, to labels (N,) int64.
+
+    The random numbers of a stochastic defence are none that an attack has seen.
+    """
     classifier = models.classifier(recipe["classifier"])
     parts = [defences.build(description, models) for description in recipe["defences"]]
-    defended = Defended(classifier, parts, views=recipe.get("views", "one"))
+    defended = Defended(classifier, parts, views=recipe.get("views", "one"), seed=unseen_seed(0))
     images = inputs["images"]
-    logits = FixedBatch(defended)(images.float() / 255 if images.dtype == torch.uint8 else images)
+    logits = fix_batches(defended, BATCH)(images.float() / 255 if images.dtype == torch.uint8 else images)
     return {"labels": logits.argmax(1)}
 
 

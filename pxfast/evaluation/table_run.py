@@ -21,7 +21,7 @@ from ..base.version import __version__
 from ..pixelcnn.files import read_metadata
 from ..tensors.store import digest
 from .defences import Description, describe
-from .pipeline import Computed, Pipeline, attack_code
+from .pipeline import Computed, Pipeline, attack_code, hidden
 from .preparation import Prepared
 from .results import Cell, Column, Row, Table, read_table, table_path
 from .specification import ColumnSpecification, RowSpecification, TableSpecification
@@ -213,6 +213,7 @@ class TableRun:
                     "knows the defences": column.knows_defences,
                     "source": find_attack(column.attack).source,
                     "code": attack_code(column.attack),
+                    **hidden(find_attack(column.attack, **column.options), tuple(self.prepared.images.shape[1:])),
                 }
                 for column in specification.columns
                 if column.attack is not None

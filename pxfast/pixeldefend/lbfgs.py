@@ -24,6 +24,7 @@ from ..pixelcnn.network import PixelCNN
 from ..pixelcnn.oracle import oracle
 from ..pixelcnn.shipped import Model, model_for
 from ..tensors.ambient import in_plain_torch
+from ..tensors.seeds import image_key
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,11 +81,12 @@ def lbfgs_purify(
     results = torch.empty(starts, *grid.shape, dtype=torch.uint8)
     with progress_of(len(grid) * starts, "start", shown=progress) as shown:
         for i, image in enumerate(grid.numpy()):
+            key = image_key(grid[i], seed)
             lowest, highest = (np.clip(image.astype(np.float64) + move, 0, 255).ravel() for move in (-eps, eps))
             for start in range(starts):
                 found = optimize.minimize(
                     relaxed_bits_per_dim,
-                    np.random.default_rng((seed, i, start)).uniform(lowest, highest),
+                    np.random.default_rng((key, start)).uniform(lowest, highest),
                     args=(network, image.shape),
                     method="L-BFGS-B",
                     jac=True,

@@ -37,6 +37,11 @@ def derived_seeds(seeds: Sequence[int], *numbers: int | Sequence[int]) -> list[i
     return derived
 
 
+def unseen_seed(seed: int, run: int = 0) -> int:
+    """The seed of a run of an evaluation, whose attacks have ``seed``: their random numbers are others."""
+    return derived_seeds([seed], run)[0]
+
+
 def standard_normal(seeds: Sequence[int], like: Tensor) -> Tensor:
     """Numbers from N(0, 1) in the shape, type and place of ``like`` (N, C, H, W); those of image i are by seeds[i]."""
     shape = tuple(like.shape[1:])

@@ -7,7 +7,9 @@ import json
 import numpy as np
 import pytest
 from PIL import Image
+from support.helpers import random_model
 
+import pxfast
 from pxfast.evaluation.figures import detectors
 from pxfast.evaluation.figures.detectors import p_values_of, summary
 from pxfast.pixeldefend.statistics import STATISTICS
@@ -65,3 +67,32 @@ def test_files_appear_and_a_killed_run_goes_on(tmp_path, few_root, monkeypatch) 
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(path.name for path in files)
     with pytest.raises(FileExistsError):
         detectors.detector_figures("fashion-mnist", few_root, tmp_path, **given)
+
+
+def test_the_attack_that_knows_the_detector_knows_its_model(tmp_path, few_root, monkeypatch) -> None:
+    """Unless its options name another."""
+    path, asked = tmp_path / "mine.safetensors", []
+    pxfast.save(random_model((28, 28)), path)
+
+    class Stopped(Exception):
+        pass
+
+    def stopped(numbers, depends):
+        asked.append(depends["attacks"]["likelihood-aware"]["model"])
+        raise Stopped
+
+    monkeypatch.setattr(detectors, "Parts", stopped)
+    other = {"likelihood-aware": {"model": "fashion-mnist"}}
+    for options in (None, other):
+        with pytest.raises(Stopped):
+            detectors.detector_figures(
+                "fashion-mnist",
+                few_root,
+                tmp_path / "out",
+                images=1,
+                train_images=2,
+                model=path,
+                attacks=["likelihood-aware"],
+                options=options,
+            )
+    assert asked == [str(path), "fashion-mnist"]

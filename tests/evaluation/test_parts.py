@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from collections.abc import Sequence
 
 import pytest
 import torch
+from torch import Tensor, nn
 
+from pxfast.evaluation import stages
 from pxfast.evaluation.defences import Context, describe
+from pxfast.evaluation.networks import ModelFiles, Models
 from pxfast.evaluation.results import Cell, Column, Row, Table
 from pxfast.evaluation.runners import make_runner
 from pxfast.evaluation.specification import TABLES, load_table, parse_table
@@ -249,3 +253,22 @@ def test_the_largest_table_fits_in_120_columns() -> None:
     heading = [line.split() for line in found.splitlines() if "BPDA" in line or "steps" in line]
     assert heading == [["Clean", "BPDA,", "BPDA,"], ["steps", "3", "steps", "6"]], "no label is cut"
     assert f"{long.technique} ours" in found
+
+
+def test_predictions_fill_no_batch_in_front_of_a_random_defence(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    class Counted(nn.Module):
+        stochastic, runs = True, 3
+
+        def draw(self, images: Tensor, seeds: Sequence[int]) -> Tensor:
+            asked.append(len(images))
+            return images
+
+    network = nn.Sequential(nn.Flatten(), nn.Linear(64, 10)).eval()
+    monkeypatch.setattr(stages.defences, "build", lambda description, models: Counted().eval())
+    models = Models(ModelFiles({}, {}), "cpu", None)
+    monkeypatch.setattr(models, "classifier", lambda key: network)
+    images = torch.zeros(5, 1, 8, 8, dtype=torch.uint8)
+    stages.predict(models, {"classifier": "", "defences": [{}]}, {"images": images})
+    assert sum(asked) == 5 * 3

@@ -12,17 +12,20 @@ from pathlib import Path
 
 import pytest
 import torch
-from support.helpers import environment
+from support.helpers import environment, random_model
+from support.small_defences import Halves
 from torch import Tensor, nn
 
 import pxfast
-from pxfast.attacks import BPDA
+from pxfast.attacks import BPDA, PGD, LikelihoodAware, UnrolledBIM, defence_aware
 from pxfast.defences import Defended
+from pxfast.evaluation.judge import CLEAN, Job, Judge
 from pxfast.evaluation.purifier_check import check_purifier
 from pxfast.evaluation.results import read_tables
 from pxfast.evaluation.sanity import compare, none_left, sign_test
 from pxfast.evaluation.verdict import votes_right
-from pxfast.tensors.seeds import image_seeds, standard_normal
+from pxfast.tensors.seeds import image_seeds, standard_normal, unseen_seed
+from pxfast.tensors.store import Store
 
 QUICK = ["blind-pgd:steps=5", "bpda:steps=10", "apgd-bpda:steps=10"]
 EPS = 4
@@ -86,7 +89,7 @@ def test_ten_runs_of_a_random_purifier_by_their_seeds(net, images, tmp_path) -> 
     verdict = judged(net, Shake(), images, tmp_path, seed=5)
     labels = Defended(net, [Shake()])(images).argmax(1)
     x = images.float() / 255
-    runs = torch.stack([Defended(net, [Shake()], seed=5 + run)(x).argmax(1) for run in range(10)])
+    runs = torch.stack([Defended(net, [Shake()], seed=unseen_seed(5, run))(x).argmax(1) for run in range(10)])
     clean = verdict.defended[0]
     assert clean.average == pytest.approx(float((runs == labels).double().mean()), abs=1e-6)
     assert clean.worst == int((runs == labels).all(0).sum())
@@ -96,6 +99,66 @@ def test_ten_runs_of_a_random_purifier_by_their_seeds(net, images, tmp_path) -> 
         assert score.worst <= score.majority
         assert score.worst / 24 <= score.average
     assert verdict.runs == 10
+
+
+def test_no_run_has_the_noise_that_an_attack_has_seen(net, images, tmp_path) -> None:
+    """Forty steps against one draw of the noise leave nothing of it; other draws have more left."""
+    verdict = judged(net, Shake(), images, tmp_path, attacks=["pgd"], seed=5)
+    labels = Defended(net, [Shake()])(images).argmax(1)
+    attacked = PGD()(Defended(net, [Shake()], seed=5), images, labels, EPS, seed=5)
+    score = next(score for score in verdict.defended if score.attack == "PGD")
+    unseen = [Defended(net, [Shake()], seed=unseen_seed(5, run))(attacked).argmax(1) == labels for run in range(10)]
+    assert score.average == pytest.approx(float(torch.stack(unseen).double().mean()), abs=1e-6)
+    seen = Defended(net, [Shake()], seed=5)(attacked).argmax(1) == labels
+    assert score.average > float(seen.double().mean())
+
+
+def test_attacks_on_the_row_are_said_to_know_it_and_count_as_white_box(net, images, tmp_path) -> None:
+    verdict = judged(net, Halves(), images, tmp_path, attacks=["pgd", "blind-pgd:steps=2"], check_images=8)
+    (table,) = read_tables(tmp_path)
+    known = {settings["attack"]: settings["knows the defences"] for settings in table.settings["attacks"].values()}
+    assert known == {"pgd": True, "blind-pgd": False}
+    names = [check.name for check in verdict.checks]
+    assert "random search does not beat gradients" in names
+    assert not [name for name in names if name.startswith("black-box") and "PGD" in name and "Transfer" not in name]
+
+
+def test_blind_attacks_are_made_once_for_a_classifier(net, images, tmp_path, monkeypatch) -> None:
+    asked = []
+    real = defence_aware.loss_gradient
+
+    def counted(classifier: nn.Module, x: Tensor, labels: Tensor) -> Tensor:
+        asked.append(len(x))
+        return real(classifier, x, labels)
+
+    monkeypatch.setattr(defence_aware, "loss_gradient", counted)
+    judged(net, Halves(), images, tmp_path, attacks=["blind-pgd:steps=2"], check_images=1)
+    assert sum(asked) == 2 * len(images)
+
+
+def test_the_unrolled_attack_may_be_the_only_one(net, tmp_path) -> None:
+    """Its number of steps follows eps unless it is given."""
+    labels = torch.zeros(1, dtype=torch.int64)
+    judge = Judge(Store(tmp_path), torch.zeros(1, 1, 8, 8, dtype=torch.uint8), labels, EPS, 0, 1, 8)
+    target = judge.target(Defended(net, [Halves()]))
+    found = {CLEAN: labels[None], "Unrolled BIM": labels[None]}
+    checks = judge.checks(target, [Job("Unrolled BIM", UnrolledBIM())], found, 1)
+    assert checks[0].outcome == "inconclusive"
+
+
+def test_images_of_an_attack_are_those_of_its_own_networks(net, tmp_path) -> None:
+    """A density model that is written anew at the same place is another one."""
+    path, found = tmp_path / "density.safetensors", []
+    images = torch.randint(0, 256, (2, 1, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(3))
+    labels = net(images.float() / 255).argmax(1)
+    for seed in (0, 1):
+        pxfast.save(random_model((8, 8), seed=seed), path, force=True)
+        attack = LikelihoodAware(steps=3, searches=1, model=path)
+        judge = Judge(Store(tmp_path / "store"), images, labels, EPS, 0, 1, 8)
+        target = judge.target(Defended(net, [nn.Identity()]))
+        found.append(judge.attacked(target, attack, EPS, 2)[0])
+        assert torch.equal(found[-1], attack(target.module, images, labels, EPS, seed=0))
+    assert not torch.equal(*found)
 
 
 def test_votes_and_ties() -> None:

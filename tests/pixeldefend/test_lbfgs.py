@@ -64,6 +64,7 @@ def test_form_seed_and_batch(model, attacked):
     single = lbfgs_purify(attacked[0].numpy() / 255, 8, **settings).images
     assert single.dtype == np.float64
     np.testing.assert_array_equal(single, expected[0].numpy() / 255)
+    assert torch.equal(lbfgs_purify(attacked.flip(0), 8, **settings).images.flip(0), expected)
     assert lbfgs_purify(attacked[:0], 8, **settings).images.shape == (0, 3, 8, 8)
 
 

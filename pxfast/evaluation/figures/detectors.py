@@ -81,7 +81,11 @@ def detector_figures(
     if folder.exists() and not folder.is_dir():
         raise FileExistsError(f"{folder} is not a folder")
     check_output_folder(folder)
-    chosen = [find_attack(each, **(options or {}).get(each, {})) for each in attacks or (*PUBLISHED, AWARE)]
+    own: dict[str, dict[str, Any]] = {AWARE: {} if model is None else {"model": model}}  # that of the detectors
+    chosen = [
+        find_attack(each, **{**own.get(each, {}), **(options or {}).get(each, {})})
+        for each in attacks or (*PUBLISHED, AWARE)
+    ]
     for each in chosen:
         each.check_installed()
     require("sklearn.metrics", "evaluate")  # of the areas, which are computed last
