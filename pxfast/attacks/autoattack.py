@@ -9,6 +9,8 @@ from torch import Tensor, nn
 
 from ..base.checks import check_choice
 from ..base.extras import require
+from ..defences.defended import Defended
+from ..tensors.seeds import derived_seeds
 from .attack import Attack
 from .gradients import input_gradient
 
@@ -16,11 +18,28 @@ LEAST_CLASSES = 4
 VERSIONS = ("standard", "plus", "rand")
 
 
+class Redrawn(nn.Module):
+    """A defended classifier whose stochastic defences draw other random numbers at every call."""
+
+    def __init__(self, defended: Defended, seed: int) -> None:
+        super().__init__()
+        self.defended = defended
+        self.seed = seed
+        self.calls = 0
+        self.training = False
+
+    def forward(self, images: Tensor) -> Tensor:
+        self.calls += 1
+        (seed,) = derived_seeds([self.seed], self.calls)
+        return self.defended.around(self.defended.classifier, seed=seed)(images)
+
+
 class AutoAttack(Attack):
     """AutoAttack, by pyautoattack. Its random numbers are drawn for a block of images as a whole: an image's result
     may depend on which images are attacked together.
 
-    version: 'standard', 'plus' (with more attacks) or 'rand' (for stochastic defences). TypeError or ValueError for
+    version: 'standard', 'plus' (with more attacks) or 'rand' (for stochastic defences: gradients are averaged over 20
+    draws of a ``Defended``'s noise, where the other versions have one noise all along). TypeError or ValueError for
     another. Needs pyautoattack (``pip install 'pxfast[attacks]'``); ImportError without it. A classifier of fewer than
     four classes is a ValueError.
 
@@ -51,10 +70,13 @@ class AutoAttack(Attack):
             )
         if eps == 0.0:  # AutoAttack divides by it
             return x
+        attacked = (
+            Redrawn(classifier, seed) if self.version == "rand" and isinstance(classifier, Defended) else classifier
+        )
         devices = [x.device] if x.device.type == "cuda" else []
         with torch.random.fork_rng(devices=devices), torch.enable_grad():
             evaluation = library.AutoAttack(
-                classifier, norm="Linf", eps=eps, version=self.version, seed=seed, device=x.device
+                attacked, norm="Linf", eps=eps, version=self.version, seed=seed, device=x.device
             )
             others = logits.shape[1] - 1
             for targeted in (evaluation.apgd_targeted, evaluation.fab):

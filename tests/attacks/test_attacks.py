@@ -5,6 +5,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from support.attack_network import attack_fixture
+from support.small_defences import Noisy
 from torch import Tensor, nn
 
 from pxfast.attacks import (
@@ -30,6 +31,7 @@ from pxfast.attacks import (
 )
 from pxfast.attacks.attack import BATCH, BLOCK, FixedBatch, image_generators
 from pxfast.attacks.rounding import rearm, to_grid
+from pxfast.defences import Defended
 
 FIXTURE = attack_fixture()
 NEEDS = {
@@ -312,6 +314,26 @@ def test_autoattack() -> None:
     assert not (by_bim.rounded & ~result.rounded).any()
     assert torch.equal(attack(FIXTURE.network, FIXTURE.images[:4], FIXTURE.labels[:4], 12, seed=1), result.images)
     assert torch.equal(attack(FIXTURE.network, FIXTURE.images, FIXTURE.labels, 0), FIXTURE.images)
+
+
+@pytest.mark.external
+def test_autoattack_for_random_defences_draws_their_noise_anew() -> None:
+    pytest.importorskip("pyautoattack", reason="autoattack needs pyautoattack")
+    noise = Noisy(sigma=0.02, runs=1)
+    defended = Defended(FIXTURE.network, [noise])
+    labels = defended(FIXTURE.x[:2]).argmax(1)
+    found = []
+    for version in ("rand", "standard"):
+        noise.calls.clear()
+        AutoAttack(version=version).perturb(defended, FIXTURE.x[:2], labels, 2 / 255, seed=1)
+        drawn: dict[bytes, set[tuple[int, ...]]] = {}  # by images
+        for asked, seeds, _ in noise.calls:
+            drawn.setdefault(asked.numpy().tobytes(), set()).add(tuple(seeds))
+        found.append(max(map(len, drawn.values())))
+    assert found[0] >= 20
+    assert found[1] == 1
+    again = [AutoAttack(version="rand")(defended, FIXTURE.images[:2], labels, 2, seed=1) for _ in range(2)]
+    assert torch.equal(*again)
 
 
 class Detached(nn.Module):
