@@ -22,12 +22,14 @@ from ...base.streams import shown_name
 from ...classifiers import load_classifier
 from ...classifiers.weights import SHIPPED as SHIPPED_CLASSIFIERS
 from ...data.datasets import first_images, load_dataset
+from ...pixelcnn.likelihood import log_prob
 from ...pixelcnn.network import PixelCNN
 from ...pixelcnn.shipped import SHIPPED, Model, model_for
 from ...pixeldefend.detection import Detector, roc_auc_score, shipped_log_likelihoods
 from ...pixeldefend.lbfgs import lbfgs_purify
 from ...pixeldefend.purify import purify
 from ...pixeldefend.sampling import sample
+from ...pixeldefend.statistics import permutation_p_values
 from . import pictures
 from .series import DensityMeasurements, Series, nats_to_bits_per_dim
 
@@ -40,18 +42,15 @@ EPS = {
 LBFGS_IMAGES = 10  # the paper's Figure 5
 
 
-def fitted_detector(
-    model: PixelCNN, dataset: str, root: str | os.PathLike[str] | None, count: int
-) -> tuple[Detector, Tensor]:
-    """A detector and its log-likelihoods: the shipped ones of the model, or else of ``count`` training images."""
-    detector = Detector(model)
+def known_log_likelihoods(model: PixelCNN, dataset: str, root: str | os.PathLike[str] | None, count: int) -> Tensor:
+    """A detector's log-likelihoods: the shipped ones of the model, or else those of ``count`` training images."""
     try:
-        return detector, shipped_log_likelihoods(model)
+        return shipped_log_likelihoods(model)
     except RuntimeError:
         images, _ = load_dataset(dataset, root, train=True)
-        detector.fit(first_images(dataset, images, count))
+        detector = Detector(model).fit(first_images(dataset, images, count))
         assert detector.log_likelihoods is not None  # fitted
-        return detector, detector.log_likelihoods
+        return detector.log_likelihoods
 
 
 class Indifferent(nn.Module):
@@ -147,7 +146,7 @@ def measure_density(
     test, labels = load_dataset(dataset, root, train=False)
     clean, labels = (first_images(dataset, each, images).to(place) for each in (test, labels))
     network = model_for(model, clean.shape[1:])
-    detector, log_likelihoods = fitted_detector(network, dataset, root, train_images)
+    log_likelihoods = known_log_likelihoods(network, dataset, root, train_images)
 
     with (
         progress_of(len(attacks) + 2, "step", shown=progress) as steps,
@@ -164,11 +163,10 @@ def measure_density(
             finished = functools.partial(within.turn_to, f"  purify {kind}", total=len(given))
             purified = purify(given, purify_eps, model=network, engine=engine, threads=threads, progress=finished)
             by_name[kind] = given, purified
-            found = [
-                measured.double().cpu().numpy()
-                for each in (given, purified)
-                for measured in (detector.bits_per_dim(each), detector.p_value(each))
-            ]
+            found = []
+            for each in (given, purified):
+                nats = log_prob(each, model=network).cpu()
+                found += [nats_to_bits_per_dim(nats, each), permutation_p_values(log_likelihoods, nats).numpy()]
             series.append(Series(kind, *found))
             steps.advance()
     baseline = measure_baseline(by_name, series, network, purify_eps, lbfgs_images, lbfgs_starts, seed, progress)
