@@ -223,7 +223,7 @@ class ClassifierTrainer(TrainingRun):
     def train_step(self) -> tuple[float, float]:
         """One step of SGD; returns the batch's cross-entropy in nats and its accuracy.
 
-        FloatingPointError when the loss is not finite; the weights are then as before the step.
+        FloatingPointError when the loss or its gradient is not finite; the weights are then as before the step.
         """
         started = time.perf_counter()
         torch.manual_seed(self.step_seed(self.step))  # dropout, the same after a resume
@@ -243,13 +243,16 @@ class ClassifierTrainer(TrainingRun):
         else:
             smoothing = settings.smoothing if settings.defence == "label-smoothing" else 0.0
             loss = smoothed_cross_entropy(logits, labels, smoothing)
-        if not math.isfinite(loss.item()):
-            raise FloatingPointError(f"the loss became {loss.item()} at step {self.step}")
         loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), math.inf)
+        found, size = torch.stack((loss.detach(), norm)).tolist()
+        if not math.isfinite(found) or not math.isfinite(size):
+            self.optimiser.zero_grad()  # or whoever goes on would add to gradients that are not finite
+            raise FloatingPointError(f"training broke down at step {self.step}: loss {found}, gradient of norm {size}")
         self.optimiser.step()
         self.optimiser.zero_grad()
         self.count_step(time.perf_counter() - started)
-        return loss.item(), (logits.argmax(1) == labels).double().mean().item()
+        return found, (logits.argmax(1) == labels).double().mean().item()
 
     def losses(self, found: tuple[float, float]) -> dict[str, float]:
         return {"train_loss": found[0], "train_accuracy": found[1]}
@@ -309,8 +312,8 @@ def train_classifier(
     checkpoint kept, and raises KeyboardInterrupt. processes: names the device; a classifier is trained by one process.
     settings: None for the defaults. progress: show a bar. preparation: what the setting ``behind`` stands for;
     :func:`pxfast.defences.train_behind` gives it. Returns the classifier as stored, on its device.
-    Raises FileNotFoundError when ``root`` has no data, FloatingPointError when the loss stops being finite, and what
-    :func:`pxfast.training.outputs.run_outputs` raises.
+    Raises FileNotFoundError when ``root`` has no data, FloatingPointError when the loss or its gradient stops being
+    finite, and what :func:`pxfast.training.outputs.run_outputs` raises.
     """
     settings = run_settings(
         settings,

@@ -389,8 +389,21 @@ def test_bad_settings(changes: dict, message: str) -> None:
 def test_a_loss_that_is_not_finite_stops_the_run(small_data) -> None:
     trainer = ClassifierTrainer(SMALL, SETTINGS, *small_data)
     nn.init.constant_(trainer.model.output.bias, float("nan"))
-    with pytest.raises(FloatingPointError, match="nan at step 0"):
+    with pytest.raises(FloatingPointError, match="step 0: loss nan"):
         trainer.train_step()
+
+
+def test_a_gradient_that_is_not_finite_changes_no_weight(small_data) -> None:
+    """A finite loss may have one."""
+    trainer, other = (ClassifierTrainer(SMALL, SETTINGS, *small_data) for _ in range(2))
+    spoilt = trainer.model.output.weight.register_hook(lambda gradient: gradient * torch.inf)
+    before = [parameter.clone() for parameter in trainer.model.parameters()]
+    with pytest.raises(FloatingPointError, match=r"step 0: loss \d.*, gradient of norm (nan|inf)"):
+        trainer.train_step()
+    assert all(map(torch.equal, trainer.model.parameters(), before))
+    spoilt.remove()
+    assert trainer.train_step() == other.train_step()
+    assert all(map(torch.equal, trainer.model.parameters(), other.model.parameters()))
 
 
 def test_command(small_data, tmp_path, monkeypatch, capsys) -> None:
