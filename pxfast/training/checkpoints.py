@@ -39,9 +39,15 @@ def write_checkpoint(path: Path, tensors: dict[str, Tensor], metadata: dict[str,
     letter = "b" if _letter(path, metadata["format"]) == "a" else "a"
     token = secrets.token_hex(8)  # tells this checkpoint's shards from others of the same names
     names = [f"{path.stem}.{letter}-{i:05d}-of-{len(shards):05d}.safetensors" for i in range(1, len(shards) + 1)]
-    for name, shard in zip(names, shards, strict=True):
-        _save(path.with_name(name), shard, {"format": f"{metadata['format']}-shard", "checkpoint": token})
-    _save(path, {}, {**metadata, "shards": json.dumps(names), "checkpoint": token})
+    try:
+        for name, shard in zip(names, shards, strict=True):
+            _save(path.with_name(name), shard, {"format": f"{metadata['format']}-shard", "checkpoint": token})
+        _save(path, {}, {**metadata, "shards": json.dumps(names), "checkpoint": token})
+    except BaseException:  # such as of a full disk, on which shards without an index would only take space
+        if _present_shards(path, metadata["format"]) != names:  # Ctrl-C may come just behind the index
+            for name in names:
+                path.with_name(name).unlink(missing_ok=True)
+        raise
     _remove_shards(path, keep=names)
 
 
@@ -109,12 +115,17 @@ def _shards(tensors: dict[str, Tensor]) -> Iterator[dict[str, Tensor]]:
     yield shard
 
 
+def _present_shards(path: Path, expected_format: str) -> list[str]:
+    """The names of the shards of the checkpoint at ``path``; none if it names none, or can't be read."""
+    try:
+        return _shard_names(path, read_header(path, expected_format).metadata)
+    except (FileNotFoundError, ValueError):
+        return []
+
+
 def _letter(path: Path, expected_format: str) -> str:
     """The letter of the shards that the checkpoint at ``path`` names; empty if it names none, or can't be read."""
-    try:
-        names = _shard_names(path, read_header(path, expected_format).metadata)
-    except (FileNotFoundError, ValueError):
-        return ""
+    names = _present_shards(path, expected_format)
     return names[0].removeprefix(f"{path.stem}.")[0] if names else ""
 
 

@@ -135,6 +135,7 @@ def test_a_failure_before_any_file_leaves_the_checkpoint_before(tmp_path, small_
         write_checkpoint(path, some_tensors(1), {"format": FORMAT})
     assert len(calls) == written
     assert_same(read_checkpoint(path, FORMAT)[0], some_tensors(0))
+    assert not list(tmp_path.glob("m.checkpoint.b-*")), "they would take what space is left"
 
 
 def test_foreign_or_missing_shards_are_told(tmp_path, small_shards):
