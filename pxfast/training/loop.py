@@ -51,7 +51,12 @@ class Meter:
     def __init__(self, run: TrainingRun) -> None:
         self.run = run
         self._sums: dict[str, float] = {}
-        self._since: tuple[int, float] = (run.step, run.seconds)
+        self._since: int = run.step
+        self._timed_since: tuple[int, float] = (run.step, run.seconds)
+
+    def start_clock(self) -> None:
+        """The rate is that of the steps from here on: the first one may have been compiled, which takes minutes."""
+        self._timed_since = (self.run.step, self.run.seconds)
 
     def add(self, found: Any) -> None:
         """Another step gave ``found``."""
@@ -61,13 +66,15 @@ class Meter:
     def line(self) -> dict[str, float]:
         """The means of the losses, the last rates, and images a second; the next line begins anew."""
         run = self.run
-        steps, seconds = run.step - self._since[0], run.seconds - self._since[1]
+        steps, (timed_step, timed_seconds) = run.step - self._since, self._timed_since
+        timed, seconds = run.step - timed_step, run.seconds - timed_seconds
         values = {"seconds": round(run.seconds, 3)}
         if steps:
             values |= {name: total / steps for name, total in self._sums.items()}
             values |= run.rates()
-            values["images_per_second"] = round(steps * run.settings.batch_size / max(seconds, 1e-9), 3)
-        self._sums, self._since = {}, (run.step, run.seconds)
+        if timed:
+            values["images_per_second"] = round(timed * run.settings.batch_size / max(seconds, 1e-9), 3)
+        self._sums, self._since, self._timed_since = {}, run.step, (run.step, run.seconds)
         return values
 
 
@@ -118,6 +125,7 @@ def run_to_the_end(
                 usual = usual_compiling(device)
             with phase(title, what, shown=progress, usual=usual):
                 text = advance()
+            meter.start_clock()
         first = run.step, run.seconds
         shown = stack.enter_context(progress_of(total, "step", shown=progress, done=run.step))
         shown.entitle("training")
@@ -131,7 +139,7 @@ def run_to_the_end(
                 rate = f", {shown.rate * settings.batch_size:.0f} images/s" if shown.rate else ""
                 shown.annotate(f"{left}{text}{rate}")
             shown.reach(run.step)
-            if time.monotonic() - kept_at >= checkpoint_interval:
+            if not over and time.monotonic() - kept_at >= checkpoint_interval:  # at the end all is kept below
                 shown.entitle("measuring and keeping")
                 keep_all()
                 shown.entitle("training")
