@@ -246,15 +246,15 @@ def _in_order(stack: contextlib.ExitStack, files: Sequence[Path], folder: Path |
 
 def check_apart(files: Sequence[Path], folder: Path | None = None) -> None:
     """ValueError where two outputs have one path, or a file would lie in the output folder: they can't both appear."""
-    seen: dict[str, Path] = {} if folder is None else {_place(folder): folder}
+    seen: dict[str, Path] = {} if folder is None else {place_of(folder): folder}
     for file in files:
-        if (other := seen.setdefault(_place(file), file)) is not file:
+        if (other := seen.setdefault(place_of(file), file)) is not file:
             raise ValueError(f"expected a path of its own for each output, got {other} and {file}")
-        if folder is not None and Path(_place(folder)) in Path(_place(file)).parents:
+        if folder is not None and Path(place_of(folder)) in Path(place_of(file)).parents:
             raise ValueError(f"{file} lies in {folder}, which is an output of its own; write it elsewhere")
 
 
-def _place(path: Path) -> str:
+def place_of(path: Path) -> str:
     """Where an output is to appear, whatever way leads there; a link at that place is replaced, not followed."""
     return os.path.join(os.path.realpath(path.absolute().parent), path.name)
 

@@ -64,6 +64,20 @@ def test_a_branch_may_last_some_seconds(held):
     assert branch_settings(path, budget=10.0)[1] == dataclasses.replace(HELD, budget=40.0, decay_share=0.25)
 
 
+@pytest.mark.parametrize("way", ["above", "link", "relative"])
+def test_a_branch_is_no_other_way_to_the_held_run(held, tmp_path, monkeypatch, way):
+    """Its files would take the place of that run's."""
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    out = {"above": tmp_path / "folder" / ".." / held.name, "link": tmp_path / "link" / held.name}.get(way, held.name)
+    before = checkpoint_path(held).read_bytes()
+    _, settings = branch_settings(checkpoint_path(held), epochs=1)
+    with pytest.raises(ValueError, match="expected a branch with files of its own"):
+        train(CONFIG, IMAGES, out, settings=settings, branch=held, force=True, progress=False)
+    assert checkpoint_path(held).read_bytes() == before
+
+
 def test_what_is_no_branch_is_told(held, tmp_path):
     path, out = checkpoint_path(held), tmp_path / "other.safetensors"
     with pytest.raises(ValueError, match="a branch needs a budget or epochs, one of them"):

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ...base.checks import check_instance, check_path
 from ...base.durations import phase
+from ...base.files import place_of
 from ...tensors.safetensors import add_notes
 from ...training.compilation import duration_key, settle_compilation
 from ...training.loop import run_to_the_end
@@ -76,7 +77,7 @@ def train(
         check_path("branch", branch)
         if start is not None:
             raise ValueError("expected a start or a branch of another run, got both")
-        if checkpoint_path(branch) == checkpoint_path(out):
+        if place_of(checkpoint_path(branch)) == place_of(checkpoint_path(out)):
             raise ValueError(f"expected a branch with files of its own, got {os.fspath(out)} for both runs")
     processes = processes or Processes()
     if validation is not None:
