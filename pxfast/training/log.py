@@ -21,7 +21,8 @@ from ..base.streams import note
 
 INTERVAL = 10.0  # seconds between two lines, where nothing else is measured
 LONGEST_LINE = 1 << 16  # bytes
-CHECKPOINT = "checkpoint"  # what lines have that were written just before one
+CHECKPOINT = "checkpoint"  # what lines have that were written just before one: whether it is there
+PLANNED, KEPT = (f'"{CHECKPOINT}": {word}}}\n'.encode() for word in ("false", "true "))  # of one length
 EVENTS = "events.out.tfevents.*"  # what TensorBoard's files are called
 
 
@@ -54,6 +55,7 @@ class TrainingLog:
         self.force = force
         self.last_step: int = -1
         self.written_at: float = time.monotonic()
+        self._last_line: int = 0  # where it begins, in bytes
         self._descriptor: int | None = None
         self._writer: Any = None
 
@@ -63,8 +65,10 @@ class TrainingLog:
         ValueError, naming the file, where lines that are there are none of a training.
         """
         if self.own and os.path.lexists(self.path):
-            end, self.last_step = _lines_up_to(self.path, step)
+            self._last_line, end, self.last_step = _lines_up_to(self.path, step)
             os.truncate(self.path, end)
+            if self.last_step == step:  # the run was killed before its line could say that the checkpoint is there
+                self.checkpoint_kept()
         self.written_at = time.monotonic()
 
     @property
@@ -75,11 +79,11 @@ class TrainingLog:
     def write(self, step: int, values: Mapping[str, float], *, checkpoint: bool = False) -> None:
         """A line of what was measured after a step. OSError, which names the file, where the disk is full.
 
-        checkpoint: whether one of this step is about to be written, which the line then says.
+        checkpoint: whether one of this step is about to be written; :meth:`checkpoint_kept` is called when it is there.
         """
         if step <= self.last_step:
             return
-        told = {"step": step, **values, **({CHECKPOINT: True} if checkpoint else {})}
+        told = {"step": step, **values, **({CHECKPOINT: False} if checkpoint else {})}
         line = (json.dumps(told) + "\n").encode()
         if self._descriptor is None:
             self._open()
@@ -93,11 +97,24 @@ class TrainingLog:
             with contextlib.suppress(OSError):  # a pipe, or another file that can't be cut
                 os.ftruncate(self._descriptor, before)
             raise OSError(error.errno, error.strerror, os.fspath(self.path)) from error
-        self.last_step, self.written_at = step, time.monotonic()
+        self._last_line, self.last_step, self.written_at = before, step, time.monotonic()
         if self._writer is not None:
             for name, value in values.items():
                 self._writer.add_scalar(name, value, step)
             self._writer.flush()
+
+    def checkpoint_kept(self) -> None:
+        """The checkpoint that the last line tells of is there now, which the line says from here on.
+
+        It is written over in place: a run that was killed has that line as it was or as it should be.
+        """
+        # a log that can't be written over, such as a pipe, may later be taken for one of a run without a checkpoint
+        with contextlib.suppress(OSError), open(self.path, "rb+", buffering=0) as file:
+            file.seek(self._last_line)
+            line = file.readline()
+            if line.endswith(PLANNED):
+                file.seek(self._last_line + len(line) - len(PLANNED))
+                file.write(KEPT)
 
     def close(self) -> None:
         """No more lines come."""
@@ -124,24 +141,24 @@ class TrainingLog:
 def has_checkpoint(path: Path) -> bool:
     """Whether a log is of a run that is sure to have come to a checkpoint; one of another is worth nothing.
 
-    Its last line is written before the checkpoint of which it tells, which a killed run may not have come to.
+    A line is written before the checkpoint of which it tells, and says that this is there only when it is.
     ValueError, naming the file, unless it holds the lines of a training's log.
     """
-    checkpoints = [checkpoint for _, _, checkpoint in _lines(path)]
-    return any(checkpoints[:-1])
+    kept = [checkpoint for _, _, checkpoint in _lines(path)]  # all lines are looked at
+    return any(kept)
 
 
-def _lines_up_to(path: Path, step: int) -> tuple[int, int]:
-    """Where the lines up to a step end, in bytes, and the step of the last of them, -1 where there is none."""
-    end, last = 0, -1
+def _lines_up_to(path: Path, step: int) -> tuple[int, int, int]:
+    """Where the last of the lines up to a step begins and ends, in bytes, and its step, -1 where there is none."""
+    begin, end, last = 0, 0, -1
     for size, found, _ in _lines(path):
         if found <= step:
-            end, last = end + size, found
-    return end, last
+            begin, end, last = end, end + size, found
+    return begin, end, last
 
 
 def _lines(path: Path) -> Iterator[tuple[int, int, bool]]:
-    """Of each line of a log: its bytes, its step, and whether there was a checkpoint.
+    """Of each line of a log: its bytes, its step, and whether a checkpoint of it was there.
 
     A last line without an end is left out: its writing was cut off. ValueError for a line that is none of a log.
     """

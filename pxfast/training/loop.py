@@ -112,6 +112,8 @@ def run_to_the_end(
         if log is not None:  # before the checkpoint: a run that is resumed drops the lines behind that
             log.write(run.step, {**meter.line(), **measured}, checkpoint=True)
         keep()
+        if log is not None:
+            log.checkpoint_kept()
 
     with contextlib.ExitStack() as stack:
         interrupted = stack.enter_context(deferred_interrupt(patient=run.processes.count > 1))

@@ -173,9 +173,37 @@ def test_kill_9_leaves_whole_lines(tmp_path):
 def test_the_log_of_a_run_without_a_checkpoint_is_replaced(options, tmp_path):
     """It was killed too early, before the checkpoint that its last line tells of, and begins anew."""
     out = tmp_path / "m.safetensors"
-    log_path(out).write_text('{"step": 9, "train_loss": 1.5}\n{"step": 10, "checkpoint": true}\n{"step": 11, "tr')
+    log_path(out).write_text('{"step": 9, "train_loss": 1.5}\n{"step": 10, "checkpoint": false}\n{"step": 11, "tr')
     run_small(out, 0.5, 1000, **options)
     assert [line["step"] for line in lines_of(out)] == [2]
+
+
+def test_the_log_of_a_finished_run_with_one_checkpoint_is_not_replaced(tmp_path):
+    """Though its last line is the only one, as of a run that was killed before its first checkpoint."""
+    out = tmp_path / "m.safetensors"
+    run_small(out, 0.5, 1000)
+    (line,) = lines_of(out)
+    assert line["checkpoint"] is True
+    before = log_path(out).read_bytes()
+    for path in (out, checkpoint_path(out)):
+        path.rename(tmp_path / f"moved-{path.name}")
+    with pytest.raises(FileExistsError, match=r"m\.log\.jsonl exists already; pass --force"):
+        run_small(out, 0.5, 1000)
+    assert log_path(out).read_bytes() == before
+
+
+@pytest.mark.parametrize("kind", LOSSES)
+def test_a_line_says_that_its_checkpoint_is_there_when_it_is(kind, monkeypatch, tmp_path):
+    """Also of a run that was killed just behind the checkpoint, once it is resumed."""
+    out = tmp_path / "m.safetensors"
+    with monkeypatch.context() as patch:
+        patch.setattr(TrainingLog, "checkpoint_kept", lambda log: 1 / 0 if log.last_step == 2 else None)
+        with pytest.raises(ZeroDivisionError):
+            start(kind, out, monkeypatch)
+    assert [line["checkpoint"] for line in lines_of(out)] == [False, False]
+    assert position(checkpoint_path(out)) == 2
+    start(kind, out, monkeypatch, resume=True)
+    assert [line["checkpoint"] for line in lines_of(out)] == [False, True, True, True]
 
 
 def test_what_is_there_is_not_replaced(tmp_path):
