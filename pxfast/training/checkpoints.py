@@ -51,6 +51,12 @@ def write_checkpoint(path: Path, tensors: dict[str, Tensor], metadata: dict[str,
     _remove_shards(path, keep=names)
 
 
+def remove_checkpoint(path: Path) -> None:
+    """Remove a checkpoint, if there is one: from the first moment on none is there any more."""
+    path.unlink(missing_ok=True)
+    _remove_shards(path, keep=())
+
+
 def read_checkpoint(path: Path, expected_format: str) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Tensors, on the CPU, and metadata of a checkpoint of that format, in one file or in shards.
 

@@ -18,6 +18,7 @@ from ..base import environment
 from ..base.checks import integer_of, is_number
 from ..base.reading import parse_json, regular_file
 from ..base.streams import note
+from .checkpoints import remove_checkpoint
 
 INTERVAL = 10.0  # seconds between two lines, where nothing else is measured
 LONGEST_LINE = 1 << 16  # bytes
@@ -45,14 +46,16 @@ class TrainingLog:
     """A log that a run writes, a line at a time: each is there whole or not at all, after kill -9 as well.
 
     out: the run's output. own: whether lines that are there already are of this run's earlier part. force: whether a
-    file that appears meanwhile may be replaced.
+    file that appears meanwhile may be replaced. replaced: the checkpoint of an earlier run that this one replaces: it
+    goes with that run's lines, since a run that is resumed goes on with both.
     """
 
-    def __init__(self, out: str | os.PathLike[str], *, own: bool, force: bool) -> None:
+    def __init__(self, out: str | os.PathLike[str], *, own: bool, force: bool, replaced: Path | None = None) -> None:
         self.path: Path = log_path(out)
         self.events: Path | None = events_path(out) if writes_events() else None
         self.own = own
         self.force = force
+        self.replaced = replaced
         self.last_step: int = -1
         self.written_at: float = time.monotonic()
         self._last_line: int = 0  # where it begins, in bytes
@@ -127,6 +130,8 @@ class TrainingLog:
 
     def _open(self) -> None:
         new = 0 if self.own else os.O_TRUNC if self.force else os.O_EXCL
+        if self.replaced is not None:
+            remove_checkpoint(self.replaced)
         try:
             self._descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | new, 0o666)
         except FileExistsError:

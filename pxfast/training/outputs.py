@@ -41,7 +41,9 @@ def run_outputs(
     """The files of a run that writes ``out``, after a look at what is there already; no other run may write them now.
 
     A run that is to be resumed but has no checkpoint, because it was killed before the first one, begins anew; a line
-    on standard error says so where ``progress`` is shown. Of several ``processes`` the first one claims the files.
+    on standard error says so where ``progress`` is shown. Where ``force`` replaces another run, that one's checkpoint
+    is removed with its log when the first line is written, and its model is replaced by the first one of this run. Of
+    several ``processes`` the first one claims the files.
     Raises FileNotFoundError when the folder does not exist: now, not when the first checkpoint is due. FileExistsError
     when ``out``, its checkpoint or its log exists and neither ``resume`` nor ``force`` is set, or when ``out`` is not
     of the run that is to be resumed. IsADirectoryError when ``out`` is a folder, BlockingIOError when another process
@@ -79,7 +81,9 @@ def run_outputs(
                 f"{path} exists, and its training was not the one of {checkpoint}; move it away, or pass --force "
                 "(force=True) to replace it"
             )
-        lines = TrainingLog(out, own=resumed, force=force or resume or unfinished) if first else None
+        replaced = checkpoint if force and not resumed else None
+        may_replace = force or resume or unfinished
+        lines = TrainingLog(out, own=resumed, force=may_replace, replaced=replaced) if first else None
         yield RunOutputs(OwnFile(path, force=force, own=resumed), checkpoint, resumed, lines)
 
 

@@ -16,7 +16,8 @@ from pxfast.adp.score_network import ScoreNetwork, ScoreNetworkConfig
 from pxfast.adp.training import ScoreSettings, train_score_network
 from pxfast.pixelcnn.network import PixelCNN
 from pxfast.pixelcnn.training import Trainer, train
-from pxfast.training.log import log_path
+from pxfast.training import checkpoints
+from pxfast.training.log import TrainingLog, log_path
 from pxfast.training.outputs import run_outputs
 from pxfast.training.provenance import training_parts
 from pxfast.training.run import checkpoint_path
@@ -65,6 +66,46 @@ def test_a_model_that_appears_during_a_run_is_not_replaced(tmp_path, monkeypatch
     out.unlink()
     short_run(out, resume=True)
     assert {path.name for path in tmp_path.iterdir()} == {out.name, checkpoint_path(out).name, log_path(out).name}
+
+
+@pytest.mark.parametrize("sharded", [False, True])
+def test_a_forced_run_that_was_killed_before_its_first_checkpoint_begins_anew(tmp_path, monkeypatch, sharded):
+    """The run before it does not come back, whose settings are the same, and its model stays till there is a new one."""
+    if sharded:
+        monkeypatch.setattr(checkpoints, "SHARD_BYTES", 30_000)
+        monkeypatch.setattr(checkpoints, "SINGLE_FILE_BYTES", 30_000)
+    out, step, write = tmp_path / "m.safetensors", Trainer.train_step, TrainingLog.write
+    short_run(out)
+    model, old = out.read_bytes(), {path: path.read_bytes() for path in tmp_path.iterdir()}
+    assert len(old) == 3 or sharded
+
+    def killed(trainer):
+        if trainer.step == 0 and killed.early:
+            raise KeyboardInterrupt
+        return step(trainer)
+
+    def logged(log, step, *arguments, **options):
+        write(log, step, *arguments, **options)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Trainer, "train_step", killed)
+    monkeypatch.setattr(TrainingLog, "write", logged)
+    killed.early = True
+    with pytest.raises(KeyboardInterrupt):
+        short_run(out, force=True)
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == old, "before the first line nothing is replaced"
+    killed.early = False
+    with pytest.raises(KeyboardInterrupt):
+        short_run(out, force=True)
+    assert out.read_bytes() == model
+    assert {path.name for path in tmp_path.iterdir()} == {out.name, log_path(out).name}
+    monkeypatch.setattr(TrainingLog, "write", write)
+    with pytest.raises(FileExistsError, match=r"exists, but not .*checkpoint.*--force"):
+        short_run(out, resume=True)
+    steps = []
+    monkeypatch.setattr(Trainer, "train_step", lambda trainer: steps.append(trainer.step) or step(trainer))
+    short_run(out, resume=True, force=True)
+    assert steps == [0, 1, 2, 3]
 
 
 OTHER = """
