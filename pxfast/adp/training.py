@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ..base.checks import check_instance, check_number, check_path, check_seed, check_text
+from ..base.files import claimed
 from ..data.datasets import image_shape, is_mirrored
 from ..tensors.safetensors import add_notes, metadata_record, read_header
 from ..training.averaged_run import AveragedRun
@@ -322,13 +323,15 @@ def record_quality(
     """Measure a score network's file on uint8 test images (N, C, H, W), fp32, and keep the result in its notes.
 
     Notes: ``test_images`` and ``denoising``, what :func:`denoising_quality` gives by noise level. Returns the latter.
+    BlockingIOError where another process writes the file; meanwhile none can train to it.
     """
-    network = load_score_network(path)
-    check_training_images(test_images, (network.config.channels, *network.config.image_size), "test")
-    network.to(device)
-    found = {}
-    for sigma in sigmas:
-        quality = denoising_quality(network, test_images, sigma)
-        found[str(sigma)] = {name: round(value, 5) for name, value in quality.items()}
-    add_notes(path, {"test_images": len(test_images), "denoising": found}, FORMAT)
+    with claimed(path):  # or another training's network could be noted with the quality of this one
+        network = load_score_network(path)
+        check_training_images(test_images, (network.config.channels, *network.config.image_size), "test")
+        network.to(device)
+        found = {}
+        for sigma in sigmas:
+            quality = denoising_quality(network, test_images, sigma)
+            found[str(sigma)] = {name: round(value, 5) for name, value in quality.items()}
+        add_notes(path, {"test_images": len(test_images), "denoising": found}, FORMAT)
     return found

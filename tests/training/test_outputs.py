@@ -12,10 +12,12 @@ from safetensors.torch import load_file, save_file
 from support.helpers import environment, real_images
 from support.small_training import CONFIG, SETTINGS
 
+from pxfast.adp import training as adp_training
 from pxfast.adp.score_network import ScoreNetwork, ScoreNetworkConfig
-from pxfast.adp.training import ScoreSettings, train_score_network
+from pxfast.adp.training import ScoreSettings, record_quality, train_score_network
 from pxfast.pixelcnn.network import PixelCNN
-from pxfast.pixelcnn.training import Trainer, train
+from pxfast.pixelcnn.training import Trainer, record_bits_per_dim, train
+from pxfast.pixelcnn.training import loop as training_loop
 from pxfast.training import checkpoints
 from pxfast.training.log import TrainingLog, log_path
 from pxfast.training.outputs import run_outputs
@@ -70,7 +72,7 @@ def test_a_model_that_appears_during_a_run_is_not_replaced(tmp_path, monkeypatch
 
 @pytest.mark.parametrize("sharded", [False, True])
 def test_a_forced_run_that_was_killed_before_its_first_checkpoint_begins_anew(tmp_path, monkeypatch, sharded):
-    """The run before it does not come back, whose settings are the same, and its model stays till there is a new one."""
+    """The run before, of the same settings, does not come back; its model stays till there is a new one."""
     if sharded:
         monkeypatch.setattr(checkpoints, "SHARD_BYTES", 30_000)
         monkeypatch.setattr(checkpoints, "SINGLE_FILE_BYTES", 30_000)
@@ -161,6 +163,33 @@ def started(request, tmp_path):
 def parts_of(out) -> list[dict]:
     with safe_open(out, framework="pt") as file:
         return training_parts(json.loads(file.metadata()["notes"]))
+
+
+def test_what_is_measured_is_not_trained_anew_meanwhile(started, request, monkeypatch):
+    """Or the new run's file would be noted with the number of the one before."""
+    out, run = started
+    run()
+    before, refused = out.read_bytes(), []
+
+    def measuring(function):
+        def measured(*arguments, **options):
+            with pytest.raises(BlockingIOError, match="another process is writing"):
+                run(force=True)
+            refused.append(out.read_bytes() == before)
+            return function(*arguments, **options)
+
+        return measured
+
+    images = real_images(1, (8, 8), 4)
+    monkeypatch.setattr(training_loop, "mean_bits_per_dim", measuring(training_loop.mean_bits_per_dim))
+    monkeypatch.setattr(adp_training, "denoising_quality", measuring(adp_training.denoising_quality))
+    if request.node.callspec.params["started"] == "train":
+        record_bits_per_dim(out, images)
+    else:
+        record_quality(out, images, (0.1,))
+    assert refused == [True]
+    assert parts_of(out)
+    run(force=True)
 
 
 def test_a_checkpoint_knows_the_runs_before_its_own(started):

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ...base.checks import check_instance, check_path
 from ...base.durations import phase
-from ...base.files import place_of
+from ...base.files import claimed, place_of
 from ...tensors.safetensors import add_notes
 from ...training.compilation import duration_key, settle_compilation
 from ...training.loop import run_to_the_end
@@ -148,10 +148,12 @@ def record_bits_per_dim(
 ) -> float:
     """Measure a model file on uint8 test images (N, C, H, W), fp32, and keep the mean bits/dim in the file's notes.
 
-    Notes: ``test_bits_per_dim`` and ``test_images``. The weights stay as they are. Returns the mean.
+    Notes: ``test_bits_per_dim`` and ``test_images``. The weights stay as they are. Returns the mean. BlockingIOError
+    where another process writes the file; meanwhile none can train to it.
     """
-    model = load_model(path)
-    check_training_images(test_images, (model.config.channels, *model.config.image_size), "test")
-    mean = mean_bits_per_dim(model.to(device), test_images, progress=progress)
-    add_notes(path, {"test_bits_per_dim": round(mean, 5), "test_images": len(test_images)}, FORMAT)
+    with claimed(path):  # or another training's model could be noted with the bits/dim of this one
+        model = load_model(path)
+        check_training_images(test_images, (model.config.channels, *model.config.image_size), "test")
+        mean = mean_bits_per_dim(model.to(device), test_images, progress=progress)
+        add_notes(path, {"test_bits_per_dim": round(mean, 5), "test_images": len(test_images)}, FORMAT)
     return mean
