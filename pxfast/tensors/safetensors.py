@@ -178,7 +178,9 @@ def read_notes(metadata: Mapping[str, str], path: str | os.PathLike[str]) -> dic
 
 
 class _Undrawn(TorchFunctionMode):
-    """Tensors keep their shapes and are not filled: for this torch would import its compiler, which takes a second."""
+    """Tensors keep their shapes and are not filled: a file's values come into them, and whoever draws numbers beside
+    gets the same ones. On the meta device torch would import its compiler for filling them, which takes a second.
+    """
 
     def __torch_function__(
         self,
@@ -187,11 +189,33 @@ class _Undrawn(TorchFunctionMode):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        return args[0] if func in _FILLING else func(*args, **(kwargs or {}))
+        given = kwargs or {}
+        if func in _FILLING:
+            return args[0] if args else given["tensor"]  # the functions of nn.init pass it by name
+        return (torch.empty if func is torch.randn else func)(*args, **given)
 
 
-# how networks draw their first weights, and scale them
-_FILLING = (Tensor.normal_, Tensor.uniform_, Tensor.mul)
+class _Shapeless(_Undrawn):
+    """On the meta device, where nothing is to be computed."""
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        return args[0] if func is Tensor.mul else super().__torch_function__(func, types, args, kwargs)
+
+
+_FILLING = (  # how networks draw their first weights
+    Tensor.normal_,
+    Tensor.uniform_,
+    nn.init.normal_,
+    nn.init.uniform_,
+    nn.init.kaiming_normal_,
+    nn.init.kaiming_uniform_,
+)
 
 
 def load_network(
@@ -209,9 +233,10 @@ def load_network(
             f"{header.path} does not fit its configuration: missing tensors, it has {len(header.tensors)} of them for "
             f"more than {layers} layers"
         )
-    with torch.device("meta"), _Undrawn():
+    with torch.device("meta"), _Shapeless():
         check_fit(header.tensors, targets(build()), header.path)
-    network = build()
+    with _Undrawn():
+        network = build()
     copy_tensors(targets(network), read_tensors(header), header.path)
     return network
 

@@ -10,9 +10,16 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from support.helpers import run_python
 
+from pxfast import purify
+from pxfast.adp.files import SHIPPED as SCORES
+from pxfast.adp.files import load_score_network
+from pxfast.classifiers.weights import SHIPPED as CLASSIFIERS
+from pxfast.classifiers.weights import load_classifier
+from pxfast.pixelcnn.files import load_model
+from pxfast.pixelcnn.shipped import SHIPPED as MODELS
 from pxfast.tensors.safetensors import metadata_json, read_header, read_notes, read_safetensors
 
 FORMAT = "a-format"
@@ -137,3 +144,25 @@ for name in ("cifar10", "fashion-mnist"):
 print("torch._dynamo" in sys.modules)
 """
     assert run_python(code).strip() == "False"
+
+
+@pytest.mark.parametrize(
+    ("shipped", "load"), [(MODELS, load_model), (CLASSIFIERS, load_classifier), (SCORES, load_score_network)]
+)
+def test_loading_a_network_draws_no_random_numbers(shipped, load):
+    """Or a seeded program would depend on whether a shipped network was loaded before."""
+    path = shipped.path("fashion-mnist")
+    stored = load_file(path)
+    torch.manual_seed(3)
+    before = torch.get_rng_state()
+    state = load(path).state_dict()
+    assert torch.equal(torch.get_rng_state(), before)
+    assert all(value.isfinite().all() for value in state.values()), "all values are the file's"
+    assert all(torch.equal(value, stored[name].to(value.dtype)) for name, value in state.items() if name in stored)
+
+
+def test_the_first_purification_draws_no_random_numbers():
+    torch.manual_seed(3)
+    before = torch.get_rng_state()
+    purify(torch.zeros(1, 1, 28, 28), eps=1, model=load_model(MODELS.path("fashion-mnist")))
+    assert torch.equal(torch.get_rng_state(), before)
