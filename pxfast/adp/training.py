@@ -24,7 +24,7 @@ from ..training.loop import run_to_the_end
 from ..training.outputs import run_outputs
 from ..training.processes import Processes
 from ..training.provenance import training_notes
-from ..training.run import check_training_images
+from ..training.run import alone, check_training_images
 from ..training.settings import RunSettings, run_settings
 from .files import FORMAT, load_score_network, parse_score_config, save_score_network
 from .score_network import ScoreNetwork, ScoreNetworkConfig
@@ -140,8 +140,9 @@ class ScoreTrainer(AveragedRun):
         super().__init__(settings, images, processes, ema_decay=settings.ema_decay)
         if self.processes.count > 1:
             raise ValueError(f"a score network is trained by one process, not by {self.processes.count}")
-        torch.manual_seed(settings.seed)
-        self.model = ScoreNetwork(config).to(self.processes.device).to(memory_format=torch.channels_last)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(settings.seed)
+            self.model = ScoreNetwork(config).to(self.processes.device).to(memory_format=torch.channels_last)
         self.averaged = copy.deepcopy(self.model)
         self.optimisers: list[torch.optim.Optimizer] = [
             torch.optim.Adam(self.model.parameters(), settings.learning_rate, fused=True)
@@ -168,6 +169,7 @@ class ScoreTrainer(AveragedRun):
     def learning_rate(self) -> float:
         return min(1.0, (self.step + 1) / max(1, self.settings.warmup)) * self.cosine()
 
+    @alone
     def train_step(self) -> float:
         """One step of Adam; returns the batch's loss, see :func:`denoising_losses`.
 

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from ..base.checks import check_instance
+from ..tensors.floating import fp32_convolutions
 from .contract import Labels, checked_logits, class_labels
 
 BATCH = 250
@@ -38,11 +39,12 @@ def accuracy(classifier: nn.Module, images: Tensor, labels: Labels) -> float:
     """Fraction in [0, 1] of images (N, C, H, W), N > 0, that the classifier gives their label.
 
     labels: integers (N,), of the classifier's classes. TypeError or ValueError for others, for no images, and for
-    logits that are no logits (:mod:`pxfast.classifiers.contract`).
+    logits that are no logits (:mod:`pxfast.classifiers.contract`). fp32 is what it says, on a GPU too.
     """
     check_network_input(classifier, images)
     if len(images) == 0:
         raise ValueError("expected at least one image, got none")
-    logits = checked_logits(classifier(images[:1]), 1)
-    known = class_labels(labels, len(images), classes=logits.shape[1], device=logits.device)
-    return float((predict(classifier, images) == known).double().mean())
+    with fp32_convolutions():
+        logits = checked_logits(classifier(images[:1]), 1)
+        known = class_labels(labels, len(images), classes=logits.shape[1], device=logits.device)
+        return float((predict(classifier, images) == known).double().mean())

@@ -23,7 +23,7 @@ from ..training.compilation import duration_key, settle_compilation
 from ..training.loop import run_to_the_end
 from ..training.outputs import run_outputs
 from ..training.processes import Processes
-from ..training.run import TrainingRun, check_training_images, laid_out_like
+from ..training.run import TrainingRun, alone, check_training_images, laid_out_like
 from ..training.settings import RunSettings, run_settings
 from .adversarial import attacked, bim_examples, draw_eps, fgsm_examples
 from .architectures import architecture_for, build
@@ -166,8 +166,9 @@ class ClassifierTrainer(TrainingRun):
         if self.processes.count > 1:
             raise ValueError(f"a classifier is trained by one process, not by {self.processes.count}")
         self.labels: Tensor = class_labels(labels, len(images), classes=config.classes)
-        torch.manual_seed(settings.seed)
-        self.model: Classifier = build(config).to(self.processes.device).to(memory_format=torch.channels_last)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(settings.seed)
+            self.model: Classifier = build(config).to(self.processes.device).to(memory_format=torch.channels_last)
         self.optimiser: torch.optim.SGD = torch.optim.SGD(
             self.model.parameters(),
             settings.learning_rate,
@@ -220,6 +221,7 @@ class ClassifierTrainer(TrainingRun):
     def learning_rate(self) -> float:
         return min(1.0, (self.progress + 1e-3) / 0.1) * self.cosine()
 
+    @alone
     def train_step(self) -> tuple[float, float]:
         """One step of SGD; returns the batch's cross-entropy in nats and its accuracy.
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor, nn
 
@@ -28,3 +31,16 @@ def in_type_of(network: nn.Module, images: Tensor) -> Tensor:
         return images  # without a look at all of them, for each of which a compiled graph would keep a guard
     dtype = floating_type(network)
     return images if dtype is None else images.to(dtype)
+
+
+@contextlib.contextmanager
+def fp32_convolutions(*, exact: bool = True) -> Iterator[None]:
+    """Within it, cuDNN's convolutions in fp32 are not rounded to TF32, where that is wanted; all else is as it was."""
+    cudnn = torch.backends.cudnn
+    if not exact:
+        yield
+        return
+    with cudnn.flags(
+        enabled=cudnn.enabled, benchmark=cudnn.benchmark, deterministic=cudnn.deterministic, allow_tf32=False
+    ):
+        yield

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import math
 import os
 import zlib
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -18,6 +19,7 @@ from ..base.checks import (
     check_between,
     check_number,
 )
+from ..tensors.floating import fp32_convolutions
 from ..tensors.safetensors import metadata_json, metadata_record, metadata_table
 from .processes import Processes
 from .provenance import training_machine
@@ -197,6 +199,24 @@ class TrainingRun:
         position = metadata_record(Position, metadata, path, "position of a run", "position")
         self.step, self.seconds = position.step, float(position.seconds)
         self.compilation = metadata.get("compilation")
+
+
+Run = TypeVar("Run", bound=TrainingRun)
+Found = TypeVar("Found")
+
+
+def alone(step: Callable[[Run], Found]) -> Callable[[Run], Found]:
+    """A ``train_step`` whose fp32 is what it says, on a GPU too, and whose seeds are no longer the caller's behind it.
+
+    The seeds are the CPU's: to ask a GPU for its own would make it known to a process that does not use it.
+    """
+
+    @functools.wraps(step)
+    def stepped(run: Run) -> Found:
+        with torch.random.fork_rng(devices=[]), fp32_convolutions(exact=run.settings.precision == "fp32"):
+            return step(run)
+
+    return stepped
 
 
 def at_hand(images: Tensor, device: torch.device) -> Tensor:

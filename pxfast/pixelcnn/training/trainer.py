@@ -18,7 +18,7 @@ from ...base.progress import progress_of
 from ...tensors.safetensors import metadata_record, read_header
 from ...training.averaged_run import AveragedRun
 from ...training.processes import Processes
-from ...training.run import check_training_images
+from ...training.run import alone, check_training_images
 from ..files import parse_config
 from ..heads import likelihood_is_fused
 from ..network import PixelCNN, PixelCNNConfig
@@ -72,8 +72,10 @@ class Trainer(AveragedRun):
     ) -> None:
         check_training_images(images, (config.channels, *config.image_size))
         super().__init__(settings, images, processes, ema_decay=settings.ema_decay)
-        torch.manual_seed(settings.seed)
-        self.model = PixelCNN(config).to(self.processes.device).to(memory_format=torch.channels_last)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(settings.seed)
+            self.model = PixelCNN(config).to(self.processes.device).to(memory_format=torch.channels_last)
+            self._drawn = torch.get_rng_state()
         self.averaged = copy.deepcopy(self.model)
         self.optimisers: list[torch.optim.Optimizer] = self._make_optimisers()
         self._log_prob: Callable[[Tensor], Tensor] = self.processes.parallel(_LogProb(self.model, not settings.compile))
@@ -102,10 +104,12 @@ class Trainer(AveragedRun):
     def initialise(self, start: PixelCNN | None = None) -> None:
         """The weights of ``start``, grown if that is smaller, or data-dependent initialisation; by the first images."""
         images = self.images[self._epoch_order(0)[:INITIAL_IMAGES]]
-        if start is None:
-            self.model.initialise(images.to(self.processes.device))
-        else:
-            self.model.load_state_dict(grown(start, self.model.config, images).state_dict())
+        with torch.random.fork_rng(devices=[]):
+            torch.set_rng_state(self._drawn)  # what is new in a grown network is drawn behind the first weights
+            if start is None:
+                self.model.initialise(images.to(self.processes.device))
+            else:
+                self.model.load_state_dict(grown(start, self.model.config, images).state_dict())
         self.processes.spread(self.model)
         self.averaged.load_state_dict(self.model.state_dict())
 
@@ -135,6 +139,7 @@ class Trainer(AveragedRun):
         """Adam's learning rate at the present step."""
         return self.settings.learning_rate * self.rate_factor()
 
+    @alone
     def train_step(self) -> float:
         """One step of the optimisers; returns the batch's bits/dim.
 
