@@ -177,10 +177,10 @@ def _classes(path: Path) -> list[str]:
 
 
 def _labelled_files(folder: Path, classes: list[str]) -> tuple[list[Path], list[int]]:
-    direct = _images(folder.iterdir())
+    direct = _images(folder.iterdir(), folder)
     files, labels = list(direct), [UNLABELLED] * len(direct)
     for label, name in enumerate(classes):
-        inside = _images((folder / name).rglob("*")) if (folder / name).is_dir() else []
+        inside = _images((folder / name).rglob("*"), folder / name) if (folder / name).is_dir() else []
         files += inside
         labels += [label] * len(inside)
     if not files:
@@ -195,10 +195,12 @@ def _subfolders(folder: Path) -> list[Path]:
     return sorted(entry for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
 
 
-def _images(paths: Iterable[Path]) -> list[Path]:
-    """The image files among these paths, in order, but for hidden ones."""
+def _images(paths: Iterable[Path], folder: Path) -> list[Path]:
+    """The image files among these paths in a folder, in order, but for hidden ones and those in hidden folders."""
     return sorted(
         path
         for path in paths
-        if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".") and path.is_file()
+        if path.suffix.lower() in IMAGE_SUFFIXES
+        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+        and path.is_file()
     )

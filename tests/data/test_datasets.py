@@ -42,6 +42,16 @@ def test_class_folders_give_labels_by_name(tmp_path: Path) -> None:
     assert image_shape(tmp_path) == (1, 4, 4)
 
 
+def test_images_in_hidden_folders_are_left_out_at_any_depth(tmp_path: Path) -> None:
+    """Such as the copies that notebooks keep, which would come into the test images."""
+    data = tmp_path / ".cache" / "data"  # what is hidden above a data set does not matter
+    write(data / "shirt" / "a.png", 1)
+    write(data / "shirt" / ".ipynb_checkpoints" / "a-checkpoint.png", 2)
+    write(data / "shirt" / "deep" / ".hidden" / "deeper" / "b.png", 3)
+    write(data / "shirt" / "deep" / "c.png", 4)
+    assert values(load_dataset(data, train=None)[0]) == [1, 4]
+
+
 def test_labels_are_those_of_torchvisions_image_folder(tmp_path: Path) -> None:
     from torchvision.datasets import ImageFolder
 
