@@ -22,6 +22,7 @@ TITLES: dict[str, str] = {name: known.title for name, known in SETS.items()}  # 
 GOLDEN = 2654435769  # 2^32 over the golden ratio: whose multiples are spread evenly over 0..2^32, however many
 
 UNLABELLED = -1  # the label of images that are in no class's folder
+PARTS = ("train", "training", "test", "testing", "val", "valid", "validation")  # what parts of a split are called
 HELD_OUT = 10  # one image in this many is held out from training, in a folder without a split
 
 
@@ -45,9 +46,9 @@ def load_dataset(
     download: have torchvision download what is not under ``root`` yet, which needs a network; by default nothing is.
     progress: show that on standard error.
 
-    Raises ValueError for an unknown name, damaged files, a folder without images, images of different shapes, or images
-    beside class folders, FileNotFoundError when the files are not there, OSError where a download fails, and
-    ImportError where SVHN's files need scipy.
+    Raises ValueError for an unknown name, damaged files, a folder without images or with other parts than ``train`` and
+    ``test``, images of different shapes, or images beside class folders, FileNotFoundError when the files are not
+    there, OSError where a download fails, and ImportError where SVHN's files need scipy.
     """
     if check_flag("download", download):
         fetch_dataset(dataset, root, progress=progress)
@@ -155,6 +156,7 @@ def _folder_files(path: Path, train: bool | None) -> tuple[list[Path], list[int]
     parts = _parts(path)
     if len(parts) > 1:
         return _labelled_files(parts[0] if train else parts[1], _classes(path))
+    _check_no_other_split(path)
     files, labels = _labelled_files(path, _classes(path))
     if train is not None:
         held_out = [i % HELD_OUT == 0 for i in range(len(files))]
@@ -171,13 +173,27 @@ def _parts(path: Path) -> list[Path]:
     return split if all(part.is_dir() for part in split) else [path]
 
 
+def _check_no_other_split(path: Path) -> None:
+    """ValueError where a folder without ``train`` and ``test`` seems to be split in another way.
+
+    Its parts would be taken for classes. One class may be called as a part is.
+    """
+    folders = _subfolders(path)
+    parts = [folder for folder in folders if folder.name.lower() in PARTS]
+    if parts and (len(parts) == len(folders) or any(_subfolders(each) and not _images_in(each) for each in parts)):
+        raise ValueError(
+            f"{path} has {', '.join(folder.name for folder in parts)}, which would be its classes: expected both train "
+            "and test, or the folders of the classes themselves; rename the folder of the test images to test"
+        )
+
+
 def _classes(path: Path) -> list[str]:
     """The names of a folder's classes, in the order of their labels."""
     return sorted({folder.name for part in _parts(path) for folder in _subfolders(part)})
 
 
 def _labelled_files(folder: Path, classes: list[str]) -> tuple[list[Path], list[int]]:
-    direct = _images(folder.iterdir(), folder)
+    direct = _images_in(folder)
     files, labels = list(direct), [UNLABELLED] * len(direct)
     for label, name in enumerate(classes):
         inside = _images((folder / name).rglob("*"), folder / name) if (folder / name).is_dir() else []
@@ -193,6 +209,11 @@ def _labelled_files(folder: Path, classes: list[str]) -> tuple[list[Path], list[
 def _subfolders(folder: Path) -> list[Path]:
     """The folders directly in a folder, by name, but for hidden ones."""
     return sorted(entry for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+
+
+def _images_in(folder: Path) -> list[Path]:
+    """The image files directly in a folder, in order, but for hidden ones."""
+    return _images(folder.iterdir(), folder)
 
 
 def _images(paths: Iterable[Path], folder: Path) -> list[Path]:

@@ -87,6 +87,34 @@ def test_train_and_test_folders(tmp_path: Path) -> None:
         assert labels.tolist() == [1]  # b is the second class, though test has no a
 
 
+@pytest.mark.parametrize(
+    "files",
+    [
+        ("train/a/1.png", "val/a/2.png"),
+        ("train/1.png", "valid/2.png"),
+        ("train/a/1.png",),
+        ("test/1.png",),
+        ("Train/a/1.png", "Test/a/2.png"),
+        ("train/a/1.png", "notes/1.png"),
+    ],
+)
+def test_parts_that_are_not_train_and_test_are_no_classes(tmp_path: Path, files: tuple[str, ...]) -> None:
+    for file in files:
+        write(tmp_path / file, 1)
+    words = r"has (train|test|Test, Train|train, val).*which would be its classes: expected both train and test"
+    for call in (lambda: load_dataset(tmp_path, train=True), lambda: class_count(tmp_path)):
+        with pytest.raises(ValueError, match=words):
+            call()
+
+
+def test_a_class_may_be_called_as_a_part_is(tmp_path: Path) -> None:
+    write(tmp_path / "car" / "1.png", 1)
+    write(tmp_path / "train" / "2.png", 2)
+    images, labels = load_dataset(tmp_path, train=None)
+    assert values(images) == [1, 2]
+    assert labels.tolist() == [0, 1]
+
+
 def test_bad_folders(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"'imagenet'.*cifar10, cifar100, fashion-mnist, mnist, svhn.*folder"):
         load_dataset("imagenet", train=True)
