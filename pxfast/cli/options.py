@@ -193,7 +193,7 @@ BudgetOption = Annotated[
     ),
 ]
 CheckpointIntervalOption = Annotated[
-    str, typer.Option(help="Time between checkpoints, with which the model so far is written, such as 45s or 3m.")
+    str, typer.Option(help="Time between checkpoints, such as 45s or 3m; a killed run goes on from the last one.")
 ]
 _LEARNING_RATE = typer.Option(help="The learning rate at its peak.")
 LearningRateOption = Annotated[float, _LEARNING_RATE]

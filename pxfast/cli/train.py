@@ -84,12 +84,12 @@ def train(
 ) -> None:
     """Train a model on a data set; killed runs go on with --resume.
 
-    OUT is the model file; its checkpoint is kept beside it, and is resumed by its own settings unless others are given.
-    The options change what the preset says: paper is as the authors trained, full is the same network, small is for a
-    CPU; colour images are flipped. --batch-size counts the images of a step, of all processes together. --learning-rate
-    is Adam's. With --start the network is of that one's size, not the preset's, and is grown to --filters and
-    --resnets. With --branch, --budget or --epochs say how long the rates fall; the settings are the other run's, whose
-    files stay as they are.
+    OUT is the model file, written with every checkpoint; that is kept beside it, and is resumed by its own settings
+    unless others are given. The options change what the preset says: paper is as the authors trained, full is the same
+    network, small is for a CPU; full and small flip CIFAR's images. --batch-size counts the images of a step, of all
+    processes together. --learning-rate is Adam's. With --start the network is of that one's size, not the preset's, and
+    is grown to --filters and --resnets. With --branch, --budget or --epochs say how long the rates fall; the settings
+    are the other run's, whose files stay as they are.
     `torchrun --nproc-per-node 2 -m -- pxfast.cli train ...` trains on two GPUs.
     """
     from ..base.durations import phase

@@ -74,10 +74,10 @@ def train_adp(
 ) -> None:
     """Train ADP's score network on a data set; killed runs go on with --resume.
 
-    OUT is the network's file; its checkpoint is kept beside it, and is resumed by its own settings unless others are
-    given. The options change what the preset says: full is the size of the ADP authors', small is for a CPU; colour
-    images are flipped. --batch-size counts the images of a step. With --start the network is of that one's size, not
-    the preset's.
+    OUT is the network's file, written with every checkpoint; that is kept beside it, and is resumed by its own settings
+    unless others are given. The options change what the preset says: full is the size of the ADP authors', small is for
+    a CPU; CIFAR's images are flipped. --batch-size counts the images of a step. With --start the network is of that
+    one's size, not the preset's.
     """
     from ..adp.files import load_score_network, read_score_metadata
     from ..adp.training import read_score_settings, record_quality, score_preset, train_score_network
