@@ -8,7 +8,7 @@ import math
 import os
 import time
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..base.checks import check_choice, check_levels, check_optional_count, check_path, check_text
 from ..base.durations import phase
-from ..data.datasets import first_images, load_dataset
+from ..data.datasets import first_images, keeps_class_mirrored, load_dataset
 from ..tensors.safetensors import fill, metadata_json, stored_tensors
 from ..training.checkpoints import check_state, read_checkpoint, write_checkpoint
 from ..training.compilation import duration_key, settle_compilation
@@ -63,6 +63,8 @@ class ClassifierSettings(RunSettings):
 
     Stochastic gradient descent by ``batch_size``, ``learning_rate``, ``momentum`` and ``weight_decay``. The learning
     rate rises linearly over the first tenth of the run. ``seed``: of the weights and the order of images.
+    ``horizontal_flips``: None: where mirror images of the data set's are of the same class, as those of garments and
+    animals are and those of digits are not; of a folder nobody knows, and none is flipped.
 
     ``max_shift``: images are moved by up to so many
     pixels each way, zeros moving in. ``defence``: 'none'; 'fgsm' or 'bim', adversarial training, where the second
@@ -82,7 +84,7 @@ class ClassifierSettings(RunSettings):
     batch_size: int = 128
     epochs: float = 12.0
     learning_rate: float = 0.1
-    horizontal_flips: bool = True
+    horizontal_flips: bool | None = None
     momentum: float = 0.9
     weight_decay: float = 2e-4
     max_shift: int = 1
@@ -94,6 +96,8 @@ class ClassifierSettings(RunSettings):
     adversary: str | None = None
     behind_images: int | None = None
     consistency: float = 0.0
+
+    flips_by_data_set: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -332,6 +336,8 @@ def train_classifier(
     if settings.start is not None and not resume:
         SHIPPED.path(settings.start)
     config = architecture_for(arch, dataset)
+    if settings.horizontal_flips is None:
+        settings = dataclasses.replace(settings, horizontal_flips=keeps_class_mirrored(dataset))
     with run_outputs(out, resume=resume, force=force, processes=processes, progress=progress) as files:
         name = os.fspath(dataset)
         with phase(f"reading {name}", f"reading {name}", shown=progress):

@@ -201,9 +201,9 @@ OptionalLearningRateOption = Annotated[float | None, _LEARNING_RATE]
 WarmupOption = Annotated[int | None, typer.Option(help="Steps in which the learning rate rises.")]
 EmaDecayOption = Annotated[float | None, typer.Option(help="Of the averaged weights.")]
 GradientClipOption = Annotated[float | None, typer.Option(help="Largest norm of the gradient; 0: any.")]
-_FLIPS = typer.Option("--flips/--no-flips", help="Flip every second image left to right.")
-FlipsOption = Annotated[bool, _FLIPS]
-OptionalFlipsOption = Annotated[bool | None, _FLIPS]
+OptionalFlipsOption = Annotated[
+    bool | None, typer.Option("--flips/--no-flips", help="Flip every second image left to right, or none.")
+]
 _COMPILE = typer.Option(
     "--compile/--no-compile", help="Use torch.compile, which pays in long runs; the preset small decides by itself."
 )

@@ -15,11 +15,11 @@ from .options import (
     DeviceOption,
     DownloadOption,
     EpochsOption,
-    FlipsOption,
     ForceOption,
     JsonOption,
     KeepOption,
     LearningRateOption,
+    OptionalFlipsOption,
     OutOption,
     PrecisionOption,
     QuietOption,
@@ -63,7 +63,7 @@ def train_classifier(
     learning_rate: LearningRateOption = 0.1,
     momentum: Annotated[float, typer.Option(help="Of SGD, after Nesterov.")] = 0.9,
     weight_decay: Annotated[float, typer.Option(help="Of SGD, on all weights.")] = 2e-4,
-    flips: FlipsOption = True,
+    flips: OptionalFlipsOption = None,
     max_shift: Annotated[int, typer.Option(help="Random crops: pixels to move images by, at most.")] = 1,
     seed: SeedOption = 0,
     compiled: CompileOption = False,
@@ -103,9 +103,9 @@ def train_classifier(
 ) -> None:
     """Train a classifier on a data set; killed runs go on with --resume.
 
-    OUT is the classifier's file; its checkpoint is kept beside it, and what --behind makes of the images is kept in
-    OUT.purified, or in the folder of --keep. --batch-size counts the images of a step.
-    --precision is bf16 unless given.
+    OUT is the classifier's file, written at the end; its checkpoint is kept beside it, and what --behind makes of the
+    images is kept in OUT.purified, or in the folder of --keep. --batch-size counts the images of a step.
+    Fashion-MNIST's and CIFAR's images are flipped unless --no-flips is given. --precision is bf16 unless given.
     """
     from ..base.files import check_apart
     from ..classifiers.training import ClassifierSettings

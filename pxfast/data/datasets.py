@@ -121,6 +121,12 @@ def is_mirrored(dataset: str | os.PathLike[str]) -> bool:
     return known is not None and known.mirrored
 
 
+def keeps_class_mirrored(dataset: str | os.PathLike[str]) -> bool:
+    """Whether mirror images of a data set's are of the same class, so that a classifier may learn from them, too."""
+    known = SETS.get(os.fspath(dataset))
+    return known is not None and known.mirrored_class
+
+
 def check_classes(dataset: str | os.PathLike[str], classes: int) -> None:
     """ValueError where a data set has not as many classes as a classifier of it: labels would be of other classes.
 

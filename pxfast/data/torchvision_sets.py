@@ -28,7 +28,8 @@ class NamedSet:
 
     title: as it is written in text. shape: (C, H, W) of its images. classes: how many. kind: the name of torchvision's
     class. training, test: what lies under the root for either part, a folder or a file. mirrored: whether an image's
-    mirror image is as likely, as of objects and not of digits.
+    mirror image is as likely, as of objects and not of digits. mirrored_class: whether it is of the same class, as that
+    of a shoe, though all shoes point to the left.
     """
 
     title: str
@@ -38,17 +39,34 @@ class NamedSet:
     training: str
     test: str
     mirrored: bool = False
+    mirrored_class: bool = False
 
 
 SETS = {
-    "fashion-mnist": NamedSet("Fashion-MNIST", (1, 28, 28), 10, "FashionMNIST", "FashionMNIST/raw", "FashionMNIST/raw"),
+    "fashion-mnist": NamedSet(
+        "Fashion-MNIST", (1, 28, 28), 10, "FashionMNIST", "FashionMNIST/raw", "FashionMNIST/raw", mirrored_class=True
+    ),
     "cifar10": NamedSet(
-        "CIFAR-10", (3, 32, 32), 10, "CIFAR10", "cifar-10-batches-py", "cifar-10-batches-py", mirrored=True
+        "CIFAR-10",
+        (3, 32, 32),
+        10,
+        "CIFAR10",
+        "cifar-10-batches-py",
+        "cifar-10-batches-py",
+        mirrored=True,
+        mirrored_class=True,
     ),
     "mnist": NamedSet("MNIST", (1, 28, 28), 10, "MNIST", "MNIST/raw", "MNIST/raw"),
     "svhn": NamedSet("SVHN", (3, 32, 32), 10, "SVHN", "train_32x32.mat", "test_32x32.mat"),
     "cifar100": NamedSet(
-        "CIFAR-100", (3, 32, 32), 100, "CIFAR100", "cifar-100-python", "cifar-100-python", mirrored=True
+        "CIFAR-100",
+        (3, 32, 32),
+        100,
+        "CIFAR100",
+        "cifar-100-python",
+        "cifar-100-python",
+        mirrored=True,
+        mirrored_class=True,
     ),
 }
 

@@ -6,7 +6,7 @@ import dataclasses
 import math
 import typing
 from collections.abc import Callable
-from typing import TypeVar
+from typing import ClassVar, TypeVar
 
 from ..base.checks import (
     PRECISIONS,
@@ -39,19 +39,22 @@ class RunSettings:
     epochs: float
     budget: float | None = None
     learning_rate: float = 0.0
-    horizontal_flips: bool = False
+    horizontal_flips: bool | None = False
     precision: str = "bf16"
     compile: bool | None = False
     seed: int = 0
+
+    flips_by_data_set: ClassVar[bool] = False  # whether horizontal_flips may be None: as the data set wants it
 
     def __post_init__(self) -> None:
         self._count("batch_size", least=1)
         if self.budget is not None:
             self._number("budget", ends="()")
         self._number("epochs", "learning_rate", ends="()")
+        if self.horizontal_flips is not None or not self.flips_by_data_set:
+            put(self, horizontal_flips=check_flag("horizontal_flips", typing.cast("bool", self.horizontal_flips)))
         put(
             self,
-            horizontal_flips=check_flag("horizontal_flips", self.horizontal_flips),
             precision=check_choice("precision", self.precision, PRECISIONS),
             compile=None if self.compile is None else check_flag("compile", self.compile),
             seed=check_seed(self.seed, MOST_RUNS),

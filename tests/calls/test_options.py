@@ -408,6 +408,7 @@ CALLS: dict[str, tuple[Call, dict[str, Kind]]] = {
         of(classifiers.ClassifierSettings),
         {
             **RUN,
+            "horizontal_flips": OPTIONAL_FLAG,
             "batch_size": count(2),
             "momentum": FRACTION,
             "weight_decay": number(),

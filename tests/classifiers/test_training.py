@@ -34,7 +34,7 @@ from pxfast.cli.main import main
 from pxfast.training.run import checkpoint_path
 
 SMALL = ResNetConfig((28, 28), 1, (4, 8, 16), units=1)
-SETTINGS = ClassifierSettings(epochs=2, batch_size=16, precision="fp32")
+SETTINGS = ClassifierSettings(epochs=2, batch_size=16, precision="fp32", horizontal_flips=True)
 
 
 @pytest.fixture
@@ -90,6 +90,19 @@ def test_about_half_of_the_images_are_flipped(small_data) -> None:
     assert (straight | flipped).all()
     assert 16 < int(flipped.sum()) < 48
     assert torch.equal(batch_labels, labels[chosen])
+
+
+@pytest.mark.parametrize(
+    ("dataset", "flips"),
+    [("fashion-mnist", True), ("cifar10", True), ("cifar100", True), ("mnist", False), ("svhn", False), (".", False)],
+)
+def test_images_are_flipped_where_their_class_stays(small_data, tmp_path, dataset, flips) -> None:
+    """A mirrored digit is none, or another one."""
+    for given, expected in ((None, flips), (not flips, not flips)):
+        out = tmp_path / f"{given}.safetensors"
+        settings = ClassifierSettings(epochs=0.1, batch_size=16, precision="fp32", horizontal_flips=given)
+        train_classifier(dataset, "resnet62", "", out, settings=settings, progress=False)
+        assert read_notes(out)["training"]["horizontal_flips"] is expected
 
 
 def test_eps_is_a_truncated_half_normal() -> None:
