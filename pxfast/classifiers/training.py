@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..base.checks import check_choice, check_levels, check_optional_count, check_path, check_text
 from ..base.durations import phase
-from ..data.datasets import first_images, keeps_class_mirrored, load_dataset
+from ..data.datasets import DATASETS, first_images, keeps_class_mirrored, load_dataset
 from ..tensors.safetensors import fill, metadata_json, stored_tensors
 from ..training.checkpoints import check_state, read_checkpoint, write_checkpoint
 from ..training.compilation import duration_key, settle_compilation
@@ -380,7 +380,7 @@ def train_classifier(
         with phase(title, duration_key(title, config, settings, device), shown=progress):
             found = accuracy(model.eval(), test_images.to(device), test_labels.to(device))
         notes = {
-            "dataset": dataset,
+            "dataset": name if name in DATASETS else os.path.realpath(name),
             "architecture": arch,
             "training": dataclasses.asdict(settings),
             "steps": trainer.step,

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from ..classifiers.training import ClassifierSettings, train_classifier
-from ..classifiers.weights import SHIPPED
+from ..classifiers.weights import SHIPPED, read_notes
+from ..data.datasets import DATASETS
 from ..training.log import log_path
 from ..training.processes import join
 from ..training.run import checkpoint_path
@@ -53,6 +54,22 @@ class ClassifierNeed:
         """Its file: that in the folder, or else the shipped one, or None."""
         path = folder / self.file_name
         return path if path.is_file() else self.shipped
+
+    def check(self, path: Path) -> None:
+        """ValueError where the notes of a classifier's file say that it was trained on another data set.
+
+        Files are called by the last name of a folder of images, which several folders may share. Notes of a relative
+        path, or none, leave open which one it was.
+        """
+        noted = read_notes(path).get("dataset")
+        if not isinstance(noted, str) or (noted not in DATASETS and not os.path.isabs(noted)):
+            return
+        known = noted in DATASETS or self.dataset in DATASETS
+        if noted != self.dataset if known else os.path.realpath(noted) != os.path.realpath(self.dataset):
+            raise ValueError(
+                f"{path} is a classifier of {noted}, expected one of {self.dataset}: keep the classifiers of each data "
+                "set in a folder of their own (--classifiers), or move the file away"
+            )
 
     def settings(self, budget: float) -> ClassifierSettings:
         """How it is trained in ``budget`` seconds. A defence is fine-tuned where a shipped classifier can be its start,

@@ -158,6 +158,7 @@ def _found(
                 missing[row.name] = f"there is no {need.file_name}"
                 continue
             files[need] = ClassifierFile.of(path, shape, specification.dataset)
+            need.check(path)
         classifiers[row.name] = files[need]
     return classifiers, missing, ModelFiles({file.key: str(file.path) for file in files.values()}, {})
 

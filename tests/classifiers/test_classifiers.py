@@ -461,6 +461,23 @@ def test_a_shipped_classifiers_file_says_what_it_is(name: str) -> None:
     assert SHIPPED.name_for((config.channels, *config.image_size)) == dataset, "the normal ResNet"
 
 
+def test_a_classifier_of_another_folder_of_the_same_name_is_refused(tmp_path, monkeypatch) -> None:
+    """As its file is called the same; notes that leave its data open are accepted."""
+    ours, theirs, out = tmp_path / "a" / "photos", tmp_path / "b" / "photos", tmp_path / "c.safetensors"
+    ours.mkdir(parents=True)
+    (tmp_path / "link").symlink_to(ours)
+    monkeypatch.chdir(tmp_path)
+    need = ClassifierNeed(str(ours), "resnet62", "normal")
+    for noted in (None, 3, "photos", str(ours), str(tmp_path / "link")):
+        save_classifier(random_classifier(SMALL), out, notes={} if noted is None else {"dataset": noted}, force=True)
+        need.check(out)
+        ClassifierNeed("a/photos", "resnet62", "normal").check(out)
+    for noted, dataset in ((str(theirs), str(ours)), ("cifar10", str(ours)), ("mnist", "fashion-mnist")):
+        save_classifier(random_classifier(SMALL), out, notes={"dataset": noted}, force=True)
+        with pytest.raises(ValueError, match=rf"is a classifier of {noted}, expected one of {dataset}: keep"):
+            ClassifierNeed(dataset, "resnet62", "normal").check(out)
+
+
 @pytest.mark.whole  # in the inner loop: test_accuracy.py, on fewer images
 @pytest.mark.parametrize("name", SHIPPED)
 def test_a_shipped_classifier_reaches_its_recorded_accuracy(name: str, data_root) -> None:

@@ -31,6 +31,7 @@ from pxfast.classifiers.training import (
 )
 from pxfast.classifiers.weights import read_notes
 from pxfast.cli.main import main
+from pxfast.data.datasets import DATASETS
 from pxfast.training.run import checkpoint_path
 
 SMALL = ResNetConfig((28, 28), 1, (4, 8, 16), units=1)
@@ -102,7 +103,11 @@ def test_images_are_flipped_where_their_class_stays(small_data, tmp_path, datase
         out = tmp_path / f"{given}.safetensors"
         settings = ClassifierSettings(epochs=0.1, batch_size=16, precision="fp32", horizontal_flips=given)
         train_classifier(dataset, "resnet62", "", out, settings=settings, progress=False)
-        assert read_notes(out)["training"]["horizontal_flips"] is expected
+        notes = read_notes(out)
+        assert notes["training"]["horizontal_flips"] is expected
+        assert notes["dataset"] == (dataset if dataset in DATASETS else str(Path.cwd())), (
+            "another folder may have its name"
+        )
 
 
 def test_eps_is_a_truncated_half_normal() -> None:

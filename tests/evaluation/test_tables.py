@@ -347,3 +347,11 @@ def test_a_classifier_of_other_images_is_refused(world: World, tmp_path) -> None
                 tmp_path / "data-resnet62-normal.safetensors")  # fmt: skip
     with pytest.raises(ValueError, match=r"classifier of images of shape \(C, H, W\) = \(1, 28, 28\), not \(1, 8, 8\)"):
         evaluate(world, tmp_path / "out", classifiers=tmp_path)
+
+
+def test_a_classifier_of_another_folder_of_that_name_is_refused(world: World, tmp_path) -> None:
+    name = "data-resnet62-normal.safetensors"
+    classifier = load_classifier(world.classifiers / name)
+    save_classifier(classifier, tmp_path / name, notes={"dataset": "/elsewhere/data"})
+    with pytest.raises(ValueError, match=r"is a classifier of /elsewhere/data, expected one of .*data: keep"):
+        evaluate(world, tmp_path / "out", classifiers=tmp_path)
