@@ -131,7 +131,7 @@ class OwnFile:
     def __init__(self, path: AnyPath, *, force: bool, own: bool) -> None:
         self.path: Path = Path(path)
         self.force = force
-        self._state: tuple[int, ...] | None = _state(self.path) if own else None
+        self._state: tuple[int, ...] | None = file_state(self.path) if own else None
 
     @contextlib.contextmanager
     def written(self) -> Iterator[Path]:
@@ -140,9 +140,9 @@ class OwnFile:
             temporary = folder / self.path.name
             yield temporary
             _settle(temporary, lock)
-            ours = self._state is not None and self._state == _state(self.path)
+            ours = self._state is not None and self._state == file_state(self.path)
             _publish(temporary, self.path, force=self.force or ours)
-            self._state = _state(self.path)
+            self._state = file_state(self.path)
 
 
 @contextlib.contextmanager
@@ -381,10 +381,10 @@ def _exchange(target: Path, folder: Path, aside: Path, before: set[tuple[object,
 
 def _content(folder: Path) -> set[tuple[object, ...]]:
     """The names in a folder, and what tells that a file is still the same one."""
-    return {(file.name, *(_state(file) or ())) for file in folder.iterdir()}
+    return {(file.name, *(file_state(file) or ())) for file in folder.iterdir()}
 
 
-def _state(path: Path) -> tuple[int, ...] | None:
+def file_state(path: Path) -> tuple[int, ...] | None:
     """What changes when a file is replaced or written to; None where there is none."""
     try:
         found = os.lstat(path)

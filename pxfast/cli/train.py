@@ -114,6 +114,8 @@ def train(
     begun, notes = (None, {}) if path is None else read_metadata(path)
     if branch is not None and preset is not None:
         raise ValueError("a branch has the settings of its run, not those of a --preset")
+    if branch is not None and decay_share is not None:
+        raise ValueError("the rates of a branch fall for the whole of --budget or --epochs: it has no --decay-share")
     if resume and preset is None and checkpoint_path(out).exists():
         config, settings = read_settings(checkpoint_path(out))
         if branch is not None:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from ..base.checks import notes_json
-from ..base.files import whole_file
+from ..base.files import file_state, whole_file
 from ..base.reading import parse_json, regular_file
 from ..base.records import Record, record, shown
 
@@ -39,7 +39,10 @@ TYPES = {  # as headers call them
     "BOOL": "bool",
 }
 
+MOST_READS = 10  # of a file that is replaced while it is read
+
 Network = TypeVar("Network", bound=nn.Module)
+Read = TypeVar("Read")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,12 +123,35 @@ def read_tensors(header: Header) -> dict[str, Tensor]:
 
 
 def read_safetensors(path: str | os.PathLike[str], *formats: str) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors and metadata of one of pxfast's files, of one of these formats.
+    """Tensors and metadata of one of pxfast's files, of one of these formats: of one file, though a training may
+    replace it meanwhile.
 
     Raises what :func:`read_header` and :func:`read_tensors` do.
     """
-    header = read_header(path, *formats)
-    return read_tensors(header), header.metadata
+
+    def read() -> tuple[dict[str, Tensor], dict[str, str]]:
+        header = read_header(path, *formats)
+        return read_tensors(header), header.metadata
+
+    return read_unchanged(Path(path), read)
+
+
+def read_unchanged(path: Path, read: Callable[[], Read]) -> Read:
+    """What ``read`` makes of a file that is the same before and behind it; if it was replaced, it is read again.
+
+    So are what ``read`` raises of such a file, and other files that belong to it and were removed with it.
+    """
+    for _ in range(MOST_READS - 1):
+        before = file_state(path)
+        try:
+            found = read()
+        except (OSError, ValueError):
+            if file_state(path) == before:
+                raise
+            continue
+        if file_state(path) == before:
+            return found
+    return read()
 
 
 def add_notes(path: str | os.PathLike[str], notes: dict[str, Any], *formats: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +13,11 @@ from torch import Tensor, nn
 
 from ..base.checks import is_number
 from ..base.records import shown
-from ..tensors.safetensors import metadata_json
+from ..tensors.safetensors import metadata_json, metadata_record
 from .checkpoints import check_state, read_checkpoint, write_checkpoint
 from .outputs import earlier_parts
 from .processes import Processes
-from .run import TrainingRun, laid_out_like
+from .run import Position, TrainingRun, laid_out_like
 from .settings import RunSettings
 
 ADAM_STATE = ("step", "exp_avg", "exp_avg_sq")  # what torch keeps for a parameter
@@ -100,13 +100,23 @@ class AveragedRun(TrainingRun):
         told = {"history": json.dumps(self.history), "earlier": json.dumps(self.earlier)}
         write_checkpoint(path, tensors, self.metadata(self.checkpoint_format, self.model.config) | told)
 
-    def restore(self, path: Path, *, out: Path | None = None, changed_settings: Collection[str] = ()) -> None:
+    def restore(
+        self,
+        path: Path,
+        *,
+        out: Path | None = None,
+        changed_settings: Collection[str] = (),
+        settings_at: Callable[[dict[str, str]], RunSettings] | None = None,
+    ) -> None:
         """Continue where ``save`` left off. ValueError when the checkpoint is of another model or other settings.
 
         out: the run's weights file, whose notes tell of the earlier runs where an older checkpoint does not.
-        changed_settings: names of those that may be others.
+        changed_settings: names of those that may be others. settings_at: gives the settings, where they depend on where
+        the checkpoint is, by its metadata.
         """
-        tensors, metadata = read_checkpoint(path, self.checkpoint_format)
+        tensors, metadata = self._agreed_checkpoint(path)
+        if settings_at is not None:
+            self.settings = settings_at(metadata)
         self.resume_at(path, metadata, self.model.config, changed_settings=changed_settings)
         history = metadata_json(metadata, "history", path)
         tables = isinstance(history, list) and all(isinstance(entry, dict) for entry in history)
@@ -133,6 +143,15 @@ class AveragedRun(TrainingRun):
             value = laid_out_like(parameter, value) if alike else value.to(parameter.device)
             owners[parameter].state[parameter][name] = value
         self.history, self.earlier = history, earlier
+
+    def _agreed_checkpoint(self, path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+        """A checkpoint, the same one in all processes, though another run may be writing it."""
+        while True:
+            tensors, metadata = read_checkpoint(path, self.checkpoint_format)
+            step = float(metadata_record(Position, metadata, path, "position of a run", "position").step)
+            first, _ = self.processes.agree(step, False)
+            if not self.processes.agree(step, step != first)[1]:
+                return tensors, metadata
 
     def _check(self, tensors: dict[str, Tensor], path: Path) -> None:
         """ValueError, naming the checkpoint, unless its tensors are those that ``save`` gives this run."""

@@ -22,7 +22,7 @@ from torch import Tensor
 from ..base.files import whole_file
 from ..base.records import shown
 from ..base.unfinished import remove_all_leftovers
-from ..tensors.safetensors import metadata_json, read_header, read_safetensors
+from ..tensors.safetensors import metadata_json, read_header, read_safetensors, read_unchanged
 
 SINGLE_FILE_BYTES = 16 << 20  # as much as a small model's takes
 SHARD_BYTES = 15_000_000
@@ -58,11 +58,17 @@ def remove_checkpoint(path: Path) -> None:
 
 
 def read_checkpoint(path: Path, expected_format: str) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors, on the CPU, and metadata of a checkpoint of that format, in one file or in shards.
+    """Tensors, on the CPU, and metadata of a checkpoint of that format, in one file or in shards: of one checkpoint,
+    though its run may replace it meanwhile.
 
     FileNotFoundError when the file or a shard of it is missing; ValueError when one is truncated, of another kind or of
     another checkpoint, or when the index names a file that is no shard of its own.
     """
+    return read_unchanged(path, lambda: _read(path, expected_format))
+
+
+def _read(path: Path, expected_format: str) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """As :func:`read_checkpoint`, of a checkpoint that nobody replaces."""
     tensors, metadata = read_safetensors(path, expected_format)
     parts: dict[str, list[Tensor]] = {}
     for name in _shard_names(path, metadata):

@@ -13,6 +13,7 @@ from support.small_training import CONFIG, SETTINGS, position
 from pxfast.data import datasets
 from pxfast.pixelcnn.files import load_model, read_metadata
 from pxfast.pixelcnn.training import Trainer, branch_settings, read_settings, train
+from pxfast.training.processes import Processes
 from pxfast.training.run import checkpoint_path
 
 HELD = dataclasses.replace(SETTINGS, epochs=100.0, schedule="wsd", decay_share=0.1)
@@ -54,6 +55,60 @@ def test_a_branch_goes_on_with_falling_rates_and_leaves_the_held_run(held, tmp_p
     twin = Trainer(CONFIG, HELD, IMAGES)
     twin.restore(checkpoint_path(held))
     assert twin.rate_factor() == 1.0
+
+
+def go_on(held: Path, steps: int, seconds: float | None = None) -> None:
+    """Let the held run take some steps, as another process does, and keep its checkpoint."""
+    trainer = Trainer(CONFIG, HELD, IMAGES)
+    trainer.restore(checkpoint_path(held))
+    for _ in range(steps):
+        trainer.train_step()
+    trainer.seconds = trainer.seconds if seconds is None else seconds
+    trainer.save(checkpoint_path(held))
+
+
+@pytest.mark.parametrize("length", [{"epochs": 1.0}, {"budget": 10.0}])
+def test_a_branch_of_a_run_that_went_on_falls_from_there_for_as_long(held, tmp_path, monkeypatch, length):
+    """Its settings are from one checkpoint and its weights from a later one: the data were read in between."""
+    go_on(held, 0, seconds=30.0)
+    _, settings = branch_settings(checkpoint_path(held), **length)
+    go_on(held, 4, seconds=60.0)
+    factors, step, count_step = [], Trainer.train_step, Trainer.count_step
+    monkeypatch.setattr(Trainer, "train_step", lambda run: factors.append(run.rate_factor()) or step(run))
+    monkeypatch.setattr(Trainer, "count_step", lambda run, seconds: count_step(run, 2.5))
+    out = tmp_path / "ended.safetensors"
+    train(CONFIG, IMAGES, out, settings=settings, branch=held, progress=False)
+    assert factors == pytest.approx([1.0, 0.75, 0.5, 0.25])
+    assert position(checkpoint_path(out)) == 12
+    ended = read_settings(checkpoint_path(out))[1]
+    assert (ended.epochs, ended.budget) == ((3.0, None) if "epochs" in length else (HELD.epochs, 70.0))
+
+
+def test_a_branch_of_a_run_that_falls_by_now_is_refused(held, tmp_path):
+    _, settings = branch_settings(checkpoint_path(held), epochs=1)
+    trainer = Trainer(CONFIG, HELD, IMAGES)
+    trainer.restore(checkpoint_path(held))
+    trainer.step = 380
+    trainer.save(checkpoint_path(held))
+    with pytest.raises(ValueError, match="its rate is falling already"):
+        train(CONFIG, IMAGES, tmp_path / "ended.safetensors", settings=settings, branch=held, progress=False)
+    none = dataclasses.replace(settings, decay_share=0.0)
+    with pytest.raises(ValueError, match=r"settings of a branch, whose rates fall, got decay_share=0\.0"):
+        train(CONFIG, IMAGES, tmp_path / "ended.safetensors", settings=none, branch=held, progress=False)
+
+
+def test_processes_have_the_same_checkpoint_of_a_run_that_goes_on(held):
+    """This one, the second, reads it before the first one does, and reads it again."""
+
+    class Second(Processes):
+        def agree(self, seconds: float, stop: bool) -> tuple[float, bool]:
+            if position(checkpoint_path(held)) == 4:
+                go_on(held, 4)
+            return 8.0, stop
+
+    trainer = Trainer(CONFIG, HELD, IMAGES, Second())
+    trainer.restore(checkpoint_path(held))
+    assert trainer.step == 8
 
 
 def test_a_branch_may_last_some_seconds(held):
@@ -107,6 +162,7 @@ def test_the_command_ends_a_held_run_and_resumes_the_branch(held, run_here, refu
     words = ["train", "fashion-mnist", "--root", "-", "--device", "cpu", "--quiet", "--out", out, "--branch", held]
     assert "one of them: how long its decay takes" in refused(*words)
     assert "not those of a --preset" in refused(*words, "--preset", "small", "--epochs", 1)
+    assert "it has no --decay-share" in refused(*words, "--epochs", 1, "--decay-share", 0.1)
     run_here(*words, "--epochs", 1)
     assert read_settings(checkpoint_path(out))[1].epochs == 2.0
     run_here(*words, "--epochs", 1, "--resume")

@@ -9,6 +9,7 @@ import pytest
 import torch
 from support.helpers import environment
 
+from pxfast.tensors import safetensors
 from pxfast.training import checkpoints
 from pxfast.training.checkpoints import SHARD_BYTES, read_checkpoint, write_checkpoint
 
@@ -136,6 +137,32 @@ def test_a_failure_before_any_file_leaves_the_checkpoint_before(tmp_path, small_
     assert len(calls) == written
     assert_same(read_checkpoint(path, FORMAT)[0], some_tensors(0))
     assert not list(tmp_path.glob("m.checkpoint.b-*")), "they would take what space is left"
+
+
+@pytest.mark.parametrize("replacements", [1, 2])
+@pytest.mark.parametrize("shards", [True, False])
+def test_a_checkpoint_that_is_replaced_while_it_is_read_is_read_again(tmp_path, monkeypatch, shards, replacements):
+    """Its shards are gone by then, or are of their letter's next checkpoint; of one file the tensors are others."""
+    if shards:
+        monkeypatch.setattr(checkpoints, "SHARD_BYTES", LIMIT)
+        monkeypatch.setattr(checkpoints, "SINGLE_FILE_BYTES", LIMIT)
+    path, left = tmp_path / "m.checkpoint.safetensors", list(range(1, replacements + 1))
+
+    def write(seed: int) -> None:
+        write_checkpoint(path, some_tensors(seed), {"format": FORMAT, "seed": str(seed)})
+
+    read = safetensors.read_tensors
+
+    def replaced(header):
+        while left:
+            write(left.pop(0))
+        return read(header)
+
+    write(0)
+    monkeypatch.setattr(safetensors, "read_tensors", replaced)
+    tensors, metadata = read_checkpoint(path, FORMAT)
+    assert metadata["seed"] == str(replacements)
+    assert_same(tensors, some_tensors(replacements))
 
 
 def test_foreign_or_missing_shards_are_told(tmp_path, small_shards):

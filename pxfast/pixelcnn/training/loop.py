@@ -23,7 +23,7 @@ from ...training.run import check_training_images, checkpoint_path
 from ...training.settings import run_settings
 from ..files import load_model, save
 from ..network import FORMAT, PixelCNN, PixelCNNConfig
-from .branch import ENDING
+from .branch import ENDING, branch_settings_at
 from .settings import TrainingSettings
 from .trainer import INITIAL_IMAGES, Trainer, mean_bits_per_dim
 
@@ -54,7 +54,8 @@ def train(
     same function (:mod:`pxfast.pixelcnn.training.growth`). earlier: the runs that made it, for the file's notes
     (:mod:`pxfast.training.provenance`); a resumed run has them from its checkpoint. branch: in place of ``start``, the
     ``out`` of a run from whose checkpoint to go on, with settings by
-    :func:`pxfast.pixelcnn.training.branch_settings`; its files stay as they are. validation: uint8 images whose
+    :func:`pxfast.pixelcnn.training.branch_settings`; its files stay as they are. If that run has gone on meanwhile, the
+    branch begins at its newer checkpoint, and is as long as was said. validation: uint8 images whose
     bits/dim is recorded at every checkpoint. processes: the device, and the other processes that train along
     (:func:`pxfast.training.processes.join`); the first one writes the files. Returns the model that was written, on its
     device. Raises FloatingPointError when bits/dim stop being finite (the files then stay as the last interval left
@@ -93,7 +94,13 @@ def train(
         if files.resumed:
             trainer.restore(files.checkpoint, out=files.model.path)
         elif branch is not None:
-            trainer.restore(checkpoint_path(branch), out=Path(branch), changed_settings=ENDING)
+            held, said = checkpoint_path(branch), settings
+            trainer.restore(
+                held,
+                out=Path(branch),
+                changed_settings=ENDING,
+                settings_at=lambda metadata: branch_settings_at(said, metadata, held),
+            )
         else:
             trainer.earlier = list(earlier)
             title = f"initialising the weights by {INITIAL_IMAGES} images"

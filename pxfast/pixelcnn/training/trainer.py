@@ -212,7 +212,11 @@ def read_settings(checkpoint: Path) -> tuple[PixelCNNConfig, TrainingSettings]:
 
     FileNotFoundError where there is none, ValueError where it is damaged or another kind of file.
     """
-    metadata = read_header(checkpoint, CHECKPOINT_FORMAT).metadata
+    return settings_in(read_header(checkpoint, CHECKPOINT_FORMAT).metadata, checkpoint)
+
+
+def settings_in(metadata: dict[str, str], checkpoint: Path) -> tuple[PixelCNNConfig, TrainingSettings]:
+    """As :func:`read_settings`, of a checkpoint's metadata."""
     settings = metadata_record(TrainingSettings, metadata, checkpoint, "training settings", "settings")
     return parse_config(metadata, checkpoint), settings
 
