@@ -208,6 +208,12 @@ class Attack(abc.ABC):
         if self.library is not None:
             require(self.library, "attacks")
 
+    def left(self, classifier: nn.Module, x: Tensor) -> Tensor | None:
+        """The labels that the attack leads away from, int64 (N,), of images x as ``perturb`` takes them; None: those
+        that it is given.
+        """
+        return None
+
     def hidden_networks(self, image_shape: tuple[int, ...]) -> list[nn.Module]:
         """Networks of the attack's own that its results depend on, such as a density model. image_shape: (C, H, W)."""
         return []
@@ -288,7 +294,7 @@ class Attack(abc.ABC):
             started = time.perf_counter()
             moved = self.perturb(classifier, x, given, 1.0 if eps is None else eps / 255.0, seed=seed, **aims)
             seconds = time.perf_counter() - started
-            result = settled(classifier, block, x, moved.detach(), given, clean, eps)
+            result = settled(classifier, block, x, moved.detach(), given, clean, eps, self.left(classifier, x))
             yield torch.arange(len(images))[places], dataclasses.replace(result, seconds=seconds)
 
 
@@ -340,17 +346,25 @@ def settled(
     labels: Tensor,
     clean: Tensor | None,
     eps: int | None,
+    left: Tensor | None = None,
 ) -> AttackResult:
-    """Floating results on the grid. clean: which images are misclassified; None: nobody asks, nothing is judged."""
+    """Floating results on the grid. clean: which images are misclassified; None: nobody asks, nothing is judged.
+
+    left: the labels that the attack led away from, where these are not ``labels``: what rounding undid of that is
+    mended.
+    """
     grid = to_grid(images, moved, eps)
     if clean is None:
         unknown = torch.zeros(len(images), dtype=torch.bool, device=images.device)
         return AttackResult(grid, unknown, unknown, unknown, unknown)
-    unrounded = predicted(classifier, moved) != labels
+    away = labels if left is None else left
+    unrounded = predicted(classifier, moved)
     exact = torch.equal(moved, to_float(grid))
-    nearest = unrounded if exact else predicted(classifier, to_float(grid)) != labels
-    grid, rounded = rearm(classifier, images, moved, grid, labels, eps, unrounded, nearest)
-    return AttackResult(grid, clean, unrounded, nearest, rounded)
+    nearest = unrounded if exact else predicted(classifier, to_float(grid))
+    grid, rounded = rearm(classifier, images, moved, grid, away, eps, unrounded != away, nearest != away)
+    if left is not None:
+        rounded = predicted(classifier, to_float(grid)) != labels
+    return AttackResult(grid, clean, unrounded != labels, nearest != labels, rounded)
 
 
 def nothing(images: Tensor) -> AttackResult:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from ..base.checks import check_choice, check_count, check_number, check_optional_count
 from .clipped import ClippedAttack
 from .gradients import eager, input_gradient, predicted
-from .sign_steps import LABEL_RULES, attacked_labels
+from .sign_steps import LABEL_RULES
 
 
 def nearest_boundary(classifier: nn.Module, x: Tensor, labels: Tensor, others: Tensor) -> Tensor:
@@ -65,8 +65,12 @@ class DeepFool(ClippedAttack):
         self.candidates: int | None = check_optional_count("candidates", candidates, 1)
         self.label_rule: str = check_choice("label_rule", label_rule, LABEL_RULES)
 
+    def left(self, classifier: nn.Module, x: Tensor) -> Tensor | None:
+        return None if self.label_rule == "given" else predicted(classifier, x)
+
     def find(self, classifier: nn.Module, x: Tensor, labels: Tensor) -> Tensor:
-        labels = attacked_labels(classifier, x, labels, self.label_rule)
+        away = self.left(classifier, x)
+        labels = labels if away is None else away
         with torch.no_grad():
             wrong = classifier(x).scatter(1, labels[:, None], -torch.inf)
         most = wrong.shape[1] - 1

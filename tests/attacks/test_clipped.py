@@ -63,9 +63,17 @@ def test_deepfool_leads_away_from_the_given_or_the_predicted_label() -> None:
     logits = FIXTURE.network(FIXTURE.images.float() / 255)
     wrong = logits.topk(2).indices[:, 1]  # so that each image is misclassified
     assert torch.equal(DeepFool()(FIXTURE.network, FIXTURE.images, wrong, 40), FIXTURE.images)
-    found = DeepFool(label_rule="predicted").unclipped(FIXTURE.network, FIXTURE.images, wrong)
+    attack = DeepFool(label_rule="predicted")
+    found = attack.unclipped(FIXTURE.network, FIXTURE.images, wrong)
     assert torch.equal(found, DeepFool().unclipped(FIXTURE.network, FIXTURE.images, None))
-    assert (FIXTURE.network(found).argmax(1) == wrong).any()
+    result, own = (
+        each.run(FIXTURE.network, FIXTURE.images, labels, 40) for each, labels in ((attack, wrong), (DeepFool(), None))
+    )
+    assert torch.equal(result.images, own.images), "what rounding undid is mended for the label that it leads away from"
+    now = FIXTURE.network(result.images.float() / 255).argmax(1)
+    assert (now == wrong).any()
+    assert torch.equal(result.rounded, now != wrong)
+    assert torch.equal(attack.clip(FIXTURE.network, FIXTURE.images, wrong, found, 40).images, own.images)
 
 
 def test_deepfool_takes_gradients_of_images_alone_that_it_still_moves() -> None:
