@@ -198,7 +198,7 @@ class ScoreTrainer(AveragedRun):
         return {"learning_rate": self.optimisers[0].param_groups[0]["lr"]}
 
 
-@torch.backends.cudnn.flags(allow_tf32=False)
+@torch.backends.cudnn.flags(enabled=True, allow_tf32=False)
 @torch.no_grad()
 def denoising_quality(network: ScoreNetwork, images: Tensor, sigma: float, *, seed: int = 0) -> dict[str, float]:
     """How well a score network knows noise of a deviation ``sigma``: its loss and what Tweedie's formula makes of it.

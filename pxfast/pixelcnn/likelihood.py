@@ -133,7 +133,7 @@ def log_prob_gradient(images: Tensor, *, model: Model | None = None, clip: bool 
 
     if not len(images):
         return torch.zeros_like(images)
-    with torch.backends.cudnn.flags(allow_tf32=False):
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
         return in_fixed_batches(gradient, images.detach().float()).to(images.dtype)
 
 
@@ -156,7 +156,7 @@ def log_prob_and_gradient(
 
     if not len(images):
         return images.new_zeros(0, dtype=torch.float64), torch.zeros_like(images)
-    with torch.backends.cudnn.flags(allow_tf32=False):
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
         found = in_fixed_batches(both, images.detach().float(), size)
     return found[:, 0], found[:, 1:].reshape(images.shape).to(images.dtype)
 

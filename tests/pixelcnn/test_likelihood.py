@@ -9,6 +9,7 @@ import torch
 from support.helpers import bundled_images
 
 import pxfast
+from pxfast.pixelcnn import likelihood
 from pxfast.pixelcnn.heads import HEADS
 from pxfast.pixelcnn.oracle import oracle
 
@@ -111,3 +112,18 @@ def test_images_on_a_gpu_are_judged_there(make_model, images, head):
     torch.testing.assert_close(found.cpu(), expected, rtol=1e-5, atol=0)
     device = torch.device("cuda", torch.cuda.current_device())
     assert next(oracle(model, "fp32", device).parameters()).device == device
+
+
+def test_gradients_are_computed_by_cudnn_in_fp32(tiny_colour_model, images, monkeypatch):
+    """Where there is a GPU: without cuDNN they would be slow, and in TF32 they would be rounded."""
+    asked = []
+    real = likelihood._value_and_gradient
+
+    def noted(*arguments):
+        asked.append((torch.backends.cudnn.enabled, torch.backends.cudnn.allow_tf32))
+        return real(*arguments)
+
+    monkeypatch.setattr(likelihood, "_value_and_gradient", noted)
+    likelihood.log_prob_gradient(images[:1].float() / 255, model=tiny_colour_model)
+    likelihood.log_prob_and_gradient(images[:1].float() / 255, model=tiny_colour_model)
+    assert asked == [(True, False)] * 2
