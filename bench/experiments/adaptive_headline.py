@@ -24,8 +24,9 @@ import torch
 import pxfast
 from pxfast.attacks import BPDA, attack_to_file
 from pxfast.attacks.resumable import labels_path
-from pxfast.base.files import whole_file
+from pxfast.base.files import file_digest, whole_file
 from pxfast.classifiers import load_classifier, predict
+from pxfast.classifiers.weights import SHIPPED
 from pxfast.data.datasets import DATASETS, load_dataset
 from pxfast.defences import Defended
 from pxfast.engines.info import collect
@@ -121,22 +122,31 @@ def main() -> None:
     arguments.out.mkdir(parents=True, exist_ok=True)
     file = arguments.out / "headline.json"
     rows = json.loads(file.read_text())["rows"] if file.exists() else []
+    shown: list[dict[str, Any]] = []  # of these networks; others are kept in the file
     for dataset in arguments.dataset:
         sources = {"normal": dataset}
         if arguments.classifiers is not None:
             sources["fgsm"] = str(arguments.classifiers / f"{dataset}-resnet62-fgsm.safetensors")
         for training, source in sources.items():
-            wanted = (dataset, training, arguments.images, model_fingerprint(pxfast.load(dataset)))
-            if wanted in [
-                tuple(row[key] for key in ("dataset", "training", "images", "density_model")) for row in rows
-            ]:
+            wanted = {
+                "dataset": dataset,
+                "training": training,
+                "images": arguments.images,
+                "density_model": model_fingerprint(pxfast.load(dataset)),
+                "classifier": file_digest(SHIPPED.path(source)),
+            }
+            found = [row for row in rows if all(row.get(key) == value for key, value in wanted.items())]
+            shown += found
+            if found:
                 continue
-            rows.append(measure(dataset, training, source, arguments.root, arguments.images, arguments.out))
+            measured = measure(dataset, training, source, arguments.root, arguments.images, arguments.out)
+            rows.append({**measured, **wanted})
+            shown.append(rows[-1])
             settings = {"attack": "bpda", "eps": ATTACK_EPS, "steps": STEPS, "purify_eps": PURIFY_EPS}
             record = {"settings": settings, "installation": collect(), "rows": rows}
             with whole_file(file) as temporary:
                 temporary.write_text(json.dumps(record, indent=2) + "\n")
-    print(table(rows))
+    print(table(shown))
 
 
 if __name__ == "__main__":

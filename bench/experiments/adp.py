@@ -51,8 +51,8 @@ def measure(
             row["purified"][str(sigma)] = {
                 "one_run": float((logits.argmax(2) == labels).double().mean()),
                 "all_runs": float((logits.mean(0).argmax(1) == labels).double().mean()),
-                "images_per_second_and_run": runs * count / seconds,
-                "images_per_processor_second_and_run": runs * count / processor_seconds,
+                "images_per_second_and_run": runs * len(images) / seconds,
+                "images_per_processor_second_and_run": runs * len(images) / processor_seconds,
             }
         rows.append(row)
     return {

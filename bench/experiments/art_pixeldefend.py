@@ -111,7 +111,7 @@ def measure(root: Path, count: int, attack_eps: list[int], eps: int) -> dict[str
                 }
             )
     return {
-        "images": count,
+        "images": len(images),
         "eps": eps,
         "probe": probe(images[:PROBED], eps, model),
         "installation": collect(),

@@ -106,7 +106,7 @@ def measure(root: Path, size: int, temperatures: list[float], count: int) -> dic
         attacked = UnrolledBIM(temperature=temperature)(defended, images, labels, ATTACK_EPS)
         rows.append(row(f"unrolled, temperature {temperature:g}", gradient, attacked))
     clean = {"undefended": right(classifier, x), "defended": right(defended, x)}
-    return {"size": size, "images": count, "clean": clean, "rows": rows}
+    return {"size": size, "images": len(images), "clean": clean, "rows": rows}
 
 
 def table(results: list[dict[str, Any]]) -> str:

@@ -9,12 +9,13 @@
 # processors, most of them for the attack of Carlini and Wagner. `pxfast evaluate reproduction` and `adaptive` add their
 # tables to the same folder; the latter's protocol takes days with ADP.
 set -euo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 if [ $# -lt 3 ] || [ $# -gt 4 ]; then
   sed -n '4,10s/^# \{0,1\}//p' "${BASH_SOURCE[0]}" >&2
   exit 2
 fi
-common=(--root "$1" --out "$2" --classifiers "$3")
+data=$(realpath "$1") out=$(realpath -m "$2") classifiers=$(realpath "$3")
+cd "$(dirname "${BASH_SOURCE[0]}")/../.."
+common=(--root "$data" --out "$out" --classifiers "$classifiers")
 images=${4:-512}
 
 for table in table2 table1; do
@@ -23,5 +24,5 @@ done
 pxfast evaluate table bench/experiments/adaptive_one_run.toml "${common[@]}" --no-train \
   --rows pixeldefend,adaptive-pixeldefend
 pxfast evaluate figures "${common[@]}" --images "$((images < 256 ? images : 256))" --lbfgs-images 4 --lbfgs-starts 1
-pxfast report "$2" --out docs/example-report.html --force
+pxfast report "$out" --out docs/example-report.html --force
 python bench/scripts/report_picture.py docs/example-report.html docs/example-report.png

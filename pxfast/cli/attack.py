@@ -138,7 +138,7 @@ def attack(
         force=force,
         progress=not quiet,
     )
-    facts = summary(result, model, given.to(place), labels, defended=bool(defences))
+    facts = summary(result, model, given.to(place), labels, defended=target is not model)
     if as_json:
         print_json({**facts, "files": [out, labels_path(out), *grids]})
     else:
@@ -151,9 +151,8 @@ def summary(
     """What an attack came to, JSON-able. images: before the attack. labels: None where nobody knows them.
 
     ``misclassified``: rates in [0, 1] by stage. ``accuracy``, where there are labels: in [0, 1] of the clean and
-    of the attacked images, ``undefended`` and, if there are defences, ``defended``. ``images_per_second``: of the
-    attack itself.
-    ``queries`` and ``gradients``: the means per image, where the attack counts them.
+    of the attacked images, ``undefended`` and, if there are defences or views, ``defended``. ``images_per_second``: of
+    the attack itself. ``queries`` and ``gradients``: the means per image, where the attack counts them.
     """
     from ..attacks.result import COSTS
     from ..classifiers import accuracy

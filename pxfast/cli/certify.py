@@ -38,12 +38,12 @@ if TYPE_CHECKING:
 PICTURES = (".png", ".svg")
 
 
-class Numbered:
-    """Images (N, C, H, W) as a collection, whose names are their numbers."""
+class Named:
+    """Images (N, C, H, W) as a collection; their names are their files', or their numbers in a data set."""
 
-    def __init__(self, images: Tensor) -> None:
+    def __init__(self, images: Tensor, names: list[str]) -> None:
         self.images = images
-        self.names: list[str] = [str(number) for number in range(len(images))]
+        self.names: list[str] = names
 
     def batches(self, size: int) -> Iterator[Tensor]:
         yield from self.images.split(size)
@@ -62,19 +62,29 @@ def certify(
             help="l1: pixeldefend (by default), midpoints or sample; l2: none (by default), adp or pixeldefend.",
         ),
     ] = None,
-    width: Annotated[int, typer.Option(help="l1: of a cell in grey levels; so many votes an image.")] = 32,
+    width: Annotated[
+        int | None, typer.Option(help="l1: of a cell in grey levels; so many votes an image; 32 by default.")
+    ] = None,
     dither: Annotated[
-        str,
+        str | None,
         typer.Option(
-            help="l1: where cells begin: lattice or random (by --seed).", autocompletion=among("lattice", "random")
+            help="l1: where cells begin: lattice (by default) or random (by --seed).",
+            autocompletion=among("lattice", "random"),
         ),
-    ] = "lattice",
-    sigma: Annotated[float, typer.Option(help="l2: the noise's deviation on images in [0, 1].")] = 0.25,
-    samples: Annotated[int, typer.Option(help="l2: noisy copies that are counted; 100000 in the paper.")] = 1000,
-    first_samples: Annotated[int, typer.Option(help="l2: noisy copies that choose the label.")] = 100,
+    ] = None,
+    sigma: Annotated[
+        float | None, typer.Option(help="l2: the noise's deviation on images in [0, 1]; 0.25 by default.")
+    ] = None,
+    samples: Annotated[
+        int | None, typer.Option(help="l2: noisy copies that are counted; 1000 by default, 100000 in the paper.")
+    ] = None,
+    first_samples: Annotated[
+        int | None, typer.Option(help="l2: noisy copies that choose the label; 100 by default.")
+    ] = None,
     alpha: Annotated[
-        float, typer.Option("--failure", help="l2: alpha, the probability that a radius is too large.")
-    ] = 0.001,
+        float | None,
+        typer.Option("--failure", help="l2: alpha, the probability that a radius is too large; 0.001 by default."),
+    ] = None,
     root: RootOption = None,
     download: DownloadOption = False,
     images: OptionalImagesOption = None,
@@ -106,7 +116,15 @@ def certify(
     from ..certification import certify as certify_l1
     from ..certification import certify_l2
     from ..classifiers import load_classifier
-    from ..data.datasets import UNLABELLED, check_classes, fetch_dataset, first_images, load_dataset
+    from ..data.datasets import (
+        DATASETS,
+        UNLABELLED,
+        check_classes,
+        fetch_dataset,
+        first_numbers,
+        image_names,
+        load_dataset,
+    )
     from ..defences.weights import classifier_key
     from ..tensors.store import digest
     from .attack import default_classifier
@@ -120,8 +138,15 @@ def certify(
         raise ValueError(f"{curve}: this output must have the suffix {' or '.join(PICTURES)}")
     if page is not None and page.suffix.lower() != ".html":
         raise ValueError(f"{page}: this output must have the suffix .html")
-    if keep is not None and norm != "l1":
-        raise ValueError("--keep is for --norm l1: only its guesses are kept")
+    own: dict[str, dict[str, Any]] = {
+        "l1": {"width": width, "dither": dither, "keep": keep},
+        "l2": {"sigma": sigma, "samples": samples, "first_samples": first_samples, "alpha": alpha},
+    }
+    for of, values in own.items():
+        for name, value in values.items():
+            if of != norm and value is not None:
+                option = "failure" if name == "alpha" else name.replace("_", "-")
+                raise ValueError(f"--{option} is for --norm {of}, got --norm {norm}")
     require("matplotlib", "evaluate")
     beside = [path for path in (curve, page) if path is not None]
     check_apart([path for path in (out, *beside, keep) if path is not None])
@@ -131,8 +156,10 @@ def certify(
     if download:
         fetch_dataset(dataset, root, progress=not quiet)
     given, labels = load_dataset(dataset, root, train=None)
-    if images is not None:
-        given, labels = (first_images(dataset, each, images) for each in (given, labels))
+    numbers = list(range(len(given))) if images is None else first_numbers(dataset, len(given), images)
+    given, labels = given[numbers], labels[numbers]
+    known = None if dataset in DATASETS else image_names(dataset)
+    names = [str(number) if known is None else known[number] for number in numbers]
     if bool((labels == UNLABELLED).any()):
         raise ValueError(f"{dataset} has images without labels, and certified accuracy needs them")
     network = load_classifier(classifier or default_classifier(dataset, tuple(given.shape[1:]))).to(place).eval()
@@ -145,16 +172,8 @@ def certify(
         "precision": precision,
         "threads": threads,
     }
-    if norm == "l1":
-        options |= {"width": width, "purifier": purifier or "pixeldefend", "dither": dither, "keep": keep}
-    else:
-        options |= {
-            "sigma": sigma,
-            "samples": samples,
-            "first_samples": first_samples,
-            "alpha": alpha,
-            "purifier": purifier or "none",
-        }
+    given_options = {"purifier": purifier, **own[norm]}
+    options |= {name: value for name, value in given_options.items() if value is not None}
     method = certify_l1 if norm == "l1" else certify_l2
     settings = method(network, given[:0], [], **options).settings  # a wrong option is named before any work
 
@@ -175,14 +194,14 @@ def certify(
             **settings,
         }
 
-    together = max(1, 128 // width) if norm == "l1" else 1
+    together = max(1, 128 // settings["width"]) if norm == "l1" else 1
     with rows_to(out, depends_on, force=force, beside=beside) as rows:
-        found = rows.of([Numbered(given)], measure, batch_size=together, progress=not quiet)
+        found = rows.of([Named(given, names)], measure, batch_size=together, progress=not quiet)
         certificates = _joined(found, labels, norm, settings)
-        document = _document(dataset, certificates)
+        document = _document(dataset, names, certificates)
         for path, temporary in zip(beside, rows.beside, strict=True):
             _write_beside(temporary, certificates, dataset, picture=path is curve)
-        rows.write(_lines(certificates), document)
+        rows.write(_lines(names, certificates), document)
     if as_json:
         print_json({**document, "images": len(labels), "files": [out, *beside]})
         return
@@ -206,13 +225,14 @@ def _joined(rows: list[Row], labels: Tensor, norm: str, settings: dict[str, Any]
     )
 
 
-def _document(dataset: str, certificates: Certificates) -> dict[str, Any]:
+def _document(dataset: str, names: list[str], certificates: Certificates) -> dict[str, Any]:
     """All that was found, JSON-able."""
     from ..base.machine import processor_name
     from ..base.version import __version__
     from ..evaluation.figures.certified import table_rows
 
     columns = (certificates.labels, certificates.predictions, certificates.radii, certificates.counts)
+    each = zip(names, *(column.tolist() for column in columns), strict=True)
     return {
         "dataset": dataset,
         "settings": certificates.settings,
@@ -221,16 +241,18 @@ def _document(dataset: str, certificates: Certificates) -> dict[str, Any]:
         "accuracy": certificates.accuracy,
         "certified": table_rows(certificates),
         "images": [
-            {"label": label, "prediction": prediction, "radius": radius, "votes": votes}
-            for label, prediction, radius, votes in zip(*(column.tolist() for column in columns), strict=True)
+            {"image": image, "label": label, "prediction": prediction, "radius": radius, "votes": votes}
+            for image, label, prediction, radius, votes in each
         ],
     }
 
 
-def _lines(certificates: Certificates) -> list[str]:
+def _lines(names: list[str], certificates: Certificates) -> list[str]:
+    from .rows import in_line
+
     columns = (certificates.labels, certificates.predictions, certificates.radii)
-    rows = zip(*(column.tolist() for column in columns), strict=True)
-    return [f"{number}\t{label}\t{prediction}\t{radius:g}" for number, (label, prediction, radius) in enumerate(rows)]
+    rows = zip(names, *(column.tolist() for column in columns), strict=True)
+    return [f"{in_line(name)}\t{label}\t{prediction}\t{radius:g}" for name, label, prediction, radius in rows]
 
 
 def _write_beside(path: Path, certificates: Certificates, dataset: str, *, picture: bool) -> None:

@@ -60,6 +60,7 @@ def print_table(table: Table, out: Path, *, as_json: bool) -> None:
     import dataclasses
 
     from ..evaluation.given import renewed_report
+    from ..evaluation.results import table_path
     from ..evaluation.text import table_text
     from ..evaluation.verdict import row_scores
     from .output import print_json
@@ -67,6 +68,7 @@ def print_table(table: Table, out: Path, *, as_json: bool) -> None:
     judged = any(row_scores(table, row) for row in table.rows)
     report = renewed_report(out) if judged else None
     if as_json:
-        print_json(dataclasses.asdict(table))
+        files = [table_path(out, table.name), *([] if report is None else [report])]
+        print_json({**dataclasses.asdict(table), "files": files})
     else:
         print(table_text(table) + ("" if report is None else f"\n{report}"))

@@ -93,6 +93,8 @@ def purify(
     place, engine = parse_device(device), engine_on(device, engine)
     collection = open_collection(source)
     grids = [] if grid is None else [grid]
+    if classifier is not None and not grids:
+        raise ValueError("--classifier is for the labels of --grid, which is not given")
     for path in grids:
         check_output(path, ".png")
         if not collection.names:

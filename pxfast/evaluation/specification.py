@@ -303,6 +303,9 @@ def _check(table: TableSpecification) -> None:
             raise ValueError(f"each {kind} must be there once, got {', '.join(map(str, names))}")
     for column in table.columns:
         _check_column(table, column)
+    labels = [column.label for column in table.columns]
+    if twice := [label for number, label in enumerate(labels) if label in labels[:number]]:
+        raise ValueError(f"each label must be there once, got {shown(twice[0])} twice")
     if table.runs is not None:
         _check_judged(table, table.runs)
     ours = {column.name for column in table.columns if column.attack is not None and not column.knows_defences}
@@ -317,6 +320,8 @@ def _check(table: TableSpecification) -> None:
 
 def _check_column(table: TableSpecification, column: ColumnSpecification) -> None:
     _check_name("column", column.name)
+    if ";" in column.label:  # behind which a strongest attack's notes say what is missing
+        raise ValueError(f"column {column.name!r}: its label must have no semicolon, got {shown(column.label)}")
     if column.attack is not None:
         try:
             attack = find_attack(column.attack, **column.options)

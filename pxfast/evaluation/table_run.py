@@ -164,12 +164,11 @@ class TableRun:
         there = [column for column in attacks if (row.name, column.name, eps) in self.cells]
         if not there:
             return None
-        cells = {column.label: self.cells[row.name, column.name, eps] for column in there}
-        label = min(cells, key=lambda label: cells[label].correct)
-        notes = label
+        strongest = min(there, key=lambda column: self.cells[row.name, column.name, eps].correct)
+        notes = strongest.label
         if absent := [column.label for column in attacks if column not in there]:
             notes += f"; without {', '.join(absent)}, not computed yet"
-        return dataclasses.replace(cells[label], seconds=None, notes=notes)
+        return dataclasses.replace(self.cells[row.name, strongest.name, eps], seconds=None, notes=notes)
 
     def rates(self) -> list[dict[str, Any]]:
         """What this run did or found, as a table has it."""

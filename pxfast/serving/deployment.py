@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import io
 import math
@@ -28,6 +29,7 @@ from .batcher import Batcher
 from .protected import Answer, Protected
 
 MOST_TIMES = 16  # as many pixels as the images have: an image of more is refused before it is decoded
+BODY_SECONDS = 30.0  # that a request's body may take
 LARGEST_BODY = 4 << 20  # bytes of a request: an image of a density model has a few kB
 TRUE, FALSE = ("1", "true", "yes"), ("0", "false", "no")
 
@@ -60,9 +62,9 @@ def application(
     A request is the bytes of one image file. It is read as a viewer shows it, or refused: transparency, more than 8
     bits a channel, several frames, and colours other than grey and RGB. With ``?purified=1`` the answer has the
     purified image too, as a PNG in base64. Statuses: 200; 400 for a body that is no image of the classifier's
-    shape; 405 for a method but GET and POST; 413 for more than 4 MiB; 503 where too many wait. ``GET /`` says what
-    is served. Each replica answers an image before it is ready, and is replaced when a batch fails for another reason
-    than its images, such as memory.
+    shape; 405 for a method but GET and POST; 408 for a body that takes more than 30 seconds; 413 for more than 4 MiB;
+    503 where too many wait. ``GET /`` says what is served. Each replica answers an image before it is ready, and is
+    replaced when a batch fails for another reason than its images, such as memory.
 
     Returns a ``ray.serve.Application``. Raises ImportError, which names the extra, without Ray Serve; TypeError or
     ValueError for a wrong option. What :class:`Protected` refuses is refused by ``ray.serve.run``.
@@ -91,7 +93,7 @@ def application(
     )
 
 
-def build(arguments: Mapping[str, str]) -> Any:
+def build(arguments: Mapping[str, Any]) -> Any:
     """:func:`application` from text, for Ray's own command line and its configuration files.
 
     ``serve run pxfast.serving:build classifier=cifar10 eps=16 detect=1 replicas=2``: classifier is a shipped one's
@@ -123,12 +125,26 @@ def build(arguments: Mapping[str, str]) -> Any:
     )
 
 
-def _number(name: str, arguments: Mapping[str, str], kind: type[Any]) -> Any:
+def _number(name: str, arguments: Mapping[str, Any], kind: type[Any]) -> Any:
+    """An argument as a number, from text, or from a number as YAML has it."""
+    given = arguments[name]
     try:
-        return kind(arguments[name])
+        if isinstance(given, bool) or (kind is int and isinstance(given, float)):
+            raise TypeError
+        return kind(given)
     except (TypeError, ValueError):
         what = "an integer" if kind is int else "a number"
         raise ValueError(f"expected {what} as {name}, got {arguments[name]!r}") from None
+
+
+async def _body(request: Any) -> bytes | None:
+    """What a request brings; None where that is more than it may be."""
+    body = b""
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > LARGEST_BODY:
+            return None
+    return body
 
 
 class Replica:
@@ -184,11 +200,12 @@ class Replica:
         wish = request.query_params.get("purified", "0").lower()
         if wish not in TRUE + FALSE:
             return JSONResponse({"error": f"expected purified=1 or purified=0, got {wish!r}"}, 400)
-        body = b""
-        async for chunk in request.stream():
-            body += chunk
-            if len(body) > LARGEST_BODY:
-                return JSONResponse({"error": f"expected an image file of at most {LARGEST_BODY} bytes"}, 413)
+        try:  # a client that dribbles would keep one of few places for ever
+            body = await asyncio.wait_for(_body(request), BODY_SECONDS)
+        except (asyncio.TimeoutError, TimeoutError):  # two classes before Python 3.11
+            return JSONResponse({"error": f"expected an image file within {BODY_SECONDS:g} seconds"}, 408)
+        if body is None:
+            return JSONResponse({"error": f"expected an image file of at most {LARGEST_BODY} bytes"}, 413)
         try:
             image = decode_image(body, most_pixels=MOST_TIMES * math.prod(self.protected.image_shape[1:]))
             self.protected.check(image)

@@ -145,6 +145,19 @@ def test_a_defended_classifier_is_attacked_through_its_defence(
     assert "images/s, 1.0 queries an image, 1.0 gradients an image" in printed
 
 
+def test_the_accuracy_is_that_of_the_views_that_were_attacked(folder, tmp_path, monkeypatch, capfd) -> None:
+    words = ["--attack", "fgsm", "--eps", 25, "--views", "flip", "--out", tmp_path / "attacked.npy", "--json"]
+    printed, _ = call(monkeypatch, capfd, folder, *words)
+    facts = json.loads(printed)
+    for kind, stage in (("clean", "clean"), ("attacked", "rounded")):
+        assert facts["accuracy"]["defended"][kind] == pytest.approx(1.0 - facts["misclassified"][stage])
+    labels = torch.from_numpy(np.load(labels_path(tmp_path / "attacked.npy")))
+    attacked = torch.from_numpy(np.load(tmp_path / "attacked.npy"))
+    views = Defended(load_classifier("fashion-mnist"), views="flip")
+    right = float((predict(views, attacked) == labels).double().mean())
+    assert facts["accuracy"]["defended"]["attacked"] == pytest.approx(right)
+
+
 def test_defences_by_name() -> None:
     purifier = parse_defence("purifier:eps=4,adaptive=image,threshold=2.5,backward=error")
     assert (purifier.eps, purifier.adaptive, purifier.threshold) == (4, "image", 2.5)

@@ -15,6 +15,7 @@ import pxfast
 from pxfast.base.parts import parts_path
 from pxfast.classifiers import load_classifier, predict
 from pxfast.cli.main import main
+from pxfast.data.datasets import image_names
 from pxfast.evaluation.figures import certified
 
 
@@ -60,6 +61,7 @@ def test_files_table_picture_and_page(monkeypatch, capfd, folder, tmp_path):
     assert [each["votes"] for each in document["images"]] == expected.counts.tolist()
     assert [each["radius"] for each in document["images"]] == expected.radii.tolist()
     assert [each["label"] for each in document["images"]] == labels.tolist()
+    assert [each["image"] for each in document["images"]] == image_names(folder)
     for row in document["certified"]:
         assert row["certified_accuracy"] == expected.certified_accuracy(row["radius"])
         assert row["radius_of_unit_range"] == row["radius"] / 255
@@ -107,7 +109,8 @@ def test_a_killed_run_goes_on_where_it_was(monkeypatch, capfd, folder, tmp_path)
     images, labels = given(folder)
     expected = certify(load_classifier("fashion-mnist").eval(), images, labels, width=130, purifier="midpoints")
     columns = [expected.labels, expected.predictions, expected.radii.int()]
-    rows_of = [[str(i), *map(str, row)] for i, row in enumerate(torch.stack([c.int() for c in columns], 1).tolist())]
+    values = torch.stack([c.int() for c in columns], 1).tolist()
+    rows_of = [[name, *map(str, row)] for name, row in zip(image_names(folder), values, strict=True)]
     assert [line.split("\t") for line in out.read_text().splitlines()] == rows_of
 
 
@@ -138,6 +141,9 @@ def test_l2_in_the_same_command(monkeypatch, capfd, folder, tmp_path):
         (["--guess", "adp"], "purifier must be one of pixeldefend, midpoints, sample"),
         (["--norm", "l2", "--guess", "sample"], "purifier must be one of none, adp, pixeldefend"),
         (["--width", "0"], "width must be an integer in 1..1024, got 0"),
+        (["--sigma", "0.5"], "--sigma is for --norm l2, got --norm l1"),
+        (["--failure", "0.1"], "--failure is for --norm l2, got --norm l1"),
+        (["--norm", "l2", "--width", "6"], "--width is for --norm l1, got --norm l2"),
         (["--norm", "l2", "--failure", "2"], "alpha must be a number in (0, 1), got 2.0"),
         (["--curve", "a.gif"], "a.gif: this output must have the suffix .png or .svg"),
         (["--page", "a.txt"], "a.txt: this output must have the suffix .html"),

@@ -338,10 +338,41 @@ def test_other_names_are_refused_and_every_answer_has_the_policy(host, status):
     async def send(message):
         sent.append(message)
 
-    scope = {"type": "http", "headers": [(b"host", host.encode())]}
+    scope = {"type": "http", "method": "GET", "headers": [(b"host", host.encode())]}
     asyncio.run(guarded(page)(scope, None, send))
     assert sent[0]["status"] == status
     if status == 200:
         policy = dict(sent[0]["headers"])[b"content-security-policy"].decode()
         assert policy.startswith("default-src 'self'")
         assert "http" not in policy
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({}, 200),  # curl
+        ({"origin": "http://127.0.0.1:7860", "sec-fetch-site": "same-origin"}, 200),
+        ({"sec-fetch-site": "none"}, 200),
+        ({"origin": "http://evil.example"}, 403),
+        ({"origin": "null"}, 403),
+        ({"origin": "http://127.0.0.1:8000"}, 403),
+        ({"sec-fetch-site": "cross-site"}, 403),
+        ({"sec-fetch-site": "same-site"}, 403),
+    ],
+)
+def test_another_page_may_send_nothing(headers, status):
+    """A form of any page could otherwise fill this machine's disk with uploads."""
+    sent = []
+
+    async def page(scope, receive, send):
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+
+    async def send(message):
+        sent.append(message)
+
+    given = {"host": "127.0.0.1:7860", **headers}
+    scope = {"type": "http", "headers": [(name.encode(), value.encode()) for name, value in given.items()]}
+    asyncio.run(guarded(page)({**scope, "method": "POST"}, None, send))
+    assert sent[0]["status"] == status
+    asyncio.run(guarded(page)({**scope, "method": "GET"}, None, send))
+    assert sent[-1]["status"] == 200

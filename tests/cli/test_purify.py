@@ -208,3 +208,10 @@ def test_a_defence_takes_floats_as_the_grid(run_here, images, tmp_path):
     result = torch.load(tmp_path / "out.pt", weights_only=True)
     assert result.dtype == torch.float32
     assert torch.equal((255 * result).round().byte(), FeatureSqueezing(3)(images))
+
+
+def test_a_classifier_without_a_picture_to_label_is_refused(refused, images, tmp_path):
+    torch.save(images, tmp_path / "in.pt")
+    words = ["purify", tmp_path / "in.pt", tmp_path / "out.pt", "--classifier", tmp_path / "missing.safetensors"]
+    assert "--classifier is for the labels of --grid, which is not given" in refused(*words)
+    assert not (tmp_path / "out.pt").exists()

@@ -130,6 +130,8 @@ def test_the_papers_settings() -> None:
         ({"columns": [{**COLUMN, "options": {"speed": 1}}]}, "column 'fgsm': .*has no option .speed."),
         ({"columns": [{**COLUMN, "options": {"label_rule": "true"}}]}, "column 'fgsm': label_rule must be one of"),
         ({"columns": [{**COLUMN, "strongest": True}]}, "can't have one of its own"),
+        ({"columns": [COLUMN, {**COLUMN, "name": "bim"}]}, "each label must be there once, got 'FGSM' twice"),
+        ({"columns": [{**COLUMN, "label": "FGSM; one step"}]}, "column 'fgsm': its label must have no semicolon"),
         ({"rows": [{**ROW, "architecture": "resnet"}]}, "unknown architecture 'resnet'"),
         ({"rows": [{**ROW, "training": "none"}]}, "training must be one of normal"),
         ({"rows": [{**ROW, "published": {"bim": [1, 2]}}]}, "unknown column 'bim'"),

@@ -164,11 +164,13 @@ def test_a_replica_whose_work_fails_is_not_healthy(
         ({"classifier": "cifar10", "epsilon": "8"}, "unknown: epsilon; known: alpha, batch_wait"),
         ({"classifier": "cifar10", "eps": "8/255"}, "expected an integer as eps, got '8/255'"),
         ({"classifier": "cifar10", "detect": "perhaps"}, "expected detect=1 or detect=0"),
+        ({"classifier": "cifar10", "eps": 16.9}, "expected an integer as eps, got 16.9"),
+        ({"classifier": "cifar10", "replicas": True}, "expected an integer as replicas, got True"),
         ({"classifier": "cifar10", "replicas": "two"}, "expected an integer as replicas"),
         ({"classifier": "cifar10", "alpha": "small"}, "expected a number as alpha"),
     ],
 )
-def test_arguments_as_text_are_checked(arguments: dict[str, str], message: str) -> None:
+def test_arguments_of_a_configuration_are_checked(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=r"^(expected|unknown)") as raised:
         deployment.build(arguments)
     assert message in str(raised.value)
@@ -178,3 +180,17 @@ def test_without_ray_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setitem(sys.modules, "ray.serve", None)
     with pytest.raises(ImportError, match=r"pip install 'pxfast\[ray\]'"):
         deployment.application("cifar10")
+
+
+def test_a_client_that_dribbles_gives_its_place_up(
+    replica: deployment.Replica, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Dribbling(Request):
+        async def stream(self) -> AsyncIterator[bytes]:
+            while True:
+                yield b"\x89"
+                await asyncio.sleep(0.01)
+
+    monkeypatch.setattr(deployment, "BODY_SECONDS", 0.05)
+    answer = asyncio.run(replica(Dribbling("POST")))
+    assert answer[1] == 408

@@ -106,17 +106,31 @@ def bound_socket(port: int) -> socket.socket:
     return found
 
 
+async def refused(send: Send, status: int, why: bytes) -> None:
+    """Answer a request with a status and a line of text."""
+    await send({"type": "http.response.start", "status": status, "headers": [(b"content-type", b"text/plain")]})
+    await send({"type": "http.response.body", "body": why})
+
+
+def from_this_page(headers: dict[bytes, str]) -> bool:
+    """Whether a request comes from the page itself, or from no page. Browsers say so; any page may send one."""
+    origin = headers.get(b"origin")
+    own = origin is None or origin.partition("://")[2] == headers.get(b"host")
+    return own and headers.get(b"sec-fetch-site", "none") in ("same-origin", "none")
+
+
 def guarded(application: Application) -> Application:
     """The application, with ``POLICY`` on every answer, for requests to this machine by its own names alone."""
 
     async def answer(scope: Message, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return await application(scope, receive, send)
-        host = dict(scope["headers"]).get(b"host", b"").decode("latin-1")
+        headers = {name: value.decode("latin-1") for name, value in scope["headers"]}
+        host = headers.get(b"host", "")
         if host.rpartition(":")[0] not in NAMES and host not in NAMES:
-            start = {"type": "http.response.start", "status": 421, "headers": [(b"content-type", b"text/plain")]}
-            await send(start)
-            return await send({"type": "http.response.body", "body": b"this page is served to its own machine alone\n"})
+            return await refused(send, 421, b"this page is served to its own machine alone\n")
+        if scope["method"] not in ("GET", "HEAD") and not from_this_page(headers):
+            return await refused(send, 403, b"this request comes from another page\n")
 
         async def send_guarded(message: Message) -> None:
             if message["type"] == "http.response.start":

@@ -31,6 +31,7 @@ from ...pixelcnn.network import PixelCNN
 from ...pixelcnn.shipped import SHIPPED, model_for
 from ...pixeldefend.detection import roc_auc_score
 from ...pixeldefend.statistics import STATISTICS, TAILS, measure_all, permutation_p_values
+from ...tensors.store import digest
 from .density import EPS
 from .detector_pictures import draw_detectors
 from .pictures import save_picture
@@ -111,6 +112,7 @@ def detector_figures(
     depends = {
         **settings,
         "model": model_fingerprint(density),
+        "training data": digest(train.cpu()),
         "runs": [describe(each, network, test, labels, bounds[each.name], seed) for each in chosen],
     }
     numbers, picture = (folder / f"detectors-{name}{suffix}" for suffix in (".json", ".png"))
