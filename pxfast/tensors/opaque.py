@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import secrets
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -20,7 +21,8 @@ class Opaque(nn.Module):
     """A purifier with the operator ``pxfast::purify``, for use where ``torch.compiler.is_compiling()``.
 
     A compiled graph holds a number, ``handle``, by which the operator finds the module, with the settings that it has
-    when the graph runs. A copy, unpickled ones included, has a number of its own.
+    when the graph runs. A copy, unpickled ones included, has a number of its own. A program of torch.export outlives
+    the process that the number means something in, so that making one raises RuntimeError.
 
     without_effect: the attributes that no result depends on.
     """
@@ -57,17 +59,47 @@ class Opaque(nn.Module):
         return found
 
 
-_numbers = itertools.count()
+def _handles() -> Iterator[int]:
+    """Numbers of modules. Small ones, which torch finds compiled graphs by in its cache on disk."""
+    if hasattr(torch.compiler, "is_exporting"):
+        return itertools.count()
+    # torch 2.6 does not tell export: a program of it must not find a module of another process
+    return iter(lambda: secrets.randbits(62), None)
+
+
+_numbers = _handles()
 _by_number: weakref.WeakValueDictionary[int, Opaque] = weakref.WeakValueDictionary()
+
+
+def _module(handle: int) -> Opaque:
+    """The module of this number. RuntimeError says why there may be none."""
+    found = _by_number.get(handle)
+    if found is None:
+        raise RuntimeError(
+            "this graph asks for a purifier that this process does not have: it was deleted, or the graph was made in "
+            "another process. Compile the network that holds the purifier here, by torch.compile"
+        )
+    return found
+
+
+def _refuse_export() -> None:
+    """RuntimeError while torch.export makes a program."""
+    # in the operator's shape, not where it is called: the flag is the process's, and other threads compute meanwhile
+    if hasattr(torch.compiler, "is_exporting") and torch.compiler.is_exporting():
+        raise RuntimeError(
+            "torch.export can't take a purifier: a program holds neither its density model nor its decoding. Export "
+            "the classifier alone, and purify its images before it; or use torch.compile"
+        )
 
 
 @torch.library.custom_op("pxfast::purify", mutates_args=(), schema=SCHEMA)
 def _purify(images: Tensor, seeds: Tensor | None, handle: int, backward: str) -> Tensor:
-    return _by_number[handle]._purified(images, None if seeds is None else seeds.tolist()).contiguous()
+    return _module(handle)._purified(images, None if seeds is None else seeds.tolist()).contiguous()
 
 
 @_purify.register_fake
 def _(images: Tensor, seeds: Tensor | None, handle: int, backward: str) -> Tensor:
+    _refuse_export()
     return images.new_empty(images.shape)
 
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 import pxfast
 from pxfast.adp.score_network import ScoreNetwork, ScoreNetworkConfig
 from pxfast.defences import Defended, FeatureSqueezing
+from pxfast.tensors import opaque
 from pxfast.tensors.opaque import Opaque
 
 X = real_images(1, (8, 8), 5) / 255
@@ -157,6 +158,36 @@ def test_the_operators_pass_torchs_own_checks(purifier: pxfast.Purifier) -> None
         arguments = (images, None, purifier.handle, "straight-through")
         checks = ("test_schema", "test_autograd_registration", "test_faketensor")
         torch.library.opcheck(torch.ops.pxfast.purify.default, arguments, test_utils=checks)
+
+
+@pytest.mark.parametrize("strict", [True, False])
+def test_a_program_that_outlives_the_process_is_refused(
+    strict: bool, classifier: nn.Module, purifier: pxfast.Purifier, adp: pxfast.ADPPurifier
+) -> None:
+    for module in (purifier, adp, Defended(classifier, [adp])):
+        with pytest.raises(Exception, match=r"torch\.export can't take a purifier"):
+            torch.export.export(module, (X,), strict=strict)
+    assert torch.equal(compiled(purifier)(X), purifier(X))
+
+
+def test_a_plain_call_while_another_thread_exports(purifier: pxfast.Purifier, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = purifier(X)
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    monkeypatch.setattr(torch.compiler, "is_exporting", lambda: True, raising=False)
+    assert torch.equal(purifier(X), expected)
+
+
+def test_an_unknown_number_says_what_may_have_happened() -> None:
+    with pytest.raises(RuntimeError, match="a purifier that this process does not have: it was deleted, or the graph"):
+        torch.ops.pxfast.purify(X, None, 1 << 62, "straight-through")
+
+
+def test_numbers_are_of_one_process_where_torch_does_not_tell_export(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(torch.compiler, "is_exporting", raising=False)
+    numbers = opaque._handles()
+    assert len({next(numbers) for _ in range(4)}) == 4
+    assert max(next(numbers) for _ in range(9)) > 1 << 40
+    opaque._refuse_export()
 
 
 @pytest.mark.compile
