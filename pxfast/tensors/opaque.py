@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import inspect
 import itertools
 import secrets
 import weakref
-from collections.abc import Iterator, Sequence
-from typing import Any, ClassVar
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from .seeds import derived_seeds, image_seeds
 from .straight_through import refuse
+
+if TYPE_CHECKING:
+    from torch._library.custom_ops import CustomOpDef
 
 SCHEMA = "(Tensor images, Tensor? seeds, int handle, str backward) -> Tensor"
 
@@ -92,7 +96,19 @@ def _refuse_export() -> None:
         )
 
 
-@torch.library.custom_op("pxfast::purify", mutates_args=(), schema=SCHEMA)
+def _operator(name: str, schema: str) -> Callable[[Callable[..., Tensor]], CustomOpDef]:
+    """A decorator: the function as the operator ``pxfast::name``, which no CUDA graph captures.
+
+    The operators look at values on the host, which a captured graph would do once for all replays.
+    """
+    known = inspect.signature(torch.library.custom_op).parameters
+    if "tags" in known and hasattr(torch.Tag, "cudagraph_unsafe"):  # torch 2.6 has neither
+        tags = (torch.Tag.cudagraph_unsafe,)
+        return torch.library.custom_op(f"pxfast::{name}", mutates_args=(), schema=schema, tags=tags)
+    return torch.library.custom_op(f"pxfast::{name}", mutates_args=(), schema=schema)
+
+
+@_operator("purify", SCHEMA)
 def _purify(images: Tensor, seeds: Tensor | None, handle: int, backward: str) -> Tensor:
     return _module(handle)._purified(images, None if seeds is None else seeds.tolist()).contiguous()
 
@@ -103,7 +119,7 @@ def _(images: Tensor, seeds: Tensor | None, handle: int, backward: str) -> Tenso
     return images.new_empty(images.shape)
 
 
-@torch.library.custom_op("pxfast::refuse_gradient", mutates_args=(), schema="(Tensor gradient) -> Tensor")
+@_operator("refuse_gradient", "(Tensor gradient) -> Tensor")
 def _refuse_gradient(gradient: Tensor) -> Tensor:
     refuse()
 
@@ -126,12 +142,12 @@ def _gradient(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
 _purify.register_autograd(_gradient, setup_context=_keep)
 
 
-@torch.library.custom_op("pxfast::image_seeds", mutates_args=(), schema="(Tensor images, int seed) -> Tensor")
+@_operator("image_seeds", "(Tensor images, int seed) -> Tensor")
 def _image_seeds(images: Tensor, seed: int) -> Tensor:
     return torch.tensor(image_seeds(images, seed), dtype=torch.int64, device=images.device)
 
 
-@torch.library.custom_op("pxfast::derived_seeds", mutates_args=(), schema="(Tensor seeds, int number) -> Tensor")
+@_operator("derived_seeds", "(Tensor seeds, int number) -> Tensor")
 def _derived_seeds(seeds: Tensor, number: int) -> Tensor:
     return torch.tensor(derived_seeds(seeds.tolist(), number), dtype=torch.int64, device=seeds.device)
 

@@ -160,6 +160,12 @@ def test_the_operators_pass_torchs_own_checks(purifier: pxfast.Purifier) -> None
         torch.library.opcheck(torch.ops.pxfast.purify.default, arguments, test_utils=checks)
 
 
+@pytest.mark.skipif(not hasattr(torch.Tag, "cudagraph_unsafe"), reason="this torch has no such tag")
+@pytest.mark.parametrize("name", ["purify", "refuse_gradient", "image_seeds", "derived_seeds"])
+def test_no_cuda_graph_captures_what_looks_at_values(name: str) -> None:
+    assert torch.Tag.cudagraph_unsafe in getattr(torch.ops.pxfast, name).default.tags
+
+
 @pytest.mark.parametrize("strict", [True, False])
 def test_a_program_that_outlives_the_process_is_refused(
     strict: bool, classifier: nn.Module, purifier: pxfast.Purifier, adp: pxfast.ADPPurifier
