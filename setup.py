@@ -9,6 +9,7 @@ import itertools
 import os
 import platform
 import re
+import runpy
 import shlex
 import shutil
 import subprocess
@@ -131,8 +132,8 @@ def ninja_file(target):
         f"-I{ROOT / 'csrc'}",
     ]
     sets = instruction_sets(compiler)
-    isa_flags = {f"isa_{name}.cpp": flags for name, flags in sets.items()}
-    absent = {f"isa_{name}.cpp" for name in (*X86_SETS, *ARM_SETS)} - isa_flags.keys()
+    flags_of = {f"isa_{name}.cpp": flags for name, flags in sets.items()}
+    absent = {f"isa_{name}.cpp" for name in (*X86_SETS, *ARM_SETS)} - flags_of.keys()
     sources = [path for path in sources if path.name not in absent]
     common += [f"-DPXFAST_HAS_{name.upper()}" for name in sets]
     nvcc = find_nvcc(cuda_sources)
@@ -140,6 +141,10 @@ def ninja_file(target):
     if nvcc:
         python_flags.append("-DPXFAST_WITH_CUDA")
         sources += sorted((ROOT / "csrc" / "cuda").glob("*.cpp"))
+    # only the bindings see Python: the rest is plain C++ and keeps its objects when the build environment moves
+    flags_of["bindings.cpp"] = python_flags
+    digest = runpy.run_path(str(ROOT / "pxfast" / "base" / "sources.py"))["digest_of"](ROOT / "csrc")
+    flags_of["sources.cpp"] = [f'-DPXFAST_SOURCES="{digest}"']
     link = ["-shared", "-pthread", *([f"-fsanitize={sanitize}"] if sanitize else [])]
     link += ["-undefined", "dynamic_lookup"] if sys.platform == "darwin" else []
     linker = compiler
@@ -155,8 +160,7 @@ def ninja_file(target):
 
     compile_rule("cxx", shlex.join([*compiler, *common]))
     for source in sources:
-        # only the bindings see Python: the rest is plain C++ and keeps its objects when the build environment moves
-        compile_file("cxx", source, python_flags if source.name == "bindings.cpp" else isa_flags.get(source.name, []))
+        compile_file("cxx", source, flags_of.get(source.name, []))
     if nvcc:
         host = [f"-Xcompiler={flag}" for flag in common[1:] if not flag.startswith(("-I", "-D", "-O"))]
         plain = [flag for flag in common if flag.startswith(("-I", "-D", "-O", "-std"))]

@@ -12,6 +12,7 @@
 
 #include "common/from_python.h"
 #include "common/gil.h"
+#include "common/sources.h"
 #include "cpu/engine.h"
 
 namespace py = pybind11;
@@ -115,6 +116,7 @@ bool same_bytes(const std::vector<std::tuple<uintptr_t, uintptr_t, size_t>>& pie
 
 PYBIND11_MODULE(_C, m) {
   m.doc() = "Compiled decode engines of pxfast.";
+  m.attr("sources") = pxfast::sources();
   m.def("cpu_isas", &pxfast::usable_isas, "Instruction sets usable by the CPU engine here, best first.");
   m.def("cpu_prefers_bf16", &pxfast::prefers_bf16, py::arg("isa"), "Whether bf16 is faster than fp32 there.");
   m.def("same_bytes", &same_bytes, py::arg("pieces"), "Whether pairs of (address, address, bytes) hold the same.");

@@ -7,6 +7,7 @@ picks from the model's 256-way distribution, given everything decoded before it.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import warnings
 from collections.abc import Callable
 from typing import Protocol
@@ -118,7 +119,8 @@ def check_engine(name: str) -> str:
 
 def select(name: str = "auto", *, gpu: bool | None = None) -> Engine:
     """The engine called ``name``; 'auto' takes the first of the registry that can run here and, on a GPU, passed its
-    trial (:mod:`pxfast.kernels.trust`), which is held now if it never was.
+    trial (:mod:`pxfast.kernels.trust`), which is held now if it never was. Passing over one that failed it, or over the
+    CPU engine, is a RuntimeWarning.
 
     gpu: True, an engine of a GPU is wanted; False, one of the CPU; None, any. TypeError unless ``name`` is a text.
     ValueError for an unknown name lists the known ones, and so does it for one that runs elsewhere; RuntimeError for an
@@ -128,8 +130,11 @@ def select(name: str = "auto", *, gpu: bool | None = None) -> Engine:
     fitting = {each: engine for each, engine in ENGINES.items() if gpu is None or engine.gpu == gpu}
     if name == "auto":
         for engine in fitting.values():
-            if engine.unavailable() is None and _passed(engine):
+            reason = engine.unavailable()
+            if reason is None and _passed(engine):
                 return engine
+            if reason is not None and not engine.gpu:
+                _tell_of_the_slow_way(engine.name, reason)
         reasons = "; ".join(
             f"{each}: {engine.unavailable() or 'it failed its trial'}" for each, engine in fitting.items()
         )
@@ -140,6 +145,17 @@ def select(name: str = "auto", *, gpu: bool | None = None) -> Engine:
     if name not in fitting:
         raise ValueError(f"engine {name!r} does not run on a {'GPU' if gpu else 'CPU'}; known: {', '.join(fitting)}")
     return ENGINES[name]
+
+
+@functools.cache  # once a process: every call that follows is as slow
+def _tell_of_the_slow_way(name: str, reason: str) -> None:
+    """Warn that 'auto' passes over an engine of the CPU, which leaves one that takes thousands of times as long."""
+    warnings.warn(
+        f"'auto' passes over the {name} engine: {reason}; the reference engine, which it takes instead, is thousands "
+        "of times slower",
+        RuntimeWarning,
+        stacklevel=3,
+    )
 
 
 def _passed(engine: Engine) -> bool:

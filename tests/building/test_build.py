@@ -18,7 +18,7 @@ else:
 from support.building import compile_commands
 from support.helpers import SOURCE
 
-PORTABLE = {"program.cpp", "engine.cpp", "parallel.cpp", "isa_portable.cpp"}
+PORTABLE = {"program.cpp", "sources.cpp", "engine.cpp", "parallel.cpp", "isa_portable.cpp"}
 NEON = {"isa_neon.cpp", "isa_neonbf16.cpp"}
 AARCH64 = 183  # in the header of an ELF file
 

@@ -11,6 +11,7 @@ import itertools
 import math
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from support.helpers import assert_as_exact, noisy, real_images, regret, trained
 from torch import Tensor
 
 from pxfast.base.checks import PRECISIONS
+from pxfast.engines import registry
 from pxfast.engines.choosers import Greedy
 from pxfast.engines.registry import ENGINES, select
 from pxfast.engines.schedule import schedule_for
@@ -529,4 +531,13 @@ def test_an_engine_that_cannot_run_says_why(monkeypatch):
             monkeypatch.setitem(ENGINES, name, dataclasses.replace(entry, unavailable=lambda: "the moon is full"))
     with pytest.raises(RuntimeError, match="'cpu' can't run here: the moon is full"):
         select("cpu")
-    assert select("auto").name == "reference"
+    registry._tell_of_the_slow_way.cache_clear()
+    with pytest.warns(
+        RuntimeWarning, match="passes over the cpu engine: the moon is full; the reference engine"
+    ) as told:
+        assert select("auto").name == "reference"
+    assert [Path(warning.filename).name for warning in told] == ["test_engines.py"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert select("auto").name == "reference", "it is said once"
+    registry._tell_of_the_slow_way.cache_clear()
