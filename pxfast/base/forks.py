@@ -9,31 +9,48 @@ from __future__ import annotations
 import os
 import threading
 import weakref
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+
+    class _ReentrantLock:
+        def acquire(self, blocking: bool = True) -> bool: ...
+        def release(self) -> None: ...
+        def __enter__(self) -> bool: ...
+        def __exit__(self, *error: object) -> None: ...
+        def _is_owned(self) -> bool: ...
+        def _at_fork_reinit(self) -> None: ...
+
+else:
+    _ReentrantLock = type(threading.RLock())  # written in C
 
 
-class ThreadLock:
+class ThreadLock(_ReentrantLock):
     """A lock for ``with``, free in a forked child unless the thread that forked held it.
 
-    What it guards has to be usable between any two statements: the holder may have got no further.
+    A thread may take it again while it has it: a signal's handler and a finaliser run in the midst of whatever their
+    thread does. So what it guards has to be usable between any two statements, by them and by a child, and the holder
+    may find it changed by them.
+
+    Python's own methods take and release it, without a moment at which Ctrl-C finds it held and nobody to release it.
     """
 
+    __slots__ = ()
+
     def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._holder: int | None = None
+        super().__init__()
         _locks.add(self)
 
-    def __enter__(self) -> None:
-        self._lock.acquire()
-        self._holder = threading.get_ident()
-
-    def __exit__(self, *error: object) -> None:
-        self._holder = None
-        self._lock.release()
+    @property
+    def mine(self) -> bool:
+        """Whether this thread has it."""
+        return self._is_owned()
 
     def _renew(self) -> None:
-        if self._holder != threading.get_ident():
-            self._lock = threading.Lock()
-            self._holder = None
+        if self.acquire(blocking=False):  # nobody had it, or this thread did
+            self.release()
+        else:
+            self._at_fork_reinit()
 
 
 _locks: weakref.WeakSet[ThreadLock] = weakref.WeakSet()

@@ -81,11 +81,12 @@ class Decoder:
     def take(self, N: int) -> Runner:
         images = self.images_for(N)
         with self.lock:
-            for runner in self.idle:
-                if runner.workspace.images == images:
-                    self.idle.remove(runner)
-                    return runner
-            self.idle.clear()  # of another size: make room
+            idle, self.idle = self.idle, []  # in one: a signal's handler may take one in between
+            fitting = next((runner for runner in idle if runner.workspace.images == images), None)
+            if fitting is not None:
+                self.idle += [runner for runner in idle if runner is not fitting]
+                return fitting
+            # those of another size are forgotten: make room
         return Runner(self.program, images)
 
     def give_back(self, runner: Runner) -> None:
@@ -121,6 +122,8 @@ class Runner:
 
         if self.on_gpu:
             if shape not in self.graphs:
+                if _capture.mine:
+                    raise RuntimeError("a signal's handler can't decode on the GPU while its thread captures a graph")
                 with _capture:
                     self.graphs[shape] = {phase: self._graph(phase, shape) for phase in sorted(set(PHASES))}
             return {phase: graph.replay for phase, graph in self.graphs[shape].items()}

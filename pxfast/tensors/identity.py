@@ -68,20 +68,22 @@ class _DeepCalls:
     def __init__(self) -> None:
         self._lock = ThreadLock()
         self._inside = 0
-        self._limit = 0
+        self._limit: int | None = None  # the interpreter's own, while another is in force
 
     def __enter__(self) -> None:
         with self._lock:
-            if self._inside == 0:
+            if self._limit is None:
                 self._limit = sys.getrecursionlimit()
-                sys.setrecursionlimit(max(self._limit, DEEPEST))
             self._inside += 1
+            sys.setrecursionlimit(max(self._limit, DEEPEST))
 
     def __exit__(self, *error: object) -> None:
         with self._lock:
             self._inside -= 1
-            if self._inside == 0:
-                sys.setrecursionlimit(self._limit)
+            limit = self._limit
+            if self._inside == 0 and limit is not None:
+                sys.setrecursionlimit(limit)
+                self._limit = None
 
 
 _deep_calls = _DeepCalls()

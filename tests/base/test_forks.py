@@ -91,6 +91,45 @@ def test_a_lock_that_the_forking_thread_holds_stays_its_own() -> None:
     assert ended(child) == 0
 
 
+def test_a_signals_handler_may_take_what_its_thread_has(make_model) -> None:
+    model = make_model()
+    images = torch.randint(0, 256, (2, 1, 8, 8), dtype=torch.uint8)
+    expected = purify(images, model=model, engine="cpu")
+    found: list[torch.Tensor] = []
+    before = signal.signal(signal.SIGUSR1, lambda *_: found.append(purify(images, model=model, engine="cpu")))
+    try:
+        with oracle._lock, schedule._lock, oracle._copies._lock, schedule.schedule_for(model).lock:
+            signal.raise_signal(signal.SIGUSR1)
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    assert torch.equal(found[0], expected)
+
+
+def test_ctrl_c_at_any_moment_leaves_no_lock_held() -> None:
+    """A signal arrives again and again while a lock is taken and released."""
+    lock, count = ThreadLock(), 0
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        for _ in range(2000):
+            try:
+                signal.setitimer(signal.ITIMER_REAL, 2e-4)
+                while True:
+                    with lock:
+                        count += 1
+            except KeyboardInterrupt:
+                pass
+            finally:
+                signal.setitimer(signal.ITIMER_REAL, 0)
+            assert not lock.mine
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    assert count > 0
+
+
 @pytest.mark.parametrize("where", ["schedule", "schedules", "oracle", "copies", "score networks"])
 def test_a_child_purifies_whatever_lock_was_held(make_model, where) -> None:
     model = make_model()
