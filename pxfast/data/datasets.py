@@ -46,26 +46,30 @@ def load_dataset(
     download: have torchvision download what is not under ``root`` yet, which needs a network; by default nothing is.
     progress: show that on standard error.
 
-    Raises ValueError for an unknown name, damaged files, a folder without images or with other parts than ``train`` and
-    ``test``, images of different shapes, or images beside class folders, FileNotFoundError when the files are not
-    there, OSError where a download fails, and ImportError where SVHN's files need scipy.
+    Raises TypeError for a flag of another type, ValueError for an unknown name, damaged files, a folder without images
+    or with other parts than ``train`` and ``test``, images of different shapes, or images beside class folders,
+    FileNotFoundError when the files are not there, OSError where a download fails, and ImportError where SVHN's files
+    need scipy.
     """
+    train = None if train is None else check_flag("train", train)
+    progress = check_flag("progress", progress)
     if check_flag("download", download):
         fetch_dataset(dataset, root, progress=progress)
     name = os.fspath(check_path("dataset", dataset))
     if name not in DATASETS:
         return _load_folder(Path(dataset), train)
-    return read_set(name, _root_of(name, root), DATASETS[name], train=bool(train))
+    return read_set(name, _root_of(name, root), DATASETS[name], train=train is True)
 
 
 def fetch_dataset(
     dataset: str | os.PathLike[str], root: str | os.PathLike[str] | None, *, progress: bool = True
 ) -> None:
     """Download a named data set to ``root``, unless it is there. ValueError for a folder, which has its images."""
+    progress = check_flag("progress", progress)
     name = os.fspath(check_path("dataset", dataset))
     if name not in DATASETS:
         raise ValueError(f"{name} can't be downloaded; known: {', '.join(sorted(DATASETS))}")
-    fetch_set(name, _root_of(name, root), progress=check_flag("progress", progress))
+    fetch_set(name, _root_of(name, root), progress=progress)
 
 
 def _root_of(name: str, root: str | os.PathLike[str] | None) -> Path:

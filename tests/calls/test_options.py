@@ -40,6 +40,7 @@ from pxfast import attacks, classifiers, defences, evaluation
 from pxfast.adp.score_network import ScoreNetworkConfig
 from pxfast.adp.training import ScoreSettings, denoising_quality, train_score_network
 from pxfast.base.machine import parse_device
+from pxfast.data.datasets import fetch_dataset, load_dataset
 from pxfast.data.image_grid import image_grid
 from pxfast.engines.settings import DecodeSettings
 from pxfast.evaluation.figures import density_figures, detector_figures
@@ -503,6 +504,15 @@ CALLS: dict[str, tuple[Call, dict[str, Kind]]] = {
             "wgmma": Kind(FLAG.wrong[:3]),
         },
     ),
+    "load_dataset": (
+        of(load_dataset, "other", train=True),
+        {
+            "train": Kind((*OPTIONAL_FLAG.wrong, Wrong("test", TypeError, "train must be True or False"))),
+            "download": FLAG,
+            "progress": FLAG,
+        },
+    ),
+    "fetch_dataset": (of(fetch_dataset, "other", None), {"progress": FLAG}),
     "image_grid": (of(image_grid, IMAGES), {"columns": count(1, optional=True), "enlarge": count(1)}),
     "parse_device": (of(parse_device), {"name": Kind(tuple(Wrong(v, TypeError, "device must be") for v in (3, None)))}),
 }
