@@ -24,6 +24,7 @@ from ..tensors.copies import Copies
 from ..tensors.opaque import Opaque
 from ..tensors.seeds import image_seeds, standard_normal
 from ..tensors.straight_through import check_backward, with_backward
+from ..tensors.values import refuse_tracing
 from .files import SHIPPED, Scorer
 from .score_network import ScoreNetwork
 
@@ -233,6 +234,7 @@ class ADPPurifier(Opaque):
             raise TypeError(f"expected a tensor of floating images in [0, 1], got {kind}")
         if images.dim() != 4:
             raise ValueError(f"expected images (N, C, H, W), got {tuple(images.shape)}")
+        refuse_tracing()
 
     @staticmethod
     def _batches(network: ScoreNetwork, images: Tensor) -> tuple[int, Callable[[int], int] | None]:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..base.checks import check_flag
+from ..tensors.values import check_has_values, refuse_transforms
 
 Array: TypeAlias = npt.NDArray[Any]
 Images: TypeAlias = Tensor | Array
@@ -24,11 +25,6 @@ ROUNDING = 1e-6  # by so much a value may be out of [0, 1]: by the rounding of w
 
 EXPECTED = (
     "expected a torch tensor or NumPy array (N, C, H, W) or (C, H, W), uint8 in 0..255 or floating point in [0, 1]"
-)
-NO_TRANSFORMS = (
-    "got a tensor inside a transform of torch.func (vmap, grad, jvp ...), which has no values to decode: purify a "
-    "batch at once in place of vmap, and take gradients with torch.autograd, where a Purifier's backward says what "
-    "they are"
 )
 
 
@@ -66,7 +62,7 @@ def to_grid(images: ImagesT, *, keep_device: bool = False, clip: bool = False) -
     Floating-point values are rounded to the nearest multiple of 1/255; less than 1e-6 out of [0, 1] is rounding, too.
     keep_device: leave images on a GPU there. clip: bring values outside [0, 1] to its nearest end.
     Raises TypeError for another type, dtype or layout, for a tensor without values, and within a transform of
-    torch.func; ValueError for another shape, NaN, or values outside [0, 1] without ``clip``.
+    torch.func or a trace of TorchScript; ValueError for another shape, NaN, or values outside [0, 1] without ``clip``.
     """
     clip = check_flag("clip", clip)
     if isinstance(images, np.ndarray):
@@ -77,8 +73,7 @@ def to_grid(images: ImagesT, *, keep_device: bool = False, clip: bool = False) -
     elif isinstance(images, Tensor):
         if images.dtype not in TORCH_DTYPES:
             raise TypeError(f"{EXPECTED}; got a tensor of {images.dtype}")
-        if torch._C._functorch.is_functorch_wrapped_tensor(images):
-            raise TypeError(f"{EXPECTED}; {NO_TRANSFORMS}")
+        check_has_values(images)
         if images.layout != torch.strided or images.is_meta or images.is_nested:
             kind = "nested" if images.is_nested else "meta" if images.is_meta else str(images.layout)[6:]
             raise TypeError(f"{EXPECTED}; got a tensor of the kind {kind}, which has no plain values")
@@ -131,6 +126,7 @@ def check_range(tensor: Tensor, *, clip: bool = False, hint: str = "; clip=True 
 
     clip: only NaN is refused. hint: what the message adds.
     """
+    refuse_transforms(tensor)
     lowest, highest = (float(value) for value in tensor.detach().aminmax())
     if lowest != lowest or highest != highest:
         raise ValueError("floating-point images must be in [0, 1], got NaN")

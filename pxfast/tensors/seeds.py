@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .values import check_has_values
+
 
 def image_key(image: Tensor, seed: int) -> int:
     """128 bits that depend on an image's values, their type, and ``seed`` alone: the root of its random numbers."""
@@ -19,8 +21,10 @@ def image_key(image: Tensor, seed: int) -> int:
 def image_seeds(images: Tensor, seed: int = 0) -> list[int]:
     """A seed in 0..2^63 - 1 for each image (N, C, H, W), from its own values, rounded to float32, and ``seed``.
 
-    So an image's random numbers are the same in every batch, in every order, and on every device.
+    So an image's random numbers are the same in every batch, in every order, and on every device. TypeError for images
+    that have no values, inside a transform of torch.func or a trace.
     """
+    check_has_values(images)
     return [image_key(image, seed) >> 65 for image in images.float() + 0.0]  # -0 becomes 0
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..base.checks import check_choice
+from .values import refuse_transforms
 
 BACKWARDS = ("straight-through", "error")
 
@@ -49,8 +50,9 @@ def with_backward(images: Tensor, result: Tensor, backward: str) -> Tensor:
     """The values of ``result``, as a function of ``images`` of the same shape whose gradient is what ``backward`` says.
 
     'straight-through': the identity's, so that a gradient arrives at ``images`` as it left ``result``. 'error': asking
-    for it raises RuntimeError.
+    for it raises RuntimeError. TypeError inside a transform of torch.func.
     """
+    refuse_transforms(images)
     function = _StraightThrough if backward == "straight-through" else _Refused
     found: Tensor = function.apply(images, result)
     return found
