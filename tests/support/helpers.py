@@ -26,6 +26,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from typer.main import get_command  # itself: the fixture run_here replaces it in its module
 
+import pxfast
 from pxfast.base.code import code_hash
 from pxfast.cli.main import app
 from pxfast.engines.choosers import LEAST_MASS, Chooser, Greedy, Ranges, Sample, out_of, uniforms
@@ -283,7 +284,8 @@ def assert_sampled(log_probs: Tensor, values: Tensor, chooser: Sample, ranges: R
 
 def environment(**changes: str) -> dict[str, str]:
     """The environment of a subprocess that imports pxfast and these helpers from where this process does."""
-    path = os.pathsep.join(filter(None, (str(SOURCE), str(TESTS), os.environ.get("PYTHONPATH", ""))))
+    package = Path(pxfast.__file__).parents[1]
+    path = os.pathsep.join(filter(None, (str(package), str(TESTS), os.environ.get("PYTHONPATH", ""))))
     return {**os.environ, "PYTHONPATH": path, **changes}
 
 

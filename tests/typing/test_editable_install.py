@@ -24,6 +24,8 @@ distribution.run_commands()
 
 
 def test_an_editable_install_is_a_path(tmp_path: Path) -> None:
+    if not (SOURCE / "pxfast" / "kernels").exists():
+        pytest.skip("this is no checkout, which has the link pxfast/kernels")
     done = subprocess.run(
         [sys.executable, "-c", BUILD, str(tmp_path)], cwd=SOURCE, capture_output=True, text=True, timeout=120
     )
