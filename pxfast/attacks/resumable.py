@@ -16,10 +16,10 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from ..base.checks import check_flag, check_instance, check_path, is_number
+from ..base.checks import check_flag, check_instance, check_path, check_progress, is_number
 from ..base.files import check_encodable, check_outputs, output_files, whole_file
 from ..base.parts import Parts, has_parts
-from ..base.progress import progress_of
+from ..base.progress import reporting
 from ..data.image_files import numbered, write_npy, write_png
 from ..data.image_writers import check_one_png, check_output, check_output_suffix, folder_writer, png_folder
 from ..defences.weights import classifier_key, network_key
@@ -72,7 +72,7 @@ def attack_to_file(
     names: Sequence[str] | None = None,
     beside: Mapping[Path, Callable[[AttackResult, Path], object]] | None = None,
     force: bool = False,
-    progress: bool = False,
+    progress: bool | Callable[[int], None] = False,
 ) -> AttackResult:
     """Attack images, write them and their labels, and return both.
 
@@ -91,6 +91,7 @@ def attack_to_file(
     and what the attack raises.
     """
     check_instance("attack", attack, Attack)
+    check_progress(progress)
     out = check_attack_output(out, *(beside or {}), force=check_flag("force", force))
     attack.check_installed()
     attack.check_eps(eps)
@@ -109,13 +110,13 @@ def attack_to_file(
         try:
             kept = [read_part(path) for path in sorted(parts.folder.glob("*.safetensors"))]
             left = places_left(parts.folder, [places for places, _ in kept], len(grid))
-            with progress_of(len(grid), shown=progress, done=len(grid) - len(left)) as shown:
+            with reporting(len(grid), progress, done=len(grid) - len(left)) as report:
 
                 def take(chosen: Tensor, result: AttackResult) -> None:
                     path = parts.folder / f"{sum(len(places) for places, _ in kept):08d}.safetensors"
                     write_part(left[chosen], result, path)
                     kept.append(read_part(path))
-                    shown.advance(len(chosen))
+                    report(sum(len(places) for places, _ in kept))
 
                 if len(left):
                     given = labels if labels is None or not kept else labels[left.to(labels.device)]

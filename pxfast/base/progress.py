@@ -221,7 +221,9 @@ def _since(started: float) -> str:
 
 
 @contextlib.contextmanager
-def reporting(total: int, progress: bool | Callable[[int], None]) -> Iterator[Callable[[int], None]]:
-    """What to call with the number of images finished: ``progress`` itself, or what shows it if that is True."""
-    with progress_of(total, shown=progress is True) as shown:
+def reporting(
+    total: int, progress: bool | Callable[[int], None], unit: str = "image", *, done: int = 0
+) -> Iterator[Callable[[int], None]]:
+    """What to call with the number of units finished: ``progress`` itself, or what shows it if that is True."""
+    with progress_of(total, unit, shown=progress is True, done=done) as shown:
         yield progress if callable(progress) else shown.reach

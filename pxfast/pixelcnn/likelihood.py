@@ -8,8 +8,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ..base.checks import check_count, check_flag
-from ..base.progress import progress_of
+from ..base.checks import check_count, check_progress
+from ..base.progress import reporting
 from ..data.images import ImagesT, to_grid
 from ..tensors.ambient import in_plain_torch
 from ..tensors.batches import in_fixed_batches
@@ -26,7 +26,11 @@ def log_likelihood(log_prob: Tensor) -> Tensor:
 
 @torch.no_grad()
 def of_log_probs(
-    grid: Tensor, model: PixelCNN, batch_size: int, progress: bool, measure: Callable[[Tensor], Tensor]
+    grid: Tensor,
+    model: PixelCNN,
+    batch_size: int,
+    progress: bool | Callable[[int], None],
+    measure: Callable[[Tensor], Tensor],
 ) -> Tensor:
     """What ``measure`` makes of log p(x_i | x_<i) in nats, float64 (n, C, H, W), batch by batch: (N, ...) on the CPU.
 
@@ -35,14 +39,16 @@ def of_log_probs(
     device = grid.device if grid.device.type == "cuda" else torch.device("cpu")
     network = oracle(model, "fp32", device)
     found = [measure(torch.zeros(1, *grid.shape[1:], dtype=torch.float64))[:0]]  # the form of what there may be none of
+    finished = 0
     # cuDNN's convolutions would round to TF32, which costs a thousandth of a bit
     with (
-        progress_of(len(grid), shown=progress) as shown,
+        reporting(len(grid), progress) as report,
         torch.backends.cudnn.flags(enabled=True, allow_tf32=False),
     ):
         for batch in grid.split(batch_size) if len(grid) else ():
             found.append(measure(network.log_prob(batch.to(device)).double()).cpu())
-            shown.advance(len(batch))
+            finished += len(batch)
+            report(finished)
     return torch.cat(found)
 
 
@@ -53,15 +59,16 @@ def log_prob(
     model: Model | None = None,
     batch_size: int = 64,
     clip: bool = False,
-    progress: bool = False,
+    progress: bool | Callable[[int], None] = False,
 ) -> ImagesT:
     """log p(X) in nats of each image: (N,) float64, or 0-d for a single (C, H, W) image.
 
     images, model and clip: as :func:`pxfast.purify` takes them; the result is of the same library and on the same
     device. Images on a GPU are judged there.
-    batch_size: images per pass of the network. progress: show a bar. Raises TypeError or ValueError for bad input.
+    batch_size: images per pass of the network. progress: as :func:`pxfast.purify` takes it. Raises TypeError or
+    ValueError for bad input.
     """
-    batch_size, progress = check_count("batch_size", batch_size, 1), check_flag("progress", progress)
+    batch_size, progress = check_count("batch_size", batch_size, 1), check_progress(progress)
     grid, form = to_grid(images, keep_device=True, clip=clip)
     return form.per_image(of_log_probs(grid, model_for(model, grid.shape[1:]), batch_size, progress, log_likelihood))
 
@@ -73,14 +80,14 @@ def bits_per_dim(
     model: Model | None = None,
     batch_size: int = 64,
     clip: bool = False,
-    progress: bool = False,
+    progress: bool | Callable[[int], None] = False,
 ) -> ImagesT:
     """-log2 p(X) / (C H W) of each image, its mean bits per sub-pixel: (N,) float32, or 0-d for one (C, H, W) image.
 
     An image drawn uniformly from the grid has 8 or more on average; the lower, the likelier. The arguments and errors
     are those of :func:`log_prob`.
     """
-    batch_size, progress = check_count("batch_size", batch_size, 1), check_flag("progress", progress)
+    batch_size, progress = check_count("batch_size", batch_size, 1), check_progress(progress)
     grid, form = to_grid(images, keep_device=True, clip=clip)
     nats = of_log_probs(grid, model_for(model, grid.shape[1:]), batch_size, progress, log_likelihood)
     return form.per_image((-nats / (math.log(2.0) * grid[:1].numel())).float() if len(grid) else nats.float())
@@ -93,7 +100,7 @@ def surprise(
     model: Model | None = None,
     batch_size: int = 64,
     clip: bool = False,
-    progress: bool = False,
+    progress: bool | Callable[[int], None] = False,
 ) -> ImagesT:
     """-log2 p(x_i | x_<i), the bits of every sub-pixel: (N, C, H, W) float32, or (C, H, W) for a single image.
 
@@ -102,7 +109,7 @@ def surprise(
     :func:`bits_per_dim` of it: taken in float64, up to the rounding of float32 (one part in 2^23). The arguments and
     errors are those of :func:`log_prob`.
     """
-    batch_size, progress = check_count("batch_size", batch_size, 1), check_flag("progress", progress)
+    batch_size, progress = check_count("batch_size", batch_size, 1), check_progress(progress)
     grid, form = to_grid(images, keep_device=True, clip=clip)
     network = model_for(model, grid.shape[1:])
     return form.per_image(

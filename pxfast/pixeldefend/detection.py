@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -12,16 +14,16 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ..base.checks import check_choice, check_count, check_flag, check_number, check_path, notes_json
+from ..base.checks import check_choice, check_count, check_flag, check_number, check_path, check_progress, notes_json
 from ..base.extras import require
 from ..base.files import output_files
 from ..base.records import shown
 from ..data.images import Array, ImageForm, Images, ImagesT, to_grid
-from ..pixelcnn.fingerprint import model_fingerprint
+from ..pixelcnn.fingerprint import kept_fingerprint
 from ..pixelcnn.likelihood import bits_per_dim, of_log_probs
 from ..pixelcnn.network import PixelCNN
 from ..pixelcnn.shipped import SHIPPED, Model, model_for
-from ..tensors.ambient import in_plain_torch
+from ..tensors.ambient import in_plain_torch, plain_torch
 from ..tensors.safetensors import metadata_json, read_safetensors
 from .statistics import STATISTICS, TAILS, permutation_p_values
 
@@ -40,7 +42,7 @@ class Detector:
 
     model: as :func:`pxfast.purify` takes it; with None a detector that is not fitted takes the shipped model of the
     images' shape, and one that is fitted the model that it was fitted with. clip: of all images, as
-    :func:`pxfast.purify` has it.
+    :func:`pxfast.purify` has it. Images on a GPU are judged there.
     statistic: what is compared: 'log-likelihood'; 'spread', the variance of the surprise over the sub-pixels; 'rare',
     the share of sub-pixels whose surprise is more than 8 bits; or 'block', the largest mean surprise of a block of 4x4
     pixels (:mod:`pxfast.pixeldefend.statistics`). All but the first are negated, so that the smaller is the stranger;
@@ -63,7 +65,9 @@ class Detector:
         self.log_likelihoods: Tensor | None = None
         self._fingerprint: str | None = None  # of the weights that gave the log-likelihoods
 
-    def fit(self, train_images: Images, *, batch_size: int = 64, progress: bool = False) -> Detector:
+    def fit(
+        self, train_images: Images, *, batch_size: int = 64, progress: bool | Callable[[int], None] = False
+    ) -> Detector:
         """Compute and keep the log-likelihoods of the training images; earlier ones are forgotten. Returns itself.
 
         train_images: (N, C, H, W), N > 0, as :func:`pxfast.purify` takes them; the model should have been trained on
@@ -78,13 +82,15 @@ class Detector:
         return self
 
     @in_plain_torch
-    def partial_fit(self, train_images: Images, *, batch_size: int = 64, progress: bool = False) -> Detector:
+    def partial_fit(
+        self, train_images: Images, *, batch_size: int = 64, progress: bool | Callable[[int], None] = False
+    ) -> Detector:
         """As :meth:`fit`, but more training images are added to those already there."""
-        grid, _ = to_grid(train_images, clip=self.clip)
+        grid, _ = to_grid(train_images, keep_device=True, clip=self.clip)
         if len(grid) == 0:
             raise ValueError("expected at least one training image, got none")
         model = model_for(self.model, grid.shape[1:])
-        fingerprint = model_fingerprint(model)
+        fingerprint = kept_fingerprint(model)
         if self.log_likelihoods is not None:
             self._check_fingerprint(fingerprint)
         found = self._measure(grid, model, batch_size, progress)
@@ -93,7 +99,9 @@ class Detector:
         return self
 
     @in_plain_torch
-    def bits_per_dim(self, images: ImagesT, *, batch_size: int = 64, progress: bool = False) -> ImagesT:
+    def bits_per_dim(
+        self, images: ImagesT, *, batch_size: int = 64, progress: bool | Callable[[int], None] = False
+    ) -> ImagesT:
         """Bits/dim of each image, -log2 p(X) / (C H W): the larger, the more suspicious.
 
         It orders images as the lower p-value of the log-likelihood does, the other way round, without its N + 1 steps:
@@ -103,7 +111,9 @@ class Detector:
         return bits_per_dim(images, model=self.model, batch_size=batch_size, clip=self.clip, progress=progress)
 
     @in_plain_torch
-    def p_value(self, images: ImagesT, *, batch_size: int = 64, progress: bool = False) -> ImagesT:
+    def p_value(
+        self, images: ImagesT, *, batch_size: int = 64, progress: bool | Callable[[int], None] = False
+    ) -> ImagesT:
         """The permutation p-value of each image, (1 + #{i : p(X_i) <= p(X)}) / (N + 1): the smaller, the stranger.
 
         With ``tail='both'`` it is min(1, 2 min(lower, upper)): lower as above, and upper with p(X_i) >= p(X); ties
@@ -119,7 +129,12 @@ class Detector:
 
     @in_plain_torch
     def is_adversarial(
-        self, images: ImagesT, alpha: float = 0.05, *, batch_size: int = 64, progress: bool = False
+        self,
+        images: ImagesT,
+        alpha: float = 0.05,
+        *,
+        batch_size: int = 64,
+        progress: bool | Callable[[int], None] = False,
     ) -> ImagesT:
         """Whether each image's p-value is at most ``alpha``: (N,) bool, as :meth:`p_value` has it.
 
@@ -131,7 +146,12 @@ class Detector:
 
     @in_plain_torch
     def judge(
-        self, images: ImagesT, alpha: float = 0.05, *, batch_size: int = 64, progress: bool = False
+        self,
+        images: ImagesT,
+        alpha: float = 0.05,
+        *,
+        batch_size: int = 64,
+        progress: bool | Callable[[int], None] = False,
     ) -> tuple[ImagesT, ImagesT]:
         """:meth:`p_value` and :meth:`is_adversarial` of each image, for the work of one of them."""
         alpha = check_number("alpha", alpha, 0.0, 1.0, ends="()")
@@ -171,7 +191,7 @@ class Detector:
             fitted = model_for(model, image_shape)
         except ValueError as error:
             raise ValueError(f"{os.fspath(path)}: {error}") from None
-        if model_fingerprint(fitted) != fingerprint:
+        if kept_fingerprint(fitted) != fingerprint:
             raise ValueError(
                 f"{os.fspath(path)} holds the log-likelihoods of another model; fit a detector of this one"
             )
@@ -186,10 +206,10 @@ class Detector:
         return f"Detector(model={model}; {other}{fitted})"
 
     def _p_values(
-        self, images: ImagesT, batch_size: int, progress: bool, alpha: float = 1.0
+        self, images: ImagesT, batch_size: int, progress: bool | Callable[[int], None], alpha: float = 1.0
     ) -> tuple[Tensor, ImageForm[ImagesT]]:
         """The p-values (M,) float64 of M images, on the CPU, and the form of the images. alpha: which they may meet."""
-        grid, form = to_grid(images, clip=self.clip)
+        grid, form = to_grid(images, keep_device=True, clip=self.clip)
         model = model_for(self.model, grid.shape[1:])
         if self.log_likelihoods is None:
             if self.statistic != LIKELIHOOD:
@@ -199,7 +219,7 @@ class Detector:
                 )
             known = shipped_log_likelihoods(model)
         else:
-            self._check_fingerprint(model_fingerprint(model))
+            self._check_fingerprint(kept_fingerprint(model))
             known = self.log_likelihoods
         least = (1.0 if self.tail == "lower" else 2.0) / (len(known) + 1)  # of all p-values, as they are computed
         if alpha < min(least, 1.0):
@@ -208,9 +228,11 @@ class Detector:
         found = self._measure(grid, model, batch_size, progress)
         return permutation_p_values(known, found, self.tail), form
 
-    def _measure(self, grid: Tensor, model: PixelCNN, batch_size: int, progress: bool) -> Tensor:
+    def _measure(
+        self, grid: Tensor, model: PixelCNN, batch_size: int, progress: bool | Callable[[int], None]
+    ) -> Tensor:
         """The statistic of uint8 images (N, C, H, W) in the precision in which it is kept and compared."""
-        batch_size, progress = check_count("batch_size", batch_size, 1), check_flag("progress", progress)
+        batch_size, progress = check_count("batch_size", batch_size, 1), check_progress(progress)
         found = of_log_probs(grid, model, batch_size, progress, STATISTICS[self.statistic]).float()
         if found.isnan().any():
             raise ValueError("the model gives log-likelihoods that are not a number: it is broken")
@@ -260,17 +282,24 @@ def shipped_log_likelihoods_path(name: str) -> Path:
 
 def shipped_log_likelihoods(model: PixelCNN) -> Tensor:
     """The shipped log-likelihoods, (N,) float32, that the model's own weights gave; RuntimeError if there are none."""
-    fingerprint = model_fingerprint(model)
+    fingerprint = kept_fingerprint(model)
     paths = {name: shipped_log_likelihoods_path(name) for name in SHIPPED}
     present = {name: path for name, path in paths.items() if path.is_file()}
     for path in present.values():
-        found, of_weights, *_ = _read(path)
+        found, of_weights = _read_once(path, path.stat().st_mtime_ns)
         if of_weights == fingerprint:
             return found
     raise RuntimeError(
         "this detector is not fitted, and no log-likelihoods of training images are shipped for the model's weights "
         f"(only for: {', '.join(present) or 'none'}): call fit(train_images) first"
     )
+
+
+@functools.cache
+def _read_once(path: Path, changed: int) -> tuple[Tensor, str]:
+    """Values and fingerprint of a shipped detector's file, as of the time when it was ``changed``."""
+    with plain_torch():
+        return _read(path)[:2]
 
 
 def roc_curve(clean: Scores, suspicious: Scores) -> tuple[Array, Array, Array]:

@@ -9,15 +9,16 @@ iterations. ``pxfast figures density`` measures both.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Generic
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ..base.checks import check_count, check_eps, check_flag, check_seed
+from ..base.checks import check_count, check_eps, check_progress, check_seed
 from ..base.extras import require
-from ..base.progress import progress_of
+from ..base.progress import reporting
 from ..data.images import Array, ImagesT, to_grid
 from ..pixelcnn.likelihood import bits_per_dim, relaxable
 from ..pixelcnn.network import PixelCNN
@@ -52,7 +53,7 @@ def lbfgs_purify(
     max_iterations: int = 100,
     seed: int = 0,
     clip: bool = False,
-    progress: bool = False,
+    progress: bool | Callable[[int], None] = False,
 ) -> LBFGSPurification[ImagesT]:
     """Look for the likeliest image within ±eps by SciPy's L-BFGS-B, which follows the gradient of log p(X).
 
@@ -65,7 +66,7 @@ def lbfgs_purify(
     images, eps, model, clip: as :func:`pxfast.purify` takes them; the head must be a mixture of logistics. starts:
     random starts per image (the paper: 100). max_iterations: of L-BFGS-B, which ends earlier where it converges or
     finds no better point; each costs a forward and a backward pass or a few. seed: of the starts, 0 to 2^63 - 1.
-    progress: show a bar.
+    progress: as :func:`pxfast.purify` takes it, but what is counted is starts, ``starts`` an image.
 
     Needs the extra 'evaluate'. Raises TypeError or ValueError for bad input, ImportError without the extra.
     """
@@ -73,13 +74,13 @@ def lbfgs_purify(
     eps = check_eps(eps)
     starts = check_count("starts", starts, 1)
     max_iterations = check_count("max_iterations", max_iterations, 1)
-    seed, progress = check_seed(seed), check_flag("progress", progress)
+    seed, progress = check_seed(seed), check_progress(progress)
     grid, form = to_grid(images, clip=clip)
     model = relaxable(model_for(model, grid.shape[1:]))
     network = oracle(model, "fp32")
     relaxed = torch.empty(len(grid), starts)
     results = torch.empty(starts, *grid.shape, dtype=torch.uint8)
-    with progress_of(len(grid) * starts, "start", shown=progress) as shown:
+    with reporting(len(grid) * starts, progress, "start") as report:
         for i, image in enumerate(grid.numpy()):
             key = image_key(grid[i], seed)
             lowest, highest = (np.clip(image.astype(np.float64) + move, 0, 255).ravel() for move in (-eps, eps))
@@ -95,7 +96,7 @@ def lbfgs_purify(
                 )
                 relaxed[i, start] = float(found.fun)
                 results[start, i] = torch.from_numpy(np.rint(found.x).astype(np.uint8).reshape(image.shape))
-                shown.advance()
+                report(i * starts + start + 1)
     rounded = torch.stack([bits_per_dim(result, model=model) for result in results], dim=1)
     best = results[rounded.argmin(dim=1), torch.arange(len(grid))] if len(grid) else grid
     return LBFGSPurification(form.images(best), bits_per_dim(grid, model=model), relaxed, rounded)

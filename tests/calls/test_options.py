@@ -130,7 +130,7 @@ PURIFIER = {
     "clip": FLAG,
     "progress": PROGRESS,
 }
-LIKELIHOOD = {"model": MODEL, "batch_size": count(1), "clip": FLAG, "progress": FLAG}
+LIKELIHOOD = {"model": MODEL, "batch_size": count(1), "clip": FLAG, "progress": PROGRESS}
 OPTIONAL_FLAG = Kind(tuple(wrong for wrong in FLAG.wrong if wrong.value is not None))
 RUN = {
     "batch_size": count(1),
@@ -287,7 +287,7 @@ CALLS: dict[str, tuple[Call, dict[str, Kind]]] = {
             "max_iterations": count(1),
             "seed": SEED,
             "clip": FLAG,
-            "progress": FLAG,
+            "progress": PROGRESS,
             "model": MODEL,
         },
     ),
@@ -323,7 +323,7 @@ CALLS: dict[str, tuple[Call, dict[str, Kind]]] = {
     "Detector": (of(pxfast.Detector), {"model": MODEL, "clip": FLAG, "statistic": choice(), "tail": choice()}),
     "Detector.fit": (
         lambda place, **options: pxfast.Detector(tiny()).fit(IMAGES, **options),
-        {"batch_size": count(1), "progress": FLAG},
+        {"batch_size": count(1), "progress": PROGRESS},
     ),
     "Detector.is_adversarial": (
         lambda place, **options: pxfast.Detector(tiny()).is_adversarial(IMAGES, **options),

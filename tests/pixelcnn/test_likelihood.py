@@ -102,6 +102,13 @@ def test_progress_and_refusals(tiny_colour_model, images, capsys):
         pxfast.log_prob(images[:, :1], model=tiny_colour_model)
 
 
+def test_a_function_is_told_how_many_images_are_done(tiny_colour_model, images):
+    for call in (pxfast.log_prob, pxfast.bits_per_dim, pxfast.surprise):
+        told = []
+        call(images, model=tiny_colour_model, batch_size=2, progress=told.append)
+        assert told == [2, 4, 5]
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("head", HEADS)
 def test_images_on_a_gpu_are_judged_there(make_model, images, head):

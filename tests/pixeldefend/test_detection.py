@@ -1,7 +1,9 @@
 """Detection by p-value: the formula, its level, what is refused, and how well noise is told from real images."""
 
+import gc
 import math
 import sys
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -13,10 +15,13 @@ from torch import Tensor
 
 import pxfast
 from pxfast.data.datasets import load_dataset
+from pxfast.data.images import to_grid
+from pxfast.pixelcnn import fingerprint
 from pxfast.pixelcnn.files import save
+from pxfast.pixelcnn.fingerprint import model_fingerprint
 from pxfast.pixelcnn.shipped import SHIPPED
 from pxfast.pixeldefend import detection
-from pxfast.pixeldefend.detection import Detector, roc_auc_score, roc_curve
+from pxfast.pixeldefend.detection import Detector, _read, roc_auc_score, roc_curve
 
 
 @pytest.fixture(scope="module")
@@ -82,6 +87,67 @@ def test_partial_fit_adds_and_fit_forgets(fitted, tiny_model, images):
 def test_progress(tiny_model, images, capsys):
     Detector(tiny_model).fit(images, progress=True)
     assert "12/12" in capsys.readouterr().err
+    told: list[int] = []
+    detector = Detector(tiny_model).fit(images, batch_size=8, progress=told.append)
+    detector.judge(images, 0.2, batch_size=8, progress=told.append)
+    detector.bits_per_dim(images, batch_size=8, progress=told.append)
+    assert told == [8, 12] * 3
+
+
+def test_images_stay_on_their_device(tiny_model, images, monkeypatch):
+    """With a stand-in for a GPU: what the door for images was asked."""
+    asked = []
+
+    def door(given, **options):
+        asked.append(options["keep_device"])
+        return to_grid(given, **options)
+
+    monkeypatch.setattr(detection, "to_grid", door)
+    detector = Detector(tiny_model).fit(images)
+    detector.p_value(images)
+    detector.judge(images, 0.2)
+    assert asked == [True, True, True]
+
+
+@pytest.mark.gpu
+def test_images_on_a_gpu_are_judged_there(tiny_model, images, fitted):
+    detector = Detector(tiny_model).fit(images[:9].cuda())
+    found = detector.p_value(images.cuda())
+    assert found.device.type == "cuda"
+    torch.testing.assert_close(found.cpu(), fitted.p_value(images), rtol=0, atol=0.11)
+
+
+def test_a_model_is_hashed_again_only_when_it_has_changed(make_model, images, monkeypatch):
+    hashed = []
+    monkeypatch.setattr(
+        fingerprint, "model_fingerprint", lambda model: hashed.append(model) or model_fingerprint(model)
+    )
+    model = make_model()
+    detector = Detector(model).fit(images)
+    assert len(hashed) == 1
+    detector.p_value(images)
+    detector.judge(images, 0.2)
+    assert len(hashed) == 1
+    with torch.no_grad():
+        next(model.parameters()).mul_(1.5)
+    with pytest.raises(ValueError, match="the model's weights have changed since"):
+        detector.p_value(images)
+    assert len(hashed) == 2
+    kept = weakref.ref(model)
+    del model, detector
+    hashed.clear()
+    gc.collect()
+    assert kept() is None
+
+
+def test_shipped_log_likelihoods_are_read_once(monkeypatch):
+    read = []
+    monkeypatch.setattr(detection, "_read", lambda path: read.append(path) or _read(path))
+    detection._read_once.cache_clear()
+    detector = Detector("fashion-mnist")
+    given = pxfast.sample(1, model="fashion-mnist", seed=0)
+    assert torch.equal(detector.p_value(given), detector.p_value(given))
+    assert len(read) == len(set(read)) >= 1
 
 
 def test_refusals(fitted, tiny_model, images):
