@@ -181,3 +181,8 @@ def test_the_first_and_the_last_python_are_tested_on_every_change() -> None:
     workflow = (SOURCE / ".github" / "workflows" / "ci.yml").read_text(encoding="utf-8")
     assert "run: .ci/run\n" in workflow
     assert f'python: ["{versions[0]}", "{versions[-1]}"]' in workflow
+
+
+def test_wheels_of_linux_know_where_the_project_is_published() -> None:
+    settings = tomllib.loads((SOURCE / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["cibuildwheel"]
+    assert settings["linux"]["environment-pass"] == ["PXFAST_PROJECT_URL"]
