@@ -99,7 +99,19 @@ def dump(tiles: dict[str, dict[str, Tile]]) -> str:
     return json.dumps({"format": FORMAT, "tiles": plain}, indent=2) + "\n"
 
 
-@functools.cache
 def tiles_for(name: str) -> dict[str, Tile]:
-    """The tile of every kind of step on the architecture ``name``. Read once per process."""
-    return {**_DEFAULT, **TILES.get(name, {}), **read_tiles(tiles_file()).get(name, {})}
+    """The tile of every kind of step on the architecture ``name``, by the file of tiles as it is now."""
+    path = tiles_file()
+    try:
+        found = path.stat()
+    except OSError:
+        kept = {}
+    else:
+        kept = _read_once(path, found.st_mtime_ns, found.st_size)
+    return {**_DEFAULT, **TILES.get(name, {}), **kept.get(name, {})}
+
+
+@functools.lru_cache(maxsize=4)
+def _read_once(path: Path, changed: int, size: int) -> dict[str, dict[str, Tile]]:
+    """The choices in a file that was ``changed`` then."""
+    return read_tiles(path)

@@ -28,6 +28,7 @@ from typing import Any
 import torch
 
 from ..base import environment
+from ..base.code import import_path
 from ..base.kept import read_kept, write_kept
 
 _log = logging.getLogger(__name__)
@@ -57,11 +58,12 @@ def problem(name: str) -> str | None:
     """
     if not environment.trial():
         return None
-    return _problem(name, torch.cuda.current_device())
+    return _problem(name, torch.cuda.current_device(), tuple(choices(name)))
 
 
 @functools.cache
-def _problem(name: str, device: int) -> str | None:
+def _problem(name: str, device: int, chosen: tuple[str, ...]) -> str | None:
+    """chosen: :func:`choices`, another of which is tried anew."""
     key = _key(name, device)
     trials = _read_record()
     if key not in trials:
@@ -76,7 +78,7 @@ def _problem(name: str, device: int) -> str | None:
 
 def command_of(name: str, device: int) -> list[str]:
     """What starts a trial: Python, with modules from where this process has them."""
-    return [sys.executable, "-c", PROGRAM, json.dumps(sys.path), name, str(device)]
+    return [sys.executable, "-c", PROGRAM, json.dumps(import_path()), name, str(device)]
 
 
 def seconds_of(name: str) -> float:

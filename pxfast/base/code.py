@@ -12,6 +12,7 @@ import dataclasses
 import functools
 import hashlib
 import importlib.util
+import sys
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,11 @@ from typing import Any
 from .files import file_digest
 
 Definition = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef | ast.Assign | ast.AnnAssign
+
+
+def import_path() -> list[str]:
+    """The folders that modules come from, for another process. Python passes over what else is in ``sys.path``."""
+    return [entry for entry in sys.path if isinstance(entry, str)]
 
 
 def code_hash(*parts: str | Callable[..., Any], without: Collection[str] = ()) -> str:

@@ -168,7 +168,7 @@ class Runner:
 
 
 def decoder_for(schedule: Schedule, precision: str) -> Decoder:
-    """The schedule's decoder on the current GPU, or in the interpreter; made once per device and precision."""
+    """The schedule's decoder on the current GPU, or in the interpreter; made once per device, precision and tiles."""
     from ..kernels.launch import INTERPRETED
     from ..kernels.tiles import architecture, tiles_for
     from .triton_program import Program
@@ -176,10 +176,11 @@ def decoder_for(schedule: Schedule, precision: str) -> Decoder:
     if INTERPRETED and precision != "fp32":
         raise RuntimeError(f"Triton's interpreter multiplies {precision} wrongly; only fp32 can be decoded in it")
     device = torch.device("cpu") if INTERPRETED else torch.device("cuda", torch.cuda.current_device())
-    key = ("triton", precision, device)
+    tiles = tiles_for(architecture())
+    key = ("triton", precision, device, tuple(sorted(tiles.items())))
     with schedule.lock:
         if key not in schedule.compiled:
-            schedule.compiled[key] = Decoder(Program(schedule, precision, device, tiles_for(architecture())))
+            schedule.compiled[key] = Decoder(Program(schedule, precision, device, tiles))
         decoder = schedule.compiled[key]
     assert isinstance(decoder, Decoder)
     return decoder

@@ -66,7 +66,6 @@ def tune(
         path.parent.mkdir(parents=True, exist_ok=True)
         with whole_file(path) as temporary:
             temporary.write_text(dump(kept))
-    tiles_for.cache_clear()
     return path
 
 

@@ -25,6 +25,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..base.code import import_path
+
 # (rows, inner, columns): blocks of images times the taps and channels of the paper's layers, and a larger square
 # product, in case the library is at its best there
 MATRIX_SHAPES = ((64, 1920, 320), (128, 1920, 320), (256, 1280, 160), (1024, 1024, 1024))
@@ -83,7 +85,7 @@ class Yardstick:
         request = {"precision": precision, "threads": threads, "cpu_time": cpu_time, "products": products}
         self._request = json.dumps(request) + "\n"
         self._process = subprocess.Popen(
-            [sys.executable, "-c", PROGRAM, json.dumps(sys.path)],
+            [sys.executable, "-c", PROGRAM, json.dumps(import_path())],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,

@@ -187,10 +187,10 @@ def test_a_file_of_tiles_is_read_back_and_a_wrong_one_is_refused(tmp_path, monke
     mine = {"sm_90": {"bf16 row": Tile(128, 32, 64, 4, 4)}}
     path.write_text(tiles.dump(mine))
     assert tiles.read_tiles(path) == mine
-    tiles.tiles_for.cache_clear()
     assert tiles.tiles_for("sm_90") == {**tiles.TILES["default"], **mine["sm_90"]}
     assert tiles.tiles_for("sm_80") == tiles.TILES["default"]
-    tiles.tiles_for.cache_clear()
+    monkeypatch.setenv("PXFAST_TILES", str(tmp_path / "none.json"))
+    assert tiles.tiles_for("sm_90") == {**tiles.TILES["default"], **tiles.TILES.get("sm_90", {})}
     for wrong in ("{", "{}", '{"format": "pxfast-tiles", "tiles": {"sm_90": {"bf16 diagonal": {}}}}'):
         path.write_text(wrong)
         with pytest.raises(ValueError, match=r"expected .*tiles.json to be a file that `pxfast tune` wrote"):

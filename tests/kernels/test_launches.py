@@ -173,7 +173,6 @@ def test_tuning_keeps_the_fastest_tile_that_fits(monkeypatch, tmp_path):
 
     monkeypatch.setattr(tuning, "_time", time)
     lines = []
-    tiles.tiles_for.cache_clear()
     with pytest.raises(KeyboardInterrupt):
         tuning.tune(None, log=lines.append)
     kept = tiles.read_tiles(path)
@@ -182,12 +181,10 @@ def test_tuning_keeps_the_fastest_tile_that_fits(monkeypatch, tmp_path):
     assert "before, Tile(block_m=128" in lines[0]
     assert "too much for this GPU" in lines[0]
     assert "2.000 ms" in lines[1]
-    tiles.tiles_for.cache_clear()
     assert tiles.tiles_for("sm_86")["bf16 pixel"] == Tile(64, 64, 64, 8, 3)
     monkeypatch.setattr(tuning, "_time", lambda *arguments: None)
     with pytest.raises(RuntimeError, match="none of the tiles of 'bf16 row' fit into sm_86"):
         tuning.tune(None, log=lines.append)
-    tiles.tiles_for.cache_clear()
     assert json.loads(path.read_text())["format"] == tiles.FORMAT
 
 

@@ -139,6 +139,24 @@ def test_a_verdict_is_kept(gpu, monkeypatch):
 
 
 @pytest.mark.process
+def test_another_choice_is_tried_in_the_same_process(gpu, monkeypatch, tmp_path):
+    _, trials = gpu
+    engines.select()
+    monkeypatch.setenv("PXFAST_TILES", str(tmp_path / "mine.json"))
+    (tmp_path / "mine.json").write_text("{}")
+    engines.select()
+    assert len(trials) == 2
+    engines.select()
+    assert len(trials) == 2
+
+
+@pytest.mark.process
+def test_a_path_object_among_the_folders_of_modules_is_passed_over_as_python_does(gpu, monkeypatch, tmp_path):
+    monkeypatch.setattr(sys, "path", [*sys.path, tmp_path])
+    assert engines.select().name == "fast"
+
+
+@pytest.mark.process
 def test_other_code_is_tried_again(gpu, monkeypatch):
     start, trials = gpu
     engines.select()
