@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ..base.checks import check_between, check_flag, check_number, check_progress, check_seed, check_seeds, is_number
 from ..base.progress import reporting
-from ..data.images import ImagesT, check_range, clipped, to_grid
+from ..data.images import ImagesT, as_kind_of, check_range, clipped, plain, to_grid
 from ..tensors.ambient import in_plain_torch
 from ..tensors.batches import FIXED_BATCH, EqualBatches, in_fixed_batches
 from ..tensors.copies import Copies
@@ -142,8 +142,9 @@ class ADPPurifier(Opaque):
 
     def _forward(self, images: ImagesT) -> ImagesT:
         if isinstance(images, Tensor) and images.is_floating_point() and images.dim() in (3, 4):
-            batch = clipped(images if images.dim() == 4 else images[None], self.clip)
-            return self._draw(batch, image_seeds(batch, self.seed)).view_as(images)
+            given = plain(images)
+            batch = clipped(given if given.dim() == 4 else given[None], self.clip)
+            return as_kind_of(images, self._draw(batch, image_seeds(batch, self.seed)).view_as(given))
         grid, form = to_grid(images, keep_device=True, clip=self.clip)
         return form.images(self.purify_grid(grid))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 from typing import Any, Generic, TypeAlias, TypeVar
 
 import numpy as np
@@ -32,27 +33,59 @@ EXPECTED = (
 class ImageForm(Generic[ImagesT]):
     """How the caller's images came: enough to give a result back in the same form.
 
-    batched: whether they had a batch axis. numpy: whether they were a NumPy array.
+    batched: whether they had a batch axis. numpy: whether they were a NumPy array. kind: see :func:`kind_of`.
     """
 
     numpy: bool
     batched: bool
     dtype: torch.dtype
     device: torch.device
+    kind: type[Tensor] = Tensor
 
     def images(self, grid: Tensor) -> ImagesT:
         """uint8 (N, C, H, W) on the CPU to the caller's type, rank, dtype and device; floating point is value / 255."""
         if self.dtype.is_floating_point:
             wide = torch.promote_types(self.dtype, torch.float32)
             grid = (grid.to(wide) / 255).to(self.dtype)
-        return self.per_image(grid)
+        found: Any = self.per_image(grid)
+        form: ImagesT = found if self.kind is Tensor else found.as_subclass(self.kind)
+        return form
 
     def per_image(self, values: Tensor) -> ImagesT:
-        """Any (N, ...) tensor of results to the caller's type, rank and device, keeping its own dtype."""
+        """Any (N, ...) tensor of results to the caller's type, rank and device, keeping its own dtype.
+
+        On Apple's GPUs float64 becomes float32.
+        """
         values = values if self.batched else values[0]
+        if values.dtype == torch.float64 and not self.numpy:
+            values = values.to(widest(self.device))
         found: Any = values.numpy() if self.numpy else values.to(self.device)
         form: ImagesT = found  # which of them, ``numpy`` says
         return form
+
+
+def widest(device: torch.device) -> torch.dtype:
+    """float64, or float32 on Apple's GPUs, which have no float64."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
+def kind_of(images: Tensor) -> type[Tensor]:
+    """torchvision's class of images or videos that a tensor is of, which its transforms go by; otherwise Tensor."""
+    known = None if torch.compiler.is_compiling() else sys.modules.get("torchvision.tv_tensors")
+    if known is not None and isinstance(images, (known.Image, known.Video)):
+        return type(images)
+    return Tensor
+
+
+def plain(images: Tensor) -> Tensor:
+    """The images as a plain tensor where they are of torchvision's class; others as they are."""
+    return images if kind_of(images) is Tensor else images.as_subclass(Tensor)
+
+
+def as_kind_of(images: Tensor, result: Tensor) -> Tensor:
+    """A result as torchvision's class of images where the images that it was made of are that."""
+    kind = kind_of(images)
+    return result if kind is Tensor else result.as_subclass(kind)
 
 
 def to_grid(images: ImagesT, *, keep_device: bool = False, clip: bool = False) -> tuple[Tensor, ImageForm[ImagesT]]:
@@ -64,7 +97,9 @@ def to_grid(images: ImagesT, *, keep_device: bool = False, clip: bool = False) -
     Raises TypeError for another type, dtype or layout, for a tensor without values, and within a transform of
     torch.func or a trace of TorchScript; ValueError for another shape, NaN, or values outside [0, 1] without ``clip``.
     """
-    clip = check_flag("clip", clip)
+    clip, kind = check_flag("clip", clip), Tensor
+    if isinstance(images, np.ma.MaskedArray):
+        raise TypeError(f"{EXPECTED}; got a masked array: give its masked values some value first, by filled(...)")
     if isinstance(images, np.ndarray):
         if images.dtype.newbyteorder("=") not in NUMPY_DTYPES:
             raise TypeError(f"{EXPECTED}; got a NumPy array of {images.dtype}")
@@ -77,13 +112,14 @@ def to_grid(images: ImagesT, *, keep_device: bool = False, clip: bool = False) -
         if images.layout != torch.strided or images.is_meta or images.is_nested:
             kind = "nested" if images.is_nested else "meta" if images.is_meta else str(images.layout)[6:]
             raise TypeError(f"{EXPECTED}; got a tensor of the kind {kind}, which has no plain values")
-        tensor, numpy = images.detach(), False
+        kind = kind_of(images)
+        tensor, numpy = plain(images).detach(), False
     else:
         raise TypeError(f"{EXPECTED}; got {type(images).__name__}")
     shape = tuple(tensor.shape)
     if tensor.ndim not in (3, 4):
         raise ValueError(f"{EXPECTED}; got shape {shape}")
-    form: ImageForm[ImagesT] = ImageForm(numpy, tensor.ndim == 4, tensor.dtype, tensor.device)
+    form: ImageForm[ImagesT] = ImageForm(numpy, tensor.ndim == 4, tensor.dtype, tensor.device, kind)
     if not form.batched:
         tensor = tensor.unsqueeze(0)
     if not keep_device:

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..base.checks import check_between, check_choice, check_flag
-from ..data.images import TORCH_DTYPES, clipped
+from ..data.images import TORCH_DTYPES, as_kind_of, clipped, plain
 from ..tensors.straight_through import check_backward, with_backward
 
 MOST_COLOURS = 1 << 16
@@ -78,13 +78,13 @@ class FeatureSqueezing(nn.Module):
             raise ValueError(f"expected images (N, C, H, W) of 1 or 3 channels, got {tuple(images.shape)}")
         colours = COLOURS[images.shape[1]] if self.colours is None else self.colours
         # in fp32 for the short types: the levels are not numbers that bfloat16 has
-        images = clipped(images, self.clip)
+        given, images = images, clipped(plain(images), self.clip)
         wide = torch.promote_types(images.dtype, torch.float32)
         x = images.to(wide) / 255 if images.dtype == torch.uint8 else images.to(wide)
         squeezed = median_2x2(with_backward(x, reduce_colours(x.detach(), colours), self.backward), self.padding)
         if images.dtype == torch.uint8:
             squeezed = (squeezed * 255).round()
-        return squeezed.to(images.dtype)
+        return as_kind_of(given, squeezed.to(images.dtype))
 
     def extra_repr(self) -> str:
         clip = ", clip=True" if self.clip else ""

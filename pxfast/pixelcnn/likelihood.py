@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..base.checks import check_count, check_progress
 from ..base.progress import reporting
-from ..data.images import ImagesT, to_grid
+from ..data.images import ImagesT, to_grid, widest
 from ..tensors.ambient import in_plain_torch
 from ..tensors.batches import in_fixed_batches
 from .heads import LogisticHead
@@ -64,7 +64,7 @@ def log_prob(
     """log p(X) in nats of each image: (N,) float64, or 0-d for a single (C, H, W) image.
 
     images, model and clip: as :func:`pxfast.purify` takes them; the result is of the same library and on the same
-    device. Images on a GPU are judged there.
+    device, float32 on an Apple GPU, which has no float64. Images on a GPU of NVIDIA's or AMD's are judged there.
     batch_size: images per pass of the network. progress: as :func:`pxfast.purify` takes it. Raises TypeError or
     ValueError for bad input.
     """
@@ -159,10 +159,10 @@ def log_prob_and_gradient(
 
     def both(batch: Tensor) -> Tensor:
         value, gradient = _value_and_gradient(network, batch)
-        return torch.cat((value[:, None], gradient.double().flatten(1)), dim=1)  # float64 holds both exactly
+        return torch.cat((value[:, None], gradient.to(value.dtype).flatten(1)), dim=1)  # which holds both exactly
 
     if not len(images):
-        return images.new_zeros(0, dtype=torch.float64), torch.zeros_like(images)
+        return images.new_zeros(0, dtype=widest(images.device)), torch.zeros_like(images)
     with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
         found = in_fixed_batches(both, images.detach().float(), size)
     return found[:, 0], found[:, 1:].reshape(images.shape).to(images.dtype)
@@ -182,4 +182,4 @@ def _value_and_gradient(network: PixelCNN, batch: Tensor) -> tuple[Tensor, Tenso
         x = batch.detach().clamp(0.0, 1.0).requires_grad_()
         nats = network.log_prob(255.0 * x)
         (found,) = torch.autograd.grad(nats.sum(), x)
-    return nats.detach().double().sum((1, 2, 3)), found
+    return nats.detach().to(widest(nats.device)).sum((1, 2, 3)), found

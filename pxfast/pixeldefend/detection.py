@@ -120,7 +120,8 @@ class Detector:
         count in both. With another statistic than the log-likelihood T(X_i) and T(X) stand for p(X_i) and p(X).
         For images from the training images' distribution the lower one is uniform, and that of both tails is at most a
         with a probability of at most a; it is at least 1 / (N + 1). images: as :func:`pxfast.purify` takes them; the
-        result is of the same library and on the same device: (N,) float64, or 0-d for a single (C, H, W) image.
+        result is of the same library and on the same device: (N,) float64, or 0-d for a single (C, H, W) image; float32
+        on an Apple GPU, which has no float64.
         Raises TypeError or ValueError for bad input, ValueError when the model's weights are no longer those that gave
         the log-likelihoods, and RuntimeError when there are no log-likelihoods of the model.
         """

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..base.checks import check_eps, check_flag, check_precision, check_progress
 from ..base.progress import reporting
-from ..data.images import ImagesT, to_grid
+from ..data.images import ImagesT, as_kind_of, plain, to_grid
 from ..engines.choosers import Greedy, Ranges
 from ..engines.registry import Engine, select
 from ..engines.schedule import schedule_for
@@ -63,8 +63,10 @@ def purify(
     end, for pipelines that overshoot; otherwise they are a ValueError, unless by less than 1e-6, which is rounding.
     progress: True shows a bar; a function is called now and then with the number of images finished so far.
 
-    Returns a new tensor or array of the same type, shape, dtype and device; floats are multiples of 1/255. Each
-    image's result is independent of its batch. There is no gradient: inputs that require one are detached.
+    Returns a new tensor or array of the same type, shape, dtype and device; floats are multiples of 1/255. Images of
+    torchvision's class stay that. Other subclasses come back as plain tensors and arrays, and arrays in the machine's
+    order of bytes. Each image's result is independent of its batch. There is no gradient: inputs that require one are
+    detached.
 
     Raises TypeError or ValueError for bad input (see :func:`pxfast.data.images.to_grid`), an eps that is not an integer
     in 0..255, ranges that are no pair of uint8, do not broadcast, are empty somewhere or leave an image out, an unknown
@@ -178,7 +180,7 @@ class Purifier(Opaque):
             return self._as_operator(images, None, self.backward)
         purified = self._purify(images)
         if isinstance(images, Tensor) and isinstance(purified, Tensor) and images.is_floating_point():
-            return with_backward(images, purified, self.backward)
+            return as_kind_of(images, with_backward(plain(images), plain(purified), self.backward))
         return purified
 
     def _purified(self, images: Tensor, seeds: Sequence[int] | None = None) -> Tensor:

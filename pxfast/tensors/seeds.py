@@ -50,4 +50,5 @@ def standard_normal(seeds: Sequence[int], like: Tensor) -> Tensor:
     """Numbers from N(0, 1) in the shape, type and place of ``like`` (N, C, H, W); those of image i are by seeds[i]."""
     shape = tuple(like.shape[1:])
     noise = [np.random.Generator(np.random.Philox(key=seed)).standard_normal(shape) for seed in seeds]
-    return torch.from_numpy(np.stack(noise)).to(like) if noise else torch.zeros_like(like)
+    # the type first: Apple's GPUs have no float64
+    return torch.from_numpy(np.stack(noise)).to(like.dtype).to(like.device) if noise else torch.zeros_like(like)

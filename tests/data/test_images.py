@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pxfast.data.images import to_grid
+from pxfast.data.images import ImageForm, to_grid, widest
 
 GRID = torch.arange(256, dtype=torch.uint8).reshape(2, 2, 8, 8)
 TORCH_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -132,3 +132,36 @@ def test_values_off_the_unit_interval_are_refused(value, said, dtype):
         to_grid(images)
     if dtype == torch.float32:
         assert said in str(error.value)
+
+
+def test_a_masked_array_is_refused():
+    with pytest.raises(TypeError, match=r"got a masked array: give its masked values some value first, by filled"):
+        to_grid(np.ma.masked_array(GRID.numpy(), mask=False))
+
+
+def test_arrays_come_back_plain_and_in_the_machines_order_of_bytes():
+    class Own(np.ndarray):
+        pass
+
+    grid, form = to_grid((GRID.numpy() / 255).astype(">f4").view(Own))
+    assert torch.equal(grid, GRID)
+    found = form.images(grid)
+    assert type(found) is np.ndarray
+    assert found.dtype == np.dtype("float32")
+
+
+def test_on_a_gpu_of_apples_float64_becomes_float32():
+    """With a stand-in for the GPU, which takes what it can."""
+
+    class Values(torch.Tensor):
+        def to(self, target):
+            if isinstance(target, torch.device):
+                assert self.dtype != torch.float64, "Cannot convert a MPS Tensor to float64 dtype"
+                return self
+            return super().to(target)
+
+    mps, values = torch.device("mps"), torch.ones(3, dtype=torch.float64)
+    found = ImageForm(False, True, torch.float32, mps).per_image(values.as_subclass(Values))
+    assert found.dtype == torch.float32
+    assert ImageForm(False, True, torch.float32, torch.device("cpu")).per_image(values).dtype == torch.float64
+    assert (widest(mps), widest(torch.device("cuda"))) == (torch.float32, torch.float64)

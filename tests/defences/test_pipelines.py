@@ -10,11 +10,13 @@ import pytest
 import torch
 from PIL import Image
 from support.helpers import SOURCE, bundled_images, real_images
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, TensorDataset, default_collate
 
 import pxfast
+from pxfast.adp.score_network import ScoreNetwork, ScoreNetworkConfig
 from pxfast.data.image_decoding import array_pillow, pillow_array
-from pxfast.defences import OnColumn
+from pxfast.defences import FeatureSqueezing, OnColumn
 
 
 class Pictures(Dataset):
@@ -211,3 +213,27 @@ def test_an_empty_column_is_passed_on():
 def test_columns_of_other_things_are_refused(tiny_model, column, error, words):
     with pytest.raises(error, match=words):
         OnColumn(pxfast.Purifier(16, model=tiny_model))({"image": column})
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
+def test_an_image_of_torchvisions_stays_one_for_later_transforms(
+    tiny_model: pxfast.PixelCNN, dtype: torch.dtype
+) -> None:
+    tv_tensors = pytest.importorskip("torchvision.tv_tensors")
+    v2 = pytest.importorskip("torchvision.transforms.v2")
+    images = real_images(1, (8, 8), 3)
+    images = images if dtype == torch.uint8 else images / 255
+    scorer = ScoreNetwork(ScoreNetworkConfig((8, 8), 1, ngf=4)).eval().requires_grad_(False)
+    purifier = pxfast.Purifier(16, model=tiny_model)
+    for defence in (purifier, pxfast.ADPPurifier(0.1, steps=1, model=scorer), FeatureSqueezing()):
+        found = defence(tv_tensors.Image(images))
+        assert type(found) is tv_tensors.Image
+        assert torch.equal(found.as_subclass(Tensor), defence(images))
+    assert type(pxfast.purify(tv_tensors.Image(images), model=tiny_model)) is tv_tensors.Image
+    assert type(pxfast.bits_per_dim(tv_tensors.Image(images), model=tiny_model)) is Tensor
+    pipeline = v2.Compose([purifier, v2.RandomHorizontalFlip(1.0)])
+    label = torch.zeros(8, 8)  # which is no image, and which torchvision leaves alone beside one
+    turned, kept = v2.RandomHorizontalFlip(1.0)(purifier(tv_tensors.Image(images[0])), label)
+    assert torch.equal(turned.as_subclass(Tensor), purifier(images[0]).flip(-1))
+    assert kept is label
+    assert type(pipeline(tv_tensors.Image(images[0]))) is tv_tensors.Image
