@@ -97,7 +97,8 @@ def to_grid(images: ImagesT, *, keep_device: bool = False, clip: bool = False) -
     Raises TypeError for another type, dtype or layout, for a tensor without values, and within a transform of
     torch.func or a trace of TorchScript; ValueError for another shape, NaN, or values outside [0, 1] without ``clip``.
     """
-    clip, kind = check_flag("clip", clip), Tensor
+    clip = check_flag("clip", clip)
+    kind: type[Tensor] = Tensor
     if isinstance(images, np.ma.MaskedArray):
         raise TypeError(f"{EXPECTED}; got a masked array: give its masked values some value first, by filled(...)")
     if isinstance(images, np.ndarray):

@@ -22,7 +22,8 @@ def frozen(model: PixelCNN) -> PixelCNN:
     """A copy of the model that nobody trains: fp32, on the CPU, in eval mode, without gradients.
 
     Equal weights give the same object; it is made anew when the model's weights have changed since, however they were
-    changed (:func:`pxfast.tensors.copies.same_values`). The copy of a copy is itself.
+    changed (:func:`pxfast.tensors.copies.same_values`). The copy of a copy is itself. ValueError for a model on the
+    device 'meta', which has no weights.
     """
     with _lock:
         if model in _oracles:

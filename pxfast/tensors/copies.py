@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import weakref
 from typing import Generic, TypeVar
 
@@ -83,10 +84,12 @@ class Copies(Generic[Network]):
         self._lock = ThreadLock()
 
     def get(self, network: Network, dtype: torch.dtype, device: torch.device | str) -> Network:
-        """The network's copy in a type on a device: the same object until its values change."""
+        """The network's copy in a type on a device: the same object until its values change. ValueError on 'meta'."""
         key = dtype, torch.device(device)
         with self._lock:
             kept = self._kept.setdefault(network, {})
+            if any(weight.is_meta for weight in itertools.islice(network.parameters(), 1)):
+                raise ValueError(f"expected a {type(network).__name__} that has weights, got one on the device 'meta'")
             if key not in kept or not same_values(network, kept[key]):
                 kept[key] = copy.deepcopy(network).to(key[1], key[0]).eval().requires_grad_(False)
             return kept[key]

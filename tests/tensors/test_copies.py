@@ -176,3 +176,17 @@ def test_values_of_every_kind_are_compared(compiled: bool, monkeypatch: pytest.M
     changed = copy.deepcopy(network)
     changed.inner.append(nn.ReLU())
     assert not same_values(changed, other)
+
+
+def test_a_network_without_weights_is_named(make_model):
+    model = make_model()
+    images = torch.zeros(1, 1, 8, 8, dtype=torch.uint8)
+    for again in (False, True):  # the second time there is a copy of the weights that it had
+        with pytest.raises(ValueError, match="expected a PixelCNN that has weights, got one on the device 'meta'"):
+            pxfast.purify(images, model=copy.deepcopy(model).to("meta"))
+        if not again:
+            pxfast.purify(images, model=model)
+            model.to("meta")
+    for call in (pxfast.log_prob, pxfast.bits_per_dim, pxfast.Detector(model).fit):
+        with pytest.raises(ValueError, match="expected a PixelCNN that has weights"):
+            call(images, **({} if call.__name__ == "fit" else {"model": model}))
