@@ -111,8 +111,8 @@ def to_grid(images: ImagesT, *, keep_device: bool = False, clip: bool = False) -
             raise TypeError(f"{EXPECTED}; got a tensor of {images.dtype}")
         check_has_values(images)
         if images.layout != torch.strided or images.is_meta or images.is_nested:
-            kind = "nested" if images.is_nested else "meta" if images.is_meta else str(images.layout)[6:]
-            raise TypeError(f"{EXPECTED}; got a tensor of the kind {kind}, which has no plain values")
+            layout = "nested" if images.is_nested else "meta" if images.is_meta else str(images.layout)[6:]
+            raise TypeError(f"{EXPECTED}; got a tensor of the kind {layout}, which has no plain values")
         kind = kind_of(images)
         tensor, numpy = plain(images).detach(), False
     else:
