@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from pathlib import Path
 
@@ -11,8 +12,48 @@ from .checks import check_text
 
 
 def usable_processors() -> int:
-    """How many processors this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """How many processors this process may use: those that it may run on, or as many as its quota pays for."""
+    here = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quota = _quota()
+    return here if quota is None else min(here, quota)
+
+
+@functools.cache
+def _quota() -> int | None:
+    return processor_quota(Path("/"))
+
+
+def processor_quota(root: Path) -> int | None:
+    """How many processors the control groups of this process pay for, rounded up; None where there is no limit.
+
+    The least of its group's and all groups' around that: ``cpu.max`` of the second version, ``cpu.cfs_quota_us`` and
+    ``cpu.cfs_period_us`` of the first. In a container the path of its own group may not be there, but its root is.
+    root: of the file system.
+    """
+    try:
+        lines = (root / "proc/self/cgroup").read_text().splitlines()
+    except (OSError, UnicodeDecodeError):  # not Linux
+        return None
+    mounted, found = root / "sys/fs/cgroup", []
+    for line in lines:
+        _, controllers, path = [*line.split(":", 2), "", ""][:3]
+        own = Path(path.lstrip("/"))
+        for group in (own, *own.parents):
+            if not controllers:
+                found.append(_processors(mounted / group / "cpu.max"))
+            elif "cpu" in controllers.split(","):
+                files = (mounted / "cpu" / group / f"cpu.cfs_{name}_us" for name in ("quota", "period"))
+                found.append(_processors(*files))
+    return min((quota for quota in found if quota is not None), default=None)
+
+
+def _processors(*files: Path) -> int | None:
+    """What a quota and its period, the two words of these files, come to. None where there is none."""
+    try:
+        quota, period = (int(word) for word in " ".join(file.read_text() for file in files).split())
+    except (OSError, ValueError):  # not there, or 'max'
+        return None
+    return max(1, -(-quota // period)) if quota > 0 and period > 0 else None
 
 
 def parse_device(name: str) -> torch.device:
