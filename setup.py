@@ -1,8 +1,9 @@
 """Builds the compiled module pxfast._C; everything else about the package is in pyproject.toml.
 
-Environment: CXX picks the compiler, PXFAST_CUDA=0|1 forces the CUDA part off or on, PXFAST_CUDA_ARCHS=80,90a picks its
-GPU architectures, PXFAST_SANITIZE=address,undefined makes a checking build. PXFAST_PROJECT_URL is where the repository
-is published: the package's page links there.
+Environment: CXX picks the compiler, CPPFLAGS, CXXFLAGS and LDFLAGS are added to the build's own flags,
+PXFAST_CUDA=0|1 forces the CUDA part off or on, PXFAST_CUDA_ARCHS=80,90a picks its GPU architectures,
+PXFAST_SANITIZE=address,undefined makes a checking build. PXFAST_PROJECT_URL is where the repository is published: the
+package's page links there.
 """
 
 import itertools
@@ -71,6 +72,19 @@ def instruction_sets(compiler):
     return usable
 
 
+def flags_of_environment(*names):
+    """The words of these variables, which a user or a packager sets for all builds, as ninja wants them."""
+    try:
+        return [word.replace("$", "$$") for name in names for word in shlex.split(os.environ.get(name, ""))]
+    except ValueError as error:
+        raise SystemExit(f"{', '.join(names)} must be flags as a shell has them: {error}") from None
+
+
+def for_the_linker_of_nvcc(flag):
+    """A flag of the link as nvcc passes it on; it takes commas for separators."""
+    return f"-Xlinker={flag.removeprefix('-Wl,')}" if flag.startswith("-Wl,") else f"-Xcompiler={flag}"
+
+
 def find_nvcc(sources):
     """nvcc's path when the CUDA sources are to be compiled, else None."""
     wish = os.environ.get("PXFAST_CUDA", "")
@@ -137,6 +151,7 @@ def ninja_file(target):
     sources = [path for path in sources if path.name not in absent]
     common += [f"-DPXFAST_HAS_{name.upper()}" for name in sets]
     nvcc = find_nvcc(cuda_sources)
+    given, given_to_link = flags_of_environment("CPPFLAGS", "CXXFLAGS"), flags_of_environment("LDFLAGS")
     python_flags = ["-isystem", sysconfig.get_path("include"), "-isystem", pybind11.get_include()]
     if nvcc:
         python_flags.append("-DPXFAST_WITH_CUDA")
@@ -147,6 +162,7 @@ def ninja_file(target):
     flags_of["sources.cpp"] = [f'-DPXFAST_SOURCES="{digest}"']
     link = ["-shared", "-pthread", *([f"-fsanitize={sanitize}"] if sanitize else [])]
     link += ["-undefined", "dynamic_lookup"] if sys.platform == "darwin" else []
+    link += given_to_link
     linker = compiler
     rules, builds, objects = [], [], []
 
@@ -158,18 +174,19 @@ def ninja_file(target):
         objects.append(f"{source.parent.name}_{source.stem}.o")
         builds.append(f"build {objects[-1]}: {rule} {escape(source)}\n  flags = {shlex.join(flags)}")
 
-    compile_rule("cxx", shlex.join([*compiler, *common]))
+    compile_rule("cxx", shlex.join([*compiler, *common, *given]))
     for source in sources:
         compile_file("cxx", source, flags_of.get(source.name, []))
     if nvcc:
         host = [f"-Xcompiler={flag}" for flag in common[1:] if not flag.startswith(("-I", "-D", "-O"))]
         plain = [flag for flag in common if flag.startswith(("-I", "-D", "-O", "-std"))]
         wrapper = [nvcc, *host_flags(compiler)]
+        host += [f"-Xcompiler={flag}" for flag in given if "," not in flag]  # which nvcc takes for a separator
         compile_rule("nvcc", shlex.join([*wrapper, *plain, *host, *cuda_arch_flags(nvcc)]))
         for source in cuda_sources:
             compile_file("nvcc", source, [])
         linker = [*wrapper, "-cudart=static"]
-        link = [link[0], *(f"-Xcompiler={flag}" for flag in link[1:])]
+        link = [link[0], *map(for_the_linker_of_nvcc, link[1:])]
     rules.append(f"rule link\n  command = {shlex.join(linker)} $in -o $out {shlex.join(link)}")
     builds.append(f"build {escape(target)}: link {' '.join(objects)}")
     return "\n".join(["ninja_required_version = 1.8", *rules, *builds, ""])
@@ -224,6 +241,9 @@ def published(url):
     pages = {"Documentation": "blob/main/docs/guide.md", "Changelog": "blob/main/CHANGELOG.md", "Issues": "issues"}
     return readme, {"Source": url, **{name: f"{url}/{page}" for name, page in pages.items()}}
 
+
+if sys.platform == "win32":  # before a compiler is asked for in vain
+    raise SystemExit("pxfast runs on Linux and macOS, not on Windows; there it can be installed in WSL")
 
 README, URLS = published(os.environ.get("PXFAST_PROJECT_URL", ""))
 

@@ -164,3 +164,38 @@ def test_a_wrong_choice_about_cuda_is_named(tmp_path):
         pytest.skip("there is no g++ here")
     errors = failing_build(tmp_path, CXX="g++", PXFAST_CUDA="perhaps").strip().splitlines()
     assert errors[-1] == "PXFAST_CUDA must be 0 or 1, got 'perhaps'"
+
+
+@pytest.mark.compile  # the compiler is asked what it knows
+def test_flags_of_the_environment_come_after_the_builds_own(monkeypatch):
+    if shutil.which("g++") is None:
+        pytest.skip("there is no g++ here")
+    monkeypatch.setenv("CPPFLAGS", "-DMINE='a b'")
+    monkeypatch.setenv("CXXFLAGS", "-O2 -fno-plt")
+    command = compile_commands("g++", "riscv64")["engine.cpp"]
+    assert command.index("-O3") < command.index("-DMINE=a b") < command.index("-O2") < command.index("-fno-plt")
+
+
+@pytest.fixture
+def setup_py(monkeypatch):
+    """The names of setup.py."""
+    setuptools = pytest.importorskip("setuptools", reason="setup.py needs setuptools")
+    monkeypatch.setattr(setuptools, "setup", lambda **options: None)
+    return lambda: runpy.run_path(str(SOURCE / "setup.py"))
+
+
+def test_flags_of_the_link_are_passed_on_and_wrong_ones_are_named(setup_py, monkeypatch):
+    names = setup_py()
+    monkeypatch.setenv("LDFLAGS", "-Wl,-z,relro -L/here '-Wl,-rpath,$ORIGIN'")
+    assert names["flags_of_environment"]("LDFLAGS") == ["-Wl,-z,relro", "-L/here", "-Wl,-rpath,$$ORIGIN"]
+    passed = [names["for_the_linker_of_nvcc"](flag) for flag in ("-Wl,-z,relro", "-L/here")]
+    assert passed == ["-Xlinker=-z,relro", "-Xcompiler=-L/here"]
+    monkeypatch.setenv("LDFLAGS", "'")
+    with pytest.raises(SystemExit, match="LDFLAGS must be flags as a shell has them: No closing quotation"):
+        names["flags_of_environment"]("LDFLAGS")
+
+
+def test_windows_is_refused_by_its_name(setup_py, monkeypatch):
+    monkeypatch.setattr(sys, "platform", "win32")
+    with pytest.raises(SystemExit, match="pxfast runs on Linux and macOS, not on Windows"):
+        setup_py()
