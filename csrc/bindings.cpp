@@ -107,7 +107,8 @@ class CpuEngine {
 bool same_bytes(const std::vector<std::tuple<uintptr_t, uintptr_t, size_t>>& pieces) {
   pxfast::Unlocked unlocked;
   return std::all_of(pieces.begin(), pieces.end(), [](const auto& piece) {
-    return std::memcmp(reinterpret_cast<const void*>(std::get<0>(piece)),
+    return std::get<2>(piece) == 0 ||  // nothing may lie nowhere
+           std::memcmp(reinterpret_cast<const void*>(std::get<0>(piece)),
                        reinterpret_cast<const void*>(std::get<1>(piece)), std::get<2>(piece)) == 0;
   });
 }

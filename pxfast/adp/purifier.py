@@ -21,6 +21,7 @@ from ..data.images import ImagesT, as_kind_of, check_range, clipped, plain, to_g
 from ..tensors.ambient import in_plain_torch
 from ..tensors.batches import FIXED_BATCH, EqualBatches, in_fixed_batches
 from ..tensors.copies import Copies
+from ..tensors.floating import fp32_convolutions
 from ..tensors.opaque import Opaque
 from ..tensors.seeds import image_seeds, standard_normal
 from ..tensors.straight_through import check_backward, with_backward
@@ -196,7 +197,8 @@ class ADPPurifier(Opaque):
             return images.clone()
         wide = images.to(torch.promote_types(images.dtype, torch.float32))
         network = self._network(wide)
-        return in_fixed_batches(network, wide, *self._batches(network, wide)).to(images.dtype)
+        with fp32_convolutions():
+            return in_fixed_batches(network, wide, *self._batches(network, wide)).to(images.dtype)
 
     def hidden_networks(self, image_shape: tuple[int, ...]) -> list[nn.Module]:
         """The score network for images of shape ``image_shape`` = (C, H, W), which is no submodule."""
@@ -217,7 +219,7 @@ class ADPPurifier(Opaque):
         wide = images.to(torch.promote_types(images.dtype, torch.float32))
         noisy = (wide + self.sigma * standard_normal(seeds, wide)).clamp(0.0, 1.0)
         network, finished = self._network(wide), 0
-        with reporting(len(images), self.progress) as report:
+        with reporting(len(images), self.progress) as report, fp32_convolutions():
 
             def run(part: Tensor) -> Tensor:
                 nonlocal finished

@@ -13,7 +13,6 @@ from ..base.version import __version__
 from ..data.images import check_range
 from ..pixelcnn.fingerprint import model_fingerprint
 from ..pixelcnn.network import PixelCNN
-from ..pixelcnn.shipped import Model, model_for
 from ..pixeldefend.cells import midpoints
 from ..pixeldefend.purify import purify
 from ..pixeldefend.sampling import sample
@@ -26,12 +25,11 @@ Guess: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 
 
 def named_guess(
-    purifier: str, grid: Tensor, model: Model | None, seed: int, engine: str, precision: str, threads: int | None
+    purifier: str, network: PixelCNN | None, seed: int, engine: str, precision: str, threads: int | None
 ) -> Guess:
-    """The guess of this name for uint8 images (N, C, H, W)."""
-    if purifier == "midpoints":
+    """The guess of this name. network: the density model of those in ``DENSITY``."""
+    if purifier == "midpoints" or network is None:
         return midpoints
-    network = model_for(model, grid.shape[1:])
 
     def likeliest(lower: Tensor, upper: Tensor) -> Tensor:
         return purify(lower, within=(lower, upper), model=network, engine=engine, precision=precision, threads=threads)

@@ -31,6 +31,7 @@ from ..base.records import shown
 from ..classifiers.contract import Labels
 from ..data.images import Images, to_grid
 from ..defences.defended import VIEWS
+from ..pixelcnn.shipped import model_for
 from ..pixeldefend.purify import purify
 from ..tensors.ambient import in_plain_torch
 from ..tensors.seeds import derived_seeds, image_seeds, standard_normal
@@ -110,9 +111,11 @@ def certify_l2(
     elif purifier == "adp":
         denoise = _adp(sigma, model)
     elif purifier == "pixeldefend":
+        density = model_for(model, grid.shape[1:])  # once: a training may replace the file meanwhile
 
         def denoise(noisy: Tensor) -> Tensor:
-            return purify(noisy.clamp(0.0, 1.0), eps, model=model, engine=engine, precision=precision, threads=threads)
+            clamped = noisy.clamp(0.0, 1.0)
+            return purify(clamped, eps, model=density, engine=engine, precision=precision, threads=threads)
 
     else:
         denoise = _nothing

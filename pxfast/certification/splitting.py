@@ -36,7 +36,7 @@ from ..tensors.ambient import in_plain_torch
 from ..tensors.store import Store
 from .certificates import Certificates
 from .guesses import DENSITY, PURIFIERS, Guess, checked_guess, kept_guess, named_guess, recipe_of
-from .votes import votes
+from .votes import check_alone, votes
 
 MOST_WIDTH = 1024
 TOGETHER = 128  # cells of images that are purified at once
@@ -114,14 +114,15 @@ def certify(
         raise ValueError(
             f"a model means nothing to purifier={name_of(purifier)!r}: only {' and '.join(DENSITY)} take one"
         )
-    guess = purifier if callable(purifier) else named_guess(purifier, grid, model, seed, engine, precision, threads)
+    density = model_for(model, grid.shape[1:]) if purifier in DENSITY else None  # once: the file may be replaced
+    guess = purifier if callable(purifier) else named_guess(purifier, density, seed, engine, precision, threads)
     together = 1
     if purifier == "pixeldefend":
         together = max(1, TOGETHER // width)
     if keep is not None:
         check_output_folder(check_path("keep", keep))
-        network = model_for(model, grid.shape[1:])
-        guess = kept_guess(guess, Store(keep), width, recipe_of(str(purifier), network, seed, arithmetic))
+        assert density is not None  # as the purifier is one of those
+        guess = kept_guess(guess, Store(keep), width, recipe_of(str(purifier), density, seed, arithmetic))
     labels = checked_labels(classifier, labels, grid, form.device)
     starts = torch.arange(width).reshape(-1, 1, 1, 1) + shifts(
         tuple(grid.shape[1:]),  # type: ignore[arg-type]
@@ -157,10 +158,15 @@ def checked_arithmetic(engine: str, precision: str, threads: int | None) -> dict
 
 
 def checked_labels(classifier: nn.Module, labels: Labels, grid: Tensor, device: torch.device) -> Tensor:
-    """Labels of uint8 images (N, C, H, W) as int64 (N,), of the classifier's classes, which one image tells."""
+    """Labels of uint8 images (N, C, H, W) as int64 (N,), of the classifier's classes, which one image tells.
+
+    It also tells whether the classifier looks at each image alone: ValueError where it does not.
+    """
     if not len(grid):
         return class_labels(labels, 0)
-    counted = votes(classifier, grid[:1].to(device).float() / 255.0, "one")
+    first = grid[:1].to(device).float() / 255.0
+    check_alone(classifier, first)
+    counted = votes(classifier, first, "one")
     return class_labels(labels, len(grid), classes=len(counted))
 
 

@@ -2,12 +2,34 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from ..classifiers.contract import checked_logits
 from ..defences.defended import averaged
-from ..tensors.batches import in_fixed_batches
+from ..tensors.batches import FIXED_BATCH, in_fixed_batches
 from ..tensors.floating import in_type_of
+
+EXPECTED = "a certificate needs a classifier whose logits of an image depend on no other image of the batch"
+
+
+def check_alone(classifier: nn.Module, image: Tensor) -> None:
+    """ValueError where an image's logits depend on the others in its batch: one vote could then change many.
+
+    image: floating (1, C, H, W). Layers that normalise by their batch in eval mode are named; any other dependence is
+    looked for with black, white and inverted companions.
+    """
+    for name, part in classifier.named_modules():
+        if isinstance(part, nn.modules.batchnorm._NormBase) and not part.training and part.running_mean is None:
+            per_image = isinstance(part, nn.modules.instancenorm._InstanceNorm)
+            if not per_image:
+                raise ValueError(f"{EXPECTED}, and {name or 'it'} normalises by its batch (track_running_stats=False)")
+    found = []
+    for others in (image, torch.zeros_like(image), torch.ones_like(image), 1.0 - image):
+        batch = torch.cat([image, others.expand(FIXED_BATCH - 1, -1, -1, -1)])
+        found.append(checked_logits(classifier(in_type_of(classifier, batch.clone())), FIXED_BATCH)[:1])
+    if not all(torch.equal(each, found[0]) for each in found):
+        raise ValueError(f"{EXPECTED}, and those of the first image do")
 
 
 def votes(classifier: nn.Module, images: Tensor, views: str) -> Tensor:

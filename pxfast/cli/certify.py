@@ -109,12 +109,14 @@ def certify(
     OUT is a .json file of all that was found, or a .tsv file with a line per image. A killed run goes on. The table of
     certified accuracies is printed.
     """
+    from ..adp.files import SHIPPED as SCORE_NETWORKS
     from ..base.checks import check_choice, check_precision
     from ..base.extras import require
     from ..base.files import check_apart
-    from ..base.machine import parse_device
+    from ..base.machine import parse_device, torch_instructions
     from ..certification import certify as certify_l1
     from ..certification import certify_l2
+    from ..certification.guesses import DENSITY
     from ..classifiers import load_classifier
     from ..data.datasets import (
         DATASETS,
@@ -126,6 +128,7 @@ def certify(
         load_dataset,
     )
     from ..defences.weights import classifier_key
+    from ..pixelcnn.shipped import model_for
     from ..tensors.store import digest
     from .attack import default_classifier
     from .machine import engine_on, use_threads
@@ -177,6 +180,12 @@ def certify(
     method = certify_l1 if norm == "l1" else certify_l2
     settings = method(network, given[:0], [], **options).settings  # a wrong option is named before any work
 
+    # read once, since a training may replace the file meanwhile
+    if settings["purifier"] in DENSITY:
+        options["model"] = model_for(model, tuple(given.shape[1:]))
+    elif settings["purifier"] == "adp":
+        options["model"] = SCORE_NETWORKS.for_images(model, tuple(given.shape[1:]))
+
     def measure(grid: Tensor) -> list[Row]:
         nobody = [0] * len(grid)  # the rows do not depend on the labels
         found = method(network, grid.to(place), nobody, **options)
@@ -188,8 +197,9 @@ def certify(
             "command": "certify",
             "images": digest(given),
             "classifier": classifier_key(network, tuple(given.shape[1:])),
-            "model": _density(norm, settings["purifier"], model, tuple(given.shape[1:])),
+            "model": _density(norm, settings["purifier"], options["model"], tuple(given.shape[1:])),
             "device": place.type,
+            "processor": torch_instructions(place.type),
             "libraries": _libraries(),
             **settings,
         }
@@ -267,7 +277,7 @@ def _write_beside(path: Path, certificates: Certificates, dataset: str, *, pictu
     path.write_text(certified.page_of(certificates, name, facts), encoding="utf-8")
 
 
-def _density(norm: str, purifier: str, model: str | None, shape: tuple[int, ...]) -> str | None:
+def _density(norm: str, purifier: str, model: Any, shape: tuple[int, ...]) -> str | None:
     """What tells a purifier's network from another; None where it has none."""
     if purifier in ("midpoints", "none"):
         return None

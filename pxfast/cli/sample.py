@@ -31,7 +31,9 @@ def sample(
     enlarge: Annotated[int, typer.Option(min=1, help="Screen pixels to the side of a pixel in the grid.")] = 2,
     seed: SeedOption = 0,
     first: Annotated[int, typer.Option(help="The number of the first image.")] = 0,
-    temperature: Annotated[float, typer.Option(help="1 draws from the model itself; less, likelier images.")] = 1.0,
+    temperature: Annotated[
+        float, typer.Option(help="0.001 to 4; 1 draws from the model itself; less, likelier images.")
+    ] = 1.0,
     engine: EngineOption = "auto",
     precision: PrecisionOption = "auto",
     device: DeviceOption = "auto",

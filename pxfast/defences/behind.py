@@ -115,6 +115,7 @@ class InCells:
         starts = torch.from_numpy(drawn)[:, None, None, None] + v
         lower, upper = cells(images, self.width, starts)
         if self.guess == "midpoints":
+            # by at most half a level off what a certificate shows, which is not rounded
             return (255.0 * midpoints(lower, upper)).round().to(torch.uint8)
         return purify(lower, within=(lower, upper), model=self.model, threads=self.threads)
 

@@ -68,8 +68,9 @@ class Sample:
 
     within: the least and the greatest value of every sub-pixel, uint8 of the images' shape both: the distribution is
     normalised over these alone. None: all 256 values. A range less probable than about ``LEAST_MASS`` gets its
-    likeliest value. The uniform number of a sub-pixel is a function of seed, number of the image (``first`` plus its
-    place in the batch), and raster position alone: :func:`uniforms`.
+    likeliest value; the fast engines draw from it where the head is the softmax one. The uniform number of a sub-pixel
+    is a function of seed, number of the image (``first`` plus its place in the batch), and raster position alone:
+    :func:`uniforms`.
     """
 
     seed: int

@@ -19,8 +19,10 @@ _known: weakref.WeakKeyDictionary[PixelCNN, tuple[weakref.ref[PixelCNN], str]] =
 def model_fingerprint(model: PixelCNN) -> str:
     """SHA-256, in hexadecimal, of all that decides a model's likelihoods: head, image shape, weights.
 
-    A model file gives the same fingerprint on every machine, whatever is in its notes.
+    A model file gives the same fingerprint on every machine, whatever is in its notes. It is that of the frozen copy,
+    which is what decodes and judges: type, place and memory format of the model itself play no part.
     """
+    model = frozen(model)
     config = model.config
     digest = hashlib.sha256(f"{config.head} {config.channels} {config.image_size}".encode())
 
@@ -31,8 +33,9 @@ def model_fingerprint(model: PixelCNN) -> str:
 
     for name, convolution in model.convolutions():
         # of a model from a file g is |v|, whose last digit depends on the processor: its ratio to |v| is 1 everywhere
-        norm = torch.linalg.vector_norm(convolution.v, dim=(0, 2, 3) if convolution.transposed else (1, 2, 3))
-        add(f"{name}.direction", convolution.v)
+        v = convolution.v.contiguous()
+        norm = torch.linalg.vector_norm(v, dim=(0, 2, 3) if convolution.transposed else (1, 2, 3))
+        add(f"{name}.direction", v)
         add(f"{name}.gain", convolution.g / norm)
         add(f"{name}.bias", convolution.b)
     for name, parameter in model.head.named_parameters():

@@ -15,7 +15,7 @@ from ..base.checks import check_optional_number
 from ..base.records import shown
 from ..data.images import Images
 from ..engines.choosers import MOST_KEEP_BITS, Greedy, Ranges
-from ..pixelcnn.likelihood import bits_per_dim
+from ..pixelcnn.likelihood import bits_per_dim_alone
 from ..pixelcnn.network import PixelCNN
 
 # Adaptive purification: bits/dim by channels (the paper, section 4.2: Fashion-MNIST, CIFAR-10), bits of a sub-pixel
@@ -111,7 +111,10 @@ def greedy(
     if adaptive == "image":
         if threshold is None:
             threshold = IMAGE_THRESHOLD[grid.shape[1]]
-        suspicious = (bits_per_dim(grid, model=model) >= threshold).to(grid.device).reshape(-1, 1, 1, 1)
+        bits = bits_per_dim_alone(grid, model)
+        if bits.isnan().any():
+            raise ValueError("the model gives log-likelihoods that are not a number: it is broken")
+        suspicious = (bits >= threshold).to(grid.device).reshape(-1, 1, 1, 1)
         lower, upper = chooser.ranges(grid)
         chooser = Greedy(within=(torch.where(suspicious, lower, grid), torch.where(suspicious, upper, grid)))
     return chooser

@@ -17,6 +17,9 @@ from ..pixelcnn.shipped import SHIPPED, Model
 from ..tensors.ambient import in_plain_torch
 from .rules import Within, check_within, ranges_of
 
+# fp32 knows no probabilities below e^-87, which a greater temperature would make those of a visible share
+COLDEST, HOTTEST = 1e-3, 4.0
+
 
 @in_plain_torch
 def sample(
@@ -35,14 +38,14 @@ def sample(
     """Draw images from p(X): every sub-pixel in raster and channel order from its distribution given the earlier ones.
 
     n: how many. model: a PixelCNN, a shipped model's name, or the path of a model file. seed: 0 to 2^64 - 1.
-    temperature: the 256 probabilities of a sub-pixel are raised to the power 1 / temperature and normalised; 1 draws
-    from the model itself, less gives likelier images. first: the number of the first image. Image i of a seed depends
-    on seed, i, temperature, ranges, model, engine and precision alone: n, batches and threads don't matter, and
-    ``sample(2, first=3)`` continues ``sample(3)``. within: the least and the greatest value of every sub-pixel, as
-    :func:`pxfast.purify` takes them: each is drawn from its distribution normalised over its range. The random numbers
-    are counter-based and the same for all engines (see :mod:`pxfast.engines.choosers`), whose rounding differs, so that
-    another engine's image i mostly but not always is the same. engine, precision, threads, progress: as for
-    :func:`pxfast.purify`.
+    temperature: the 256 probabilities of a sub-pixel are raised to the power 1 / temperature, which is in [0.001, 4],
+    and normalised; 1 draws from the model itself, less gives likelier images. first: the number of the first image.
+    Image i of a seed depends on seed, i, temperature, ranges, model, engine and precision alone: n, batches and threads
+    don't matter, and ``sample(2, first=3)`` continues ``sample(3)``. within: the least and the greatest value of every
+    sub-pixel, as :func:`pxfast.purify` takes them: each is drawn from its distribution normalised over its range. The
+    random numbers are counter-based and the same for all engines (see :mod:`pxfast.engines.choosers`), whose rounding
+    differs, so that another engine's image i mostly but not always is the same. engine, precision, threads, progress:
+    as for :func:`pxfast.purify`.
 
     Returns uint8 (n, C, H, W). Raises TypeError or ValueError for bad arguments, RuntimeError for an engine that can't
     run here.
@@ -50,7 +53,7 @@ def sample(
     n = check_integer("n", n, 2**31)
     seed = check_seed(seed, 2**64)
     first = check_integer("first", first, 2**64 - n)
-    temperature = check_number("temperature", temperature, 0.0, ends="()")
+    temperature = check_number("temperature", temperature, COLDEST, HOTTEST)
     check_within(within)
     check_precision(precision)
     check_progress(progress)

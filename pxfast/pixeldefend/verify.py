@@ -153,9 +153,14 @@ def verify(
     lower, upper = chooser.ranges(given)
     regret = torch.zeros(given.shape, dtype=torch.float32)
     at_once = max(1, SUB_PIXELS_AT_ONCE // max(1, given[:1].numel()))
+    _, C, H, W = given.shape
+    rows = max(1, SUB_PIXELS_AT_ONCE // (C * W))  # of a large image, whose head is asked row by row
     for start in range(0, len(given), at_once):
-        part = slice(start, start + at_once)
-        part_chooser = dataclasses.replace(chooser, within=(lower[part], upper[part]))
-        regret[part] = regret_of(network.log_probs(chosen[part]), given[part], chosen[part], part_chooser)
+        features = network(chosen[start : start + at_once])
+        for top in range(0, H, rows):
+            part = slice(start, start + at_once), slice(None), slice(top, top + rows)
+            part_chooser = dataclasses.replace(chooser, within=(lower[part], upper[part]))
+            log_probs = network.head.log_probs(features[:, :, top : top + rows], chosen[part])
+            regret[part] = regret_of(log_probs, given[part], chosen[part], part_chooser)
     bounded = bool(((lower <= chosen) & (chosen <= upper)).all())
     return Verification(regret, bounded, eps if within is None else None, precision)

@@ -46,14 +46,24 @@ def same_values(network: nn.Module, other: nn.Module) -> bool:
 
 
 def _tensors(network: nn.Module) -> tuple[list[str], list[Tensor | None]]:
-    """The parameters and buffers of a network and of all its modules, with names that say which modules it has.
+    """The parameters and buffers of a network and of all its modules, with names that say which modules it has, and
+    what parametrisations make of them now.
 
-    ``state_dict`` takes ten times as long.
+    ``state_dict`` takes ten times as long. ValueError where a module has hooks.
     """
     names: list[str] = []
     found: list[Tensor | None] = []
 
     def collect(module: nn.Module) -> None:
+        if module._forward_hooks or module._forward_pre_hooks:
+            raise ValueError(
+                f"expected a network without hooks, got a {type(network).__name__} with a forward hook on a "
+                f"{type(module).__name__}: a copy of its weights computes, which would not follow the hook; remove it"
+            )
+        if "parametrizations" in module._modules:  # which may follow more than tensors
+            for name in module._modules["parametrizations"]._modules:  # type: ignore[union-attr]
+                names.append(f"={name}")
+                found.append(getattr(module, name))
         for kept in (module._parameters, module._buffers):
             names.extend(kept)
             found.extend(kept.values())
@@ -84,12 +94,16 @@ class Copies(Generic[Network]):
         self._lock = ThreadLock()
 
     def get(self, network: Network, dtype: torch.dtype, device: torch.device | str) -> Network:
-        """The network's copy in a type on a device: the same object until its values change. ValueError on 'meta'."""
+        """The network's copy in a type on a device: the same object until its values change. ValueError on 'meta', and
+        for a network with hooks.
+        """
         key = dtype, torch.device(device)
         with self._lock:
             kept = self._kept.setdefault(network, {})
             if any(weight.is_meta for weight in itertools.islice(network.parameters(), 1)):
                 raise ValueError(f"expected a {type(network).__name__} that has weights, got one on the device 'meta'")
+            if key not in kept:
+                _tensors(network)  # or its error
             if key not in kept or not same_values(network, kept[key]):
                 kept[key] = copy.deepcopy(network).to(key[1], key[0]).eval().requires_grad_(False)
             return kept[key]

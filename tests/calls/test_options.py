@@ -223,7 +223,7 @@ CALLS: dict[str, tuple[Call, dict[str, Kind]]] = {
         with_tiny(pxfast.sample, 1),
         {
             "seed": count(most=2**64 - 1),
-            "temperature": POSITIVE,
+            "temperature": number(1e-3, 4.0),
             "first": count(most=2**64 - 2),
             "engine": ENGINE,
             "precision": PRECISION,

@@ -8,12 +8,13 @@ from collections.abc import Sequence
 import pytest
 import torch
 from support.engines import QUICK
-from support.helpers import noisy, real_images, trained_model
+from support.helpers import noisy, random_model, real_images, trained_model
 from torch import Tensor, nn
 
 import pxfast
-from pxfast.certification import cells, certify, radii_of, shifts, splitting
+from pxfast.certification import cells, certify, certify_l2, radii_of, shifts, splitting
 from pxfast.engines.arithmetic import arithmetic_of
+from pxfast.pixelcnn import shipped
 from pxfast.pixeldefend.cells import midpoints
 
 WIDTHS = (1, 2, 3, 7, 16, 32, 64, 132, 255, 256, 257, 300)
@@ -225,7 +226,7 @@ def test_equal_cells_give_equal_bits_whatever_else_differs(purifier):
     for one in (image, other):
         classifier.given.clear()
         certify(classifier, one, [0], **options)
-        logits.append(torch.cat(classifier.given[1:])[:width])  # the first batch tells how many classes there are
+        logits.append(classifier.given[-1][:width])  # batches before tell what the classifier is
     assert torch.equal(logits[0][same], logits[1][same])
     assert not torch.equal(logits[0][~same], logits[1][~same])
 
@@ -455,3 +456,44 @@ def test_guesses_in_0_to_255_are_uint8(guess, error, message):
 def test_a_model_that_means_nothing_is_refused():
     with pytest.raises(ValueError, match="a model means nothing to purifier='midpoints'"):
         certify(Linear(16), real_images(1, (4, 4), 1), [0], width=4, purifier="midpoints", model="cifar10")
+
+
+# --- classifiers that look at their batch ---
+
+
+class Rescaled(nn.Module):
+    """Logits over the largest value of the whole batch, as a scale that is found at run time has it."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return images.flatten(1)[:, :2] / images.abs().max().clamp(min=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("classifier", "message"),
+    [
+        (nn.Sequential(nn.BatchNorm2d(1, track_running_stats=False), nn.Flatten()), "and 0 normalises by its batch"),
+        (Rescaled(), "and those of the first image do"),
+    ],
+)
+def test_a_classifier_that_looks_at_its_batch_has_no_certificate(classifier: nn.Module, message: str) -> None:
+    """One changed cell would move the votes of every offset in the batch, and the radius would be false."""
+    images = torch.tensor([[[[3, 40]]]], dtype=torch.uint8)
+    for method, options in ((certify, {"width": 4, "purifier": "midpoints"}), (certify_l2, {"samples": 3})):
+        with pytest.raises(ValueError, match=f"depend on no other image of the batch, {message}"):
+            method(classifier.eval(), images, [0], **options)
+    alone = nn.Sequential(nn.InstanceNorm2d(1), nn.Flatten()).eval()
+    assert len(certify(alone, images, [0], width=4, purifier="midpoints").radii) == 1
+
+
+def test_a_model_file_is_read_once(tmp_path, monkeypatch) -> None:
+    """A training may replace it meanwhile."""
+    path, read = tmp_path / "model.safetensors", []
+    pxfast.save(random_model((8, 8)), path)
+    real = shipped.SHIPPED.read
+    monkeypatch.setattr(shipped.SHIPPED, "read", lambda name: read.append(name) or real(name))
+    images = torch.randint(0, 256, (3, 1, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    options = {"model": path, "purifier": "pixeldefend", "engine": QUICK}
+    certify(Linear(64), images, [0, 0, 0], width=3, keep=tmp_path / "kept", **options)
+    assert len(read) == 1
+    certify_l2(Linear(64), images, [0, 0, 0], samples=4, first_samples=2, **options)
+    assert len(read) == 2

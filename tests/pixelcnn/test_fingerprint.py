@@ -26,6 +26,14 @@ def test_every_weight_counts(make_model):
     assert len(seen) == 1 + len(list(model.parameters()))
 
 
+def test_type_and_memory_format_of_the_model_itself_do_not_count():
+    """They change no likelihood: the frozen copy that decodes has fp32, and a convolution's weights in one order."""
+    model = pxfast.load("fashion-mnist")
+    before = model_fingerprint(model)
+    assert model_fingerprint(copy.deepcopy(model).to(memory_format=torch.channels_last)) == before
+    assert model_fingerprint(copy.deepcopy(model).double()) == before
+
+
 def test_shape_and_head_count(make_model):
     """The same weights over images of another size, or read by another head, are another model."""
     weights = make_model().state_dict()

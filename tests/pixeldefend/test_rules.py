@@ -8,6 +8,7 @@ import torch
 from support.helpers import noisy, real_images
 
 import pxfast
+from pxfast.pixelcnn.likelihood import bits_per_dim_alone
 from pxfast.pixeldefend.rules import IMAGE_THRESHOLD, SUB_PIXEL_THRESHOLD
 
 SHIPPED = "fashion-mnist"
@@ -117,3 +118,17 @@ def test_bad_rules_are_refused(images, settings, message):
             call(images, 16, **settings)
     with pytest.raises((TypeError, ValueError), match=message):
         pxfast.verify(images, images, 16, **settings)
+
+
+def test_whether_an_image_is_suspicious_depends_on_no_other(make_model) -> None:
+    """Not even in the last digit of its bits/dim, by which a threshold may lie."""
+    images = torch.randint(0, 256, (11, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(4))
+    model = make_model(channels=3, filters=16)
+    together = bits_per_dim_alone(images, model)
+    assert torch.equal(torch.cat([bits_per_dim_alone(image[None], model) for image in images]), together)
+    torch.testing.assert_close(together, pxfast.bits_per_dim(images, model=model))
+    for i, threshold in enumerate(together[:4].tolist()):
+        settings = {"eps": 2, "adaptive": "image", "threshold": threshold, "model": model}
+        purified = pxfast.purify(images[i : i + 1], **settings)
+        assert torch.equal(purified, pxfast.purify(images, **settings)[i : i + 1])
+        assert pxfast.verify(images[: i + 2], pxfast.purify(images[: i + 2], **settings), **settings).bounded

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 import pxfast
+import pxfast.pixeldefend.verify as verify_module
 from pxfast.pixeldefend.verify import Verification
 
 EPS = 16
@@ -122,6 +123,26 @@ def test_thresholds():
     assert not Verification(torch.full_like(regret, 6e-3), True, EPS, "bf16").passed
     for precision in ("fp32", "bf16"):
         assert not Verification(torch.full_like(regret, float("nan")), True, EPS, precision).passed
+
+
+@pytest.mark.parametrize("adaptive", [None, "sub-pixel"])
+def test_a_large_image_is_judged_in_strips(case, adaptive, monkeypatch):
+    """So memory does not grow with its area, and no bit of the regret changes."""
+    model, images, purified = case
+    settings = {"model": model, "adaptive": adaptive, "threshold": None if adaptive is None else 5.0}
+    whole = pxfast.verify(images, purified, EPS, **settings)
+    asked, real = [], model.head.log_probs
+
+    def noted(self, features, given):
+        asked.append(given.numel())
+        return real.__func__(self, features, given)
+
+    monkeypatch.setattr(type(model.head), "log_probs", noted)
+    for most in (1, 3 * 8 * 3, 3 * 8 * 8 * 2):
+        monkeypatch.setattr(verify_module, "SUB_PIXELS_AT_ONCE", most)
+        asked.clear()
+        assert torch.equal(pxfast.verify(images, purified, EPS, **settings).regret, whole.regret)
+        assert max(asked) <= max(most, 3 * 8)  # a row at least
 
 
 def test_empty_batches_and_refusals(case):

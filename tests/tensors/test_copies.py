@@ -18,6 +18,7 @@ from pxfast import PixelCNN
 from pxfast.adp.purifier import ADPPurifier
 from pxfast.adp.score_network import ScoreNetwork, ScoreNetworkConfig
 from pxfast.engines.schedule import schedule_for
+from pxfast.pixelcnn.fingerprint import model_fingerprint
 from pxfast.pixelcnn.oracle import frozen, oracle
 from pxfast.tensors.copies import Copies, same_values
 
@@ -190,3 +191,43 @@ def test_a_network_without_weights_is_named(make_model):
     for call in (pxfast.log_prob, pxfast.bits_per_dim, pxfast.Detector(model).fit):
         with pytest.raises(ValueError, match="expected a PixelCNN that has weights"):
             call(images, **({} if call.__name__ == "fit" else {"model": model}))
+
+
+class Shifted(nn.Module):
+    """A parametrisation that follows a plain attribute, as an adapter's scale is one."""
+
+    scale = 0.0
+
+    def forward(self, weight: Tensor) -> Tensor:
+        return weight + self.scale * weight.abs()
+
+
+def test_what_a_parametrisation_makes_of_the_weights_counts(make_model) -> None:
+    model = make_model()
+    shifted = Shifted()
+    nn.utils.parametrize.register_parametrization(model.output, "v", shifted)
+    images = torch.randint(0, 256, (2, 1, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    before = pxfast.log_prob(images, model=model), model_fingerprint(model), schedule_for(model)
+    assert schedule_for(model) is before[2]
+    shifted.scale = 3.0
+    after = pxfast.log_prob(images, model=model), model_fingerprint(model), schedule_for(model)
+    assert torch.equal(after[0], pxfast.log_prob(images, model=copy.deepcopy(model)))
+    assert not torch.equal(after[0], before[0])
+    assert after[1] != before[1]
+    assert after[2] is not before[2]
+
+
+@pytest.mark.parametrize("register", ["register_forward_hook", "register_forward_pre_hook"])
+@pytest.mark.parametrize("used", [False, True])
+def test_a_network_with_hooks_is_refused(make_model, register: str, used: bool) -> None:
+    """The engines would not run them, and a copy would run those that it was made with."""
+    model = make_model()
+    images = torch.zeros(1, 1, 8, 8, dtype=torch.uint8)
+    if used:
+        pxfast.purify(images, model=model)
+    handle = getattr(model.output, register)(lambda *arguments: None)
+    for call in (pxfast.purify, pxfast.log_prob):
+        with pytest.raises(ValueError, match="a network without hooks, got a PixelCNN with a forward hook on a"):
+            call(images, model=model)
+    handle.remove()
+    pxfast.purify(images, model=model)
