@@ -165,7 +165,12 @@ ATTACKS: dict[str, dict[str, Kind]] = {
     "fgsm": {"label_rule": choice()},
     "bim": {"steps": count(optional=True), "label_rule": choice()},
     "pgd": {"steps": count(), "step": number(ends="()", optional=True)},
-    "deepfool": {"steps": count(), "overshoot": number(), "candidates": count(1, optional=True)},
+    "deepfool": {
+        "steps": count(),
+        "overshoot": number(),
+        "candidates": count(1, optional=True),
+        "label_rule": choice(),
+    },
     "cw-l2": {
         "steps": count(),
         "binary_search_steps": count(1),
