@@ -208,7 +208,7 @@ class Attack(abc.ABC):
         if self.library is not None:
             require(self.library, "attacks")
 
-    def left(self, classifier: nn.Module, x: Tensor) -> Tensor | None:
+    def _left(self, classifier: nn.Module, x: Tensor) -> Tensor | None:
         """The labels that the attack leads away from, int64 (N,), of images x as ``perturb`` takes them; None: those
         that it is given.
         """
@@ -294,7 +294,7 @@ class Attack(abc.ABC):
             started = time.perf_counter()
             moved = self.perturb(classifier, x, given, 1.0 if eps is None else eps / 255.0, seed=seed, **aims)
             seconds = time.perf_counter() - started
-            result = settled(classifier, block, x, moved.detach(), given, clean, eps, self.left(classifier, x))
+            result = settled(classifier, block, x, moved.detach(), given, clean, eps, self._left(classifier, x))
             yield torch.arange(len(images))[places], dataclasses.replace(result, seconds=seconds)
 
 

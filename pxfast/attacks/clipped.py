@@ -92,7 +92,7 @@ class ClippedAttack(Attack):
             prediction = predicted(fixed, x)
             given = prediction if known is None else known[places]
             moved = x + (found[places] - x).clamp(-bound / 255.0, bound / 255.0)
-            left = self.left(fixed, x)
+            left = self._left(fixed, x)
             pieces.append(settled(fixed, grid[places], x, moved, given, prediction != given, bound, left))
         result = join(pieces)
         return dataclasses.replace(result, images=form.images(result.images))

@@ -65,11 +65,11 @@ class DeepFool(ClippedAttack):
         self.candidates: int | None = check_optional_count("candidates", candidates, 1)
         self.label_rule: str = check_choice("label_rule", label_rule, LABEL_RULES)
 
-    def left(self, classifier: nn.Module, x: Tensor) -> Tensor | None:
+    def _left(self, classifier: nn.Module, x: Tensor) -> Tensor | None:
         return None if self.label_rule == "given" else predicted(classifier, x)
 
     def find(self, classifier: nn.Module, x: Tensor, labels: Tensor) -> Tensor:
-        away = self.left(classifier, x)
+        away = self._left(classifier, x)
         labels = labels if away is None else away
         with torch.no_grad():
             wrong = classifier(x).scatter(1, labels[:, None], -torch.inf)

@@ -259,12 +259,13 @@ def test_one_classifier_for_all_rows_and_one_to_transfer_from(world, tmp_path) -
     right = int((other(images.float() / 255).argmax(1) == labels).sum())
     assert found.cell("none", "natural", None).correct == right
     assert [model["role"] for model in found.models] == ["density model", "classifier", "surrogate"]
-    twice = parse_table({**values_of(world), "columns": [*values_of(world)["columns"], {**BPDA_COLUMN}]})
-    with pytest.raises(ValueError, match="of different names, got 'BPDA' twice"):
+    clean = {**BPDA_COLUMN, "label": "Clean"}  # as a score of every row is called
+    twice = parse_table({**values_of(world), "columns": [*values_of(world)["columns"], clean]})
+    with pytest.raises(ValueError, match="of different names, got 'Clean' twice"):
         evaluate(world, tmp_path, twice)
 
 
-BPDA_COLUMN = {"name": "again", "label": "BPDA", "attack": "bpda", "knows_defences": True}
+BPDA_COLUMN = {"name": "again", "label": "BPDA again", "attack": "bpda", "knows_defences": True}
 
 
 def values_of(world: World) -> dict:
