@@ -23,9 +23,9 @@ class Redrawn(nn.Module):
 
     def __init__(self, defended: Defended, seed: int) -> None:
         super().__init__()
-        self.defended = defended
-        self.seed = seed
-        self.calls = 0
+        self.defended: Defended = defended
+        self.seed: int = seed
+        self.calls: int = 0
         self.training = False
 
     def forward(self, images: Tensor) -> Tensor:

@@ -116,7 +116,7 @@ class AveragedRun(TrainingRun):
         """
         tensors, metadata = self._agreed_checkpoint(path)
         if settings_at is not None:
-            self.settings = settings_at(metadata)
+            self.settings: RunSettings = settings_at(metadata)
         self.resume_at(path, metadata, self.model.config, changed_settings=changed_settings)
         history = metadata_json(metadata, "history", path)
         tables = isinstance(history, list) and all(isinstance(entry, dict) for entry in history)
