@@ -77,9 +77,7 @@ def attack(
         UNLABELLED,
         check_classes,
         fetch_dataset,
-        first_numbers,
-        image_names,
-        load_dataset,
+        named_images,
     )
     from ..data.image_writers import check_output, refuse_input_folder
     from ..defences.defended import VIEWS, Defended
@@ -107,11 +105,7 @@ def attack(
     chosen.check_defences(defences)
     if download:
         fetch_dataset(dataset, root, progress=not quiet)
-    given, stored = load_dataset(dataset, root, train=None)
-    numbers = list(range(len(given))) if images is None else first_numbers(dataset, len(given), images)
-    given, stored = given[numbers], stored[numbers]
-    known = None if dataset in DATASETS else image_names(dataset)
-    names = None if known is None else [known[number] for number in numbers]
+    given, stored, names = named_images(dataset, root, images)
     network = classifier or default_classifier(dataset, tuple(given.shape[1:]))
     model = load_classifier(network).to(place)
     labels = None if bool((stored == UNLABELLED).all()) else stored.to(place)

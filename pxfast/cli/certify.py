@@ -118,15 +118,7 @@ def certify(
     from ..certification import certify_l2
     from ..certification.guesses import DENSITY
     from ..classifiers import load_classifier
-    from ..data.datasets import (
-        DATASETS,
-        UNLABELLED,
-        check_classes,
-        fetch_dataset,
-        first_numbers,
-        image_names,
-        load_dataset,
-    )
+    from ..data.datasets import UNLABELLED, check_classes, fetch_dataset, named_images
     from ..defences.weights import classifier_key
     from ..pixelcnn.shipped import model_for
     from ..tensors.store import digest
@@ -158,11 +150,8 @@ def certify(
     place, chosen = parse_device(device), engine_on(device, engine)
     if download:
         fetch_dataset(dataset, root, progress=not quiet)
-    given, labels = load_dataset(dataset, root, train=None)
-    numbers = list(range(len(given))) if images is None else first_numbers(dataset, len(given), images)
-    given, labels = given[numbers], labels[numbers]
-    known = None if dataset in DATASETS else image_names(dataset)
-    names = [str(number) if known is None else known[number] for number in numbers]
+    given, labels, known = named_images(dataset, root, images)
+    names = list(map(str, range(len(given)))) if known is None else known
     if bool((labels == UNLABELLED).any()):
         raise ValueError(f"{dataset} has images without labels, and certified accuracy needs them")
     network = load_classifier(classifier or default_classifier(dataset, tuple(given.shape[1:]))).to(place).eval()

@@ -109,6 +109,19 @@ def first_images(dataset: str | os.PathLike[str], values: Tensor, count: int) ->
     return values[first_numbers(dataset, len(values), count)]
 
 
+def named_images(
+    dataset: str | os.PathLike[str], root: str | os.PathLike[str] | None, count: int | None
+) -> tuple[Tensor, Tensor, list[str] | None]:
+    """The first ``count`` of the images of ``load_dataset(..., train=None)``, None for all; their labels and names.
+
+    The names are those of a folder's files, and None of a data set that is called by name. Raises as load_dataset.
+    """
+    images, labels = load_dataset(dataset, root, train=None)
+    numbers = list(range(len(images))) if count is None else first_numbers(dataset, len(images), count)
+    known = None if os.fspath(dataset) in DATASETS else image_names(dataset)
+    return images[numbers], labels[numbers], None if known is None else [known[number] for number in numbers]
+
+
 def class_count(dataset: str | os.PathLike[str]) -> int:
     """How many classes a data set has. ValueError for a folder that has no folders of classes, or as load_dataset."""
     if os.fspath(dataset) in DATASETS:
