@@ -63,6 +63,7 @@ def test_files_appear_and_a_killed_run_goes_on(tmp_path, few_root, monkeypatch) 
     assert seen == [32, 8, 2, 2, 2], "the training images were not measured again"
     numbers = json.loads(files[0].read_text())
     assert [each["name"] for each in numbers["series"]] == ["clean", "rand"]
+    assert (numbers["machine"]["pxfast"], len(numbers["model"])) == (pxfast.__version__, 64)
     assert Image.open(files[1]).size[0] > 300
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(path.name for path in files)
     with pytest.raises(FileExistsError):

@@ -32,6 +32,7 @@ from ...pixelcnn.shipped import SHIPPED, model_for
 from ...pixeldefend.detection import roc_auc_score
 from ...pixeldefend.statistics import STATISTICS, TAILS, measure_all, permutation_p_values
 from ...tensors.store import digest
+from ..table_run import machine
 from .density import EPS
 from .detector_pictures import draw_detectors
 from .pictures import save_picture
@@ -141,7 +142,8 @@ def detector_figures(
                     found.append(parse_json(read_text(path), str(path)))
                 measured[kind] = {key: np.concatenate([part[key] for part in found]) for key in found[0]}
                 steps.advance()
-        result = {**settings, **summary(measured, alpha)}
+        made = {"model": depends["model"], "machine": machine()}
+        result = {**settings, **made, **summary(measured, alpha)}
         temporaries[0].write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
         save_picture(draw_detectors(p_values_of(measured), settings), temporaries[1])
         parts.promise(temporaries)
