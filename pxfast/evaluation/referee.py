@@ -197,10 +197,11 @@ def _table(verdict: Verdict, columns: list[ColumnSpecification], dataset: str, d
     names[STRONGEST] = "strongest"
     rows = {"defended": verdict.defended, "static": verdict.static}
     there = {score.attack for score in verdict.static}
+    counted = f"by the majority of {verdict.runs} runs" if verdict.runs > 1 else "in one run"
     return Table(
         name=verdict.table,
         title=f"{verdict.dataset}: {verdict.purifier} before the referee",
-        caption=f"Accuracy in % by the majority of {verdict.runs} runs, on {verdict.images} images, eps {verdict.eps}.",
+        caption=f"Accuracy in % {counted}, on {verdict.images} images, eps {verdict.eps}.",
         dataset=dataset,
         images=verdict.images,
         source={},

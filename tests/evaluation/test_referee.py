@@ -334,7 +334,10 @@ def test_the_example_that_is_not_ours_on_the_command_line(name, tmp_path, capsys
     assert table["settings"]["runs"] == {"defended": {"median": 1, "shaken": 10}[name], "static": 1}
     assert table["columns"][0]["label"] == "Clean"
     assert len(table["rows"][0]["checks"]) == 3
-    assert "Runs and budgets" in (tmp_path / "out" / "report.html").read_text()
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "Runs and budgets" in page
+    assert f"{table['rows'][0]['technique']} takes the" in page
+    assert {"median": "Accuracy in % in one run", "shaken": "by the majority of 10 runs"}[name] in page
 
 
 def test_surrogates_of_one_name_are_refused(tmp_path, monkeypatch) -> None:

@@ -12,7 +12,7 @@ from support.report_folder import make_folder, random_table
 
 from pxfast.evaluation.report import formats, render_report, write_report
 from pxfast.evaluation.report.comparison import Comparison, letter, shortfalls, view_table
-from pxfast.evaluation.report.headline import headline
+from pxfast.evaluation.report.headline import headline, survivors
 from pxfast.evaluation.report.network_facts import model_facts
 from pxfast.evaluation.results import (
     Cell,
@@ -253,6 +253,22 @@ def test_the_headline_is_the_strongest_attack_without_and_with_the_defence():
     assert headline(random_table("ten", "t", "cifar10", ())) is None
     started = dataclasses.replace(table, cells=[cell for cell in table.cells if cell.row != "row-7"][:60])
     assert headline(started) is None
+
+
+def test_beside_a_row_without_a_defence_every_other_row_is_defended():
+    table = random_table("judged", "t", "cifar10", (8,))
+    names = ("No defence", "MedianBlur", "PixelDefend, eps 8 + Feature Squeezing")
+    rows = [
+        dataclasses.replace(row, network="ResNet", technique=name)
+        for row, name in zip(table.rows[:3], names, strict=True)
+    ]
+    cells = [cell for cell in table.cells if cell.row in {row.name for row in rows}]
+    table = dataclasses.replace(table, rows=rows, cells=cells)
+    assert [(each.technique, each.defence) for each in headline(table).contrasts] == [
+        ("No defence", "MedianBlur"),
+        ("No defence", "PixelDefend, eps 8 + Feature Squeezing"),
+    ]
+    assert [name for name, _ in survivors(table)] == ["MedianBlur", "PixelDefend, eps 8 + Feature Squeezing"]
 
 
 def test_the_headline_stands_at_the_top(folder, page):

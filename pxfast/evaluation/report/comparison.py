@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import string
 
-from ..results import Cell, Column, Row, Table
+from ..results import UNDEFENDED, Cell, Column, Row, Table
 
 STRONGEST = "strongest"  # the column of the minimum over a row's attacks
 WIDEST = 8  # columns; a table with more is transposed
@@ -137,9 +137,17 @@ class TableView:
         return sum(cell.seconds or 0.0 for cell in self.table.cells)
 
 
-def is_defended(row: Row) -> bool:
-    """Whether PixelDefend, in any form, stands in front of the row's classifier."""
-    return "pixeldefend" in row.technique.casefold()
+def is_defended(row: Row, table: Table) -> bool:
+    """Whether PixelDefend, in any form, stands in front of the row's classifier, or another defence beside a row of the
+    same classifier without any.
+    """
+    beside = any(is_bare(other) and other.network == row.network for other in table.rows)
+    return "pixeldefend" in row.technique.casefold() or (beside and not is_bare(row))
+
+
+def is_bare(row: Row) -> bool:
+    """Whether the row is said to have no defence."""
+    return row.technique.strip().casefold() == UNDEFENDED.casefold()
 
 
 def attack_columns(table: Table) -> list[Column]:
@@ -187,7 +195,7 @@ def view_table(table: Table) -> TableView:
         for column in table.columns
     ]
     shown = [row for row in table.rows if not (turned and row.missing)]
-    first_defended = next((i for i, row in enumerate(shown) if is_defended(row)), 0)
+    first_defended = next((i for i, row in enumerate(shown) if is_defended(row, table)), 0)
     rows = [
         Heading(
             row.technique,

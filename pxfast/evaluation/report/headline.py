@@ -1,11 +1,11 @@
-"""The report's first lines: classifiers under the strongest attack, without PixelDefend and with it."""
+"""The report's first lines: classifiers under the strongest attack, without a defence and with it."""
 
 from __future__ import annotations
 
 import dataclasses
 
-from ..results import UNDEFENDED, Row, Table
-from .comparison import STRONGEST, Comparison, attack_columns, eps_values, find_cell, is_defended, judged
+from ..results import Row, Table
+from .comparison import STRONGEST, Comparison, attack_columns, eps_values, find_cell, is_bare, is_defended, judged
 
 USUAL_EPS = 8  # the one that both data sets' tables have
 
@@ -49,10 +49,10 @@ def headline(table: Table) -> Headline | None:
 
     contrasts = []
     for row in table.rows:
-        if is_defended(row):
+        if is_defended(row, table):
             continue
         for other in table.rows:
-            defence = defence_of(row, other)
+            defence = defence_of(row, other, table)
             before, after = strongest(row), strongest(other)
             if defence and before and after:
                 contrasts.append(Contrast(row.network, row.technique, defence, before, after))
@@ -61,18 +61,20 @@ def headline(table: Table) -> Headline | None:
 
 
 def survivors(table: Table) -> list[tuple[str, Comparison]]:
-    """What the strongest attack leaves of each row with PixelDefend that has been computed, by technique."""
+    """What the strongest attack leaves of each defended row that has been computed, by technique."""
     rows = {
         row.name: row.technique + (" (a sanity check failed)" if row.failed else "")
         for row in table.rows
-        if is_defended(row)
+        if is_defended(row, table)
     }
     return [(rows[cell.row], Comparison(cell)) for cell in table.cells if cell.column == STRONGEST and cell.row in rows]
 
 
-def defence_of(row: Row, other: Row) -> str | None:
-    """What ``other`` adds to ``row``, 'PixelDefend' or 'Adaptive PixelDefend', or None if it is another classifier."""
-    if row.network != other.network or not is_defended(other):
+def defence_of(row: Row, other: Row, table: Table) -> str | None:
+    """What ``other`` adds to ``row``, such as 'Adaptive PixelDefend', or None if it is another classifier."""
+    if row.network != other.network or not is_defended(other, table):
         return None
+    if is_bare(row):
+        return other.technique
     base, _, added = (part.strip() for part in other.technique.rpartition("+"))
-    return added if (base or UNDEFENDED).casefold() == row.technique.strip().casefold() else None
+    return added if base.casefold() == row.technique.strip().casefold() else None
