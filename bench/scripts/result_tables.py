@@ -4,12 +4,14 @@
 
 A table stands between the lines `<!-- table: bench/results/NAME.json -->` and `<!-- end of table -->`, and is made anew
 from that file, which `pxfast evaluate` has written as OUT/tables/NAME.json: our accuracies in % and the published ones
-below, for each eps of the attack. With `<!-- table: classifiers -->` it is what the classifiers' files record.
+below, for each eps of the attack. A table of more columns than a screen is wide has the attacks as rows. With
+`<!-- table: classifiers -->` it is what the classifiers' files record.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -23,6 +25,8 @@ from pxfast.evaluation.specification import load_table
 
 ROOT = Path(__file__).resolve().parents[2]
 BLOCK = re.compile(r"(<!-- table: (classifiers|bench/results/[\w.-]+) -->\n).*?(<!-- end of table -->)", re.DOTALL)
+BATCH = 128  # images of a step, of every classifier
+WIDEST = 8  # columns; a table with more is turned
 PAPER = {"cifar10": "table2", "fashion-mnist": "table1"}  # where the paper has the classifiers of a data set
 
 
@@ -30,6 +34,11 @@ def shown(cells: Sequence[Cell], value: Callable[[Cell], float | None]) -> str:
     """A column's numbers in a row, by eps."""
     numbers = [value(cell) for cell in cells]
     return " / ".join("" if number is None else f"{number:.0f}" for number in numbers) if any(cells) else ""
+
+
+def sides(cell: Cell) -> tuple[float, float]:
+    """How far a cell's interval reaches to either side of its accuracy."""
+    return cell.accuracy - cell.interval[0], cell.interval[1] - cell.accuracy
 
 
 def markdown(table: Table) -> str:
@@ -40,20 +49,23 @@ def markdown(table: Table) -> str:
         for column in table.columns
     }
     columns = [column for column in table.columns if any(by_place[row.name, column.name] for row in table.rows)]
-    lines = [f"| | {' | '.join(column.label for column in columns)} |", f"|---|{'---:|' * len(columns)}"]
+    rows = [["", *(column.label for column in columns)]]
     for row in table.rows:
         found = [by_place[row.name, column.name] for column in columns]
         if any(found):
             ours = [shown(cells, lambda cell: 100 * cell.accuracy) for cells in found]
-            lines.append(f"| {row.network}, {row.technique} | {' | '.join(ours)} |")
+            rows.append([f"{row.network}, {row.technique}", *ours])
         if any(cell.published is not None for cells in found for cell in cells):
-            published = [shown(cells, lambda cell: cell.published) for cells in found]
-            lines.append(f"| published | {' | '.join(published)} |")
+            rows.append(["published", *(shown(cells, lambda cell: cell.published) for cells in found)])
+    if len(columns) > WIDEST:
+        rows = [list(turned) for turned in zip(*rows, strict=True)]
+    heads, *others = (f"| {' | '.join(row)} |" for row in rows)
+    lines = [heads.replace("|  |", "| |", 1), f"|---|{'---:|' * (len(rows[0]) - 1)}", *others]
     eps = sorted({cell.eps for cell in table.cells if cell.eps is not None})
-    widest = max(cell.interval[1] - cell.interval[0] for cell in table.cells) / 2
+    widest = max(side for cell in table.cells for side in sides(cell))
     bounds = f"{', '.join(map(str, eps[:-1]))} and {eps[-1]}" if len(eps) > 1 else "".join(map(str, eps))
     beginning = f"Eps {bounds}, " if eps else ""
-    intervals = f"95 % intervals of at most {100 * widest:.1f} points to either side"
+    intervals = f"95 % intervals of at most {math.ceil(1000 * widest) / 10:.1f} points to either side"
     return "\n".join([*lines, "", f"{beginning}{table.images:,} test images, {intervals}; {table.machine['cpu']}."])
 
 
@@ -70,7 +82,10 @@ def technique(kind: str) -> str:
 
 def classifiers() -> str:
     """The classifiers in the package: how they were trained, and their accuracy on all test images."""
-    lines = ["| name | training | accuracy | the paper's | steps | file, MB |", "|---|---|---:|---:|---:|---:|"]
+    lines = [
+        f"| name | training | accuracy | the paper's | steps of {BATCH} images | file, MB |",
+        "|---|---|---:|---:|---:|---:|",
+    ]
     for name, path in SHIPPED.items():
         notes = read_notes(path)
         dataset, training = notes["dataset"], notes["training"]
@@ -85,6 +100,8 @@ def classifiers() -> str:
             "",
         )
         runs = runs_in(notes)
+        if any(run["training"]["batch_size"] != BATCH for run in runs):
+            raise ValueError(f"{path}: the table's heading says steps of {BATCH} images")
         steps = sum(run["steps"] for run in runs if technique(kind_of(run["training"])) == technique(kind))
         others = {start for run in runs if (start := run["training"].get("start")) not in (None, dataset, name)}
         of = kind
@@ -94,7 +111,7 @@ def classifiers() -> str:
             of += ", from the normal one"
         lines.append(
             f"| `{name}` | {of} | {100 * notes['test_accuracy']:.2f} % | {published} "
-            f"| {steps:,} of {training['batch_size']} images | {path.stat().st_size / 1e6:.2f} |"
+            f"| {steps:,} | {path.stat().st_size / 1e6:.2f} |"
         )
     return "\n".join(lines)
 

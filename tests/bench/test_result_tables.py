@@ -36,3 +36,15 @@ def test_a_table_of_attacks_without_a_bound_names_no_eps() -> None:
         table, cells=[dataclasses.replace(cell, eps=None) for cell in table.cells if cell.eps in (None, 8)]
     )
     assert script["markdown"](unbounded).splitlines()[-1].startswith("1,000 test images, 95 % intervals of at most ")
+
+
+def test_a_table_with_many_columns_has_them_as_rows() -> None:
+    lines = script["markdown"](read_table(SOURCE / "bench" / "results" / "reproduction-cifar10.json")).splitlines()
+    assert lines[0] == "| | ResNet-62, Normal | ResNet-62, Normal + PixelDefend | published |"
+    assert "| Contrast reduction | 9 | 11 | 87 |" in lines
+
+
+def test_the_widest_interval_is_not_rounded_down() -> None:
+    table = read_table(SOURCE / "bench" / "results" / "reproduction-cifar10.json")
+    bound = float(script["markdown"](table).partition("at most ")[2].split()[0])
+    assert all(100 * side <= bound for cell in table.cells for side in script["sides"](cell))
