@@ -132,8 +132,9 @@ def lines(shown: Demonstration) -> list[str]:
     """A demonstration in lines for people."""
     demo, count = shown.images, shown.purified
     return [
-        f"{len(demo.labels)} test images of Fashion-MNIST, attacked by FGSM (eps {demo.attack_eps}) and purified",
-        f"(eps {PURIFY_EPS}); eps in grey levels of 255. Wrong labels are marked with a *.",
+        f"{len(demo.labels)} test images of Fashion-MNIST, chosen among those that the classifier gets right,",
+        f"attacked by FGSM (eps {demo.attack_eps}) and purified (eps {PURIFY_EPS}); eps in grey levels of 255.",
+        "Wrong labels are marked with a *.",
         "",
         *table(shown.stages, demo.labels),
         "",

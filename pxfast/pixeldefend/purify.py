@@ -68,9 +68,10 @@ def purify(
     order of bytes. Each image's result is independent of its batch. There is no gradient: inputs that require one are
     detached.
 
-    Raises TypeError or ValueError for bad input (see :func:`pxfast.data.images.to_grid`), an eps that is not an integer
-    in 0..255, ranges that are no pair of uint8, do not broadcast, are empty somewhere or leave an image out, an unknown
-    engine, model or adaptive rule; RuntimeError for an engine that can't run here.
+    Raises TypeError for images of another type, dtype or layout, and within a transform of torch.func; ValueError for
+    another shape, NaN, or values outside [0, 1]; either for an eps that is not an integer in 0..255, ranges that are no
+    pair of uint8, do not broadcast, are empty somewhere or leave an image out, an unknown engine, model or adaptive
+    rule; RuntimeError for an engine that can't run here.
     """
     eps = check_eps(eps)
     check_within(within, eps)

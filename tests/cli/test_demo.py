@@ -61,6 +61,7 @@ def test_purification_repairs_most_of_what_the_attack_did(demo: Demo) -> None:
     figures = [float(value) for value in re.findall(r"[\d.]+", line)]
     clean, attacked, purified, purified_clean = zip(figures[::2], figures[1::2], strict=True)
     assert clean[0] == 100
+    assert "chosen among those that the classifier gets right" in demo.output
     assert attacked[0] < purified[0]
     assert abs(purified[1] - clean[1]) < 0.5 * abs(attacked[1] - clean[1])
     assert purified_clean[1] < clean[1]
