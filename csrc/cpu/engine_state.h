@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <cstdlib>
 #include <new>
+#include <string>
 #include <utility>
 
 #if defined(__linux__)
@@ -14,6 +15,17 @@
 
 namespace pxfast {
 
+// Memory that the system does not give, and how much was asked for.
+class OutOfMemory : public std::bad_alloc {
+ public:
+  explicit OutOfMemory(size_t bytes)
+      : text_("the CPU engine asked for " + std::to_string(bytes / 1000000 + 1) + " MB, which the system does not give") {}
+  const char* what() const noexcept override { return text_.c_str(); }
+
+ private:
+  std::string text_;
+};
+
 // Zero-initialised memory on cache-line (and where large, huge-page) boundaries.
 class Buffer {
  public:
@@ -22,7 +34,7 @@ class Buffer {
     const size_t alignment = bytes >= (1u << 21) ? (1u << 21) : 64;
     bytes = (bytes + alignment - 1) / alignment * alignment;
     memory_ = std::calloc(1, bytes + alignment);  // knows which pages are zeros already
-    if (memory_ == nullptr) throw std::bad_alloc();
+    if (memory_ == nullptr) throw OutOfMemory(bytes);
     data_ = reinterpret_cast<void*>(((uintptr_t)memory_ + alignment - 1) / alignment * alignment);
 #if defined(__linux__) && defined(MADV_HUGEPAGE)
     if (alignment > 64) madvise(data_, bytes, MADV_HUGEPAGE);

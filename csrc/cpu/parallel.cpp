@@ -5,6 +5,9 @@
 #include <condition_variable>
 #include <exception>
 #include <mutex>
+#include <stdexcept>
+#include <string>
+#include <system_error>
 #include <thread>
 #include <vector>
 
@@ -164,8 +167,14 @@ void run_threads(int threads, Shared& shared, const std::function<void(int)>& wo
       pool.threads.emplace_back(body, index);
       ++shared.running;
     }
+  } catch (const std::system_error& error) {  // the system's own words do not say what it refuses
+    shared.error = std::make_exception_ptr(std::runtime_error(
+        "only " + std::to_string(pool.threads.size()) + " of the decode's " + std::to_string(threads) +
+        " threads can be started here, so ask for fewer (threads, PXFAST_THREADS): " + error.what()));
   } catch (...) {
     shared.error = std::current_exception();
+  }
+  if (shared.error) {
     shared.cancel = true;
     complete = false;
   }

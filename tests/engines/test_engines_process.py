@@ -1,5 +1,6 @@
 """What an engine promises to the process it runs in: flat memory, and Ctrl-C. Each run has a process of its own."""
 
+import re
 import signal
 import subprocess
 import sys
@@ -164,3 +165,45 @@ print("ends", flush=True)
 def test_a_program_ends_while_a_daemon_thread_decodes():
     """Python ends such a thread when it asks for the GIL; to swallow that would abort the process."""
     assert run_python(DAEMON, "cpu", timeout=60.0) == "ends\n"
+
+
+# Prints how decodes fail in a process that gets 64 MiB more: one in many threads, whose stacks count, and one of wide
+# images in one thread
+LIMITED = (
+    MODEL
+    + """
+import resource
+from pathlib import Path
+from pxfast.engines.settings import DecodeSettings
+
+wide = PixelCNN(PixelCNNConfig((4, 8192), 1, 16, 1)).eval()
+cases = (
+    (model, real_images(1, (12, 8), 64).repeat(64, 1, 1, 1), 1024),
+    (wide, torch.zeros(64, 1, 4, 8192, dtype=torch.uint8), 1),
+)
+engine = select("cpu")
+for network, images, threads in cases:
+    engine.decode(schedule_for(network), images[:1], Greedy(0), precision="fp32")  # the weights are packed now
+pages = int(Path("/proc/self/statm").read_text().split()[0])
+resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + (64 << 20),) * 2)
+for network, images, threads in cases:
+    try:
+        settings = DecodeSettings(threads=threads)
+        engine.decode(schedule_for(network), images, Greedy(0), precision="fp32", settings=settings)
+    except (MemoryError, RuntimeError) as error:
+        print(type(error).__name__, error)
+"""
+)
+
+
+@pytest.mark.engine("cpu")
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems do not keep to a limit of memory")
+def test_a_limit_of_the_system_is_named():
+    many_threads, wide_images = run_python(LIMITED, "cpu").splitlines()
+    assert re.fullmatch(
+        r"RuntimeError only \d+ of the decode's 1024 threads can be started here, so ask for fewer "
+        r"\(threads, PXFAST_THREADS\): .+",
+        many_threads,
+    ), many_threads
+    expected = r"MemoryError the CPU engine asked for \d+ MB, which the system does not give"
+    assert re.fullmatch(expected, wide_images), wide_images
