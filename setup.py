@@ -25,8 +25,9 @@ from setuptools.command.build_ext import build_ext
 from setuptools.command.editable_wheel import editable_wheel
 
 ROOT = Path(__file__).resolve().parent
-AVX2 = ["-mavx2", "-mfma"]
-AVX512 = ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", *AVX2]
+X86 = ["-march=x86-64"]  # in the place of a -march in CXXFLAGS, which would have all sets become one
+AVX2 = [*X86, "-mavx2", "-mfma"]
+AVX512 = [*AVX2, "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl"]
 # csrc/cpu/isa_NAME.cpp alone may use an instruction set's instructions; which of them runs is decided at run time
 X86_SETS = {"avx512bf16": [*AVX512, "-mavx512bf16"], "avx512": AVX512, "avx2": AVX2}
 ARM_SETS = {"neonbf16": ["-march=armv8.2-a+bf16"], "neon": []}
@@ -133,7 +134,8 @@ def ninja_file(target):
     sources += [path for folder in ("common", "cpu") for path in sorted((ROOT / "csrc" / folder).glob("*.cpp"))]
     cuda_sources = sorted((ROOT / "csrc" / "cuda").glob("*.cu"))
     sanitize = os.environ.get("PXFAST_SANITIZE")
-    common = ["-O1", "-g", "-fno-omit-frame-pointer", f"-fsanitize={sanitize}"] if sanitize else ["-O3"]
+    checks = [f"-fsanitize={each}" for each in sanitize.split(",")] if sanitize else []  # nvcc splits at commas
+    common = ["-O1", "-g", "-fno-omit-frame-pointer", *checks] if sanitize else ["-O3"]
     common = [
         "-std=c++17",
         *common,
@@ -147,6 +149,8 @@ def ninja_file(target):
     ]
     sets = instruction_sets(compiler)
     flags_of = {f"isa_{name}.cpp": flags for name, flags in sets.items()}
+    if X86_SETS.keys() & sets:
+        flags_of["isa_portable.cpp"] = X86
     absent = {f"isa_{name}.cpp" for name in (*X86_SETS, *ARM_SETS)} - flags_of.keys()
     sources = [path for path in sources if path.name not in absent]
     common += [f"-DPXFAST_HAS_{name.upper()}" for name in sets]
@@ -160,7 +164,7 @@ def ninja_file(target):
     flags_of["bindings.cpp"] = python_flags
     digest = runpy.run_path(str(ROOT / "pxfast" / "base" / "sources.py"))["digest_of"](ROOT / "csrc")
     flags_of["sources.cpp"] = [f'-DPXFAST_SOURCES="{digest}"']
-    link = ["-shared", "-pthread", *([f"-fsanitize={sanitize}"] if sanitize else [])]
+    link = ["-shared", "-pthread", *checks]
     link += ["-undefined", "dynamic_lookup"] if sys.platform == "darwin" else []
     link += given_to_link
     linker = compiler

@@ -2,11 +2,13 @@
 
 import os
 import platform
+import re
 import runpy
 import shutil
 import struct
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import pytest
@@ -80,7 +82,7 @@ def test_on_x86_only_the_files_of_an_instruction_set_may_use_it():
     commands = compile_commands("g++", "x86_64")
     assert PORTABLE | {"isa_avx2.cpp", "isa_avx512.cpp"} <= set(commands)
     for source, command in commands.items():
-        machine = {flag for flag in command if flag.startswith("-m")}
+        machine = {flag for flag in command if flag.startswith("-m")} - {"-march=x86-64"}
         assert bool(machine) == (source not in PORTABLE), f"{source}: {machine}"
         assert ("-mavx512f" in machine) == source.startswith("isa_avx512"), f"{source}: {machine}"
 
@@ -176,6 +178,22 @@ def test_flags_of_the_environment_come_after_the_builds_own(monkeypatch):
     assert command.index("-O3") < command.index("-DMINE=a b") < command.index("-O2") < command.index("-fno-plt")
 
 
+@pytest.mark.compile
+def test_a_processor_in_the_flags_of_the_environment_changes_no_instruction_set(monkeypatch):
+    """With -march=native the portable build and AVX2's held AVX-512, and gave its bits under their own names."""
+    if shutil.which("g++") is None:
+        pytest.skip("there is no g++ here")
+    if platform.machine() not in ("x86_64", "AMD64"):
+        pytest.skip("this compiler does not know x86's instruction sets")
+    monkeypatch.setenv("CXXFLAGS", "-march=skylake-avx512")
+    for source, command in compile_commands("g++", "x86_64").items():
+        if source.startswith("isa_"):
+            asked = [*command[: command.index("-MD")], "-dM", "-E", "-x", "c++", os.devnull]
+            macros = subprocess.run(asked, capture_output=True, text=True, check=True).stdout
+            assert ("__AVX512F__" in macros) == source.startswith("isa_avx512"), source
+            assert ("__AVX2__" in macros) == (source != "isa_portable.cpp"), source
+
+
 @pytest.fixture
 def setup_py(monkeypatch):
     """The names of setup.py."""
@@ -193,6 +211,27 @@ def test_flags_of_the_link_are_passed_on_and_wrong_ones_are_named(setup_py, monk
     monkeypatch.setenv("LDFLAGS", "'")
     with pytest.raises(SystemExit, match="LDFLAGS must be flags as a shell has them: No closing quotation"):
         names["flags_of_environment"]("LDFLAGS")
+
+
+def test_nvcc_is_told_of_every_sanitizer_alone(setup_py, monkeypatch, tmp_path):
+    """It takes a comma for the end of a flag, and gave the compiler a file called 'undefined'."""
+    if shutil.which("g++") is None:
+        pytest.skip("there is no g++ here")
+    monkeypatch.setitem(sys.modules, "pybind11", types.SimpleNamespace(get_include=lambda: ""))
+    nvcc = tmp_path / "nvcc"
+    nvcc.write_text("#!/bin/sh\necho compute_80\n")
+    nvcc.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setenv("CXX", "g++")
+    monkeypatch.setenv("PXFAST_CUDA", "1")
+    monkeypatch.setenv("PXFAST_SANITIZE", "address,undefined")
+    text = setup_py()["ninja_file"](Path("_C.so"))
+    for rule in ("nvcc", "link"):
+        command = re.search(rf"rule {rule}\n  command = (.*)", text)[1].split()
+        assert [word for word in command if "sanitize" in word] == [
+            "-Xcompiler=-fsanitize=address",
+            "-Xcompiler=-fsanitize=undefined",
+        ]
 
 
 def test_windows_is_refused_by_its_name(setup_py, monkeypatch):
