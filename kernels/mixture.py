@@ -223,9 +223,11 @@ def mixture(
 
 
 def _laid_out(features: Tensor) -> Tensor:
-    """The features, copied only when their rows don't lie side by side."""
-    W = features.shape[3]
-    return features if features.stride(2) == W * features.stride(3) else features.contiguous()
+    """The features, copied unless they are contiguous or channels last: with gaps or overlaps their gradient, which has
+    none, would lie in memory otherwise.
+    """
+    formats = torch.contiguous_format, torch.channels_last
+    return features if any(features.is_contiguous(memory_format=each) for each in formats) else features.contiguous()
 
 
 @torch.library.custom_op("pxfast::mixture_log_prob", mutates_args=())

@@ -138,6 +138,12 @@ def test_odd_layouts_and_an_empty_batch():
     leaf = features.clone().requires_grad_()
     plain_mixture_log_prob(leaf, images, *HEADS["logistic"]).sum().backward()
     torch.testing.assert_close(turned.grad, leaf.grad)
+    wider = torch.cat([features, features], dim=1)
+    for apart in (wider[:, : features.shape[1]], features[:1].expand(2, -1, -1, -1), torch.cat([features] * 2)[::2]):
+        given, expected = apart.detach().requires_grad_(), apart.detach().clone().requires_grad_()
+        mixture_log_prob(given, images, *HEADS["logistic"]).sum().backward()
+        plain_mixture_log_prob(expected, images, *HEADS["logistic"]).sum().backward()
+        torch.testing.assert_close(given.grad, expected.grad)
     assert mixture_log_prob(features[:0], images[:0], *HEADS["logistic"]).shape == (0, 1, 4, 6)
 
 
