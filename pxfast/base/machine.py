@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import re
 from pathlib import Path
 
 import torch
@@ -63,9 +64,9 @@ def parse_device(name: str) -> torch.device:
     """
     if check_text("device", name) == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    kind, _, index = name.partition(":")
-    if kind not in ("cpu", "cuda") or (kind == "cpu" and index) or (index and not index.isdecimal()):
+    if not re.fullmatch(r"cpu|cuda(:(0|[1-9][0-9]{0,3}))?", name):  # as torch reads numbers
         raise ValueError(f"device must be auto, cpu, cuda or cuda:N, got {name!r}")
+    kind, _, index = name.partition(":")
     if kind == "cuda" and int(index or 0) >= torch.cuda.device_count():
         raise ValueError(f"device {name!r} was asked for, and torch finds {torch.cuda.device_count()} CUDA devices")
     return torch.device(name)

@@ -12,7 +12,7 @@ from pxfast.base.machine import parse_device, processor_quota, usable_processors
 def test_devices():
     assert parse_device("cpu") == torch.device("cpu")
     assert parse_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
-    for name in ("gpu", "cpu:0", "cuda:x", ""):
+    for name in ("gpu", "cpu:0", "cpu:", "cuda:x", "cuda:", "cuda:01", "cuda:\u0661", ""):
         with pytest.raises(ValueError, match="device must be auto, cpu, cuda or cuda:N, got"):
             parse_device(name)
     with pytest.raises(ValueError, match="torch finds"):
