@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from .triton_program import ChooserShape, Program, Workspace
 
 MOST_IMAGES = 1024  # in flight
+INTERPRET = ("1", "true", "on")  # values of TRITON_INTERPRET that mean yes to Triton
 ROWS_AHEAD = 2  # rows of work queued on the device: what Ctrl-C has to wait for
 
 _capture = ThreadLock()  # one thread at a time captures or compiles
@@ -40,8 +41,9 @@ def unavailable() -> str | None:
     """Why the engine can't run here, or None when it can."""
     if not _installed():
         return "triton is not installed"
-    if os.environ.get("TRITON_INTERPRET") == "1":
-        return "kernels are interpreted (TRITON_INTERPRET=1), which is for tests"
+    wish = os.environ.get("TRITON_INTERPRET", "")
+    if wish.lower() in INTERPRET:
+        return f"kernels are interpreted (TRITON_INTERPRET={wish}), which is for tests"
     if gpu_problem() is not None:
         return gpu_problem()
     if not torch.version.hip and torch.cuda.get_device_capability() < (8, 0):

@@ -155,8 +155,9 @@ def test_the_engine_says_why_it_cannot_run(monkeypatch):
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     monkeypatch.setattr(engine, "_installed", lambda: True)
     assert engine.unavailable() == "torch finds no GPU"
-    monkeypatch.setenv("TRITON_INTERPRET", "1")
-    assert "interpreted" in str(engine.unavailable())
+    for yes in ("1", "true", "ON"):  # Triton takes all of these
+        monkeypatch.setenv("TRITON_INTERPRET", yes)
+        assert f"interpreted (TRITON_INTERPRET={yes})" in str(engine.unavailable())
     monkeypatch.setattr(engine, "_installed", lambda: False)
     assert engine.unavailable() == "triton is not installed"
 
