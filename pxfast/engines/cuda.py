@@ -78,14 +78,16 @@ def packed(schedule: Schedule, precision: str, device: torch.device, settings: D
     return resident
 
 
+class NoRoom(torch.OutOfMemoryError):
+    """The device does not give what this engine asks for."""
+
+
 def _allocate(count: int, device: torch.device, purpose: str) -> Tensor:
-    """Bytes on a device. torch.OutOfMemoryError says how many were asked for, and what for."""
+    """Bytes on a device. :class:`NoRoom` says how many were asked for, and what for."""
     try:
         return torch.empty(count, dtype=torch.uint8, device=device)
     except torch.OutOfMemoryError as error:
-        raise torch.OutOfMemoryError(
-            f"the CUDA engine asked {device} for {count / 1e6:.1f} MB for {purpose}: {error}"
-        ) from error
+        raise NoRoom(f"the CUDA engine asked {device} for {count / 1e6:.1f} MB for {purpose}: {error}") from error
 
 
 def chunks(images: int, bytes_per_image: int, free_bytes: int, multiprocessors: int, plannable: int) -> list[int]:
@@ -125,15 +127,36 @@ def decode(
         bytes_per_image = resident.engine.bytes_per_image(speculative=True)
         plannable = resident.engine.most_images(gpu, *_teams(settings))
         sizes = chunks(len(images), bytes_per_image, free_bytes(device), gpu.multiprocessors, plannable)
-        done = 0
-        for count in sizes:
+
+        def decode_part(done: int, count: int) -> None:
             if isinstance(chooser, Sample):
                 plain["first"] = chooser.first + done
             part = slice(done, done + count)
             ranges = lower[part], upper[part]
             _decode_part(resident, gpu, given[part], result[part], ranges, plain, settings, report, done)
-            done += count
+
+        in_parts(sizes, decode_part)
     return result.to(images.device)
+
+
+def in_parts(sizes: list[int], decode_part: Callable[[int, int], None]) -> None:
+    """Decode parts of these sizes one after the other, and halve those that there is no room for.
+
+    Teams are given memory for equal numbers of images, which may be nearly twice as many as there are, and free memory
+    may lie in pieces. decode_part: takes the images before a part and those in it. Raises :class:`NoRoom` where there
+    is none for a single image.
+    """
+    waiting, done = list(sizes), 0
+    while waiting:
+        count = waiting.pop(0)
+        try:
+            decode_part(done, count)
+        except NoRoom:
+            if count == 1:
+                raise
+            waiting[:0] = [count - count // 2, count // 2]
+        else:
+            done += count
 
 
 def _teams(settings: DecodeSettings) -> tuple[int, bool]:

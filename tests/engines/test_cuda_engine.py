@@ -73,6 +73,25 @@ def test_out_of_memory_names_what_was_asked_for(monkeypatch):
         cuda._allocate(12_000_000, torch.device("cpu"), "3 images in flight")
 
 
+def test_images_that_there_is_no_room_for_at_once_are_decoded_in_halves():
+    """133 images on 132 multiprocessors are given memory for 264: teams of one block with two images each."""
+    decoded: list[int] = []
+
+    def decode_part(done: int, count: int) -> None:
+        assert done == len(decoded)
+        if count > most:
+            raise cuda.NoRoom(f"no room for {count} images")
+        decoded.extend(range(done, done + count))
+
+    most = 40
+    cuda.in_parts([133, 132], decode_part)
+    assert decoded == list(range(265))
+    most = 0
+    decoded.clear()
+    with pytest.raises(torch.OutOfMemoryError, match="no room for 1 images"):
+        cuda.in_parts([133], decode_part)
+
+
 # --- planning, for an H200 and a smaller GPU ---
 
 
