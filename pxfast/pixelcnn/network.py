@@ -32,6 +32,7 @@ from .heads import LEVELS, Head, check_head, make_head, to_unit
 
 FORMAT = "pxfast-pixelcnn"  # of its files
 NUM_LEVELS = 3
+VARIANCE_EPSILON = 1e-10  # of the data-dependent initialisation; features are of about unit size
 MOST = {"filters": 4096, "resnets": 100, "mixtures": 1000}  # far beyond any use; what a file may ask for
 
 
@@ -155,12 +156,17 @@ class WeightNormConv(nn.Module):
 
     @torch.no_grad()
     def initialise_from(self, x: Tensor) -> None:
-        """Data-dependent initialisation (Salimans and Kingma 2016): outputs of mean 0, deviation ``init_scale``."""
+        """Data-dependent initialisation (Salimans and Kingma 2016): outputs of mean 0, deviation ``init_scale``.
+
+        An output that is the same everywhere in all images keeps its filter of length ``init_scale``.
+        """
         self.g.fill_(1.0)
         y = self.convolve(x, self.weight(), None)
         y = y.to(torch.promote_types(y.dtype, torch.float32))
         mean, variance = y.mean((0, 2, 3)), y.var((0, 2, 3), unbiased=False)
-        self.g.copy_(self.init_scale * torch.rsqrt(variance + 1e-10))
+        # a coarsest level of one pixel sees nothing of the image: all that varies there is rounding, not to be magnified
+        constant = variance <= VARIANCE_EPSILON
+        self.g.copy_(self.init_scale * torch.rsqrt(variance + VARIANCE_EPSILON).masked_fill(constant, 1.0))
         self.b.copy_(-mean * self.g)
 
 

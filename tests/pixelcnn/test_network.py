@@ -177,6 +177,17 @@ def test_initialisation_gives_mean_0_and_the_asked_deviation(channels):
         torch.testing.assert_close(deviation, expected, rtol=1e-3, atol=0, msg=f"deviation of {name}")
 
 
+@torch.no_grad()
+def test_initialisation_magnifies_no_rounding_of_features_that_are_constant():
+    torch.manual_seed(0)
+    model = PixelCNN(PixelCNNConfig((4, 4), 1, filters=8, resnets=2)).eval()  # whose coarsest level is one pixel
+    images = random_images(64, 1, (4, 4))
+    model.initialise(images)
+    assert max(float(convolution.g.max()) for _, convolution in model.convolutions()) < 1e3
+    together, alone = model.log_prob(images), torch.cat([model.log_prob(image[None]) for image in images])
+    torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-4)
+
+
 def test_weight_norm_is_g_times_the_direction_of_v(tiny_model):
     for name, convolution in tiny_model.convolutions():
         weight = convolution.weight()
