@@ -17,7 +17,7 @@ from torch import Tensor
 from ..base.checks import check_instance, check_number, check_path, check_seed, check_text
 from ..base.files import claimed
 from ..data.datasets import image_shape, is_mirrored
-from ..tensors.safetensors import add_notes, metadata_record, read_header
+from ..tensors.safetensors import add_notes, fill, metadata_record, read_header, stored_tensors
 from ..training.averaged_run import AveragedRun
 from ..training.compilation import settle_compilation
 from ..training.loop import run_to_the_end
@@ -250,8 +250,8 @@ def train_score_network(
     with the same images and noise. Ctrl-C ends the run after the step at hand, with everything kept, and raises
     KeyboardInterrupt. start: a network whose weights to begin with, in place of random ones. earlier: the runs that
     made them, for the file's notes (:mod:`pxfast.training.provenance`); a resumed run has them from its checkpoint.
-    processes: names the device; a score network is trained by one process. Returns the averaged network, on its device.
-    Raises FloatingPointError when the loss stops being finite, and what
+    processes: names the device; a score network is trained by one process. Returns the averaged network as it is in the
+    file, on its device. Raises FloatingPointError when the loss stops being finite, and what
     :func:`pxfast.training.outputs.run_outputs` raises.
     """
     settings = run_settings(
@@ -302,7 +302,9 @@ def train_score_network(
             checkpoint_interval=checkpoint_interval,
             progress=progress,
         )
-        return trainer.averaged.eval()
+        network = trainer.averaged
+        fill(network, stored_tensors(network), os.fspath(out))  # rounded to bf16
+        return network.eval()
 
 
 def read_score_settings(checkpoint: Path) -> tuple[ScoreNetworkConfig, ScoreSettings]:

@@ -132,7 +132,8 @@ class WeightNormConv(nn.Module):
     def set_weight(self, weight: Tensor) -> None:
         """Make ``weight``, in the layout of ``v``, the folded weight; filters of zeros get some direction."""
         self.v.copy_(weight)
-        self.g.copy_(torch.linalg.vector_norm(self.v, dim=(0, 2, 3) if self.transposed else (1, 2, 3)))
+        v = self.v.contiguous()  # in one order of summation, whatever the memory format
+        self.g.copy_(torch.linalg.vector_norm(v, dim=(0, 2, 3) if self.transposed else (1, 2, 3)))
         by_output = self.v.transpose(0, 1) if self.transposed else self.v
         by_output[self.g == 0.0] = 1.0  # v / |v| would not be a number
 
@@ -164,7 +165,7 @@ class WeightNormConv(nn.Module):
         y = self.convolve(x, self.weight(), None)
         y = y.to(torch.promote_types(y.dtype, torch.float32))
         mean, variance = y.mean((0, 2, 3)), y.var((0, 2, 3), unbiased=False)
-        # a coarsest level of one pixel sees nothing of the image: all that varies there is rounding, not to be magnified
+        # a coarsest level of one pixel sees nothing of the image: what varies there is rounding, not to be magnified
         constant = variance <= VARIANCE_EPSILON
         self.g.copy_(self.init_scale * torch.rsqrt(variance + VARIANCE_EPSILON).masked_fill(constant, 1.0))
         self.b.copy_(-mean * self.g)
@@ -313,6 +314,14 @@ class PixelCNN(Pretrained):
         for name, parameter in self.head.named_parameters():
             tensors[f"head.{name}"] = parameter.detach().to(dtype)
         return {name: tensor.contiguous().cpu() for name, tensor in tensors.items()}
+
+    @torch.no_grad()
+    def round_as_stored(self, dtype: torch.dtype) -> None:
+        """Make the weights those that a model file of this ``dtype`` gives back."""
+        for _, convolution in self.convolutions():
+            convolution.set_weight(convolution.weight().to(dtype))
+        for parameter in self.head.parameters():
+            parameter.copy_(parameter.to(dtype))
 
     def file_tensors(self) -> dict[str, Tensor]:
         """The parameters that take a model file's tensors, by the names that these have there; v takes the weight."""

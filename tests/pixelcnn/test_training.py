@@ -25,6 +25,7 @@ from pxfast.pixelcnn.files import load_model, read_metadata, save
 from pxfast.pixelcnn.network import PixelCNNConfig
 from pxfast.pixelcnn.training import Trainer, TrainingSettings, read_settings, record_bits_per_dim, train
 from pxfast.pixelcnn.training import trainer as trainer_module
+from pxfast.pixeldefend.detection import Detector
 from pxfast.training.provenance import training_parts
 from pxfast.training.run import checkpoint_path
 
@@ -245,12 +246,27 @@ def test_the_better_of_the_averaged_and_the_last_weights_are_saved(tmp_path, mon
     raw = load_file(checkpoint_path(out))
     assert not torch.equal(raw["model.output.v"], raw["averaged.output.v"])
     kept = {"averaged": "averaged", "last": "model"}[better]
-    assert torch.equal(raw[f"{kept}.output.v"], returned.output.v.detach())
+    folded = torch._weight_norm(raw[f"{kept}.output.v"], raw[f"{kept}.output.g"].reshape(-1, 1, 1, 1), 0)
+    torch.testing.assert_close(folded, returned.output.v.detach(), rtol=2**-7, atol=0)
     assert not returned.training
     notes = json.loads(safe_open(out, framework="pt").metadata()["notes"])
     assert notes["steps"] == 4
     assert notes["images_seen"] == 64
     assert notes["weights"] == better
+
+
+@pytest.mark.parametrize("head", ["logistic", "softmax"])
+def test_the_model_that_a_training_returns_is_the_one_of_its_file(tmp_path, head):
+    images, out = real_images(3, (8, 8), 16), tmp_path / "model.safetensors"
+    config = dataclasses.replace(CONFIG, channels=3, head=head)
+    settings = dataclasses.replace(SETTINGS, epochs=2, learning_rate=0.05)
+    returned = train(config, images, out, settings=settings, progress=False)
+    stored = load_model(out)
+    for (name, ours), theirs in zip(returned.named_parameters(), stored.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=0, msg=name)
+    assert returned.notes == stored.notes
+    Detector(returned).fit(images).save(tmp_path / "detector.safetensors")
+    assert Detector.load(tmp_path / "detector.safetensors", out).log_likelihoods is not None
 
 
 def test_before_its_end_a_run_keeps_the_averaged_weights():

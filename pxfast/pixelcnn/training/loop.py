@@ -57,8 +57,8 @@ def train(
     :func:`pxfast.pixelcnn.training.branch_settings`; its files stay as they are. If that run has gone on meanwhile, the
     branch begins at its newer checkpoint, and is as long as was said. validation: uint8 images whose
     bits/dim is recorded at every checkpoint. processes: the device, and the other processes that train along
-    (:func:`pxfast.training.processes.join`); the first one writes the files. Returns the model that was written, on its
-    device. Raises FloatingPointError when bits/dim stop being finite (the files then stay as the last interval left
+    (:func:`pxfast.training.processes.join`); the first one writes the files. Returns the model as it is in the file, on
+    its device. Raises FloatingPointError when bits/dim stop being finite (the files then stay as the last interval left
     them), and what :func:`pxfast.training.outputs.run_outputs` raises.
     """
     settings = run_settings(
@@ -107,7 +107,7 @@ def train(
             with phase(title, duration_key(title, config, settings, processes.device), shown=progress):
                 trainer.initialise(start)
         best: PixelCNN | None = None
-        weights, measured = "", dict[str, float]()
+        weights, measured, notes = "", dict[str, float](), dict[str, Any]()
         recent: float | None = trainer.history[-1].get("train_bits_per_dim") if trainer.history else None
 
         def measure() -> dict[str, float]:
@@ -119,13 +119,15 @@ def train(
             return measured
 
         def keep() -> None:
+            nonlocal notes
             if best is None:  # another process keeps it
                 return
             entry = {"step": trainer.step, "seconds": round(trainer.seconds, 1), "train_bits_per_dim": recent}
             trainer.history.append({**entry, **measured})
             trainer.save(files.checkpoint)
+            notes = training_notes({**trainer.facts(), "weights": weights}, trainer.earlier)
             with files.model.written() as temporary:
-                save(best, temporary, notes=training_notes({**trainer.facts(), "weights": weights}, trainer.earlier))
+                save(best, temporary, notes=notes)
 
         def describe(bits_per_dim: float) -> str:
             nonlocal recent
@@ -143,7 +145,10 @@ def train(
             checkpoint_interval=checkpoint_interval,
             progress=progress,
         )
-        return (best or trainer.best()[0]).eval()
+        model = best or trainer.best()[0]
+        model.round_as_stored(torch.bfloat16)  # or a detector that is fitted with it would not be one of the file's
+        model.notes = notes
+        return model.eval()
 
 
 def record_bits_per_dim(
