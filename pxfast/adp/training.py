@@ -17,6 +17,7 @@ from torch import Tensor
 from ..base.checks import check_instance, check_number, check_path, check_seed, check_text
 from ..base.files import claimed
 from ..data.datasets import image_shape, is_mirrored
+from ..tensors.batches import fewer_if_large
 from ..tensors.safetensors import add_notes, fill, metadata_record, read_header, stored_tensors
 from ..training.averaged_run import AveragedRun
 from ..training.compilation import settle_compilation
@@ -30,7 +31,7 @@ from .files import FORMAT, load_score_network, parse_score_config, save_score_ne
 from .score_network import ScoreNetwork, ScoreNetworkConfig
 
 CHECKPOINT_FORMAT = "pxfast-score-training"
-EVALUATED_AT_ONCE = 64  # images
+EVALUATED_AT_ONCE = 64  # images, fewer of large ones
 
 
 @dataclasses.dataclass(frozen=True)
@@ -212,7 +213,7 @@ def denoising_quality(network: ScoreNetwork, images: Tensor, sigma: float, *, se
     device = next(network.parameters()).device
     generator = torch.Generator().manual_seed(check_seed(seed))
     losses = errors = before = 0.0
-    for part in images.split(EVALUATED_AT_ONCE):
+    for part in images.split(fewer_if_large(EVALUATED_AT_ONCE, images)):
         clean = part.float() / 255.0
         noise = torch.randn(clean.shape, generator=generator).to(device)
         clean = clean.to(device)

@@ -12,6 +12,16 @@ from torch import Tensor, nn
 from ..base.forks import ThreadLock
 
 FIXED_BATCH = 32  # images that a network always sees at once
+USUAL_PIXELS = 64 * 64  # of an image, up to which as many are taken at once as of smaller ones
+
+
+def fewer_if_large(count: int, images: Tensor) -> int:
+    """How many images (N, C, H, W) to take at once: ``count``, and fewer of more than 64x64 pixels, at least one.
+
+    They then take no more memory than ``count`` of 64x64.
+    """
+    H, W = images.shape[2:]
+    return max(1, min(count, count * USUAL_PIXELS // (H * W)))
 
 
 def in_fixed_batches(

@@ -22,10 +22,11 @@ from support.small_training import CONFIG, SETTINGS, position, run
 
 from pxfast.data.datasets import load_dataset
 from pxfast.pixelcnn.files import load_model, read_metadata, save
-from pxfast.pixelcnn.network import PixelCNNConfig
+from pxfast.pixelcnn.network import PixelCNN, PixelCNNConfig
 from pxfast.pixelcnn.training import Trainer, TrainingSettings, read_settings, record_bits_per_dim, train
 from pxfast.pixelcnn.training import trainer as trainer_module
 from pxfast.pixeldefend.detection import Detector
+from pxfast.tensors.batches import fewer_if_large
 from pxfast.training.provenance import training_parts
 from pxfast.training.run import checkpoint_path
 
@@ -267,6 +268,19 @@ def test_the_model_that_a_training_returns_is_the_one_of_its_file(tmp_path, head
     assert returned.notes == stored.notes
     Detector(returned).fit(images).save(tmp_path / "detector.safetensors")
     assert Detector.load(tmp_path / "detector.safetensors", out).log_likelihoods is not None
+
+
+def test_a_run_on_large_images_takes_fewer_of_them_at_once(monkeypatch):
+    images = torch.zeros(132, 1, 128, 96, dtype=torch.uint8)
+    config, settings = PixelCNNConfig((128, 96), 1, 2, 1, mixtures=1), dataclasses.replace(SETTINGS, batch_size=2)
+    trainer = Trainer(config, settings, images)
+    seen = []
+    monkeypatch.setattr(PixelCNN, "initialise", lambda self, batch: seen.append(len(batch)))
+    monkeypatch.setattr(PixelCNN, "log_prob", lambda self, batch: seen.append(len(batch)) or torch.zeros(batch.shape))
+    trainer.initialise()
+    trainer.evaluate(trainer.averaged, images[:45])
+    assert seen == [42, 21, 21, 3]  # of pixels as many as 128 and 64 images of 64 x 64 have, or less
+    assert [fewer_if_large(64, torch.zeros(1, 1, side, side)) for side in (28, 64, 2048)] == [64, 64, 1]
 
 
 def test_before_its_end_a_run_keeps_the_averaged_weights():

@@ -13,6 +13,7 @@ from torch import Tensor
 from ...base.checks import check_instance, check_path
 from ...base.durations import phase
 from ...base.files import claimed, place_of
+from ...tensors.batches import fewer_if_large
 from ...tensors.safetensors import add_notes
 from ...training.compilation import duration_key, settle_compilation
 from ...training.loop import run_to_the_end
@@ -103,7 +104,7 @@ def train(
             )
         else:
             trainer.earlier = list(earlier)
-            title = f"initialising the weights by {INITIAL_IMAGES} images"
+            title = f"initialising the weights by {min(fewer_if_large(INITIAL_IMAGES, images), len(images))} images"
             with phase(title, duration_key(title, config, settings, processes.device), shown=progress):
                 trainer.initialise(start)
         best: PixelCNN | None = None

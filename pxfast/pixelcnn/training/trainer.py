@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ...base.progress import progress_of
+from ...tensors.batches import fewer_if_large
 from ...tensors.safetensors import metadata_record, read_header
 from ...training.averaged_run import AveragedRun
 from ...training.processes import Processes
@@ -28,9 +29,9 @@ from .muon import Muon, split_parameters
 from .settings import TrainingSettings
 
 CHECKPOINT_FORMAT = "pxfast-training"
-EVALUATED_AT_ONCE = 64  # images
+EVALUATED_AT_ONCE = 64  # images, fewer of large ones
 COMPARED_IMAGES = 512  # that tell whether the last weights are better than the averaged ones
-INITIAL_IMAGES = 128  # of the first epoch, for the data-dependent initialisation
+INITIAL_IMAGES = 128  # of the first epoch, fewer of large ones, for the data-dependent initialisation
 LOG2 = math.log(2.0)
 
 
@@ -103,7 +104,7 @@ class Trainer(AveragedRun):
 
     def initialise(self, start: PixelCNN | None = None) -> None:
         """The weights of ``start``, grown if that is smaller, or data-dependent initialisation; by the first images."""
-        images = self.images[self._epoch_order(0)[:INITIAL_IMAGES]]
+        images = self.images[self._epoch_order(0)[: fewer_if_large(INITIAL_IMAGES, self.images)]]
         with torch.random.fork_rng(devices=[]):
             torch.set_rng_state(self._drawn)  # what is new in a grown network is drawn behind the first weights
             if start is None:
@@ -234,7 +235,7 @@ def mean_bits_per_dim(model: PixelCNN, images: Tensor, *, progress: bool = False
         torch.backends.cudnn.flags(enabled=True, allow_tf32=False),
     ):
         shown.entitle("measuring")
-        for part in images.split(EVALUATED_AT_ONCE):
+        for part in images.split(fewer_if_large(EVALUATED_AT_ONCE, images)):
             total += model.log_prob(part.to(device)).double().sum().cpu()
             shown.advance(len(part))
     return -float(total) / images.numel() / LOG2
