@@ -15,8 +15,11 @@ def smoothed_cross_entropy(logits: Tensor, labels: Tensor, smoothing: float) -> 
     """Mean cross-entropy in nats with targets 1 - smoothing for the label and smoothing / (K - 1) for the K - 1 others.
 
     torch gives every class, the label too, an equal share of what it takes away, so it is to take K / (K - 1) as much.
+    ValueError for a smoothing of more than (K - 1) / K, with which the label would be the class that is least wanted.
     """
     K = logits.shape[1]
+    if smoothing * K > K - 1:
+        raise ValueError(f"expected a smoothing of at most {(K - 1) / K:g} for {K} classes, got {smoothing}")
     return F.cross_entropy(logits, labels, label_smoothing=smoothing * K / (K - 1))
 
 

@@ -220,6 +220,10 @@ def test_smoothed_loss_is_the_literal_one(classes: int) -> None:
     literal = -(targets * logits.log_softmax(1)).sum(1).mean()
     torch.testing.assert_close(smoothed_cross_entropy(logits, labels, smoothing), literal)
     torch.testing.assert_close(smoothed_cross_entropy(logits, labels, 0.0), F.cross_entropy(logits, labels))
+    most = (classes - 1) / classes
+    smoothed_cross_entropy(logits, labels, most)
+    with pytest.raises(ValueError, match=rf"smoothing of at most {most:g} for {classes} classes, got 0.99"):
+        smoothed_cross_entropy(logits, labels, 0.99)
 
 
 def test_label_smoothing_is_what_a_step_minimises(small_data) -> None:
