@@ -4,8 +4,9 @@
 
 A table stands between the lines `<!-- table: bench/results/NAME.json -->` and `<!-- end of table -->`, and is made anew
 from that file, which `pxfast evaluate` has written as OUT/tables/NAME.json: our accuracies in % and the published ones
-below, for each eps of the attack. A table of more columns than a screen is wide has the attacks as rows. With
-`<!-- table: classifiers -->` it is what the classifiers' files record.
+below, for each eps of the attack. A table of more columns than a screen is wide has the attacks as rows. A file
+detectors-NAME.json is one of `pxfast figures detectors`. With `<!-- table: classifiers -->` the table is what the
+classifiers' files record.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+
+import detector_tables
 
 from pxfast.base.files import whole_file
 from pxfast.classifiers.vgg import VGG
@@ -120,7 +123,13 @@ def renewed(text: str) -> str:
     """The document with its tables made anew. FileNotFoundError or ValueError where a file is missing or is none."""
 
     def block(found: re.Match[str]) -> str:
-        table = classifiers() if found[2] == "classifiers" else markdown(read_table(ROOT / found[2]))
+        path = ROOT / found[2]
+        if found[2] == "classifiers":
+            table = classifiers()
+        elif path.name.startswith("detectors-"):
+            table = detector_tables.markdown(path)
+        else:
+            table = markdown(read_table(path))
         return f"{found[1]}\n{table}\n\n{found[3]}"
 
     return BLOCK.sub(block, text)

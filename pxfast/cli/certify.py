@@ -206,7 +206,8 @@ def certify(
         return
     from ..evaluation.figures.certified import claim, table_lines
 
-    print("\n".join([*table_lines(certificates), f"{len(labels)} images. {claim(certificates)}"]))
+    count = f"{len(labels)} image{'' if len(labels) == 1 else 's'}"
+    print("\n".join([*table_lines(certificates), f"{count}. {claim(certificates)}"]))
 
 
 def _joined(rows: list[Row], labels: Tensor, norm: str, settings: dict[str, Any]) -> Certificates:

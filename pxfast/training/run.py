@@ -228,7 +228,7 @@ def at_hand(images: Tensor, device: torch.device) -> Tensor:
 
 def fingerprint(data: Tensor) -> list[int]:
     """Shape and CRC-32 of images or labels, to notice that a run goes on with other data."""
-    return [*data.shape, zlib.crc32(data.contiguous().numpy().data)]
+    return [*data.shape, zlib.crc32(data.cpu().contiguous().numpy().data)]
 
 
 def laid_out_like(parameter: Tensor, value: Tensor) -> Tensor:
