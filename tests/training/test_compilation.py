@@ -160,7 +160,7 @@ def test_a_run_tells_its_phases(compiled, monkeypatch, run_here, tmp_path):
     words += ["--batch-size", 8, "--device", "cpu", "--out", tmp_path / "m.safetensors"]
     _, err = run_here(*words, "--epochs", 1)
     assert "compiled: compiling takes 00:00 as a rule, and spares 00:02 of a run of 00:04" in err
-    phases = ["reading fashion-mnist", "initialising the weights by 128 images", "compiling the steps"]
+    phases = ["reading fashion-mnist", "initialising the weights by 64 images", "compiling the steps"]
     for title in phases:
         assert re.search(rf"^{title}: took \d\d:\d\d$", err, flags=re.MULTILINE), title
     assert "measuring bits/dim on 64 test images\n" in err
