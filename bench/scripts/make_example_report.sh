@@ -4,8 +4,8 @@
 # Usage: bench/scripts/make_example_report.sh DATA OUT [IMAGES]
 #
 # DATA: torchvision's root folder. OUT: the output folder; when this is killed, the same command goes on from there.
-# IMAGES: of each data set, by default 128, of the figures and of the attack that knows the purifier. The tables of
-# 1,000 and 500 images are those of bench/results, as `pxfast evaluate` wrote them in hours. The rest takes half an hour
+# IMAGES: of each data set, by default 128, of the figures and of the attack that knows the purifier. Tables 1 and 2,
+# of 1,000 images, are those of bench/results, as `pxfast evaluate` wrote them in hours. The rest takes half an hour
 # of one processor.
 set -euo pipefail
 if [ $# -lt 2 ] || [ $# -gt 3 ]; then
@@ -17,7 +17,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 common=(--root "$data" --out "$out" --images "$images")
 
 mkdir -p "$out/tables"
-cp bench/results/{table1-fashion-mnist,table2-cifar10,reproduction-cifar10}.json "$out/tables"
+cp bench/results/{table1-fashion-mnist,table2-cifar10}.json "$out/tables"
 pxfast evaluate figures "${common[@]}" --lbfgs-images 4 --lbfgs-starts 1
 for each in "cifar10 16" "fashion-mnist 32"; do
   read -r dataset eps <<<"$each"

@@ -336,7 +336,7 @@ def test_the_example_that_is_not_ours_on_the_command_line(name, tmp_path, capsys
     assert len(table["rows"][0]["checks"]) == 3
     page = (tmp_path / "out" / "report.html").read_text()
     assert "Runs and budgets" in page
-    assert f"{table['rows'][0]['technique']} takes the" in page
+    assert f"Under BPDA, steps 2 at eps 8, {table['rows'][0]['technique']} takes the" in page
     assert {"median": "Accuracy in % in one run", "shaken": "by the majority of 10 runs"}[name] in page
 
 

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
 LARGE_BYTES = 100_000  # a picture that takes more without loss may lose what nobody sees; its own file stays as it is
-QUALITY = 72  # of WebP, then
+QUALITY = 50  # of WebP, then
 
 
 def data_uri(kind: str, data: bytes) -> str:
