@@ -13,7 +13,6 @@ from torch import Tensor
 from ...base.checks import check_instance, check_path
 from ...base.durations import phase
 from ...base.files import claimed, place_of
-from ...tensors.batches import fewer_if_large
 from ...tensors.safetensors import add_notes
 from ...training.compilation import duration_key, settle_compilation
 from ...training.loop import run_to_the_end
@@ -26,7 +25,7 @@ from ..files import load_model, save
 from ..network import FORMAT, PixelCNN, PixelCNNConfig
 from .branch import ENDING, branch_settings_at
 from .settings import TrainingSettings
-from .trainer import INITIAL_IMAGES, Trainer, mean_bits_per_dim
+from .trainer import Trainer, mean_bits_per_dim
 
 
 def train(
@@ -104,7 +103,7 @@ def train(
             )
         else:
             trainer.earlier = list(earlier)
-            title = f"initialising the weights by {min(fewer_if_large(INITIAL_IMAGES, images), len(images))} images"
+            title = f"initialising the weights by {trainer.initial_count} images"
             with phase(title, duration_key(title, config, settings, processes.device), shown=progress):
                 trainer.initialise(start)
         best: PixelCNN | None = None

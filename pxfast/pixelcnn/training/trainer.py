@@ -102,9 +102,14 @@ class Trainer(AveragedRun):
                 group["peak"] = group["lr"]
         return optimisers
 
+    @property
+    def initial_count(self) -> int:
+        """How many images the weights are initialised by."""
+        return min(fewer_if_large(INITIAL_IMAGES, self.images), len(self.images))
+
     def initialise(self, start: PixelCNN | None = None) -> None:
         """The weights of ``start``, grown if that is smaller, or data-dependent initialisation; by the first images."""
-        images = self.images[self._epoch_order(0)[: fewer_if_large(INITIAL_IMAGES, self.images)]]
+        images = self.images[self._epoch_order(0)[: self.initial_count]]
         with torch.random.fork_rng(devices=[]):
             torch.set_rng_state(self._drawn)  # what is new in a grown network is drawn behind the first weights
             if start is None:
