@@ -84,6 +84,7 @@ def measure(
     config, settings = preset(name, dataset)
     config, settings = dataclasses.replace(config, **size), dataclasses.replace(settings, **changes)
     trainer = Trainer(config, settings, smooth_images(BATCHES * settings.batch_size, config), processes)
+    settings = trainer.settings  # with the precision that 'auto' is here
     trainer.initialise()
     threads, device = torch.get_num_threads(), processes.device
     torch.backends.cudnn.benchmark = device.type == "cuda"  # as in training
@@ -136,7 +137,7 @@ def main() -> None:
     parser.add_argument("--filters", type=int)
     parser.add_argument("--resnets", type=int)
     parser.add_argument("--batch-size", type=int)
-    parser.add_argument("--precision", choices=("bf16", "fp32"), default="bf16")
+    parser.add_argument("--precision", choices=("auto", "bf16", "fp32"), default="auto")
     parser.add_argument("--optimiser", choices=("adam", "muon"), nargs="+", default=["adam", "muon"])
     parser.add_argument("--compile", choices=("no", "yes"), nargs="+", default=["no", "yes"])
     parser.add_argument("--cuda-graphs", action="store_true", help="replay eager steps")

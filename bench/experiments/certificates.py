@@ -2,9 +2,9 @@
 
     python bench/experiments/certificates.py cifar10 --root DIR --work FOLDER
 
-The classifiers are the shipped one, the one in the package for midpoints of CIFAR-10's cells at w = 132, and those
-fine-tuned here first, on PixelDefend's guesses from cells or on midpoints. Runs named random have the paper's random
-dither. Each run, its guesses and the trainings are kept in FOLDER, where a killed one goes on. Writes the results as
+The classifiers are the shipped one, those in the package for midpoints of cells, and those fine-tuned here first, on
+PixelDefend's guesses from cells or on midpoints. Runs named random have the paper's random dither. Each run, its
+guesses and the trainings are kept in FOLDER, where a killed one goes on. Writes the results as
 bench/results/certificates-NAME.json, and for CIFAR-10 docs/certificate.png; docs/certificate.md has the printed tables.
 With --only the other runs' results stay.
 """
@@ -29,17 +29,19 @@ from pxfast.pixelcnn.shipped import load
 
 ROOT = Path(__file__).resolve().parents[2]
 NAME = "bench/experiments/certificates.py"
-PACKAGED = "cifar10-resnet62-cells132"
 L2 = ["--norm", "l2", "--sigma", 0.25, "--samples", 100, "--first-samples", 20]
 RANDOM = ["--dither", "random"]
-# by name: the number of images, and the options; a 'tuned' classifier is one fine-tuned for that width and guess
-RUNS: dict[str, tuple[int, list[object]]] = {
+CLASSIFIERS = {"tuned": "fine-tuned", "packaged": "packaged"}  # by what a run's name says; of others the shipped one
+Runs = dict[str, tuple[int, list[object]]]  # by name: the number of images, and the options
+COMMON: Runs = {
+    f"l1-{width}-{guess}": (1000, ["--width", width, "--guess", guess])
+    for width in (32, 64, 132)
+    for guess in ("midpoints", "pixeldefend")
+}
+CIFAR10: Runs = {
     "l1-32-sample": (60, ["--width", 32, "--guess", "sample"]),
-    **{
-        f"l1-{width}-{guess}": (1000, ["--width", width, "--guess", guess])
-        for width in (32, 64, 132, 442)
-        for guess in ("midpoints", "pixeldefend")
-    },
+    **COMMON,
+    **{f"l1-442-{guess}": (1000, ["--width", 442, "--guess", guess]) for guess in ("midpoints", "pixeldefend")},
     **{
         f"l1-{width}-random-{guess}": (200, ["--width", width, "--guess", guess, *RANDOM])
         for width in (64, 132)
@@ -50,10 +52,7 @@ RUNS: dict[str, tuple[int, list[object]]] = {
         for guess in ("midpoints", "pixeldefend")
     },
     **{
-        f"l1-132-{name}-midpoints": (
-            1000,
-            ["--width", 132, "--guess", "midpoints", "--classifier", PACKAGED, *options],
-        )
+        f"l1-132-{name}-midpoints": (1000, ["--width", 132, "--guess", "midpoints", *options])
         for name, options in {
             "random-packaged": RANDOM,
             "packaged": [],
@@ -64,8 +63,19 @@ RUNS: dict[str, tuple[int, list[object]]] = {
     "l2-adp": (20, [*L2, "--guess", "adp"]),
     "l2-pixeldefend": (20, [*L2, "--guess", "pixeldefend"]),
 }
+FASHION_MNIST: Runs = {
+    f"l1-{width}-{name}": (1000, ["--width", width, "--guess", guess])
+    for width in (32, 64, 132)
+    for name, guess in {
+        "sample": "sample",
+        "midpoints": "midpoints",
+        "pixeldefend": "pixeldefend",
+        "tuned-pixeldefend": "pixeldefend",
+        "packaged-midpoints": "midpoints",
+    }.items()
+}
+RUNS: dict[str, Runs] = {"cifar10": CIFAR10, "fashion-mnist": FASHION_MNIST}
 TUNING = ["--behind-images", 25000, "--epochs", 4, "--learning-rate", 0.02]  # of 'tuned' classifiers
-CLASSIFIERS = {"tuned": "fine-tuned", "packaged": "packaged"}
 SHOWN = {"l1": (0, 8, 15, 24, 31, 48, 63, 127), "l2": (0, 0.1, 0.2, 0.3, 0.4)}
 
 
@@ -74,19 +84,11 @@ def pxfast(*words: object) -> None:
     subprocess.run([sys.executable, "-m", "pxfast.cli", *map(str, words)], check=True)
 
 
-def tuned(dataset: str, width: object, guess: object, root: Path, work: Path, threads: int) -> Path:
-    """The classifier fine-tuned on guesses from randomly dithered cells of a width, trained unless it is there."""
-    out = work / f"{dataset}-cells{width}-{guess}.safetensors"
+def tuned(dataset: str, cells: str, root: Path, work: Path, threads: int) -> Path:
+    """The classifier fine-tuned on guesses from ``cells``, as --behind has them, trained unless it is there."""
+    out = work / f"{dataset}-cells-{cells.replace(',', '-').replace('=', '-')}.safetensors"
     if not out.exists():
-        behind = [
-            "--behind",
-            f"cells:width={width},guess={guess},dither=random",
-            "--start",
-            dataset,
-            *TUNING,
-            "--keep",
-            work / "training",
-        ]
+        behind = ["--behind", f"cells:{cells}", "--start", dataset, *TUNING, "--keep", work / "training"]
         places = ["--root", root, "--out", out, "--threads", threads]
         pxfast("train-classifier", dataset, "resnet62", *places, *behind, "--resume")
     return out
@@ -94,13 +96,18 @@ def tuned(dataset: str, width: object, guess: object, root: Path, work: Path, th
 
 def run(dataset: str, name: str, most: int, root: Path, work: Path, threads: int) -> Path:
     """The file of a run over its images, but at most so many, which is made unless it is there."""
-    images, options = RUNS[name]
+    images, options = RUNS[dataset][name]
     images, options = min(images, most), list(options)
     model = "" if name.endswith(("midpoints", "none", "adp")) else f"-{model_fingerprint(load(dataset))[:16]}"
     out = work / f"{dataset}-{name}-{images}{model}.json"
     if not out.exists():
+        given = dict(zip(options[::2], options[1::2], strict=True))
         if "-tuned-" in name:
-            options += ["--classifier", tuned(dataset, options[1], options[3], root, work, threads)]
+            dither = given.get("--dither", "lattice")
+            cells = f"width={given['--width']},guess={given['--guess']},dither={dither}"
+            options += ["--classifier", tuned(dataset, cells, root, work, threads)]
+        if "-packaged-" in name:
+            options += ["--classifier", f"{dataset}-resnet62-cells{given['--width']}"]
         if "l1" in name and "midpoints" not in name:
             options += ["--keep", work / "kept"]
         pxfast("certify", dataset, "--root", root, "--images", images, "--threads", threads, *options, "--out", out)
@@ -164,8 +171,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=1000, help="at most so many, for a first look")
     arguments = parser.parse_args()
     dataset: str = arguments.dataset
-    known = [name for name in RUNS if "packaged" not in name or PACKAGED.startswith(dataset)]
-    names = arguments.only.split(",") if arguments.only else known
+    names = arguments.only.split(",") if arguments.only else list(RUNS[dataset])
     places = (arguments.root, arguments.work, arguments.threads)
     files = {name: run(dataset, name, arguments.images, *places) for name in names}
     results = ROOT / "bench" / "results" / f"certificates-{dataset}.json"
@@ -175,7 +181,7 @@ def main() -> None:
         "script": NAME,
         "data": f"the first test images of {dataset}",
         "classifiers": f"ResNet-62 of {dataset} as shipped; tuned: on guesses, {shlex.join(map(str, TUNING))}",
-        "runs": {name: made[name] for name in RUNS if name in made},
+        "runs": {name: made[name] for name in RUNS[dataset] if name in made},
     }
     with whole_file(results) as path:
         path.write_text(json.dumps(result) + "\n", encoding="utf-8")

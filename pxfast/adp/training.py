@@ -20,13 +20,13 @@ from ..data.datasets import image_shape, is_mirrored
 from ..tensors.batches import fewer_if_large
 from ..tensors.safetensors import add_notes, fill, metadata_record, read_header, stored_tensors
 from ..training.averaged_run import AveragedRun
-from ..training.compilation import settle_compilation
 from ..training.loop import run_to_the_end
 from ..training.outputs import run_outputs
 from ..training.processes import Processes
 from ..training.provenance import training_notes
 from ..training.run import alone, check_training_images
 from ..training.settings import RunSettings, run_settings
+from ..training.settle import settle
 from .files import FORMAT, load_score_network, parse_score_config, save_score_network
 from .score_network import ScoreNetwork, ScoreNetworkConfig
 
@@ -272,7 +272,7 @@ def train_score_network(
         check_training_images(images, (config.channels, *config.image_size))
         before = files.checkpoint if files.resumed else None
         place = processes or Processes()
-        settings, why = settle_compilation(settings, config, len(images), place, before, progress=progress)
+        settings, why = settle(settings, config, len(images), place, before, progress=progress)
         trainer = ScoreTrainer(config, settings, images, processes)
         trainer.compilation = why
         if files.resumed:

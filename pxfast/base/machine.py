@@ -11,6 +11,8 @@ import torch
 
 from .checks import check_text
 
+CPUINFO = Path("/proc/cpuinfo")
+
 
 def usable_processors() -> int:
     """How many processors this process may use: those that it may run on, or as many as its quota pays for."""
@@ -79,8 +81,26 @@ def torch_instructions(device: torch.device | str) -> str:
     return f"cpu {torch.backends.cpu.get_cpu_capability()}"
 
 
+def torch_prefers_bf16(device: torch.device | str) -> bool:
+    """Whether torch's convolutions are faster in bf16 than in fp32: what ``precision='auto'`` trains in.
+
+    Of a GPU, whether it has bf16. A processor without instructions for it emulates bf16, dozens of times slower than
+    fp32. AMX always gains. AVX-512-BF16 gains on AMD's cores and not on Intel's (measured: docs/cpu.md). How fast
+    others are was not measured, so fp32 is taken there.
+    """
+    if torch.device(device).type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    flags = _of_processor("flags").split()
+    intel = _of_processor("vendor_id") == "GenuineIntel"
+    return "amx_bf16" in flags or ("avx512_bf16" in flags and not intel)
+
+
 def processor_name() -> str:
     """What the operating system calls the processor."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if os.path.exists("/proc/cpuinfo") else []
-    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(names, "unknown processor")
+    return _of_processor("model name") or "unknown processor"
+
+
+def _of_processor(key: str) -> str:
+    """What Linux tells of the first processor; "" where it tells nothing."""
+    lines = CPUINFO.read_text().splitlines() if CPUINFO.exists() else []
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith(key)), "")

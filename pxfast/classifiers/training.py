@@ -19,12 +19,13 @@ from ..base.durations import phase
 from ..data.datasets import DATASETS, first_images, keeps_class_mirrored, load_dataset
 from ..tensors.safetensors import fill, metadata_json, stored_tensors
 from ..training.checkpoints import check_state, read_checkpoint, write_checkpoint
-from ..training.compilation import duration_key, settle_compilation
+from ..training.compilation import duration_key
 from ..training.loop import run_to_the_end
 from ..training.outputs import run_outputs
 from ..training.processes import Processes
 from ..training.run import TrainingRun, alone, check_training_images, laid_out_like
 from ..training.settings import RunSettings, run_settings
+from ..training.settle import settle
 from .adversarial import attacked, bim_examples, draw_eps, fgsm_examples
 from .architectures import architecture_for, build
 from .classifier import Classifier, ClassifierConfig, standardise
@@ -350,7 +351,7 @@ def train_classifier(
             images, labels = preparation.training(images, labels, start)
         before = files.checkpoint if files.resumed else None
         place = processes or Processes()
-        settings, why = settle_compilation(settings, config, len(images), place, before, progress=progress)
+        settings, why = settle(settings, config, len(images), place, before, progress=progress)
         versions = 1 if preparation is None else preparation.versions
         trainer = ClassifierTrainer(config, settings, images, labels, processes, versions)
         trainer.compilation = why

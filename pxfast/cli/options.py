@@ -165,7 +165,7 @@ EngineOption = Annotated[str, typer.Option(help="auto, or an engine that `pxfast
 PrecisionOption = Annotated[
     str,
     typer.Option(
-        help="auto, fp32 or bf16; auto is the engine's fastest or, in training, the preset's.",
+        help="auto, fp32 or bf16; auto is the fastest here or, in training, what the preset says.",
         autocompletion=among("auto", "fp32", "bf16"),
     ),
 ]

@@ -30,7 +30,6 @@ from .options import (
     ThreadsOption,
     among,
     parse_budget,
-    settled,
     steps_of_grid,
 )
 
@@ -105,7 +104,7 @@ def train_classifier(
 
     OUT is the classifier's file, written at the end; its checkpoint is kept beside it, and what --behind makes of the
     images is kept in OUT.purified, or in the folder of --keep. --batch-size counts the images of a step.
-    Fashion-MNIST's and CIFAR's images are flipped unless --no-flips is given. --precision is bf16 unless given.
+    Fashion-MNIST's and CIFAR's images are flipped unless --no-flips is given.
     """
     from ..base.files import check_apart
     from ..classifiers.training import ClassifierSettings
@@ -134,7 +133,7 @@ def train_classifier(
         adversary=adversary,
         behind_images=behind_images,
         consistency=consistency,
-        precision=settled(precision) or "bf16",
+        precision=precision,
         compile=compiled,
         seed=seed,
     )

@@ -14,15 +14,18 @@ import re
 import secrets
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from ..base.files import whole_file
+from ..base.reading import regular_file
 from ..base.records import shown
 from ..base.unfinished import remove_all_leftovers
-from ..tensors.safetensors import metadata_json, read_header, read_safetensors, read_unchanged
+from ..tensors.safetensors import metadata_json, metadata_table, read_header, read_safetensors, read_unchanged
 
 SINGLE_FILE_BYTES = 16 << 20  # as much as a small model's takes
 SHARD_BYTES = 15_000_000
@@ -83,6 +86,15 @@ def _read(path: Path, expected_format: str) -> tuple[dict[str, Tensor], dict[str
         except RuntimeError as error:
             raise ValueError(f"{path}: the pieces of {shown(name)} do not fit together: {error}") from None
     return tensors, metadata
+
+
+def recorded_setting(path: Path, name: str) -> Any:
+    """A setting of the run that left a checkpoint. None where it has no such one, and of what is no checkpoint."""
+    try:
+        with safe_open(regular_file(path), framework="pt") as file:
+            return metadata_table(file.metadata() or {}, "settings", path).get(name)
+    except (OSError, ValueError, SafetensorError):
+        return None
 
 
 def check_state(

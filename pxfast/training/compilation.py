@@ -9,13 +9,11 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from safetensors import SafetensorError, safe_open
 
 from ..base import environment
 from ..base.durations import in_words, last_time
-from ..base.reading import regular_file
 from ..base.streams import note
-from ..tensors.safetensors import metadata_table
+from .checkpoints import recorded_setting
 from .processes import Processes
 from .provenance import training_machine
 from .settings import RunSettings
@@ -62,7 +60,7 @@ def settle_compilation(
     if settings.compile is not None:
         return settings, None
     if checkpoint is not None:
-        return dataclasses.replace(settings, compile=_compiled_before(checkpoint)), None
+        return dataclasses.replace(settings, compile=recorded_setting(checkpoint, "compile") is True), None
     obstacle = _obstacle(settings, processes.device)
     if obstacle is not None:
         chosen, why = False, obstacle
@@ -98,13 +96,3 @@ def _obstacle(settings: RunSettings, device: torch.device) -> str | None:
     if device.type == "cpu" and not any(map(shutil.which, (*environment.compiler(), "c++", "g++", "clang++"))):
         return "there is no C++ compiler"
     return None
-
-
-def _compiled_before(checkpoint: Path) -> bool:
-    """Whether the run of a checkpoint was compiled. False of what is no checkpoint, as the trainer is about to say."""
-    try:
-        with safe_open(regular_file(checkpoint), framework="pt") as file:
-            table = metadata_table(file.metadata() or {}, "settings", checkpoint)
-    except (OSError, ValueError, SafetensorError):
-        return False
-    return table.get("compile") is True

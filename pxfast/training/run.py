@@ -24,6 +24,7 @@ from ..tensors.safetensors import metadata_json, metadata_record, metadata_table
 from .processes import Processes
 from .provenance import training_machine
 from .settings import RunSettings
+from .settle import settle_precision
 
 MOST_STEPS = 1 << 40
 CHECKPOINT = ".checkpoint.safetensors"  # what takes the place of an output's suffix
@@ -64,9 +65,9 @@ class TrainingRun:
     def __init__(self, settings: RunSettings, images: Tensor, processes: Processes | None = None) -> None:
         if len(images) < settings.batch_size:
             raise ValueError(f"expected at least one batch of {settings.batch_size} images, got {len(images)}")
-        self.settings = settings
         self.images = images
         self.processes: Processes = processes or Processes()
+        self.settings = settle_precision(settings, self.processes)
         self.steps_per_epoch: int = len(images) // settings.batch_size
         self.step: int = 0
         self.seconds: float = 0.0

@@ -9,12 +9,11 @@ from collections.abc import Callable
 from typing import ClassVar, TypeVar
 
 from ..base.checks import (
-    PRECISIONS,
-    check_choice,
     check_count,
     check_flag,
     check_instance,
     check_number,
+    check_precision,
     check_seed,
     put,
 )
@@ -30,7 +29,8 @@ class RunSettings:
     The run ends after ``epochs``, or after ``budget`` seconds spent in training steps (over all resumed parts; with
     their compiling, but not with reading data, checkpoints, validation and the measurement at the end) when that is
     given. The learning rate falls along a cosine to zero at the end of the
-    run. ``horizontal_flips``: of every second image. ``precision``: 'bf16' (autocast) or 'fp32'. ``compile``: use
+    run. ``horizontal_flips``: of every second image. ``precision``: 'bf16' (autocast), 'fp32', or 'auto': the faster
+    one of the device (:func:`pxfast.base.machine.torch_prefers_bf16`), of a resumed run its own. ``compile``: use
     torch.compile (minutes to start, then faster); None: where the run is long enough for it to pay
     (:mod:`pxfast.training.compilation`). ``seed``: 0 to 2^40 - 1. TypeError or ValueError names what is wrong.
     """
@@ -40,7 +40,7 @@ class RunSettings:
     budget: float | None = None
     learning_rate: float = 0.0
     horizontal_flips: bool | None = False
-    precision: str = "bf16"
+    precision: str = "auto"
     compile: bool | None = False
     seed: int = 0
 
@@ -55,7 +55,7 @@ class RunSettings:
             put(self, horizontal_flips=check_flag("horizontal_flips", typing.cast("bool", self.horizontal_flips)))
         put(
             self,
-            precision=check_choice("precision", self.precision, PRECISIONS),
+            precision=check_precision(self.precision),
             compile=None if self.compile is None else check_flag("compile", self.compile),
             seed=check_seed(self.seed, MOST_RUNS),
         )

@@ -14,13 +14,14 @@ from ...base.checks import check_instance, check_path
 from ...base.durations import phase
 from ...base.files import claimed, place_of
 from ...tensors.safetensors import add_notes
-from ...training.compilation import duration_key, settle_compilation
+from ...training.compilation import duration_key
 from ...training.loop import run_to_the_end
 from ...training.outputs import run_outputs
 from ...training.processes import Processes
 from ...training.provenance import training_notes
 from ...training.run import check_training_images, checkpoint_path
 from ...training.settings import run_settings
+from ...training.settle import settle
 from ..files import load_model, save
 from ..network import FORMAT, PixelCNN, PixelCNNConfig
 from .branch import ENDING, branch_settings_at
@@ -87,19 +88,20 @@ def train(
         if processes.device.type == "cuda":
             torch.backends.cudnn.benchmark = True  # all batches have one shape
         check_training_images(images, (config.channels, *config.image_size))
-        before = files.checkpoint if files.resumed else None
-        settings, why = settle_compilation(settings, config, len(images), processes, before, progress=progress)
+        held = None if branch is None else checkpoint_path(branch)
+        before = files.checkpoint if files.resumed else held
+        settings, why = settle(settings, config, len(images), processes, before, progress=progress)
         trainer = Trainer(config, settings, images, processes)
         trainer.compilation = why
         if files.resumed:
             trainer.restore(files.checkpoint, out=files.model.path)
-        elif branch is not None:
-            held, said = checkpoint_path(branch), settings
+        elif branch is not None and held is not None:
+            said, parent = settings, held
             trainer.restore(
-                held,
+                parent,
                 out=Path(branch),
                 changed_settings=ENDING,
-                settings_at=lambda metadata: branch_settings_at(said, metadata, held),
+                settings_at=lambda metadata: branch_settings_at(said, metadata, parent),
             )
         else:
             trainer.earlier = list(earlier)
