@@ -165,9 +165,7 @@ def checked_labels(classifier: nn.Module, labels: Labels, grid: Tensor, device: 
     if not len(grid):
         return class_labels(labels, 0)
     first = grid[:1].to(device).float() / 255.0
-    check_alone(classifier, first)
-    counted = votes(classifier, first, "one")
-    return class_labels(labels, len(grid), classes=len(counted))
+    return class_labels(labels, len(grid), classes=check_alone(classifier, first))
 
 
 def name_of(purifier: str | Callable[..., Tensor]) -> str:

@@ -117,6 +117,7 @@ def certify(
     from ..certification import certify as certify_l1
     from ..certification import certify_l2
     from ..certification.guesses import DENSITY
+    from ..certification.votes import each_tried_once
     from ..classifiers import load_classifier
     from ..data.datasets import UNLABELLED, check_classes, fetch_dataset, named_images
     from ..defences.weights import classifier_key
@@ -194,7 +195,7 @@ def certify(
         }
 
     together = max(1, 128 // settings["width"]) if norm == "l1" else 1
-    with rows_to(out, depends_on, force=force, beside=beside) as rows:
+    with each_tried_once(), rows_to(out, depends_on, force=force, beside=beside) as rows:
         found = rows.of([Named(given, names)], measure, batch_size=together, progress=not quiet)
         certificates = _joined(found, labels, norm, settings)
         document = _document(dataset, names, certificates)

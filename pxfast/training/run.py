@@ -67,7 +67,7 @@ class TrainingRun:
             raise ValueError(f"expected at least one batch of {settings.batch_size} images, got {len(images)}")
         self.images = images
         self.processes: Processes = processes or Processes()
-        self.settings = settle_precision(settings, self.processes)
+        self.settings: RunSettings = settle_precision(settings, self.processes)
         self.steps_per_epoch: int = len(images) // settings.batch_size
         self.step: int = 0
         self.seconds: float = 0.0

@@ -33,6 +33,7 @@ from pxfast.adp.training import (
     score_preset,
     train_score_network,
 )
+from pxfast.base.machine import torch_prefers_bf16
 from pxfast.training.run import checkpoint_path
 
 CONFIG = ScoreNetworkConfig((8, 8), 1, ngf=4)
@@ -325,7 +326,8 @@ def test_command(run_here, refused, tmp_path) -> None:
     assert config == CONFIG
     _, small = PRESETS["small"]
     changes = {"levels": 5, "sigma_max": 0.4, "sigma_min": 0.1, "epochs": 2.0, "batch_size": 12}
-    assert notes["training"] == dataclasses.asdict(dataclasses.replace(small, **changes))
+    expected = dataclasses.asdict(dataclasses.replace(small, **changes))
+    assert notes["training"] == {**expected, "precision": "bf16" if torch_prefers_bf16("cpu") else "fp32"}
     assert (notes["steps"], notes["test_images"]) == (6, 4)
     assert "exists already" in refused(*words, *options)
     again, _ = run_here(*words, "--resume", "--quiet")

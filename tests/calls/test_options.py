@@ -138,7 +138,7 @@ RUN = {
     "budget": number(ends="()", optional=True),
     "learning_rate": POSITIVE,
     "horizontal_flips": FLAG,
-    "precision": choice(unknown="auto"),
+    "precision": PRECISION,
     "compile": OPTIONAL_FLAG,
     "seed": count(most=2**40 - 1),
 }

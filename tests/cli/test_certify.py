@@ -13,6 +13,7 @@ from support.helpers import bundled_images
 
 import pxfast
 from pxfast.base.parts import parts_path
+from pxfast.certification import votes
 from pxfast.classifiers import load_classifier, predict
 from pxfast.cli.main import main
 from pxfast.data.datasets import image_names
@@ -112,6 +113,26 @@ def test_a_killed_run_goes_on_where_it_was(monkeypatch, capfd, folder, tmp_path)
     values = torch.stack([c.int() for c in columns], 1).tolist()
     rows_of = [[name, *map(str, row)] for name, row in zip(image_names(folder), values, strict=True)]
     assert [line.split("\t") for line in out.read_text().splitlines()] == rows_of
+
+
+@pytest.mark.parametrize(
+    ("options", "batches"),
+    [
+        (["--width", 132, "--guess", "midpoints"], 3 * 5),  # 132 votes of each image, 32 at a time
+        (["--norm", "l2", "--samples", 40, "--first-samples", 8], 3 * (2 + 1)),
+    ],
+)
+def test_the_classifier_is_tried_once(monkeypatch, capfd, folder, tmp_path, options, batches):
+    """And not for every image, which took as many evaluations as the votes did."""
+    real, evaluated = votes.checked_logits, []
+    monkeypatch.setattr(votes, "checked_logits", lambda found, count: evaluated.append(count) or real(found, count))
+    call(monkeypatch, capfd, folder, *options, "--threads", 1, "--out", tmp_path / "c.json")
+    assert evaluated == [32] * (4 + batches)
+    evaluated.clear()
+    classifier, (images, labels) = load_classifier("fashion-mnist").eval(), given(folder)
+    for image, label in zip(images, labels, strict=True):
+        pxfast.certify(classifier, image[None], label[None], width=32, purifier="midpoints")
+    assert evaluated == [32] * 3 * (4 + 1), "calls on their own each try it"
 
 
 def test_l2_in_the_same_command(monkeypatch, capfd, folder, tmp_path):
