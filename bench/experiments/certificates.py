@@ -172,6 +172,7 @@ def main() -> None:
     arguments = parser.parse_args()
     dataset: str = arguments.dataset
     names = arguments.only.split(",") if arguments.only else list(RUNS[dataset])
+    arguments.work.mkdir(parents=True, exist_ok=True)
     places = (arguments.root, arguments.work, arguments.threads)
     files = {name: run(dataset, name, arguments.images, *places) for name in names}
     results = ROOT / "bench" / "results" / f"certificates-{dataset}.json"

@@ -74,8 +74,8 @@ def _read(path: Path) -> Classifier:
     return load_network(header, config.layers, lambda: build(config), floating_state).eval()
 
 
-# The normal ResNet-62 of a data set has its name. The others are called as the evaluation calls their files; one was
-# fine-tuned on the midpoints of cells of 132 grey levels, for certificates.
+# The normal ResNet-62 of a data set has its name. The others are called as the evaluation calls their files; those
+# called cellsW were fine-tuned on the midpoints of cells of W grey levels, for certificates.
 TRAINED = (
     "cifar10-resnet62-fgsm",
     "cifar10-resnet62-bim",
@@ -85,6 +85,9 @@ TRAINED = (
     "fashion-mnist-resnet62-fgsm",
     "fashion-mnist-resnet62-bim",
     "fashion-mnist-resnet62-label-smoothing",
+    "fashion-mnist-resnet62-cells32",
+    "fashion-mnist-resnet62-cells64",
+    "fashion-mnist-resnet62-cells132",
 )
 SHIPPED = Shipped(
     "classifier",
@@ -101,7 +104,8 @@ def load_classifier(name_or_path: str | os.PathLike[str]) -> Classifier:
 
     name_or_path: the name of a shipped one, or the path of a file. 'cifar10' and 'fashion-mnist' are the normal
     ResNets. Others are called by data set, architecture and training, such as 'fashion-mnist-resnet62-fgsm': those of
-    the paper's tables, and 'cifar10-resnet62-cells132', for :func:`pxfast.certify` with width=132 on midpoints.
+    the paper's tables, and for :func:`pxfast.certify` on midpoints 'cifar10-resnet62-cells132' of width=132 and
+    'fashion-mnist-resnet62-cells32', 'cells64' and 'cells132'.
     Raises ValueError for an unknown name and for a truncated or foreign file, FileNotFoundError for a path that does
     not exist, TypeError for what is neither. Nothing is unpickled.
     """
