@@ -84,9 +84,9 @@ def torch_instructions(device: torch.device | str) -> str:
 def torch_prefers_bf16(device: torch.device | str) -> bool:
     """Whether torch's convolutions are faster in bf16 than in fp32: what ``precision='auto'`` trains in.
 
-    Of a GPU, whether it has bf16. A processor without instructions for it emulates bf16, dozens of times slower than
-    fp32. AMX always gains. AVX-512-BF16 gains on AMD's cores and not on Intel's (measured: docs/cpu.md). How fast
-    others are was not measured, so fp32 is taken there.
+    Of a GPU, whether it has bf16. On a processor without instructions for it products in bf16 take dozens of times as
+    long as in fp32. AMX has bf16 and no fp32. AVX-512-BF16 gains on AMD's cores and not on Intel's (measured:
+    docs/cpu.md). How fast others are was not measured, so fp32 is taken there.
     """
     if torch.device(device).type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))

@@ -105,7 +105,7 @@ def load_classifier(name_or_path: str | os.PathLike[str]) -> Classifier:
     name_or_path: the name of a shipped one, or the path of a file. 'cifar10' and 'fashion-mnist' are the normal
     ResNets. Others are called by data set, architecture and training, such as 'fashion-mnist-resnet62-fgsm': those of
     the paper's tables, and for :func:`pxfast.certify` on midpoints 'cifar10-resnet62-cells132' of width=132 and
-    'fashion-mnist-resnet62-cells32', 'cells64' and 'cells132'.
+    'fashion-mnist-resnet62-cells32', '-cells64' and '-cells132'.
     Raises ValueError for an unknown name and for a truncated or foreign file, FileNotFoundError for a path that does
     not exist, TypeError for what is neither. Nothing is unpickled.
     """
