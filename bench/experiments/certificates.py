@@ -33,15 +33,13 @@ L2 = ["--norm", "l2", "--sigma", 0.25, "--samples", 100, "--first-samples", 20]
 RANDOM = ["--dither", "random"]
 CLASSIFIERS = {"tuned": "fine-tuned", "packaged": "packaged"}  # by what a run's name says; of others the shipped one
 Runs = dict[str, tuple[int, list[object]]]  # by name: the number of images, and the options
-COMMON: Runs = {
-    f"l1-{width}-{guess}": (1000, ["--width", width, "--guess", guess])
-    for width in (32, 64, 132)
-    for guess in ("midpoints", "pixeldefend")
-}
 CIFAR10: Runs = {
     "l1-32-sample": (60, ["--width", 32, "--guess", "sample"]),
-    **COMMON,
-    **{f"l1-442-{guess}": (1000, ["--width", 442, "--guess", guess]) for guess in ("midpoints", "pixeldefend")},
+    **{
+        f"l1-{width}-{guess}": (1000, ["--width", width, "--guess", guess])
+        for width in (32, 64, 132, 442)
+        for guess in ("midpoints", "pixeldefend")
+    },
     **{
         f"l1-{width}-random-{guess}": (200, ["--width", width, "--guess", guess, *RANDOM])
         for width in (64, 132)

@@ -6,6 +6,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any, TypeVar
 
+from ..base.checks import PRECISIONS
 from ..base.machine import torch_prefers_bf16
 from ..base.streams import note
 from .checkpoints import recorded_setting
@@ -39,7 +40,7 @@ def settle_precision(settings: Settings, processes: Processes, checkpoint: Path 
     if settings.precision != "auto":
         return settings
     before = None if checkpoint is None else recorded_setting(checkpoint, "precision")
-    if before not in ("bf16", "fp32"):  # a damaged one, of which the trainer is about to tell
+    if before not in PRECISIONS:  # a damaged one, of which the trainer is about to tell
         preferred, _ = processes.agree(float(torch_prefers_bf16(processes.device)), False)
         before = "bf16" if preferred > 0.5 else "fp32"
     return dataclasses.replace(settings, precision=before)

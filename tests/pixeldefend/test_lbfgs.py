@@ -92,8 +92,8 @@ def test_greedy_decoding_beats_it_on_fashion_mnist():
     model = pxfast.PixelCNN(dataclasses.replace(shipped.config, image_size=(12, 12))).eval()
     model.load_state_dict(shipped.state_dict())  # no weight depends on the size of an image
     attacked = noisy(bundled_images(1)[:1, :, 8:20, 8:20], 16)
-    found = lbfgs_purify(attacked, 16, model=model, starts=3, max_iterations=15)
+    found = lbfgs_purify(attacked, 16, model=model, starts=3, max_iterations=12)
     greedy = pxfast.bits_per_dim(pxfast.purify(attacked, 16, model=model), model=model)
     assert (found.relaxed_bits_per_dim.amin(1) < found.input_bits_per_dim).all()
     assert (found.bits_per_dim.amin(1) < found.input_bits_per_dim).all()
-    assert (greedy < found.bits_per_dim.amin(1) - 0.5).all()
+    assert (greedy < found.bits_per_dim.amin(1) - 1.0).all()

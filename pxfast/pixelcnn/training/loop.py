@@ -88,20 +88,21 @@ def train(
         if processes.device.type == "cuda":
             torch.backends.cudnn.benchmark = True  # all batches have one shape
         check_training_images(images, (config.channels, *config.image_size))
-        held = None if branch is None else checkpoint_path(branch)
-        before = files.checkpoint if files.resumed else held
+        before = files.checkpoint if files.resumed else None
+        if before is None and branch is not None:
+            before = checkpoint_path(branch)
         settings, why = settle(settings, config, len(images), processes, before, progress=progress)
         trainer = Trainer(config, settings, images, processes)
         trainer.compilation = why
         if files.resumed:
             trainer.restore(files.checkpoint, out=files.model.path)
-        elif branch is not None and held is not None:
-            said, parent = settings, held
+        elif branch is not None:
+            held, said = checkpoint_path(branch), settings
             trainer.restore(
-                parent,
+                held,
                 out=Path(branch),
                 changed_settings=ENDING,
-                settings_at=lambda metadata: branch_settings_at(said, metadata, parent),
+                settings_at=lambda metadata: branch_settings_at(said, metadata, held),
             )
         else:
             trainer.earlier = list(earlier)
