@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 from support import cpu_driver
-from support.building import compile_commands
-from support.helpers import made_once, noisy, random_model, real_images
+from support.building import portable_commands
+from support.helpers import noisy, random_model, real_images
 
 from pxfast.engines import compiled
 from pxfast.engines.schedule import Schedule, schedule_for
@@ -21,18 +19,9 @@ IMAGES, SIZE = 40, (8, 16)
 
 @pytest.fixture(scope="session")
 def program(tmp_path_factory: pytest.TempPathFactory) -> str:
-    def build(folder: Path) -> None:
-        commands = compile_commands("g++", "x86_64")
-        few = {name: commands[name] for name in ("program.cpp", "engine.cpp", "parallel.cpp", "isa_portable.cpp")}
-        # of the instruction sets only the portable one is linked
-        plain = {
-            name: [*(flag for flag in command if not flag.startswith("-DPXFAST_HAS_")), "-O1", "-w"]
-            for name, command in few.items()
-        }
-        plain["isa_portable.cpp"].append("-DkBackendFp32_portable=kWatchedBackend")
-        cpu_driver.build(folder, plain, ["watched_backend.cpp"])
-
-    return str(made_once(tmp_path_factory, "watched", build) / cpu_driver.PROGRAM)
+    commands = portable_commands("g++", "-O1")
+    commands["isa_portable.cpp"].append("-DkBackendFp32_portable=kWatchedBackend")
+    return cpu_driver.build(tmp_path_factory, "watched", commands, ["watched_backend.cpp"])
 
 
 def panels_of_rows(schedule: Schedule) -> int:

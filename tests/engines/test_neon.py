@@ -7,14 +7,13 @@ team. On an aarch64 machine test_engines.py itself runs there.
 from __future__ import annotations
 
 import shutil
-from pathlib import Path
 
 import pytest
 import torch
 from support import cpu_driver
 from support.building import compile_commands
 from support.engines import INSTRUCTION_SETS
-from support.helpers import cells, made_once, noisy, real_images, trained_model
+from support.helpers import cells, noisy, real_images, trained_model
 from torch import Tensor
 
 from pxfast.engines import compiled, cpu
@@ -41,11 +40,8 @@ def emulated(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
         if shutil.which(tool) is None:
             pytest.skip(f"there is no {tool} here")
 
-    def build(folder: Path) -> None:
-        cpu_driver.build(folder, compile_commands("aarch64-linux-gnu-g++", "aarch64"))
-
-    folder = made_once(tmp_path_factory, "cpu-driver-aarch64", build)
-    return ["qemu-aarch64", "-cpu", "max", str(folder / cpu_driver.PROGRAM)]
+    commands = compile_commands("aarch64-linux-gnu-g++", "aarch64")
+    return ["qemu-aarch64", "-cpu", "max", cpu_driver.build(tmp_path_factory, "cpu-driver-aarch64", commands)]
 
 
 def model_of(name: str) -> PixelCNN:

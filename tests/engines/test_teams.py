@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 from support import cpu_driver
-from support.building import compile_commands
-from support.helpers import made_once, noisy, real_images, trained_model
+from support.building import portable_commands
+from support.helpers import noisy, real_images, trained_model
 
 from pxfast.engines import compiled
 from pxfast.engines.schedule import schedule_for
@@ -22,12 +20,9 @@ BUILDS = {"plain": ("-static",), "thread-sanitizer": ("-fsanitize=thread", "-O1"
 
 @pytest.fixture(scope="session", params=BUILDS)
 def program(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> str:
-    def build(folder: Path) -> None:
-        flags = ("-DPXFAST_TEST_CLOCK", *BUILDS[request.param])
-        commands = {name: [*command, "-w"] for name, command in compile_commands("g++", "x86_64").items()}
-        cpu_driver.build(folder, commands, ["jumping_clock.cpp"], flags)
-
-    return str(made_once(tmp_path_factory, f"teams-{request.param}", build) / cpu_driver.PROGRAM)
+    flags = BUILDS[request.param]
+    commands = portable_commands("g++", "-DPXFAST_TEST_CLOCK", *flags)
+    return cpu_driver.build(tmp_path_factory, f"teams-{request.param}", commands, ["jumping_clock.cpp"], flags)
 
 
 @pytest.mark.parametrize("order", ["sequential", "speculative", "auto"])

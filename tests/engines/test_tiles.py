@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from support.building import compile_commands
+from support.building import compile_commands, compiled
 
 pytestmark = pytest.mark.compile
 
@@ -140,7 +140,7 @@ def faults_of(objdump: str, file: Path, isa: Set) -> tuple[list[str], set[tuple[
 
 
 @pytest.mark.parametrize(("compiler", "isa"), CASES)
-def test_the_innermost_loop_of_a_tile_stays_in_registers(compiler, isa, tmp_path):
+def test_the_innermost_loop_of_a_tile_stays_in_registers(compiler, isa, tmp_path_factory):
     tools, machine = COMPILERS[compiler]
     if sys.platform != "linux":
         pytest.skip("the disassembly is read as Linux's objdump writes it")
@@ -150,7 +150,7 @@ def test_the_innermost_loop_of_a_tile_stays_in_registers(compiler, isa, tmp_path
     command = compile_commands(compiler, machine).get(f"isa_{isa}.cpp")
     if command is None:
         pytest.skip(f"{compiler} does not know {isa}")
-    subprocess.run(command, cwd=tmp_path, check=True)
-    faults, shapes = faults_of(f"{tools}objdump", tmp_path / command[-1], SETS[machine][isa])
+    made, _ = compiled(tmp_path_factory, command)
+    faults, shapes = faults_of(f"{tools}objdump", made, SETS[machine][isa])
     assert not faults, "\n".join(faults)
     assert shapes >= set(SETS[machine][isa].tiles)

@@ -1,18 +1,22 @@
-"""What setup.py would run to build the CPU engine, for any machine and compiler."""
+"""What setup.py would run to build the CPU engine, for any machine and compiler, and the objects that it makes."""
 
 from __future__ import annotations
 
+import hashlib
 import platform
 import re
 import runpy
 import shlex
+import subprocess
 import sys
 import types
 from pathlib import Path
 
 import pytest
 
-from .helpers import SOURCE
+from .helpers import SOURCE, made_once
+
+PORTABLE = {"program.cpp", "sources.cpp", "engine.cpp", "parallel.cpp", "isa_portable.cpp"}
 
 
 def compile_commands(compiler: str, machine: str) -> dict[str, list[str]]:
@@ -37,3 +41,24 @@ def compile_commands(compiler: str, machine: str) -> dict[str, list[str]]:
         filled = command.replace("$flags", flags).replace("$out", output).replace("$in", shlex.quote(source))
         found[Path(source).name] = shlex.split(filled)
     return found
+
+
+def portable_commands(compiler: str, *more: str) -> dict[str, list[str]]:
+    """Those of the sources that every machine compiles, ``more`` for each; no other instruction set is linked."""
+    return {
+        name: [*(flag for flag in command if not flag.startswith("-DPXFAST_HAS_")), *more]
+        for name, command in compile_commands(compiler, platform.machine()).items()
+        if name in PORTABLE
+    }
+
+
+def compiled(factory: pytest.TempPathFactory, command: list[str]) -> tuple[Path, str]:
+    """The object that a command makes, once for all tests and workers of a run, and what the compiler said of it."""
+
+    def make(folder: Path) -> None:
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        (folder / "said").write_text(done.stderr)
+
+    folder = made_once(factory, f"object-{hashlib.sha256(repr(command).encode()).hexdigest()[:16]}", make)
+    return folder / command[command.index("-o") + 1], (folder / "said").read_text()

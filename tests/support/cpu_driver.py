@@ -8,10 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 
 from pxfast.engines.choosers import Chooser, Greedy
 from pxfast.engines.compiled import ORDERS
 
+from .building import compiled
+from .helpers import made_once
 from .program_stream import Stream
 
 HERE = Path(__file__).parent
@@ -20,25 +23,24 @@ GREEDY = Greedy(16)
 
 
 def build(
-    folder: Path, commands: dict[str, list[str]], sources: Sequence[str] = (), flags: Sequence[str] = ("-static",)
-) -> Path:
-    """The CPU engine as a program that decodes stdin's images, made in ``folder``.
+    factory: pytest.TempPathFactory,
+    name: str,
+    commands: dict[str, list[str]],
+    sources: Sequence[str] = (),
+    flags: Sequence[str] = ("-static",),
+) -> str:
+    """The path of the CPU engine as a program that decodes stdin's images, made once for all workers of a run.
 
-    commands: setup.py's, of each source (``support.building.compile_commands``). Their objects stay in the folder.
-    sources: others of this folder. flags: for all; without libraries of its own the program runs in an emulator.
+    commands: setup.py's, of each source (``support.building.compile_commands``). sources: others of this folder.
+    flags: of these and the linker; without libraries of its own the program runs in an emulator.
     """
-    commands = {name: [*command, *flags] for name, command in commands.items()}
-    for command in commands.values():
-        subprocess.run(command, cwd=folder, check=True)
+    objects = [compiled(factory, command)[0] for command in commands.values()]
     plain = commands["engine.cpp"]
-    compiler, objects = (
-        plain[: plain.index("-MD")],
-        [f"{command[command.index('-o') + 1]}" for command in commands.values()],
-    )
-    ours = [str(HERE / source) for source in ("cpu_driver.cpp", *sources)]
+    compiler = plain[: plain.index("-MD")]
+    ours = [HERE / source for source in ("cpu_driver.cpp", *sources)]
     link = [*compiler, f"-I{HERE}", *ours, *objects, *flags, "-o", PROGRAM]
-    subprocess.run(link, cwd=folder, check=True)
-    return folder / PROGRAM
+    folder = made_once(factory, name, lambda folder: subprocess.run(link, cwd=folder, check=True))
+    return str(folder / PROGRAM)
 
 
 def decode(
