@@ -129,7 +129,8 @@ def draw(points: dict[str, tuple[Score, ...]], path: Path) -> None:
                     what = name.rpartition(", ")[0]
                     # the points below have the same clean accuracy, and the bare classifier's two lie side by side
                     if attack == BLIND and (what, views) != ("not purified", "two views"):
-                        axes.annotate(what, place, fontsize=6, xytext=(4, 3), textcoords="offset points")
+                        offset = (4, -9 if " and " in what else 3)  # to the right of the former is another point
+                        axes.annotate(what, place, fontsize=6, xytext=offset, textcoords="offset points")
         axes.margins(x=0.15)
         axes.set_xlabel("clean accuracy, %")
         axes.set_ylabel(f"accuracy under attack, eps {EPS}, %")

@@ -95,7 +95,8 @@ def draw_rows(rows: Sequence[Row], columns: int = COLUMNS) -> FigureCanvasAgg:
     count, _, H, W = rows[0].images.shape
     blocks = -(-count // columns)
     width, height = picture_size(len(rows) * blocks, min(columns, count), H, W)
-    figure = Figure((width / DPI, height / DPI), dpi=DPI, facecolor="white")
+    # a little more than that, since some releases of matplotlib round the product down
+    figure = Figure(((width + 0.1) / DPI, (height + 0.1) / DPI), dpi=DPI, facecolor="white")
     canvas = FigureCanvasAgg(figure)
     scale = scale_of(H, W)
 

@@ -26,10 +26,12 @@ def in_type_of(network: nn.Module, images: Tensor) -> Tensor:
     So a network in fp64, fp16 or bf16 takes images of any type. One whose parameters are of several types gets them as
     they are.
     """
-    first = next((weight for weight in network.parameters() if weight.is_floating_point()), None)
-    if first is None or first.dtype == images.dtype or not images.is_floating_point():
-        return images  # without a look at all of them, for each of which a compiled graph would keep a guard
-    dtype = floating_type(network)
+    for weight in network.parameters():  # next(..., None) is more than Dynamo of torch 2.6 to 2.8 knows
+        if weight.is_floating_point():
+            if weight.dtype == images.dtype:
+                return images  # without a look at all of them, for each of which a compiled graph would keep a guard
+            break
+    dtype = floating_type(network) if images.is_floating_point() else None
     return images if dtype is None else images.to(dtype)
 
 

@@ -396,10 +396,10 @@ def test_long_names_can_be_written(tmp_path):
 def test_an_unwritable_folder_is_named_by_the_output(tmp_path, monkeypatch):
     """Not by a temporary file in it."""
 
-    def full(path, mode=0o777):
+    def full(path, *arguments, **options):
         raise OSError(errno.ENOSPC, "No space left on device", os.fspath(path))
 
-    monkeypatch.setattr(os, "mkdir", full)
+    monkeypatch.setattr(Path, "mkdir", full)
     with pytest.raises(OSError, match=r"No space left on device: '.*/a'"):
         write_both(tmp_path)
     assert names(tmp_path) == set()

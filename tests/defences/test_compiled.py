@@ -20,6 +20,7 @@ from pxfast.tensors import opaque
 from pxfast.tensors.opaque import Opaque
 
 X = real_images(1, (8, 8), 5) / 255
+RELEASE = tuple(map(int, torch.__version__.split(".")[:2]))
 
 
 @pytest.fixture(autouse=True)
@@ -170,8 +171,12 @@ def test_no_cuda_graph_captures_what_looks_at_values(name: str) -> None:
 def test_a_program_that_outlives_the_process_is_refused(
     strict: bool, classifier: nn.Module, purifier: pxfast.Purifier, adp: pxfast.ADPPurifier
 ) -> None:
+    if RELEASE < (2, 7):
+        pytest.skip("this torch does not tell a module that it is exported")
     for module in (purifier, adp, Defended(classifier, [adp])):
-        with pytest.raises(Exception, match=r"torch\.export can't take a purifier"):
+        # before 2.9 the strict export ends at the question of what kind of purifier a module is
+        told = not (strict and RELEASE < (2, 9) and isinstance(module, Defended))
+        with pytest.raises(Exception, match=r"torch\.export can't take a purifier" if told else ""):
             torch.export.export(module, (X,), strict=strict)
     assert torch.equal(compiled(purifier)(X), purifier(X))
 

@@ -71,7 +71,7 @@ def test_steps_are_those_of_convolutions_one_by_one(one_thread, monkeypatch, pre
     convolutions = [each for _, each in ours.model.convolutions() if not each.transposed]
     assert calls[1].count("_weight_norm_interface") == len(convolutions)
     assert calls[0].count("_weight_norm_interface") == len({each.v.shape for each in convolutions})
-    assert len(calls[0]) < len(calls[1]) - 2 * len(convolutions)
+    assert len(calls[0]) < len(calls[1]) - len(convolutions)
 
 
 def test_gradients_have_the_strides_of_their_parameters():
