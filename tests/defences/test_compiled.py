@@ -174,9 +174,7 @@ def test_a_program_that_outlives_the_process_is_refused(
     if RELEASE < (2, 7):
         pytest.skip("this torch does not tell a module that it is exported")
     for module in (purifier, adp, Defended(classifier, [adp])):
-        # before 2.9 the strict export ends at the question of what kind of purifier a module is
-        told = not (strict and RELEASE < (2, 9) and isinstance(module, Defended))
-        with pytest.raises(Exception, match=r"torch\.export can't take a purifier" if told else ""):
+        with pytest.raises(Exception, match=r"torch\.export can\S*t take a purifier"):  # some quote it
             torch.export.export(module, (X,), strict=strict)
     assert torch.equal(compiled(purifier)(X), purifier(X))
 
