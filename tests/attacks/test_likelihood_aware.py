@@ -95,6 +95,7 @@ def test_one_pass_gives_the_likelihood_and_its_gradient(tiny_model) -> None:
     images = levels / 255.0
     log_p, gradient = log_prob_and_gradient(images, model=tiny_model)
     torch.testing.assert_close(log_p, pxfast.log_prob(levels, model=tiny_model), rtol=1e-6, atol=1e-4)
+    # elements reach 1,600, and torch 2.6 sums in an order in which one is 1.2e-3 away: 7e-7 of the largest
     torch.testing.assert_close(gradient, log_prob_gradient(images, model=tiny_model), rtol=1e-4, atol=2e-3)
     for i in (0, 5):
         alone = log_prob_and_gradient(images[i : i + 1], model=tiny_model)

@@ -17,7 +17,7 @@ if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib
-from support.building import PORTABLE, compile_commands, compiled
+from support.building import PORTABLE, compile_commands, object_of
 from support.helpers import SOURCE
 
 NEON = {"isa_neon.cpp", "isa_neonbf16.cpp"}
@@ -40,7 +40,7 @@ def test_off_x86_the_sources_compile_without_a_warning(compiler, machine, source
     assert set(commands) == sources
     for source, command in commands.items():
         assert "-Wall" in command
-        made, said = compiled(tmp_path_factory, command)
+        made, said = object_of(tmp_path_factory, command)
         assert not said, f"{source}:\n{said}"
         if machine == "aarch64":
             assert struct.unpack_from("<H", made.read_bytes(), 18)[0] == AARCH64

@@ -174,6 +174,18 @@ def test_wheels_are_built_for_every_python_that_is_promised() -> None:
     assert f"Python {versions[0]} to {versions[-1]}" in readme
 
 
+def test_the_oldest_releases_allowed_are_tested() -> None:
+    if not (SOURCE / ".git").exists():
+        pytest.skip("this is no checkout, to which the pins belong")
+    extras = PROJECT["optional-dependencies"]
+    # the oldest releases of these extras go together; the page's libraries want newer ones
+    wanted = [*PROJECT["dependencies"], *(each for name in ("attacks", "evaluate", "hub") for each in extras[name])]
+    wanted += [each for each in extras["test"] if each.startswith("triton")]
+    allowed = dict(each.partition(";")[0].strip().split(">=") for each in wanted)
+    pins = [line for line in (SOURCE / ".ci" / "oldest.txt").read_text().splitlines() if not line.startswith("#")]
+    assert dict(pin.split("==") for pin in pins) == allowed
+
+
 def test_the_first_and_the_last_python_are_tested_on_every_change() -> None:
     if not (SOURCE / ".git").exists():
         pytest.skip("this is no checkout, to which the workflows belong")

@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from support.building import compile_commands, compiled
+from support.building import compile_commands, object_of
 
 pytestmark = pytest.mark.compile
 
@@ -150,7 +150,7 @@ def test_the_innermost_loop_of_a_tile_stays_in_registers(compiler, isa, tmp_path
     command = compile_commands(compiler, machine).get(f"isa_{isa}.cpp")
     if command is None:
         pytest.skip(f"{compiler} does not know {isa}")
-    made, _ = compiled(tmp_path_factory, command)
+    made, _ = object_of(tmp_path_factory, command)
     faults, shapes = faults_of(f"{tools}objdump", made, SETS[machine][isa])
     assert not faults, "\n".join(faults)
     assert shapes >= set(SETS[machine][isa].tiles)

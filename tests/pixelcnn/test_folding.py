@@ -14,14 +14,16 @@ from pxfast.pixelcnn.training.folding import folded
 
 
 class Calls(TorchDispatchMode):
-    """Notes the names of the operations."""
+    """Notes the names of the operations, but of detach: it does nothing, and torch before 2.9 calls it more often."""
 
     def __init__(self):
         super().__init__()
         self.names = []
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        self.names.append(func._schema.name.removeprefix("aten::"))
+        name = func._schema.name.removeprefix("aten::")
+        if name != "detach":
+            self.names.append(name)
         return func(*args, **(kwargs or {}))
 
 
@@ -71,7 +73,7 @@ def test_steps_are_those_of_convolutions_one_by_one(one_thread, monkeypatch, pre
     convolutions = [each for _, each in ours.model.convolutions() if not each.transposed]
     assert calls[1].count("_weight_norm_interface") == len(convolutions)
     assert calls[0].count("_weight_norm_interface") == len({each.v.shape for each in convolutions})
-    assert len(calls[0]) < len(calls[1]) - len(convolutions)
+    assert len(calls[0]) < len(calls[1]) - 2 * len(convolutions)
 
 
 def test_gradients_have_the_strides_of_their_parameters():

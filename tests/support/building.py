@@ -52,7 +52,7 @@ def portable_commands(compiler: str, *more: str) -> dict[str, list[str]]:
     }
 
 
-def compiled(factory: pytest.TempPathFactory, command: list[str]) -> tuple[Path, str]:
+def object_of(factory: pytest.TempPathFactory, command: list[str]) -> tuple[Path, str]:
     """The object that a command makes, once for all tests and workers of a run, and what the compiler said of it."""
 
     def make(folder: Path) -> None:

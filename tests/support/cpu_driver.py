@@ -13,7 +13,7 @@ import pytest
 from pxfast.engines.choosers import Chooser, Greedy
 from pxfast.engines.compiled import ORDERS
 
-from .building import compiled
+from .building import object_of
 from .helpers import made_once
 from .program_stream import Stream
 
@@ -34,7 +34,7 @@ def build(
     commands: setup.py's, of each source (``support.building.compile_commands``). sources: others of this folder.
     flags: of these and the linker; without libraries of its own the program runs in an emulator.
     """
-    objects = [compiled(factory, command)[0] for command in commands.values()]
+    objects = [object_of(factory, command)[0] for command in commands.values()]
     plain = commands["engine.cpp"]
     compiler = plain[: plain.index("-MD")]
     ours = [HERE / source for source in ("cpu_driver.cpp", *sources)]
