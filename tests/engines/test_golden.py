@@ -79,7 +79,7 @@ def test_log_probs_are_exact(golden: Golden):
 def test_purified_images(name: str):
     """The upper rows of one image of each: they depend on none below, and no weight on how many there are.
 
-    The other engines, which are faster, take the complete files (test_engines.py).
+    The other engines, which are faster, take the complete files (test_whole_images.py).
     """
     golden = load_once(BUNDLED / f"{name}.npz")
     model = PixelCNN(dataclasses.replace(golden.model.config, image_size=(8, golden.attacked.shape[3]))).eval()

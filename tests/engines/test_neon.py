@@ -1,7 +1,7 @@
 """The CPU engine on aarch64: its own sources, cross-compiled with setup.py's flags and run by an emulator.
 
-What is judged is what test_engines.py asks of every instruction set: exact, and the same bits in any batch, order and
-team. On an aarch64 machine test_engines.py itself runs there.
+What is judged is what test_instruction_sets.py asks of every one: exact, and the same bits in any batch, order and
+team. On an aarch64 machine test_instruction_sets.py itself runs there.
 """
 
 from __future__ import annotations
