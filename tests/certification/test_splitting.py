@@ -1,4 +1,4 @@
-"""The deterministic L1 certificate: its arithmetic exhaustively, and no attack beats it."""
+"""Certificates by splitting noise: the lemma, the radius and the claim itself, on a toy and on real images."""
 
 from __future__ import annotations
 
@@ -8,30 +8,14 @@ from collections.abc import Sequence
 import pytest
 import torch
 from support.engines import QUICK
-from support.helpers import noisy, random_model, real_images, trained_model
+from support.helpers import noisy, real_images, trained_model
+from support.own_classifiers import BentLinear
 from torch import Tensor, nn
 
-import pxfast
-from pxfast.certification import cells, certify, certify_l2, radii_of, shifts, splitting
-from pxfast.engines.arithmetic import arithmetic_of
-from pxfast.pixelcnn import shipped
+from pxfast.certification import cells, certify, radii_of, shifts
 from pxfast.pixeldefend.cells import midpoints
 
 WIDTHS = (1, 2, 3, 7, 16, 32, 64, 132, 255, 256, 257, 300)
-
-
-class Linear(nn.Module):
-    """Three classes by random projections of the image, bent."""
-
-    def __init__(self, inputs: int, seed: int = 0, scale: float = 8.0) -> None:
-        super().__init__()
-        generator = torch.Generator().manual_seed(seed)
-        self.weight = nn.Parameter(torch.randn(inputs, 3, generator=generator), requires_grad=False)
-        self.scale = scale
-        self.eval()
-
-    def forward(self, images: Tensor) -> Tensor:
-        return torch.sin(self.scale * (images.flatten(1) - 0.5) @ self.weight)
 
 
 def scrambled(lower: Tensor, upper: Tensor) -> Tensor:
@@ -91,7 +75,7 @@ def test_neighbours_tell_more_of_real_images_by_the_lattice():
 
 def test_two_views_vote_by_the_mean_probability_of_a_guess_and_its_mirror_image():
     images, width = real_images(1, (8, 8), 3), 20
-    classifier = Linear(64, scale=30.0)
+    classifier = BentLinear(64, scale=30.0)
     found = certify(classifier, images, [0, 1, 2], width=width, purifier="midpoints", views="flip")
     starts = torch.arange(width).reshape(-1, 1, 1, 1) + shifts((1, 8, 8), width)
     for image, counts in zip(images, found.counts, strict=True):
@@ -105,7 +89,7 @@ def test_two_views_vote_by_the_mean_probability_of_a_guess_and_its_mirror_image(
 
 @pytest.mark.parametrize("dither", ["lattice", "random"])
 def test_the_dither_is_part_of_what_was_computed(dither):
-    found = certify(Linear(64), torch.zeros(1, 1, 8, 8), [0], purifier="midpoints", dither=dither, seed=7)
+    found = certify(BentLinear(64), torch.zeros(1, 1, 8, 8), [0], purifier="midpoints", dither=dither, seed=7)
     assert found.settings["dither"] == dither
     assert ("seed" in found.settings) == (dither == "random")
 
@@ -155,7 +139,7 @@ def test_no_image_of_two_sub_pixels_breaks_a_certificate(width, guess):
     """All 256 x 256 images, and each against all others: the label is the same wherever the radius reaches."""
     side = torch.arange(256)
     images = torch.stack(torch.meshgrid(side, side, indexing="ij"), -1).reshape(-1, 1, 1, 2).byte()
-    classifier = Linear(2, seed=1, scale=30.0)
+    classifier = BentLinear(2, seed=1, scale=30.0)
     counts = torch.zeros(len(images), 3, dtype=torch.int64)
     starts = shifts((1, 1, 2), width)
     for offset in range(width):
@@ -232,7 +216,7 @@ def test_equal_cells_give_equal_bits_whatever_else_differs(purifier):
 
 
 def test_an_image_is_certified_as_in_any_batch():
-    model, classifier = trained_model((8, 8), 3, 8, 1), Linear(192, scale=0.5)
+    model, classifier = trained_model((8, 8), 3, 8, 1), BentLinear(192, scale=0.5)
     images = noisy(real_images(3, (8, 8), 7))
     for purifier in ("pixeldefend", "sample"):
         options = {"width": 20, "purifier": purifier, "model": model, "engine": QUICK}
@@ -248,7 +232,7 @@ def test_an_image_is_certified_as_in_any_batch():
 def real_case() -> tuple[nn.Module, Tensor, dict[str, object]]:
     """A classifier of 4 x 4 crops that is unsure of them, crops, and how they are certified."""
     options = {"width": 16, "model": trained_model((4, 4), 1, 8, 1), "engine": QUICK, "precision": "fp32"}
-    return Linear(16, seed=2, scale=1.5), real_images(1, (4, 4), 24), options
+    return BentLinear(16, seed=2, scale=1.5), real_images(1, (4, 4), 24), options
 
 
 @pytest.mark.parametrize("purifier", ["pixeldefend", "midpoints", pytest.param("sample", marks=pytest.mark.whole)])
@@ -303,197 +287,3 @@ def greedy_attack(classifier: nn.Module, image: Tensor, label: int, budget: int,
         if label_of(counts[(counts[:, label] - others.amax(1)).argmin()].tolist()) != label:
             break
     return image
-
-
-# --- the door ---
-
-
-def test_the_result_says_what_holds():
-    images = noisy(real_images(1, (8, 8), 6))
-    labels = torch.tensor([0, 1, 2, 0, 1, 2])
-    found = pxfast.certify(Linear(64), images.numpy(), labels, width=16, purifier="midpoints")
-    assert isinstance(found, pxfast.Certificates)
-    assert found.counts.sum(1).tolist() == [16] * 6
-    assert torch.equal(found.labels, labels)
-    assert found.accuracy == float((found.predictions == labels).double().mean())
-    for radius in (0, 1, 2.5, 8):
-        held = (found.predictions == labels) & (found.radii >= radius)
-        assert found.certified_accuracy(radius) == float(held.double().mean())
-    radii, shares = found.curve()
-    assert radii == sorted(radii)
-    assert shares == sorted(shares, reverse=True)
-    assert found.settings == {"norm": "l1", "width": 16, "purifier": "midpoints", "dither": "lattice"}
-    floats = certify(Linear(64), images.float() / 255, labels, width=16, purifier="midpoints")
-    assert torch.equal(floats.counts, found.counts)
-    assert certify(Linear(64), images[0], [0], width=3, purifier="midpoints").counts.shape == (1, 3)
-
-
-def test_no_images_and_a_classifier_of_its_own_kind():
-    found = certify(Linear(64), torch.zeros(0, 1, 8, 8), [], purifier="midpoints")
-    assert len(found.radii) == 0
-    assert found.accuracy != found.accuracy
-
-
-@pytest.mark.parametrize(
-    ("change", "error", "message"),
-    [
-        ({"labels": [0, 1]}, ValueError, "expected labels"),
-        ({"labels": [3]}, ValueError, "labels in 0..2"),
-        ({"purifier": "median"}, ValueError, "purifier must be one of pixeldefend, midpoints, sample, or a function"),
-        ({"purifier": 3}, TypeError, "purifier must be one of"),
-        ({"purifier": lambda lower, upper: lower.numpy()}, TypeError, "expected the purifier to give images"),
-        ({"purifier": lambda lower, upper: lower[:1]}, ValueError, r"expected the purifier to give images \(32"),
-        ({"classifier": Linear(64).train()}, ValueError, "needs a classifier in eval mode, and the classifier is in"),
-        ({"classifier": "resnet"}, TypeError, "classifier must be of Module"),
-        ({"images": torch.zeros(8, 8)}, ValueError, "expected a torch tensor or NumPy array"),
-        ({"images": torch.full((1, 1, 8, 8), float("nan"))}, ValueError, "NaN"),
-        ({"views": "both"}, ValueError, "views must be one of one, flip, got 'both'"),
-        ({"dither": "blue"}, ValueError, "dither must be one of lattice, random, got 'blue'"),
-        ({"engine": "abacus"}, ValueError, "unknown engine"),
-    ],
-)
-def test_wrong_requests(change, error, message):
-    right = {"classifier": Linear(64).eval(), "images": torch.zeros(1, 1, 8, 8), "labels": [0], "purifier": "midpoints"}
-    with pytest.raises(error, match=message):
-        certify(**{**right, **change})
-
-
-def test_labels_that_the_classifier_does_not_know_are_named_before_any_work(monkeypatch):
-    def never(*given: object, **options: object) -> Tensor:
-        raise AssertionError("purified")
-
-    monkeypatch.setattr("pxfast.certification.guesses.purify", never)
-    options = {"width": 5, "model": trained_model((4, 4), 1, 8, 1), "engine": QUICK}
-    with pytest.raises(ValueError, match=r"labels in 0\.\.2, the classifier's 3 classes, got 7"):
-        certify(Linear(16), real_images(1, (4, 4), 2), [0, 7], **options)
-
-
-@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
-def test_a_classifier_of_another_type_gets_its_own(dtype):
-    images, other = real_images(1, (8, 8), 2), Linear(64).to(dtype)
-
-    class Cast(nn.Module):
-        def forward(self, images: Tensor) -> Tensor:
-            logits: Tensor = other(images.to(dtype))
-            return logits
-
-    found, expected = (certify(each, images, [0, 1], width=16, purifier="midpoints") for each in (other, Cast().eval()))
-    assert torch.equal(found.counts, expected.counts)
-
-
-# --- kept guesses ---
-
-
-@pytest.mark.parametrize("purifier", ["pixeldefend", "sample"])
-def test_kept_guesses_certify_another_classifier_without_purifying_again(tmp_path, monkeypatch, purifier):
-    images = real_images(1, (4, 4), 2)
-    options = {"width": 5, "purifier": purifier, "model": trained_model((4, 4), 1, 8, 1), "engine": QUICK}
-    plain = certify(Linear(16, 1), images, [0, 1], **options)
-    first = certify(Linear(16, 0), images[:1], [0], keep=tmp_path / "kept", **options)
-    assert torch.equal(first.counts, certify(Linear(16, 0), images[:1], [0], **options).counts)
-    files = sorted((tmp_path / "kept").rglob("*.safetensors"))
-    assert len(files) == 1, "one file an image"
-    assert torch.equal(certify(Linear(16, 1), images, [0, 1], keep=tmp_path / "kept", **options).counts, plain.counts)
-    assert len(list((tmp_path / "kept").rglob("*.safetensors"))) == 2
-
-    def never(*given: object, **options: object) -> Tensor:
-        raise AssertionError("purified again")
-
-    monkeypatch.setattr("pxfast.certification.guesses.purify", never)
-    monkeypatch.setattr("pxfast.certification.guesses.sample", never)
-    kept = certify(Linear(16, 1), images, [0, 1], keep=tmp_path / "kept", **options)
-    assert torch.equal(kept.counts, plain.counts)
-    for change in ({"width": 4}, {"model": trained_model((4, 4), 1, 8, 1, steps=4)}, {"dither": "random"}):
-        with pytest.raises(AssertionError, match="again"):
-            certify(Linear(16, 1), images, [0, 1], keep=tmp_path / "kept", **options | change)
-    other = {"engine": "cpu", "instructions": "another set"}
-    with monkeypatch.context() as elsewhere:
-        elsewhere.setattr(splitting, "arithmetic_of", lambda *given: {**arithmetic_of(*given), **other})
-        with pytest.raises(AssertionError, match="again"):
-            certify(Linear(16, 1), images, [0, 1], keep=tmp_path / "kept", **options)
-    files[0].write_bytes(files[0].read_bytes()[:-3])  # a damaged one is made again
-    with pytest.raises(AssertionError, match="again"):
-        certify(Linear(16, 1), images, [0, 1], keep=tmp_path / "kept", **options)
-
-
-@pytest.mark.parametrize(
-    ("keep", "purifier", "error", "message"),
-    [
-        (3, "pixeldefend", TypeError, "keep"),
-        ("kept", "midpoints", ValueError, "only guesses of pixeldefend and sample are kept"),
-        ("kept", midpoints, ValueError, "only guesses of pixeldefend and sample are kept"),
-        ("file/kept", "pixeldefend", NotADirectoryError, "file is not a folder"),
-    ],
-)
-def test_where_guesses_cannot_be_kept(tmp_path, monkeypatch, keep, purifier, error, message):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "file").write_text("")
-    with pytest.raises(error, match=message):
-        certify(
-            Linear(16),
-            real_images(1, (4, 4), 1),
-            [0],
-            width=4,
-            purifier=purifier,
-            model=trained_model((4, 4), 1, 8, 1),
-            keep=keep,
-        )
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["file"]
-
-
-@pytest.mark.parametrize(
-    ("guess", "error", "message"),
-    [
-        (lambda lower, upper: (lower.int() + upper.int()) // 2, TypeError, "uint8 or floating, got torch.int32"),
-        (lambda lower, upper: (lower.float() + upper.float()) / 2, ValueError, r"must be in \[0, 1\], got values from"),
-    ],
-)
-def test_guesses_in_0_to_255_are_uint8(guess, error, message):
-    with pytest.raises(error, match=message):
-        certify(Linear(16), real_images(1, (4, 4), 1), [0], width=4, purifier=guess)
-
-
-def test_a_model_that_means_nothing_is_refused():
-    with pytest.raises(ValueError, match="a model means nothing to purifier='midpoints'"):
-        certify(Linear(16), real_images(1, (4, 4), 1), [0], width=4, purifier="midpoints", model="cifar10")
-
-
-# --- classifiers that look at their batch ---
-
-
-class Rescaled(nn.Module):
-    """Logits over the largest value of the whole batch, as a scale that is found at run time has it."""
-
-    def forward(self, images: Tensor) -> Tensor:
-        return images.flatten(1)[:, :2] / images.abs().max().clamp(min=1e-3)
-
-
-@pytest.mark.parametrize(
-    ("classifier", "message"),
-    [
-        (nn.Sequential(nn.BatchNorm2d(1, track_running_stats=False), nn.Flatten()), "and 0 normalises by its batch"),
-        (Rescaled(), "and those of the first image do"),
-    ],
-)
-def test_a_classifier_that_looks_at_its_batch_has_no_certificate(classifier: nn.Module, message: str) -> None:
-    """One changed cell would move the votes of every offset in the batch, and the radius would be false."""
-    images = torch.tensor([[[[3, 40]]]], dtype=torch.uint8)
-    for method, options in ((certify, {"width": 4, "purifier": "midpoints"}), (certify_l2, {"samples": 3})):
-        with pytest.raises(ValueError, match=f"depend on no other image of the batch, {message}"):
-            method(classifier.eval(), images, [0], **options)
-    alone = nn.Sequential(nn.InstanceNorm2d(1), nn.Flatten()).eval()
-    assert len(certify(alone, images, [0], width=4, purifier="midpoints").radii) == 1
-
-
-def test_a_model_file_is_read_once(tmp_path, monkeypatch) -> None:
-    """A training may replace it meanwhile."""
-    path, read = tmp_path / "model.safetensors", []
-    pxfast.save(random_model((8, 8)), path)
-    real = shipped.SHIPPED.read
-    monkeypatch.setattr(shipped.SHIPPED, "read", lambda name: read.append(name) or real(name))
-    images = torch.randint(0, 256, (3, 1, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    options = {"model": path, "purifier": "pixeldefend", "engine": QUICK}
-    certify(Linear(64), images, [0, 0, 0], width=3, keep=tmp_path / "kept", **options)
-    assert len(read) == 1
-    certify_l2(Linear(64), images, [0, 0, 0], samples=4, first_samples=2, **options)
-    assert len(read) == 2

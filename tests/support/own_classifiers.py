@@ -46,6 +46,20 @@ class Features(nn.Module):
         return 10.0 * self.classifier(self.features((x - self.mean) / 0.3))
 
 
+class BentLinear(nn.Module):
+    """Three classes by random projections of the image, bent."""
+
+    def __init__(self, inputs: int, seed: int = 0, scale: float = 8.0) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(seed)
+        self.weight = nn.Parameter(torch.randn(inputs, 3, generator=generator), requires_grad=False)
+        self.scale = scale
+        self.eval()
+
+    def forward(self, images: Tensor) -> Tensor:
+        return torch.sin(self.scale * (images.flatten(1) - 0.5) @ self.weight)
+
+
 class Wrapped(nn.Module):
     """Any function of a network and of images as a module."""
 
