@@ -16,6 +16,21 @@ int outputs_of(const ProgramSpec& spec, Epilogue epilogue) {
   return (spec.channels == 3 ? 10 : 3) * spec.mixtures;
 }
 
+// The level of the caches that a step reads.
+int level_read(const StepSpec& step) {
+  return step.level + (step.scale == Scale::kUp ? 1 : step.scale == Scale::kDown ? -1 : 0);
+}
+
+// A row of a cache has one column of zeros on either side, and as many rows are kept as the cache has slots.
+void check_tap(const ProgramSpec& spec, const StepSpec& step, const TapSpec& tap) {
+  require(tap.cache >= 0 && tap.cache < (int)spec.caches.size(), "tap's cache");
+  const CacheSpec& cache = spec.caches[tap.cache];
+  require(cache.level == level_read(step), "tap's level");
+  require(tap.row <= 0 && tap.row > -cache.slots, "tap's row");
+  require(tap.column >= -1 && tap.column <= 1, "tap's column");
+  require(tap.matrix.size() == (size_t)cache.channels * step.outputs, "tap's matrix");
+}
+
 void check_written(const ProgramSpec& spec, const StepSpec& step, int cache, int channels) {
   require(cache >= -1 && cache < (int)spec.caches.size(), "written cache");
   require(cache < 0 || (spec.caches[cache].level == step.level && spec.caches[cache].channels == channels),
@@ -44,8 +59,11 @@ void check(const ProgramSpec& spec) {
   require(spec.input_cache >= 0 && spec.input_cache < caches, "input cache");
   require(spec.caches[spec.input_cache].level == 0 && spec.caches[spec.input_cache].channels == spec.channels + 1,
           "input cache's shape");
-  require(!spec.steps.empty() && spec.steps.back().epilogue == Epilogue::kOutput, "the last step is the output");
+  require(!spec.steps.empty(), "the last step is the output");
   for (const StepSpec& step : spec.steps) {
+    const bool last = &step == &spec.steps.back();
+    require((step.epilogue == Epilogue::kOutput) == last && (!last || (!step.per_row && step.level == 0)),
+            "the last step is the output");
     require(step.level >= 0 && step.level < kLevels, "level");
     require(step.outputs == outputs_of(spec, step.epilogue), "outputs");
     require(!step.taps.empty() && (int)step.taps.size() <= kMaxTaps, "taps");
@@ -55,10 +73,7 @@ void check(const ProgramSpec& spec) {
       require((int)bias.values.size() == step.outputs, "bias size");
       require(!step.per_row || bias.min_column <= 0, "a row step's bias that not all columns have");
     }
-    for (const TapSpec& tap : step.taps) {
-      require(tap.cache >= 0 && tap.cache < caches, "tap's cache");
-      require(tap.matrix.size() == (size_t)spec.caches[tap.cache].channels * step.outputs, "tap's matrix");
-    }
+    for (const TapSpec& tap : step.taps) check_tap(spec, step, tap);
     check_written(spec, step, step.concat_elu, 2 * spec.filters);
     for (const int cache : {step.raw, step.elu}) check_written(spec, step, cache, spec.filters + spec.filters % 2);
   }

@@ -255,7 +255,7 @@ void Engine::decode(const uint8_t* input, uint8_t* output, int64_t images, const
 
   threads = (int)std::min<int64_t>(threads, images);
   // as many blocks as threads, or a multiple, all of nearly the same size
-  if (block == 0) block = s.block();
+  block = std::min(block == 0 ? s.block() : block, images);  // however many are allowed
   const int64_t rounds = (images + threads * block - 1) / (threads * block);
   const int64_t blocks = rounds * threads;
   const int64_t capacity = (images + blocks - 1) / blocks;

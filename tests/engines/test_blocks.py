@@ -31,6 +31,6 @@ def test_no_bit_depends_on_the_block(threads):
     engine = engine_for(model)
     images = noisy(real_images(1, (16, 16), 24))
     expected = cpu.decode(schedule_for(model), images, Greedy(16), precision="fp32")
-    for block in (1, 3, 5, 64):
+    for block in (1, 3, 5, 64, 2**63 - 1):
         found = engine.decode(images.numpy(), chooser_for(Greedy(16), images), threads, 1, None, block=block)
         assert torch.equal(torch.from_numpy(found), expected), block

@@ -351,12 +351,20 @@ BAD_PROGRAMS = {
     "a tap's cache that is not there": (change("steps", 0, "taps", 0, 0, to=MANY), "tap's cache"),
     "a negative tap's cache": (change("steps", 0, "taps", 0, 0, to=-1), "tap's cache"),
     "a tap's matrix": (change("steps", 0, "taps", 0, 5, to=np.zeros((1, 1), np.float32)), "tap's matrix"),
+    "a tap left of the zeros beside a row": (change("steps", 0, "taps", 0, 2, to=-2), "tap's column"),
+    "a tap right of them": (change("steps", 0, "taps", 0, 2, to=1_000_000), "tap's column"),
+    "a tap of a row below": (change("steps", 0, "taps", 0, 1, to=1), "tap's row"),
+    "a tap of a row that is not kept": (change("steps", 0, "taps", 0, 1, to=-3), "tap's row"),
+    "a tap of a cache of another level": (change("steps", 0, "scale", to=1), "tap's level"),
     "a written cache that is not there": (change("steps", 0, "raw", to=MANY), "written cache"),
     "a written cache of another shape": (change("steps", 0, "raw", to=0), "written cache's shape"),
     "too few outputs": (change("steps", -1, "outputs", to=1), "outputs"),
     "tables of a mixture": (change("tables", to=np.zeros(7, np.float32)), "tables"),
     "a step's level": (change("steps", 0, "level", to=3), "level"),
     "no steps": (change("steps", to=[]), "the last step is the output"),
+    "an output before the last step": (change("steps", 0, "epilogue", to=3), "the last step is the output"),
+    "an output for whole rows": (change("steps", -1, "per_row", to=True), "the last step is the output"),
+    "an output of a coarse level": (change("steps", -1, "level", to=1), "the last step is the output"),
 }
 
 
