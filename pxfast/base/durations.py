@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +17,7 @@ from .progress import waiting
 FORMAT = "pxfast-durations"
 SHORT = 5.0  # seconds: what takes less is not worth a note
 MOST = 200  # durations that are kept, the latest ones
+LONGEST = 1e9  # seconds, of 32 years
 
 
 def record_file() -> Path:
@@ -63,5 +63,5 @@ def phase(title: str, what: str, *, shown: bool, usual: float | None = None) -> 
 
 
 def _read() -> dict[str, float]:
-    good = lambda value: is_number(value) and math.isfinite(value) and value >= 0  # noqa: E731
+    good = lambda value: is_number(value) and 0 <= value <= LONGEST  # noqa: E731
     return read_kept(record_file(), FORMAT, "seconds", good)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import sys
 import types
 import typing
 from typing import Any, TypeVar
@@ -100,6 +101,8 @@ def _typed(hint: Any, value: Any, where: str, name: str) -> Any:
         return record(typing.cast("type[Any]", hint), value, f"{where}: {name}")
     expected = (int, float) if hint is float else (hint,)
     if not isinstance(value, expected) or (isinstance(value, bool) and hint is not bool):
+        raise wrong
+    if hint is float and isinstance(value, int) and abs(value) > sys.float_info.max:
         raise wrong
     return value
 

@@ -30,6 +30,8 @@ def map_array(path: Path) -> Array:
             found, expected = file.seek(0, 2) - start, math.prod(shape) * dtype.itemsize
         if dtype.hasobject:
             raise ValueError("it holds Python objects")
+        if dtype.itemsize == 0:  # NumPy would make room for characters
+            raise ValueError("its values take no bytes")
         if found < expected:
             raise ValueError(f"it has {found} bytes of numbers, and should have {expected}")
         if expected:

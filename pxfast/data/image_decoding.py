@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import os
 import typing
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
@@ -16,7 +16,10 @@ from .images import Array
 IMAGE_SUFFIXES = (".png", ".bmp", ".gif", ".jpg", ".jpeg", ".pbm", ".pgm", ".ppm", ".tif", ".tiff", ".webp")
 FORMATS = ("PNG", "BMP", "GIF", "JPEG", "PPM", "TIFF", "WEBP")  # Pillow knows more, some of which start programs
 MOST_PIXELS = 1 << 25  # 5792 x 5792: decoding more would take gigabytes
-BITS_PER_SAMPLE, TILE_WIDTH, TILE_LENGTH = 258, 322, 323  # TIFF's tags
+BITS_PER_SAMPLE, TILE_WIDTH, TILE_LENGTH, SAMPLE_FORMAT = 258, 322, 323, 339  # TIFF's tags
+SIGNED = 2  # of a sample's formats
+MOST_CHUNKS = 64  # of a WebP file before its first frame, of which there are three by its definition
+UNCOVERED = "has pixels that its frame leaves out, which are transparent, expected opaque grey (L) or colour (RGB)"
 
 
 def read_image(path: str | os.PathLike[str]) -> Array:
@@ -85,6 +88,8 @@ def _decoded(file: BinaryIO, most_pixels: int) -> tuple[Array | None, str]:
     """The pixels (H, W) or (H, W, 3) uint8; or None and why the file is refused."""
     if (pixels := _webp_pixels(file)) > most_pixels:
         return None, f"has {pixels} pixels, expected {most_pixels} at most"
+    if not _webp_is_covered(file):
+        return None, UNCOVERED
     with Image.open(file, formats=FORMATS) as opened:
         image: Image.Image = opened
         if image.width * image.height > most_pixels:
@@ -100,8 +105,14 @@ def _pixels(image: Image.Image) -> tuple[Array | None, str]:
     mode = image.mode
     if getattr(image, "is_animated", False):
         return None, "has several frames, expected one: save the one that is meant as an image of its own"
-    if getattr(image, "tile", None) and (bits := _bits(typing.cast("ImageFile.ImageFile", image))) > 8:
-        return None, f"has {bits} bits a channel, expected 8"
+    if getattr(image, "tile", None):
+        file = typing.cast("ImageFile.ImageFile", image)
+        if (bits := _bits(file)) > 8:
+            return None, f"has {bits} bits a channel, expected 8"
+        if file.format == "GIF" and tuple(file.tile[0][1]) != (0, 0, *file.size):
+            return None, UNCOVERED
+    if SIGNED in _numbers(getattr(image, "tag_v2", {}).get(SAMPLE_FORMAT, 1)):
+        return None, "has signed numbers, expected 8-bit grey (L) or colour (RGB)"
     image.load()  # what stands behind the pixels in the file is known only now
     if _is_transparent(image):
         return None, f"has pixels of mode {mode} with transparency, expected opaque grey (L) or colour (RGB)"
@@ -128,6 +139,23 @@ def _webp_pixels(file: BinaryIO) -> int:
     return (int.from_bytes(head[26:28], "little") & 0x3FFF) * (int.from_bytes(head[28:30], "little") & 0x3FFF)
 
 
+def _webp_is_covered(file: BinaryIO) -> bool:
+    """Whether the first frame of an animated WebP covers it, of which Pillow makes the rest black; True of others."""
+    head = file.read(30)
+    covered = True
+    if head[:4] == b"RIFF" and head[8:16] == b"WEBPVP8X":
+        file.seek(12)
+        for _ in range(MOST_CHUNKS):
+            kind, size = file.read(4), int.from_bytes(file.read(4), "little")
+            if kind == b"ANMF":  # where it begins, in steps of two pixels, and its sides, less by one
+                covered = file.read(12) == bytes(6) + head[24:30]
+            if kind == b"ANMF" or not kind:
+                break
+            file.seek(size + size % 2, os.SEEK_CUR)
+    file.seek(0)
+    return covered
+
+
 def _is_transparent(image: Image.Image) -> bool:
     palette = image.palette.mode if image.mode == "P" and image.palette is not None else ""
     return image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info or palette.endswith("A")
@@ -138,10 +166,15 @@ def _bits(image: ImageFile.ImageFile) -> int:
     if image.format == "PNG":
         return 16 if ";16" in str(image.tile[0][3]) else 8
     if image.format == "TIFF":
-        return int(max(getattr(image, "tag_v2", {}).get(BITS_PER_SAMPLE, (1,))))
+        return max(_numbers(getattr(image, "tag_v2", {}).get(BITS_PER_SAMPLE, 1)))
     if image.format == "PPM" and image.tile[0][0].startswith("ppm") and image.mode != "1":
         _, largest = typing.cast("tuple[str, int]", image.tile[0][3])
         return largest.bit_length()
     if image.format == "PPM" and image.mode == "I":
         return 16
     return 8
+
+
+def _numbers(tag: Any) -> tuple[int, ...]:
+    """The numbers of a TIFF's tag, of which Pillow gives one or several."""
+    return tuple(map(int, tag)) if isinstance(tag, tuple) else (int(tag),)

@@ -51,6 +51,8 @@ def test_the_record_stays_small(monkeypatch):
         json.dumps({"format": durations.FORMAT, "seconds": {"compiling": -1}}),
         json.dumps({"format": durations.FORMAT, "seconds": {"compiling": "3"}}),
         '{"format": "pxfast-durations", "seconds": {"compiling": NaN}}',
+        '{"format": "pxfast-durations", "seconds": {"compiling": Infinity}}',
+        '{"format": "pxfast-durations", "seconds": {"compiling": 1%s}}' % ("0" * 400),
         json.dumps({"format": durations.FORMAT, "seconds": [3], "more": 1}),
     ],
 )

@@ -181,6 +181,8 @@ def test_other_arrays_are_refused(tmp_path):
         (header(shape % "(1000000000000, 0, 28, 28)"), ValueError, "found shape"),
         (header(shape % f"({10**30}, 0, 28, 28)"), ValueError, "impossible"),
         (header(shape % "(-1, 3, 28, 28)"), ValueError, "impossible"),
+        (header((shape % "(68719476736, 1, 4, 4)").replace("|u1", "|S0")), ValueError, "take no bytes"),
+        (header((shape % "(68719476736, 1, 4, 4)").replace("|u1", "<U0")), ValueError, "take no bytes"),
         (header(shape % ("(" * 3000)), ValueError, "its header is damaged"),
         (header("__import__('os').mkdir('x')\n"), ValueError, "its header is damaged"),
         (npy(np.array([{}]), pickled=True), ValueError, "objects"),

@@ -177,6 +177,54 @@ def test_several_frames_are_refused(tmp_path, suffix):
         read_image(path)
 
 
+def test_signed_numbers_are_refused(tmp_path):
+    """Pillow reads -1 as 255, which is white."""
+    path = save(Image.fromarray(GREY), tmp_path / "a.tif", tiffinfo={339: 2})
+    assert Image.open(path).mode == "L"
+    with pytest.raises(ValueError, match=r"a\.tif has signed numbers, expected 8-bit"):
+        read_image(path)
+
+
+def gif_of(path: Path, place: tuple[int, int], size: tuple[int, int]) -> None:
+    """A GIF of so many pixels whose frame, of 9 x 6, begins at a place in it."""
+    image = Image.fromarray(GREY % 2, "P")
+    image.putpalette([10, 20, 30, 40, 50, 60])
+    data = bytearray(save(image, path).read_bytes())
+    data[6:10] = struct.pack("<HH", *size)
+    frame = data.index(b"," + struct.pack("<HHHH", 0, 0, 9, 6)) + 1
+    data[frame : frame + 4] = struct.pack("<HH", *place)
+    path.write_bytes(data)
+
+
+def webp_of(path: Path, place: tuple[int, int], size: tuple[int, int]) -> None:
+    """The same as a WebP animation of one frame."""
+
+    def number(value: int) -> bytes:
+        return value.to_bytes(3, "little")
+
+    def part(kind: bytes, data: bytes) -> bytes:
+        return kind + struct.pack("<I", len(data)) + data + bytes(len(data) % 2)
+
+    pixels = save(Image.fromarray(COLOUR), path).read_bytes()[12:]
+    frame = b"".join(number(n) for n in (place[0] // 2, place[1] // 2, 8, 5, 100)) + b"\0" + pixels
+    canvas = b"\2\0\0\0" + number(size[0] - 1) + number(size[1] - 1)
+    path.write_bytes(webp(part(b"VP8X", canvas) + part(b"ANIM", bytes(6)) + part(b"ANMF", frame)))
+
+
+@pytest.mark.parametrize("write", [gif_of, webp_of])
+def test_pixels_that_no_frame_covers_are_refused(tmp_path, write):
+    """Viewers show what is behind the image there; Pillow makes it black, or the first colour."""
+    path = tmp_path / ("a.gif" if write is gif_of else "a.webp")
+    write(path, (0, 0), (9, 6))
+    whole = read_image(path)
+    assert whole.shape == (3, 6, 9)
+    for place, size in (((0, 0), (10, 6)), ((0, 0), (9, 7)), ((2, 2), (11, 8)), ((2, 2), (20, 20))):
+        write(path, place, size)
+        assert Image.open(path).size == size
+        with pytest.raises(ValueError, match=r"has pixels that its frame leaves out"):
+            read_image(path)
+
+
 @pytest.mark.parametrize(("mode", "suffix"), [("CMYK", ".jpg"), ("CMYK", ".tif"), ("F", ".tif"), ("I", ".tif")])
 def test_other_pixels_are_refused(tmp_path, mode, suffix):
     path = save(Image.fromarray(COLOUR).convert(mode), tmp_path / f"a{suffix}")
