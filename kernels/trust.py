@@ -50,15 +50,16 @@ sys.exit(main(sys.argv[2:]))
 WRONG, UNTRIED = 3, 4  # exit codes of a trial: the kernels are at fault; the circumstances are
 
 
-def problem(name: str) -> str | None:
-    """What the trial of an engine, or of the likelihood, on torch's current GPU found wrong, now or earlier; or None.
+def problem(name: str, device: int | None = None) -> str | None:
+    """What the trial of an engine, or of the likelihood, on a GPU found wrong, now or earlier; or None.
 
+    device: the GPU's number; None: torch's current one.
     A trial that could not be held, such as on a GPU that another process has for itself, is a problem too, but is held
     again by the next process.
     """
     if not environment.trial():
         return None
-    return _problem(name, torch.cuda.current_device(), tuple(choices(name)))
+    return _problem(name, torch.cuda.current_device() if device is None else device, tuple(choices(name)))
 
 
 @functools.cache

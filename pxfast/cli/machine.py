@@ -26,7 +26,7 @@ def engine_on(device: str, engine: str) -> str:
     from ..engines.registry import check_engine, select
 
     place = parse_device(device)
-    return check_engine(engine) if device == "auto" else select(engine, gpu=place.type == "cuda").name
+    return check_engine(engine) if device == "auto" else select(engine, gpu=place.type == "cuda", device=place).name
 
 
 def parse_defences(

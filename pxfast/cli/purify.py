@@ -133,7 +133,7 @@ def purify(
         "seconds": seconds,
         "images_per_second": count / seconds,
         "defences": defence or ["purifier"],
-        **ran_on(defences),
+        **ran_on(defences, place),
         "files": [out, *grids],
     }
     if as_json:
@@ -178,14 +178,14 @@ def name_of(defence: nn.Module) -> str:
     return type(defence).__name__ + ("" if eps is None else f", eps {eps}")
 
 
-def ran_on(defences: list[nn.Module]) -> dict[str, Any]:
-    """The engine and the precision of the first of the defences that PixelDefend is; None where none is."""
+def ran_on(defences: list[nn.Module], place: device) -> dict[str, Any]:
+    """The engine and the precision of the first of the defences that PixelDefend is, on a device; None where none is."""
     from ..engines.registry import select
     from ..pixeldefend.purify import Purifier
 
     for each in defences:
         if isinstance(each, Purifier):
-            chosen = select(each.engine)
+            chosen = select(each.engine, device=place)
             return {
                 "engine": chosen.name,
                 "precision": chosen.best_precision() if each.precision == "auto" else each.precision,

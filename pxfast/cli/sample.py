@@ -73,7 +73,8 @@ def sample(
         grid_size(count, read_metadata(SHIPPED.path(model))[0].image_size, per_row, enlarge=enlarge)
     check_outputs(*files, force=force)
     use_threads(threads)
-    place, chosen = parse_device(device), select(engine_on(device, engine))
+    place = parse_device(device)
+    chosen = select(engine_on(device, engine), device=place)
     if precision == "auto":
         precision = chosen.best_precision()
     started = time.perf_counter()

@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Callable
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from ..base.checks import check_text
@@ -117,16 +118,20 @@ def check_engine(name: str) -> str:
     return name
 
 
-def select(name: str = "auto", *, gpu: bool | None = None) -> Engine:
+def select(name: str = "auto", *, gpu: bool | None = None, device: torch.device | None = None) -> Engine:
     """The engine called ``name``; 'auto' takes the first of the registry that can run here and, on a GPU, passed its
     trial (:mod:`pxfast.kernels.trust`), which is held now if it never was. Passing over one that failed it, or over the
     CPU engine, is a RuntimeWarning.
 
-    gpu: True, an engine of a GPU is wanted; False, one of the CPU; None, any. TypeError unless ``name`` is a text.
+    gpu: True, an engine of a GPU is wanted; False, one of the CPU; None, any. device: where the images are; if that is
+    a GPU, it is the one that counts, and otherwise torch's current one is. TypeError unless ``name`` is a text.
     ValueError for an unknown name lists the known ones, and so does it for one that runs elsewhere; RuntimeError for an
     engine that can't run here says why.
     """
     check_engine(name)
+    if device is not None and device.type == "cuda":
+        with torch.cuda.device(device):
+            return select(name, gpu=gpu)
     fitting = {each: engine for each, engine in ENGINES.items() if gpu is None or engine.gpu == gpu}
     if name == "auto":
         for engine in fitting.values():

@@ -23,7 +23,7 @@ from ..kernels import trust
 LEVELS = 256  # values of a sub-pixel
 SMALL_WIDTH = 1e-3  # of a bin in units of the scale; under it w^2 / 24 is less than fp32's rounding of 1
 FUSED_DEVICES = ("cuda",) if importlib.util.find_spec("triton") else ()  # where pxfast.kernels.mixture runs
-_rejected: set[str] = set()  # devices whose kernel failed its trial
+_rejected: set[int] = set()  # numbers of GPUs on which the kernel failed its trial
 MIN_LOG_SCALE = -7.0  # PixelCNN++ (Salimans et al. 2017): no mixture component is sharper than e^-7
 
 
@@ -32,24 +32,26 @@ def to_unit(images: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
     return (images.to(dtype) - 127.5) / 127.5
 
 
-def likelihood_is_fused(device: str) -> bool:
-    """Whether the kernel of ``pxfast.kernels.mixture`` runs on this type of device; on a GPU, if it passed its trial.
+def likelihood_is_fused(device: torch.device) -> bool:
+    """Whether the kernel of ``pxfast.kernels.mixture`` runs on this device; on a GPU, if it passed its trial there.
 
     The trial (:mod:`pxfast.kernels.trust`) is held now if it never was; not while torch.compile traces, which takes the
     kernel on trust unless it has failed before.
     """
-    if device not in FUSED_DEVICES or device in _rejected:
+    if device.type not in FUSED_DEVICES or device.index in _rejected:
         return False
-    if device == "cuda" and not torch.compiler.is_compiling():
-        problem = trust.problem(trust.LIKELIHOOD)
+    if device.type == "cuda" and not torch.compiler.is_compiling():
+        number = torch.cuda.current_device() if device.index is None else device.index
+        problem = trust.problem(trust.LIKELIHOOD, number)
         if problem is not None:
-            _rejected.add(device)
+            _rejected.add(number)
             warnings.warn(
                 f"likelihoods take plain torch, and more memory: their kernel failed its trial on this GPU: {problem}",
                 RuntimeWarning,
                 stacklevel=2,
             )
-    return device not in _rejected
+            return False
+    return True
 
 
 class LogisticHead(nn.Module):
@@ -92,7 +94,7 @@ class LogisticHead(nn.Module):
 
     def log_prob(self, features: Tensor, images: Tensor) -> Tensor:
         """Log-probability of every sub-pixel's own value: (N, C, H, W) float32."""
-        if images.dtype == torch.uint8 and likelihood_is_fused(features.device.type):
+        if images.dtype == torch.uint8 and likelihood_is_fused(features.device):
             from ..kernels import mixture
 
             joint = isinstance(self, JointLogisticHead)

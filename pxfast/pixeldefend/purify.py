@@ -79,7 +79,7 @@ def purify(
     check_precision(precision)
     check_progress(progress)
     settings = DecodeSettings(threads=threads)
-    chosen = select(engine)
+    chosen = select(engine, device=images.device if isinstance(images, Tensor) else None)
     grid, form = to_grid(images, keep_device=chosen.gpu, clip=clip)
     model = model_for(model, grid.shape[1:])
     if precision == "auto":

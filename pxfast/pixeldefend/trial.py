@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ..engines.choosers import Greedy
 from ..engines.cuda_plans import described, plans_of
-from ..engines.registry import Decode, Engine, select
+from ..engines.registry import ENGINES, Decode, Engine, select
 from ..engines.schedule import schedule_for
 from ..engines.settings import DEFAULTS, DecodeSettings
 from ..kernels.trust import LIKELIHOOD, UNTRIED, WRONG
@@ -146,13 +146,13 @@ def _images(count: int, C: int, H: int, W: int) -> torch.Tensor:
 def main(arguments: Sequence[str]) -> int:
     """Hold the trial of a name on a device: the process that :func:`run` starts."""
     name, device = arguments
-    engine = None if name == LIKELIHOOD else select(name)
-    if engine is None or engine.gpu:
+    if name == LIKELIHOOD or ENGINES[name].gpu:
         try:
             torch.cuda.set_device(int(device))
             torch.empty(1, device="cuda")
         except RuntimeError as error:  # such as another process that has the GPU for itself
             return _say(error, UNTRIED)
+    engine = None if name == LIKELIHOOD else select(name)  # on the GPU that is current now
     try:
         found = _judge(engine, int(device))
     except (torch.OutOfMemoryError, MemoryError) as error:

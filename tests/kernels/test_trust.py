@@ -1,6 +1,7 @@
 """Whether a GPU's kernels are relied upon: how a trial is held, and how its verdict is kept and heeded."""
 
 import ast
+import contextlib
 import dataclasses
 import functools
 import json
@@ -198,19 +199,63 @@ def test_a_likelihood_whose_kernel_failed_takes_plain_torch(gpu, monkeypatch):
     start, trials = gpu
     monkeypatch.setattr(heads, "FUSED_DEVICES", ("cuda",))
     monkeypatch.setattr(heads, "_rejected", set())
-    assert not heads.likelihood_is_fused("cpu")
-    assert heads.likelihood_is_fused("cuda")
+    place = torch.device("cuda", 0)
+    assert not heads.likelihood_is_fused(torch.device("cpu"))
+    assert heads.likelihood_is_fused(place)
     assert [command[-2] for command in trials] == ["likelihood"]
     start(f"print('off by 1'); raise SystemExit({trust.WRONG})")
     trust.record_file().unlink()
     with monkeypatch.context() as tracing:
         tracing.setattr(torch.compiler, "is_compiling", lambda: True)
-        assert heads.likelihood_is_fused("cuda")
+        assert heads.likelihood_is_fused(place)
     with pytest.warns(RuntimeWarning, match="likelihoods take plain torch, .*: off by 1"):
-        assert not heads.likelihood_is_fused("cuda")
+        assert not heads.likelihood_is_fused(torch.device("cuda"))
     monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
-    assert not heads.likelihood_is_fused("cuda")
+    assert not heads.likelihood_is_fused(place)
     assert len(trials) == 2
+
+
+@pytest.fixture
+def second(gpu, monkeypatch):
+    """A second GPU, whose kernels are wrong; the first one is torch's current one."""
+    start, trials = gpu
+    current = [0]
+
+    @contextlib.contextmanager
+    def chosen(device):
+        before, current[0] = current[0], device.index
+        yield
+        current[0] = before
+
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: current[0])
+    monkeypatch.setattr(torch.cuda, "device", chosen)
+    start(f"import sys; print('not exact'); raise SystemExit({trust.WRONG} if sys.argv[-1] == '1' else 0)")
+    yield torch.device("cuda", 1), trials
+    assert current == [0]
+
+
+@pytest.mark.process
+def test_an_engine_is_tried_on_the_gpu_that_has_the_images(second):
+    other, trials = second
+    assert engines.select(device=torch.device("cpu")).name == "fast"
+    assert engines.select(device=torch.device("cuda", 0)).name == "fast"
+    with pytest.warns(RuntimeWarning, match="not exact"):
+        assert engines.select(device=other).name == "cpu"
+    assert engines.select("fast", device=other).name == "fast"
+    assert [command[-1] for command in trials] == ["0", "1"]
+
+
+@pytest.mark.process
+def test_a_likelihood_is_tried_on_the_gpu_that_computes_it(second, monkeypatch):
+    other, trials = second
+    monkeypatch.setattr(heads, "FUSED_DEVICES", ("cuda",))
+    monkeypatch.setattr(heads, "_rejected", set())
+    with pytest.warns(RuntimeWarning, match="not exact"):
+        assert not heads.likelihood_is_fused(other)
+    assert heads.likelihood_is_fused(torch.device("cuda", 0)), "another one's kernel is no reason"
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    assert not heads.likelihood_is_fused(other)
+    assert [command[-1] for command in trials] == ["1", "0"]
 
 
 @pytest.mark.process

@@ -85,7 +85,7 @@ class Trainer(AveragedRun):
             raise ValueError(f"cuda_graphs are for one process on a GPU, got {where}")
         self._recorded = not settings.cuda_graphs
         if settings.compile or settings.cuda_graphs:
-            likelihood_is_fused(self.processes.device.type)  # tried now: a trace does not
+            likelihood_is_fused(self.processes.device)  # tried now: a trace does not
         if settings.compile:
             self._log_prob = torch.compile(self._log_prob)
 
