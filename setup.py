@@ -74,9 +74,9 @@ def instruction_sets(compiler):
 
 
 def flags_of_environment(*names):
-    """The words of these variables, which a user or a packager sets for all builds, as ninja wants them."""
+    """The words of these variables, which a user or a packager sets for all builds."""
     try:
-        return [word.replace("$", "$$") for name in names for word in shlex.split(os.environ.get(name, ""))]
+        return [word for name in names for word in shlex.split(os.environ.get(name, ""))]
     except ValueError as error:
         raise SystemExit(f"{', '.join(names)} must be flags as a shell has them: {error}") from None
 
@@ -176,9 +176,9 @@ def ninja_file(target):
 
     def compile_file(rule, source, flags):
         objects.append(f"{source.parent.name}_{source.stem}.o")
-        builds.append(f"build {objects[-1]}: {rule} {escape(source)}\n  flags = {shlex.join(flags)}")
+        builds.append(f"build {objects[-1]}: {rule} {escape(source)}\n  flags = {words(flags)}")
 
-    compile_rule("cxx", shlex.join([*compiler, *common, *given]))
+    compile_rule("cxx", words([*compiler, *common, *given]))
     for source in sources:
         compile_file("cxx", source, flags_of.get(source.name, []))
     if nvcc:
@@ -186,14 +186,19 @@ def ninja_file(target):
         plain = [flag for flag in common if flag.startswith(("-I", "-D", "-O", "-std"))]
         wrapper = [nvcc, *host_flags(compiler)]
         host += [f"-Xcompiler={flag}" for flag in given if "," not in flag]  # which nvcc takes for a separator
-        compile_rule("nvcc", shlex.join([*wrapper, *plain, *host, *cuda_arch_flags(nvcc)]))
+        compile_rule("nvcc", words([*wrapper, *plain, *host, *cuda_arch_flags(nvcc)]))
         for source in cuda_sources:
             compile_file("nvcc", source, [])
         linker = [*wrapper, "-cudart=static"]
         link = [link[0], *map(for_the_linker_of_nvcc, link[1:])]
-    rules.append(f"rule link\n  command = {shlex.join(linker)} $in -o $out {shlex.join(link)}")
+    rules.append(f"rule link\n  command = {words(linker)} $in -o $out {words(link)}")
     builds.append(f"build {escape(target)}: link {' '.join(objects)}")
     return "\n".join(["ninja_required_version = 1.8", *rules, *builds, ""])
+
+
+def words(command):
+    """Words of a command as ninja wants them, which hands them to a shell: a folder's name may have a $ in it."""
+    return shlex.join(command).replace("$", "$$")
 
 
 def escape(path):

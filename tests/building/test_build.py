@@ -17,6 +17,7 @@ if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib
+from support import building
 from support.building import PORTABLE, compile_commands, object_of
 from support.helpers import SOURCE
 
@@ -177,6 +178,22 @@ def test_flags_of_the_environment_come_after_the_builds_own(monkeypatch):
 
 
 @pytest.mark.compile
+def test_the_sources_may_lie_in_a_folder_of_any_name(monkeypatch, tmp_path):
+    """ninja took a $ in it for a variable's, which is empty, and the compiler found no header."""
+    if shutil.which("g++") is None:
+        pytest.skip("there is no g++ here")
+    folder = tmp_path / "it's $HOME of mine"
+    for name in ("setup.py", "README.md", "pxfast/base/sources.py", "csrc"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (shutil.copytree if name == "csrc" else shutil.copy)(SOURCE / name, folder / name)
+    monkeypatch.setattr(building, "SOURCE", folder)
+    monkeypatch.setenv("LDFLAGS", "-Wl,-rpath,$ORIGIN")
+    for source, command in building.compile_commands("g++", "riscv64").items():
+        assert f"-I{folder}/csrc" in command, source
+        assert any(str(path) in command for path in folder.glob(f"csrc/*/{source}")), source
+
+
+@pytest.mark.compile
 def test_a_processor_in_the_flags_of_the_environment_changes_no_instruction_set(monkeypatch):
     """With -march=native the portable build and AVX2's held AVX-512, and gave its bits under their own names."""
     if shutil.which("g++") is None:
@@ -203,7 +220,7 @@ def setup_py(monkeypatch):
 def test_flags_of_the_link_are_passed_on_and_wrong_ones_are_named(setup_py, monkeypatch):
     names = setup_py()
     monkeypatch.setenv("LDFLAGS", "-Wl,-z,relro -L/here '-Wl,-rpath,$ORIGIN'")
-    assert names["flags_of_environment"]("LDFLAGS") == ["-Wl,-z,relro", "-L/here", "-Wl,-rpath,$$ORIGIN"]
+    assert names["flags_of_environment"]("LDFLAGS") == ["-Wl,-z,relro", "-L/here", "-Wl,-rpath,$ORIGIN"]
     passed = [names["for_the_linker_of_nvcc"](flag) for flag in ("-Wl,-z,relro", "-L/here")]
     assert passed == ["-Xlinker=-z,relro", "-Xcompiler=-L/here"]
     monkeypatch.setenv("LDFLAGS", "'")

@@ -38,9 +38,14 @@ def compile_commands(compiler: str, machine: str) -> dict[str, list[str]]:
     found = {}
     for output, source, flags in re.findall(r"build ((?:common|cpu)_\w+\.o): cxx (.+)\n  flags = (.*)", text):
         source = re.sub(r"\$(.)", r"\1", source)
-        filled = command.replace("$flags", flags).replace("$out", output).replace("$in", shlex.quote(source))
-        found[Path(source).name] = shlex.split(filled)
+        variables = {"flags": expanded(flags), "out": output, "in": shlex.quote(source)}
+        found[Path(source).name] = shlex.split(expanded(command, **variables))
     return found
+
+
+def expanded(text: str, **variables: str) -> str:
+    """A text of ninja's with the values of its variables; one that is not known is empty."""
+    return re.sub(r"\$(\$|\w+)", lambda found: "$" if found[1] == "$" else variables.get(found[1], ""), text)
 
 
 def portable_commands(compiler: str, *more: str) -> dict[str, list[str]]:
