@@ -179,7 +179,7 @@ def name_of(defence: nn.Module) -> str:
 
 
 def ran_on(defences: list[nn.Module], place: device) -> dict[str, Any]:
-    """The engine and the precision of the first of the defences that PixelDefend is, on a device; None where none is."""
+    """The engine and the precision, on a device, of the first of the defences that PixelDefend is; None of none."""
     from ..engines.registry import select
     from ..pixeldefend.purify import Purifier
 

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from .triton_program import ChooserShape, Program, Workspace
 
 MOST_IMAGES = 1024  # in flight
+MOST_PLACES = 1 << 31  # of cells in the caches, which tables say in 32 bits
 INTERPRET = ("1", "true", "on")  # values of TRITON_INTERPRET that mean yes to Triton
 ROWS_AHEAD = 2  # rows of work queued on the device: what Ctrl-C has to wait for
 
@@ -66,9 +67,11 @@ class Decoder:
 
     def images_for(self, N: int) -> int:
         """Images in flight when N are decoded: as many as needed, by powers of two, and as memory and limit allow."""
-        from .triton_program import GROUP
+        from .triton_program import GROUP, UNIT
 
         most = MOST_IMAGES
+        while most > GROUP and most * self.program.elements_per_image // UNIT >= MOST_PLACES:
+            most //= 2
         if self.program.device.type == "cuda":
             with self.lock:  # what waits for its next decode counts as free, or each would find room for fewer
                 idle = sum(runner.workspace.images for runner in self.idle)

@@ -20,6 +20,7 @@ from .schedule import ANY, Epilogue, Scale, Schedule, Step, Tap
 
 PHASES = (0, 1, 2, 1)  # by row % 4: the row whose launches serve
 SLOT = 16  # entries of a launch in the table, so that every launch's begin at a multiple of 16 bytes
+UNIT = 16  # elements, in which places are counted
 GROUP = 16  # images are decoded in multiples of it: then every cell begins at a multiple of 16 elements
 INPUT_SCALE: dict[Scale, float] = {Scale.SAME: 1, Scale.DOWN: 2, Scale.UP: 0.5}
 EARLY = -2  # in the place of a column's parity: the sums over a step's early taps
@@ -124,11 +125,11 @@ class Program:
         return Variant(taps, pack(matrices, biases.to(self.device), int(s.epilogue), s.multiplier, self.dtype, tile))
 
     def place(self, cache: int, row: int, column: int, images: int) -> int:
-        """Where a cell begins in the caches of so many images, in units of 16 elements. Columns -1 and W are zeros."""
+        """Where a cell begins in the caches of so many images, counted in ``UNIT``. Columns -1 and W are zeros."""
         kept = self.schedule.caches[cache]
         width = (self.config.image_size[1] >> kept.level) + 2
         cell = (row % kept.rows) * width + column + 1
-        return (self.offsets[cache] + cell * kept.channels) * images // 16
+        return (self.offsets[cache] + cell * kept.channels) * images // UNIT
 
     def table(self, images: int) -> Tensor:
         """The entries of every row: int32 (H, (slots + 1) * SLOT); the last slot is that of the choice."""

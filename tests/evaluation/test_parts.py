@@ -169,7 +169,7 @@ def test_the_papers_settings() -> None:
         ({"rows": [{**ROW, "defences": [{"kind": "adp", "sigma": 0.1, "model": 3}]}]}, "model must be a text"),
         ({"rows": [{**ROW, "published": {"fgsm": "73"}}]}, r"published\.fgsm\[0\] must be a number, got '73'"),
         ({"rows": [{**ROW, "published": {"fgsm": [1, float("nan")]}}]}, "accuracies are in %"),
-        ({"rows": [{**ROW, "published": {"fgsm": [1, 10**400]}}]}, r"fgsm\[1\] must be a number, got an integer of 1329"),
+        ({"rows": [{**ROW, "published": {"fgsm": [1, 10**400]}}]}, "must be a number, got an integer of 1329"),
         ({"rows": [{**ROW, "published": 3}]}, "published must be a table, got 3"),
         ({"rows": [{**ROW, "published_notes": {"x": "a"}}]}, "notes on numbers of an unknown column 'x'"),
     ],

@@ -206,7 +206,7 @@ def test_a_pipeline_on_amd_has_two_stages_at_most():
 @pytest.mark.parametrize("gigabytes", [1.0, 1.9, 3.0, 11.0])
 def test_the_next_decode_finds_the_workspace_of_the_last(monkeypatch, gigabytes):
     """On a GPU with so much memory, where a batch has more images than half of it holds."""
-    program = SimpleNamespace(device=torch.device("cuda", 0), bytes_per_image=5_000_000)
+    program = SimpleNamespace(device=torch.device("cuda", 0), bytes_per_image=5_000_000, elements_per_image=2_000_000)
     runners = []
 
     class Runner:
@@ -228,6 +228,17 @@ def test_the_next_decode_finds_the_workspace_of_the_last(monkeypatch, gigabytes)
         decoder.give_back(decoder.take(100_000))
     assert len(runners) == 1
     assert total / 4 < runners[0].workspace.images * program.bytes_per_image <= total / 2
+
+
+@needs_triton
+@pytest.mark.parametrize(
+    ("elements", "most"), [(1_821_528, 1024), (33_554_000, 1024), (33_560_000, 512), (1 << 31, 16)]
+)
+def test_as_many_images_are_in_flight_as_tables_have_places_for(monkeypatch, elements, most):
+    """On a GPU of any memory. The first are those of an image of the paper's network; places count 16 of them."""
+    program = SimpleNamespace(device=torch.device("cuda", 0), bytes_per_image=2 * elements, elements_per_image=elements)
+    monkeypatch.setattr(engine, "free_bytes", lambda device: 1 << 50)
+    assert engine.Decoder(program).images_for(100_000) == most
 
 
 # --- which engine ---
