@@ -96,7 +96,8 @@ def mixture_kernel(
     k = tl.arange(0, K_BLOCK)[None, :]
     known = k < K
     mask = inside[:, None] & known
-    start = image.to(tl.int64) * image_stride + position * pixel_stride
+    channel_stride = channel_stride.to(tl.int64)  # the features of one large image may be more than 2^31 values
+    start = image.to(tl.int64) * image_stride + position.to(tl.int64) * pixel_stride
     offsets = start[:, None] + k * channel_stride
     at = image.to(tl.int64) * (CHANNELS * plane) + position
 

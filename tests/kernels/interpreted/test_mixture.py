@@ -192,3 +192,24 @@ def test_it_is_a_proper_operator_and_torch_compile_passes_through():
     expected = torch.autograd.grad(loss(leaf), leaf)[0]
     compiled = torch.compile(loss, backend="aot_eager", fullgraph=True)
     torch.testing.assert_close(torch.autograd.grad(compiled(leaf), leaf)[0], expected)
+
+
+@pytest.mark.skipif(not INTERPRETED, reason="on a GPU it would take that memory")
+def test_features_of_more_than_2_to_the_31_values_are_found():
+    """As of one image of 4096 x 4096 pixels: they lie so far apart, and the system gives only the pages in use."""
+    from pxfast.kernels.mixture import mixture
+
+    features, images = random_case(3, 1, 1, 1, 8, 2, torch.float16)
+    apart = torch.empty_strided(features.shape, (6 << 29, 1 << 29, 8, 1), dtype=torch.float16)
+    slopes, found_slopes = (
+        torch.empty_like(features),
+        torch.empty_strided(apart.shape, apart.stride(), dtype=apart.dtype),
+    )
+    apart.copy_(features)
+    expected, found = torch.empty(images.shape), torch.empty(images.shape)
+    upstream = torch.linspace(-1, 1, 8).view(images.shape)
+    for each, output, gradient in ((features, expected, slopes), (apart, found, found_slopes)):
+        mixture(each, images, output, None, 128.0, False).run()
+        mixture(each, images, upstream, gradient, 128.0, False).run()
+    assert torch.equal(found, expected)
+    assert torch.equal(found_slopes, slopes)
