@@ -112,7 +112,7 @@ def keep_gradio_here(folder: str) -> None:
 
 def _user_folder(variable: str, default: str) -> Path:
     given = os.environ.get(variable)
-    if given:
+    if given and os.path.isabs(given):  # others mean nothing, says XDG's specification
         return Path(given) / "pxfast"
     try:
         return Path.home() / default / "pxfast"

@@ -19,13 +19,18 @@ def use_threads(threads: int | None) -> None:
 def engine_on(device: str, engine: str) -> str:
     """The name of the engine to use on a device: ``engine`` itself, or for 'auto' the best one that runs there.
 
-    device: 'auto' leaves the choice to the engine. Raises ValueError or RuntimeError for an unknown device or engine,
-    and for an engine that does not run on this device.
+    device: 'auto' leaves the choice to the engine; 'cuda:N' becomes torch's current GPU, by whose name results are
+    kept. Raises ValueError or RuntimeError for an unknown device or engine, and for an engine that does not run on this
+    device.
     """
+    import torch
+
     from ..base.machine import parse_device
     from ..engines.registry import check_engine, select
 
     place = parse_device(device)
+    if place.index is not None:
+        torch.cuda.set_device(place)
     return check_engine(engine) if device == "auto" else select(engine, gpu=place.type == "cuda", device=place).name
 
 

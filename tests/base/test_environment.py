@@ -74,6 +74,9 @@ def test_files_of_the_user_lie_where_the_variables_say(monkeypatch: pytest.Monke
     assert environment.tiles_file() == tmp_path / "config" / "pxfast" / "tiles.json"
     monkeypatch.setenv("PXFAST_TILES", str(tmp_path / "mine.json"))
     assert environment.tiles_file() == tmp_path / "mine.json"
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("XDG_CACHE_HOME", "cache")
+    assert environment.cache_folder() == tmp_path / ".cache" / "pxfast", "it would be another one in every folder"
 
 
 def test_where_there_is_no_home_nothing_is_kept_and_nothing_fails(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,6 +14,7 @@ import warnings
 import pytest
 import torch
 
+from pxfast.cli.machine import engine_on
 from pxfast.engines import info
 from pxfast.engines import registry as engines
 from pxfast.engines.registry import ENGINES
@@ -243,6 +244,15 @@ def test_an_engine_is_tried_on_the_gpu_that_has_the_images(second):
         assert engines.select(device=other).name == "cpu"
     assert engines.select("fast", device=other).name == "fast"
     assert [command[-1] for command in trials] == ["0", "1"]
+
+
+def test_a_command_makes_its_device_the_current_gpu(second, monkeypatch):
+    other, _ = second
+    chosen = []
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    assert [engine_on(device, "fast") for device in ("auto", "cuda", "cuda:1")] == ["fast"] * 3
+    assert chosen == [other]
 
 
 @pytest.mark.process
