@@ -109,7 +109,7 @@ def _pixels(image: Image.Image) -> tuple[Array | None, str]:
         file = typing.cast("ImageFile.ImageFile", image)
         if (bits := _bits(file)) > 8:
             return None, f"has {bits} bits a channel, expected 8"
-        if file.format == "GIF" and tuple(file.tile[0][1]) != (0, 0, *file.size):
+        if file.format == "GIF" and file.tile[0][1] != (0, 0, *file.size):
             return None, UNCOVERED
     if SIGNED in _numbers(getattr(image, "tag_v2", {}).get(SAMPLE_FORMAT, 1)):
         return None, "has signed numbers, expected 8-bit grey (L) or colour (RGB)"
