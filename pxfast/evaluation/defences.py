@@ -166,7 +166,7 @@ DEFENCES: dict[str, DefenceKind] = {
     "feature-squeezing": DefenceKind(
         check_squeezing, squeezing_description, build_squeezing, False, SQUEEZING_OPTIONS, FeatureSqueezing
     ),
-    # random: it is the logits that are averaged
+    # random: its runs are averaged in the logits
     "adp": DefenceKind(check_adp, adp_description, build_adp, False, ADP_OPTIONS, ADPPurifier),
 }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -13,6 +14,7 @@ from ..attacks import ATTACKS, Attack, ClippedAttack, find_attack
 from ..attacks.resumable import library_versions
 from ..base.code import code_hash
 from ..base.machine import torch_instructions
+from ..defences.protocol import is_stochastic
 from ..defences.weights import network_key
 from ..tensors.store import Entry, Recipe, Store, digest
 from . import stages
@@ -90,9 +92,13 @@ class Pipeline:
         return Computed(clipped.values, found.seconds + clipped.seconds)
 
     def defended(self, images: Tensor, defences: Sequence[Description]) -> tuple[Computed, list[Description]]:
-        """Images through those defences whose results are kept, and the defences that are left after them."""
-        kept = [i for i, description in enumerate(defences) if find_kind(description["kind"]).kept]
-        through = max(kept) + 1 if kept else 0
+        """Images through those defences whose results are kept, and the defences that are left after them.
+
+        A random one and what follows it are left: it is the logits of their runs that are averaged.
+        """
+        kinds = [find_kind(description["kind"]) for description in defences]
+        fixed = list(itertools.takewhile(lambda kind: not is_stochastic(kind.example()), kinds))
+        through = max((i + 1 for i, kind in enumerate(fixed) if kind.kept), default=0)
         seconds = 0.0
         for description in defences[:through]:
             recipe = {

@@ -17,6 +17,8 @@ from support.own_classifiers import Features, SmallCNN, Wrapped, plain
 from torch import nn
 
 import pxfast
+from pxfast.adp.files import save_score_network
+from pxfast.adp.score_network import ScoreNetwork, ScoreNetworkConfig
 from pxfast.attacks import BPDA, FGSM
 from pxfast.classifiers import load_classifier
 from pxfast.data.datasets import first_images, load_dataset
@@ -26,6 +28,7 @@ from pxfast.evaluation.report.comparison import view_table
 from pxfast.evaluation.results import table_path, wilson_interval
 from pxfast.evaluation.run import evaluate_table
 from pxfast.evaluation.specification import load_table
+from pxfast.tensors.seeds import unseen_seed
 
 DEFENCES = ("none", "feature-squeezing", "pixeldefend:eps=16")
 ATTACKS = ("rand", "fgsm", "deepfool:steps=5")
@@ -88,6 +91,26 @@ def test_cells_are_what_the_parts_give(world: World, tmp_path, make):
     assert table.finished
     assert table.report is None
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+
+
+def test_a_random_defence_before_a_purifier_is_averaged_over_its_runs(world: World, tmp_path, monkeypatch):
+    """All of its runs are purified, in noise that no attack has seen: nothing of one run is kept for all."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(5)
+        save_score_network(ScoreNetwork(ScoreNetworkConfig((8, 8), 1, ngf=4)).eval(), tmp_path / "score.safetensors")
+    monkeypatch.chdir(tmp_path)
+    network, row = SmallCNN().eval(), "adp:sigma=0.3,steps=1,runs=3,model=score.safetensors+pixeldefend:eps=4"
+    logits, forward = [], pxfast.Defended.forward
+    monkeypatch.setattr(pxfast.Defended, "forward", lambda self, x: logits.append(forward(self, x)) or logits[-1])
+    evaluate(world, network, tmp_path / "out", defences=[row], attacks=["rand"], eps=4, batch_size=32, report=False)
+    images = first_images(world.data, load_dataset(world.data, train=False)[0], 12)
+    defences = [
+        pxfast.ADPPurifier(0.3, steps=1, runs=3, model="score.safetensors"),
+        pxfast.Purifier(4, model=world.model),
+    ]
+    with torch.no_grad():
+        expected = pxfast.Defended(network, defences, seed=unseen_seed(0))(images)
+    torch.testing.assert_close(logits[0][:12], expected)
 
 
 def test_a_row_of_two_views_is_what_its_parts_give(world: World, tmp_path):
