@@ -26,8 +26,8 @@ class Judges(NamedTuple):
     classes: Sequence[str] | None = None
 
 
-def density_of(model: str | None, shape: tuple[int, ...]) -> PixelCNN | None:
-    """The density model for images (C, H, W): of the name or file given, or the shipped one; None where none is."""
+def density_of(model: PixelCNN | None, shape: tuple[int, ...]) -> PixelCNN | None:
+    """The density model for images (C, H, W): the one given, or the shipped one; None where none is."""
     from ..pixelcnn.shipped import SHIPPED, model_for
 
     if model is None:

@@ -75,7 +75,8 @@ def purify(
 
     With --defence, images pass that defence instead, or several of them. Of a single one, --eps, --adaptive,
     --threshold and --model are settings, where it has them. --engine and --precision are PixelDefend's. The labels in
-    a --grid are the --classifier's, by default those of the shipped one of the images' shape.
+    a --grid are the --classifier's, by default those of the shipped one of the images' shape; its bits/dim are of the
+    first PixelDefend's model, or of the shipped one.
     """
     import torch
 
@@ -85,6 +86,7 @@ def purify(
     from ..data.image_files import check_collection, open_collection
     from ..data.image_writers import check_output, image_writer
     from ..data.images import to_grid
+    from ..pixeldefend.purify import Purifier
     from .grid import SHOWN, density_of, write_grid
     from .machine import engine_on, parse_defences, use_threads
     from .output import print_json
@@ -112,7 +114,8 @@ def purify(
             threshold=threshold,
             model=model,
         )
-        judges = judges_of(classifier, density_of(model, contents.shape), contents.shape) if grids else None
+        own = next((each.model for each in defences if isinstance(each, Purifier)), None)
+        judges = judges_of(classifier, density_of(own, contents.shape), contents.shape) if grids else None
         started = time.perf_counter()
         shown: list[tuple[Tensor, Tensor]] = []
         with progress_of(len(collection.names), shown=not quiet) as progress:

@@ -15,6 +15,7 @@ from pxfast.adp.files import save_score_network
 from pxfast.adp.purifier import ADPPurifier
 from pxfast.adp.score_network import ScoreNetwork, ScoreNetworkConfig
 from pxfast.defences import FeatureSqueezing
+from pxfast.pixelcnn.fingerprint import model_fingerprint
 
 
 def purified(images, model):
@@ -199,6 +200,25 @@ def test_defences(run_here, refused, model, images, score_network, source, tmp_p
     np.testing.assert_array_equal(np.load(out), ADPPurifier(steps=2, model=tmp_path / "score.safetensors")(images))
     assert "adp has no setting eps=3" in refused(*only, "--eps", 3)
     assert "unknown defence 'lock'" in refused("purify", source, out, "--force", "--defence", "lock")
+
+
+def test_the_bits_of_a_grid_are_of_the_model_of_the_purifier(
+    run_here, model, images, score_network, source, tmp_path, monkeypatch
+):
+    """A score network is none, and a purifier's own model is the one that it goes by."""
+    judged = []
+    monkeypatch.setattr("pxfast.cli.grid.write_grid", lambda path, stages, judges: judged.append(judges.density))
+    score = tmp_path / "score.safetensors"
+    save_score_network(score_network, score)
+    given = {
+        "adp": ["--defence", "adp:steps=1", "--model", score],
+        "whole": ["--model", model, "--engine", QUICK],
+        "part": ["--defence", "feature-squeezing", "--defence", f"purifier:model={model},engine={QUICK}"],
+    }
+    for name, words in given.items():
+        run_here("purify", source, tmp_path / f"{name}.npy", "--grid", tmp_path / f"{name}.png", "--quiet", *words)
+    own = model_fingerprint(pxfast.load(model))
+    assert [each and model_fingerprint(each) for each in judged] == [None, own, own]
 
 
 def test_a_defence_takes_floats_as_the_grid(run_here, images, tmp_path):
