@@ -189,8 +189,7 @@ class JudgedRun(TableRun):
                 name,
                 eps,
                 score,
-                published=self.specification.published(row, columns[name], eps),
-                published_note=self.specification.published_note(row, columns[name], eps),
+                **self._published(row, columns[name], eps),
             )
         self.own_rates += protocol.rates_of(scores, f"{row.technique}, ")
         self.checks[row.name] = []

@@ -82,9 +82,14 @@ class TableRun:
                             yield row, column, eps
 
     def adopt(self, earlier: Table | None, chosen: TableSpecification) -> None:
-        """Take over what an earlier run of the same settings says of cells that this one is not to compute."""
+        """Take over what an earlier run of the same settings says of cells that this one is not to compute.
+
+        Rows and columns that the table no longer has are left behind, and published numbers are those of now.
+        """
         if earlier is None or earlier.settings != self.settings or earlier.images != len(self.prepared.images):
             return
+        own_rows = {row.name: row for row in self.specification.rows}
+        own_columns = {column.name: column for column in self.specification.columns}
         classifiers = {row: model["sha256"] for model in earlier.models for row in model.get("rows") or ()}
         now = {row: file.key for row, file in self.prepared.classifiers.items()}
         rows, columns = ({entry.name for entry in entries} for entries in (chosen.rows, chosen.columns))
@@ -92,21 +97,19 @@ class TableRun:
             same = cell.row not in rows or (
                 cell.column not in columns and now.get(cell.row) == classifiers.get(cell.row)
             )
-            if same:
-                self.cells[cell.row, cell.column, cell.eps] = cell
+            if same and cell.row in own_rows and cell.column in own_columns:
+                published = self._published(own_rows[cell.row], own_columns[cell.column], cell.eps)
+                self.cells[cell.row, cell.column, cell.eps] = dataclasses.replace(cell, **published)
         self.missing |= {row.name: row.missing for row in earlier.rows if row.missing and row.name not in rows}
         for model in earlier.models:
-            kept = [row for row in model.get("rows") or () if row not in rows]
+            kept = [row for row in model.get("rows") or () if row in own_rows and row not in rows]
             if kept:
                 self.models.append({**model, "rows": kept})
         self.earlier_rates = earlier.rates
 
     def compute(self, row: RowSpecification, column: ColumnSpecification, eps: int | None) -> None:
         """Add a cell. A strongest attack needs the row's attacks of this eps to be there."""
-        published: dict[str, Any] = {
-            "published": self.specification.published(row, column, eps),
-            "published_note": self.specification.published_note(row, column, eps),
-        }
+        published = self._published(row, column, eps)
         place = row.name, column.name, eps
         if column.strongest:
             if (cell := self._strongest(row, eps)) is not None:
@@ -114,6 +117,13 @@ class TableRun:
             return
         correct, seconds = self._correct(row, column, eps)
         self.cells[place] = Cell.counted(*place, correct, len(self.prepared.images), seconds=seconds, **published)
+
+    def _published(self, row: RowSpecification, column: ColumnSpecification, eps: int | None) -> dict[str, Any]:
+        """What a cell says of its published number."""
+        return {
+            "published": self.specification.published(row, column, eps),
+            "published_note": self.specification.published_note(row, column, eps),
+        }
 
     def renew_strongest(self) -> None:
         """Find the strongest attacks that are there once more: other cells of their rows may have come."""

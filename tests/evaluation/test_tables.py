@@ -232,6 +232,26 @@ def test_rows_may_be_computed_one_after_the_other(world: World, whole, tmp_path)
     }
 
 
+def test_what_is_no_longer_in_a_table_is_not_taken_over(world: World, tmp_path) -> None:
+    """A row and a column that are gone would leave cells of no place; published numbers are those of now."""
+    text, table, out = world.table.read_text(), tmp_path / "changing.toml", tmp_path / "out"
+    table.write_text(text)
+    evaluate(world, out, rows=["normal", "purified"], columns=["clean", "fgsm"], table=table)
+    row = text[text.index('[[rows]]\nname = "normal"') : text.index('[[rows]]\nname = "squeezed"')]
+    column = text[text.index('[[columns]]\nname = "clean"') : text.index('[[columns]]\nname = "rand"')]
+    table.write_text(text.replace(row, "").replace("fgsm = [50, 40]", "fgsm = [51, 41]"))
+    found = evaluate(world, out, rows=["squeezed"], columns=["clean"], table=table)
+    assert read_table(table_path(out, "small")) == found
+    assert {cell.row for cell in found.cells} == {"squeezed", "purified"}
+    assert [found.cell("purified", "fgsm", eps).published for eps in (4, 12)] == [51, 41]
+    assert {name for model in found.models for name in model.get("rows", ())} == {"squeezed", "purified"}
+
+    table.write_text(text.replace(row, "").replace(column, "").replace("clean = [80, 70], ", ""))
+    found = evaluate(world, out, rows=["squeezed"], columns=["fgsm"], table=table)
+    assert read_table(table_path(out, "small")) == found
+    assert {cell.column for cell in found.cells} == {"fgsm"}
+
+
 def test_the_strongest_attack_is_found_again_when_others_come(world: World, whole, tmp_path) -> None:
     evaluate(world, tmp_path, rows=["purified"], columns=["fgsm", "strongest"])
     others = evaluate(world, tmp_path, rows=["purified"], columns=["clean", "rand", "fgsm", "deepfool"])
