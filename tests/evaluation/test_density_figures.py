@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -11,6 +12,8 @@ from support.helpers import real_images
 from typer.testing import CliRunner
 
 import pxfast
+from pxfast.attacks import FGSM
+from pxfast.classifiers import ResNetConfig, build
 from pxfast.cli.main import app
 from pxfast.data.datasets import DATASETS, first_images
 from pxfast.data.image_files import write_png
@@ -43,7 +46,7 @@ def test_measurements_are_the_libraries_own(small, folder, tiny_colour_model):
     clean, train = (
         first_images(folder, part, count) for part, count in ((crops[::10], 4), (crops[torch.arange(60) % 10 > 0], 20))
     )
-    assert torch.equal(small.real, crops[::10][:5])
+    assert torch.equal(small.real, first_images(folder, crops[::10], 5))  # from all over it
     assert torch.equal(small.samples, pxfast.sample(5, model=model))
     np.testing.assert_allclose(np.sort(small.train_bits), np.sort(pxfast.bits_per_dim(train, model=model)), rtol=1e-5)
     first, noisy = small.series
@@ -119,6 +122,23 @@ def test_bad_settings_are_named(folder, tiny_colour_model):
         measure_density(str(folder), model=tiny_colour_model, images=1, train_images=1, shown=1, attacks=["fgsm"])
     with pytest.raises(ValueError, match="unknown attack 'nonsense'"):
         measure_density(str(folder), model=tiny_colour_model, images=1, train_images=1, shown=1, attacks=["nonsense"])
+
+
+def test_images_without_labels_are_attacked_by_the_classifiers_own(folder, tiny_colour_model, tmp_path):
+    """And labels of other classes than the classifier's are refused, before any work."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        classifier = build(ResNetConfig((8, 8), 3, (4, 6, 8), units=1, classes=5)).eval()
+    given = {"model": tiny_colour_model, "images": 2, "train_images": 2, "shown": 1, "lbfgs_images": 0}
+    found = measure_density(str(folder), classifier=classifier, attacks=["fgsm"], **given)
+    clean = first_images(folder, real_images(3, (8, 8), 60)[::10], 2)
+    bits = pxfast.bits_per_dim(FGSM()(classifier, clean, None, 8), model=tiny_colour_model)
+    np.testing.assert_allclose(found.series[1].bits, bits, rtol=1e-5)
+    for i, path in enumerate(sorted(folder.iterdir())[:20]):
+        (tmp_path / "two" / str(i % 2)).mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, tmp_path / "two" / str(i % 2))
+    with pytest.raises(ValueError, match="two has 2 classes, but the classifier has 5"):
+        measure_density(str(tmp_path / "two"), classifier=classifier, attacks=["fgsm"], **given)
 
 
 def test_a_shipped_model(few_root):

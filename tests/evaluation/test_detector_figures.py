@@ -7,9 +7,10 @@ import json
 import numpy as np
 import pytest
 from PIL import Image
-from support.helpers import random_model
+from support.helpers import random_model, real_images
 
 import pxfast
+from pxfast.data.image_files import write_png
 from pxfast.evaluation.figures import detectors
 from pxfast.evaluation.figures.detectors import p_values_of, summary
 from pxfast.pixeldefend.statistics import STATISTICS
@@ -97,3 +98,20 @@ def test_the_attack_that_knows_the_detector_knows_its_model(tmp_path, few_root, 
                 options=options,
             )
     assert asked == [str(path), "fashion-mnist"]
+
+
+def test_labels_that_say_nothing_of_the_classifier_are_refused_before_any_work(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(detectors, "scores", None)
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for i, image in enumerate(real_images(1, (28, 28), 20)):
+        write_png(image, folder / f"{i:02}.png")
+    words = {"root": None, "out": tmp_path / "out", "images": 1, "train_images": 1, "classifier": "fashion-mnist"}
+    with pytest.raises(ValueError, match="images without labels, and what is misclassified needs them"):
+        detectors.detector_figures(str(folder), **words)
+    for i, path in enumerate(sorted(folder.iterdir())):
+        (folder / str(i % 2)).mkdir(exist_ok=True)
+        path.rename(folder / str(i % 2) / path.name)
+    with pytest.raises(ValueError, match="images has 2 classes, but the classifier has 10"):
+        detectors.detector_figures(str(folder), **words)
+    assert not (tmp_path / "out").exists()

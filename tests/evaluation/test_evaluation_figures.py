@@ -139,3 +139,11 @@ def test_a_missing_classifier_and_an_unknown_data_set_are_errors(world: World, t
         evaluate_figures(load_table(world.table), None, tmp_path, Settings(images=4, model=world.model, train=False))
     message = refused("evaluate", "figures", "--out", tmp_path, "--dataset", "mnist")
     assert "unknown data set 'mnist'; known: cifar10, fashion-mnist" in message
+
+
+def test_figures_without_an_attack_are_refused(world: World, tmp_path) -> None:
+    """They would call clean images attacked."""
+    for columns in (["clean"], ["clean", "strongest"]):
+        with pytest.raises(ValueError, match=f"need an attack, got the columns {', '.join(columns)} alone"):
+            evaluate_figures(load_table(world.table), None, tmp_path / "out", settings(world), columns=columns)
+    assert not (tmp_path / "out").exists()

@@ -19,9 +19,9 @@ from ...base.files import check_output_folder, made_folder, output_files
 from ...base.machine import parse_device
 from ...base.progress import progress_of
 from ...base.streams import shown_name
-from ...classifiers import load_classifier
+from ...classifiers import Classifier, load_classifier
 from ...classifiers.weights import SHIPPED as SHIPPED_CLASSIFIERS
-from ...data.datasets import first_images, load_dataset
+from ...data.datasets import UNLABELLED, check_classes, first_images, load_dataset
 from ...pixelcnn.likelihood import log_prob
 from ...pixelcnn.network import PixelCNN
 from ...pixelcnn.shipped import SHIPPED, Model, model_for
@@ -68,9 +68,12 @@ def check_indifferent(name: str) -> None:
 
 
 def attacked_images(
-    name: str, classifier: nn.Module | None, images: Tensor, labels: Tensor, eps: int, seed: int
+    name: str, classifier: nn.Module | None, images: Tensor, labels: Tensor | None, eps: int, seed: int
 ) -> Tensor:
-    """The attack of this name on uint8 images (N, C, H, W). ValueError when it needs a classifier and there is none."""
+    """The attack of this name on uint8 images (N, C, H, W). labels: None for the classifier's own.
+
+    ValueError when it needs a classifier and there is none.
+    """
     attack = find_attack(name)
     if classifier is None:
         check_indifferent(name)
@@ -104,11 +107,12 @@ def measure_density(
     with, where none are shipped for the model. model: as :func:`pxfast.purify` takes it. classifier: the one attacked,
     its file, or None for the data set's shipped one; without any the only attack is 'rand'. attacks: names; by default
     ``ATTACKS``. attack_eps, purify_eps: in steps of the grid; by default the paper's for the data set, or else 8 and
-    16. shown: samples drawn, and real images beside them. lbfgs_images, lbfgs_starts: of the comparison with L-BFGS-B,
-    which takes a second to some minutes for each (0 images: none). seed: of samples, attacks and starts. device: where
-    likelihoods and the classifier are computed, as :func:`pxfast.base.machine.parse_device` takes it; a classifier that
-    is given as a module is there already. engine, threads: of purification and samples. Raises TypeError or
-    ValueError for bad input, FileNotFoundError without the data.
+    16. shown: samples drawn, and real images beside them. Images without labels are led away from what the classifier
+    calls them. lbfgs_images, lbfgs_starts: of the comparison with L-BFGS-B, which takes a second to some minutes for
+    each (0 images: none). seed: of samples, attacks and starts. device: where likelihoods and the classifier are
+    computed, as :func:`pxfast.base.machine.parse_device` takes it; a classifier that is given as a module is there
+    already. engine, threads: of purification and samples. Raises TypeError or ValueError for bad input,
+    FileNotFoundError without the data.
     """
     for name, value, least in (
         ("images", images, 1),
@@ -144,7 +148,10 @@ def measure_density(
     if isinstance(classifier, str):
         classifier = load_classifier(classifier).to(place)
     test, labels = load_dataset(dataset, root, train=False)
-    clean, labels = (first_images(dataset, each, images).to(place) for each in (test, labels))
+    clean, chosen = (first_images(dataset, each, images).to(place) for each in (test, labels))
+    known = None if bool((chosen == UNLABELLED).any()) else chosen
+    if known is not None and isinstance(classifier, Classifier):
+        check_classes(dataset, classifier.config.classes)
     network = model_for(model, clean.shape[1:])
     log_likelihoods = known_log_likelihoods(network, dataset, root, train_images)
 
@@ -159,7 +166,7 @@ def measure_density(
         by_name: dict[str, tuple[Tensor, Tensor]] = {}
         for kind in ("clean", *attacks):
             steps.entitle(kind)
-            given = clean if kind == "clean" else attacked_images(kind, classifier, clean, labels, attack_eps, seed)
+            given = clean if kind == "clean" else attacked_images(kind, classifier, clean, known, attack_eps, seed)
             finished = functools.partial(within.turn_to, f"  purify {kind}", total=len(given))
             purified = purify(given, purify_eps, model=network, engine=engine, threads=threads, progress=finished)
             by_name[kind] = given, purified
@@ -180,7 +187,12 @@ def measure_density(
         "seed": seed,
     }
     return DensityMeasurements(
-        test[:shown], samples, nats_to_bits_per_dim(log_likelihoods, clean), series, baseline, settings
+        first_images(dataset, test, shown),
+        samples,
+        nats_to_bits_per_dim(log_likelihoods, clean),
+        series,
+        baseline,
+        settings,
     )
 
 

@@ -24,7 +24,7 @@ from ...base.reading import parse_json, read_text
 from ...base.streams import shown_name
 from ...classifiers import load_classifier, predict
 from ...classifiers.weights import SHIPPED as SHIPPED_CLASSIFIERS
-from ...data.datasets import first_images, load_dataset
+from ...data.datasets import UNLABELLED, check_classes, first_images, load_dataset
 from ...pixelcnn.fingerprint import model_fingerprint
 from ...pixelcnn.likelihood import of_log_probs
 from ...pixelcnn.network import PixelCNN
@@ -95,8 +95,11 @@ def detector_figures(
         raise ValueError(f"no classifier of {shown_name(dataset)} is shipped: pass one")
     place = parse_device(device)
     network = load_classifier(dataset if classifier is None else classifier).to(place)
-    train, _ = load_dataset(dataset, root, train=True)
     test, labels = load_dataset(dataset, root, train=False)
+    if bool((labels == UNLABELLED).any()):
+        raise ValueError(f"{shown_name(dataset)} has images without labels, and what is misclassified needs them")
+    check_classes(dataset, network.config.classes)
+    train, _ = load_dataset(dataset, root, train=True)
     train = first_images(dataset, train, train_images).to(place)
     test, labels = (first_images(dataset, each, images).to(place) for each in (test, labels))
     density = model_for(SHIPPED.resolve(model), tuple(test.shape[1:]))

@@ -50,7 +50,10 @@ def check_figures(
 ) -> None:
     """What :func:`evaluate_figures` looks at before any work: raises what is wrong with its arguments and libraries."""
     check_libraries(settings.runner, roc=True, lbfgs=lbfgs_images > 0)
-    check_table(specification.chosen(None, columns), out)
+    chosen = specification.chosen(None, columns)
+    if all(column.attack is None for column in chosen.columns):
+        raise ValueError(f"the figures need an attack, got the columns {', '.join(columns or ())} alone")
+    check_table(chosen, out)
 
 
 def evaluate_figures(
