@@ -10,7 +10,6 @@ import typer
 from .evaluate_adaptive import ADAPTIVE, adaptive
 from .evaluate_classifier import classifier
 from .evaluate_settings import (
-    TRAIN_BUDGET,
     RowsOption,
     TrainBudgetOption,
     TrainOption,
@@ -69,7 +68,7 @@ def named_table(
     images: OptionalImagesOption = None,
     classifiers: ClassifiersOption = None,
     train: TrainOption = True,
-    train_budget: TrainBudgetOption = TRAIN_BUDGET,
+    train_budget: TrainBudgetOption = None,
     model: ModelOption = None,
     rows: RowsOption = None,
     columns: ColumnsOption = None,
@@ -108,7 +107,7 @@ def table(
     images: OptionalImagesOption = None,
     classifiers: ClassifiersOption = None,
     train: TrainOption = True,
-    train_budget: TrainBudgetOption = TRAIN_BUDGET,
+    train_budget: TrainBudgetOption = None,
     model: ModelOption = None,
     rows: RowsOption = None,
     columns: ColumnsOption = None,

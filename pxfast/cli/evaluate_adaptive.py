@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .evaluate_settings import TRAIN_BUDGET, RowsOption, TrainBudgetOption, TrainOption, print_table, settings_of
+from .evaluate_settings import RowsOption, TrainBudgetOption, TrainOption, print_table, settings_of
 from .options import (
     ClassifierOption,
     ClassifiersOption,
@@ -77,7 +77,7 @@ def adaptive(
     images: OptionalImagesOption = None,
     classifiers: ClassifiersOption = None,
     train: TrainOption = True,
-    train_budget: TrainBudgetOption = TRAIN_BUDGET,
+    train_budget: TrainBudgetOption = None,
     model: ModelOption = None,
     rows: RowsOption = None,
     columns: ColumnsOption = None,
@@ -113,7 +113,9 @@ def adaptive(
         raise ValueError(f"the protocol runs here: --runner must be local, got {runner}")
     if classifier is not None and classifiers is not None:
         raise ValueError("--classifier stands in for all of --classifiers: pass one of them")
-    unused = {"--rows": rows, "--classifiers": classifiers, "--model": model}
+    if classifier is not None and train_budget is not None:
+        raise ValueError("--classifier stands in for all that could be trained: it takes no --train-budget")
+    unused = {"--rows": rows, "--classifiers": classifiers, "--model": model, "--train-budget": train_budget}
     for flag, value in unused.items():
         if purifier is not None and value is not None:
             raise ValueError(f"{flag} is of the table: --purifier takes no {flag}")

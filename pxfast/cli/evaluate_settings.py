@@ -13,11 +13,12 @@ if TYPE_CHECKING:
     from ..evaluation.preparation import Settings
     from ..evaluation.results import Table
 
-TRAIN_BUDGET = "30m"
 TrainOption = Annotated[
     bool, typer.Option("--train/--no-train", help="Train missing classifiers first, or leave their rows out.")
 ]
-TrainBudgetOption = Annotated[str, typer.Option(help="Training time of each missing classifier, such as 45m or 2h.")]
+TrainBudgetOption = Annotated[
+    str | None, typer.Option(help="Training time of each missing classifier, such as 45m or 2h; 30m by default.")
+]
 RowsOption = Annotated[str | None, typer.Option(help="Only these rows of the table, by name: a,b.")]
 
 
@@ -27,7 +28,7 @@ def settings_of(
     model: str | None,
     classifiers: Path | None,
     train: bool,
-    train_budget: str = TRAIN_BUDGET,
+    train_budget: str | None = None,
     engine: str,
     precision: str,
     device: str,
@@ -36,6 +37,7 @@ def settings_of(
     batch_size: int,
 ) -> Settings:
     """The options that all these commands share, as settings. From here on the process has so many ``threads``."""
+    from ..evaluation.classifier_needs import TRAIN_BUDGET
     from ..evaluation.preparation import Settings
     from .machine import engine_on, use_threads
 
@@ -45,7 +47,7 @@ def settings_of(
         model=model,
         classifiers=classifiers,
         train=train,
-        train_budget=parse_budget(train_budget),
+        train_budget=TRAIN_BUDGET if train_budget is None else parse_budget(train_budget),
         device=device,
         engine=engine_on(device, engine),
         precision=precision,

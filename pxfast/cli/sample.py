@@ -28,7 +28,9 @@ def sample(
     grid: GridOption = None,
     out: OptionalOutOption = None,
     per_row: Annotated[int | None, typer.Option(min=1, help="Images in a row of the grid.")] = None,
-    enlarge: Annotated[int, typer.Option(min=1, help="Screen pixels to the side of a pixel in the grid.")] = 2,
+    enlarge: Annotated[
+        int | None, typer.Option(min=1, help="Screen pixels to the side of a pixel in the grid; 2 by default.")
+    ] = None,
     seed: SeedOption = 0,
     first: Annotated[int, typer.Option(help="The number of the first image.")] = 0,
     temperature: Annotated[
@@ -65,12 +67,16 @@ def sample(
 
     if grid is None and out is None:
         raise ValueError("nothing would be written: pass --grid, --out or both")
+    for flag, value in (("--per-row", per_row), ("--enlarge", enlarge)):
+        if value is not None and grid is None:
+            raise ValueError(f"{flag} is of --grid, which is not given")
+    side = 2 if enlarge is None else enlarge
     for path, suffix in ((grid, ".png"), (out, ".npy")):
         if path is not None:
             check_output(path, suffix)
     files = [path for path in (out, grid) if path is not None]
     if grid is not None:
-        grid_size(count, read_metadata(SHIPPED.path(model))[0].image_size, per_row, enlarge=enlarge)
+        grid_size(count, read_metadata(SHIPPED.path(model))[0].image_size, per_row, enlarge=side)
     check_outputs(*files, force=force)
     use_threads(threads)
     place = parse_device(device)
@@ -95,7 +101,7 @@ def sample(
         if out is not None:
             write_npy(images.numpy(), temporaries[0])
         if grid is not None:
-            write_png(image_grid(images, per_row, enlarge=enlarge), temporaries[-1])
+            write_png(image_grid(images, per_row, enlarge=side), temporaries[-1])
     if as_json:
         print_json(
             {

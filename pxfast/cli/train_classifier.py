@@ -29,6 +29,7 @@ from .options import (
     StartOption,
     ThreadsOption,
     among,
+    changed,
     parse_budget,
     steps_of_grid,
 )
@@ -48,14 +49,16 @@ def train_classifier(
         ),
     ] = "none",
     delta: Annotated[
-        float,
+        float | None,
         typer.Option(
             parser=steps_of_grid("--delta", float),
             metavar="FLOAT",
-            help="Spread of the eps of fgsm and bim, in steps of 0..255.",
+            help="Spread of the eps of fgsm and bim, in steps of 0..255; 8 by default.",
         ),
-    ] = 8.0,
-    smoothing: Annotated[float, typer.Option(help="What label-smoothing takes from the right class.")] = 0.1,
+    ] = None,
+    smoothing: Annotated[
+        float | None, typer.Option(help="What label-smoothing takes from the right class; 0.1 by default.")
+    ] = None,
     epochs: EpochsOption = 12.0,
     budget: BudgetOption = None,
     batch_size: BatchSizeOption = 128,
@@ -107,7 +110,7 @@ def train_classifier(
     Fashion-MNIST's and CIFAR's images are flipped unless --no-flips is given.
     """
     from ..base.files import check_apart
-    from ..classifiers.training import ClassifierSettings
+    from ..classifiers.training import ADVERSARIES, ClassifierSettings
     from ..classifiers.training import train_classifier as train
     from ..classifiers.weights import read_notes
     from ..data.datasets import fetch_dataset
@@ -126,8 +129,6 @@ def train_classifier(
         horizontal_flips=flips,
         max_shift=max_shift,
         defence=defence,
-        delta=delta,
-        smoothing=smoothing,
         start=start,
         behind=behind,
         adversary=adversary,
@@ -137,6 +138,11 @@ def train_classifier(
         compile=compiled,
         seed=seed,
     )
+    settings = changed(settings, delta=delta, smoothing=smoothing)
+    if smoothing is not None and defence != "label-smoothing":
+        raise ValueError(f"--smoothing is for --defence label-smoothing, got --defence {defence}")
+    if delta is not None and defence not in ADVERSARIES and behind is None:
+        raise ValueError(f"--delta is for --defence fgsm or bim, and for --behind, got --defence {defence}")
     if keep is not None and behind is None:
         raise ValueError("--keep is for --behind: nothing else is kept")
     check_apart([out, *([] if keep is None else [keep])])

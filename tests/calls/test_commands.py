@@ -174,6 +174,8 @@ ALONE = [
     ("sample 1 --out a.npy --first -1", "first must be an integer in 0.."),
     ("sample 1 --out a.npy --per-row 0", "'--per-row'"),
     ("sample 1 --out a.npy --enlarge 0", "'--enlarge'"),
+    ("sample 1 --out a.npy --per-row 1", "--per-row is of --grid, which is not given"),
+    ("sample 1 --out a.npy --enlarge 2", "--enlarge is of --grid, which is not given"),
     ("attack --out a.npy", "Missing argument 'DATASET'"),
     ("attack {pictures}", "Missing option '--out'"),
     ("attack {pictures} --out a.png", "a.png: a .png holds one image, and there are 4"),
@@ -231,6 +233,14 @@ ALONE = [
     ("train-classifier cifar10 resnet62 --out a.safetensors --defence magic", "defence must be one of none, fgsm, bim"),
     ("train-classifier cifar10 resnet62 --out a.safetensors --delta 0", "delta must be a number in (0, inf), got 0.0"),
     ("train-classifier cifar10 resnet62 --out a.safetensors --smoothing 1", "smoothing must be a number in [0, 1)"),
+    (
+        "train-classifier cifar10 resnet62 --out a.safetensors --delta 8",
+        "--delta is for --defence fgsm or bim, and for --behind, got --defence none",
+    ),
+    (
+        "train-classifier cifar10 resnet62 --out a.safetensors --smoothing 0.1 --defence bim",
+        "--smoothing is for --defence label-smoothing, got --defence bim",
+    ),
     ("train-classifier cifar10 resnet62 --out a.safetensors --momentum 1", "momentum must be a number in [0, 1)"),
     (
         "train-classifier cifar10 resnet62 --out a.safetensors --weight-decay -1",

@@ -407,6 +407,8 @@ def test_the_data_set_chooses_the_table() -> None:
         ("adaptive --classifier cifar10 --classifiers x", "--classifier stands in for all of --classifiers"),
         ("adaptive --purifier adp --rows none", "--rows is of the table: --purifier takes no --rows"),
         ("adaptive --purifier adp --model cifar10", "--model is of the table: --purifier takes no --model"),
+        ("adaptive --purifier adp --train-budget 1m", "--purifier takes no --train-budget"),
+        ("adaptive --classifier cifar10 --train-budget 1m", "it takes no --train-budget"),
         ("adaptive --columns bpda:step", "with one of the names steps, step, draws.* got 'step'"),
         ("table1 --columns bpda:steps=1", "the table has no column 'bpda:steps=1'"),
     ],
