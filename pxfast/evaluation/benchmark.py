@@ -186,7 +186,7 @@ def _density(
     density: str | os.PathLike[str] | None, shape: tuple[int, ...], rows: Sequence[RowSpecification], *, chosen: bool
 ) -> Path | None:
     """The density model's file; None where no row needs one, or none is there for rows that nobody has chosen."""
-    if density is None and not any(each["kind"] == "purifier" for row in rows for each in row.defences):
+    if density is None and not any(row.needs_density for row in rows):
         return None
     try:
         return model_path(density, shape)

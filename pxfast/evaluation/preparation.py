@@ -122,7 +122,12 @@ def prepare(
         raise ValueError(f"{specification.dataset} has no labels: an evaluation needs a subfolder for each class")
     images, labels = (first_images(specification.dataset, each, count) for each in (images, labels))
     shape = tuple(images.shape[1:])
-    density = model_path(settings.model, shape)
+    density = None
+    try:
+        density = model_path(settings.model, shape)
+    except ValueError:  # none is shipped of such images
+        if settings.model is not None or any(row.needs_density for row in specification.rows):
+            raise
     folder = Path(out) / "classifiers" if settings.classifiers is None else Path(settings.classifiers)
     if given is None:
         classifiers, missing, files = _found(specification, root, folder, shape, settings, progress)

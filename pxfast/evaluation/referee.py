@@ -171,7 +171,7 @@ def _parts(
         if not row.defences:
             raise ValueError("expected a purifier, got 'none': the classifier alone stands beside every purifier")
         path = None
-        if any(each["kind"] == "purifier" for each in row.defences):
+        if row.needs_density:
             from ..pixelcnn.shipped import model_path
 
             path = model_path(None, shape)

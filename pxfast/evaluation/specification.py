@@ -132,6 +132,11 @@ class RowSpecification:
     views: str = "one"
     through: dict[str, tuple[dict[str, Any], ...]] = dataclasses.field(default_factory=dict)
 
+    @property
+    def needs_density(self) -> bool:
+        """Whether a density model is in one of its defences, or in what an attack goes through."""
+        return any(each["kind"] == "purifier" for each in itertools.chain(self.defences, *self.through.values()))
+
 
 @dataclasses.dataclass(frozen=True)
 class TableSpecification:

@@ -232,6 +232,18 @@ def test_rows_may_be_computed_one_after_the_other(world: World, whole, tmp_path)
     }
 
 
+def test_rows_without_a_purifier_need_no_density_model(world: World, whole, tmp_path) -> None:
+    """There is none of such images in the package."""
+    found = evaluate(world, tmp_path, rows=["normal", "squeezed"], columns=["clean"], model=None)
+    for row in ("normal", "squeezed"):
+        assert found.cell(row, "clean", None).correct == whole[1].cell(row, "clean", None).correct
+    assert {row.name: row.missing for row in found.rows if row.name == "purified"} == {
+        "purified": "there is no density model of images of this shape"
+    }
+    with pytest.raises(ValueError, match=r"no shipped model takes images .*8, 8"):
+        evaluate(world, tmp_path, rows=["normal", "purified"], columns=["clean"], model=None)
+
+
 def test_what_is_no_longer_in_a_table_is_not_taken_over(world: World, tmp_path) -> None:
     """A row and a column that are gone would leave cells of no place; published numbers are those of now."""
     text, table, out = world.table.read_text(), tmp_path / "changing.toml", tmp_path / "out"
