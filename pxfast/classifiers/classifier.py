@@ -102,6 +102,12 @@ class Classifier(nn.Module):
         weight = next(self.parameters())
         return self.logits(_standardised(images, torch.promote_types(weight.dtype, torch.float32)).to(weight.dtype))
 
+    def check_image_shape(self, image_shape: tuple[int, ...], name: object) -> None:
+        """ValueError, by the ``name`` of the classifier, unless its images are of this shape (C, H, W)."""
+        expected = (self.config.channels, *self.config.image_size)
+        if image_shape != expected:
+            raise ValueError(f"{name} is a classifier of images of shape (C, H, W) = {expected}, not {image_shape}")
+
     def logits(self, standardised: Tensor) -> Tensor:
         """The network proper: ``standardised`` images (N, C, H, W) to logits (N, classes), fp32 or fp64.
 

@@ -108,6 +108,7 @@ def attack(
     given, stored, names = named_images(dataset, root, images)
     network = classifier or default_classifier(dataset, tuple(given.shape[1:]))
     model = load_classifier(network).to(place)
+    model.check_image_shape(tuple(given.shape[1:]), network)
     labels = None if bool((stored == UNLABELLED).all()) else stored.to(place)
     if labels is not None:
         check_classes(dataset, model.config.classes)

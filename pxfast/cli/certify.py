@@ -155,7 +155,9 @@ def certify(
     names = list(map(str, range(len(given)))) if known is None else known
     if bool((labels == UNLABELLED).any()):
         raise ValueError(f"{dataset} has images without labels, and certified accuracy needs them")
-    network = load_classifier(classifier or default_classifier(dataset, tuple(given.shape[1:]))).to(place).eval()
+    name = classifier or default_classifier(dataset, tuple(given.shape[1:]))
+    network = load_classifier(name).to(place).eval()
+    network.check_image_shape(tuple(given.shape[1:]), name)
     check_classes(dataset, network.config.classes)
     options: dict[str, Any] = {
         "model": model,

@@ -171,7 +171,10 @@ def judges_of(classifier: str | None, density: PixelCNN | None, shape: tuple[int
     if classifier is None:
         with contextlib.suppress(ValueError):
             classifier = SHIPPED.name_for(shape)
-    network = None if classifier is None else load_classifier(classifier)
+    if classifier is None:
+        return Judges(None, density)
+    network = load_classifier(classifier)
+    network.check_image_shape(shape, classifier)
     return Judges(network, density, class_names(classifier))
 
 

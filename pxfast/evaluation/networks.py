@@ -90,9 +90,7 @@ class ClassifierFile:
         ValueError when it holds no classifier of images (C, H, W) = image_shape and as many classes as the data set.
         """
         classifier = load_classifier(path)
-        expected = (classifier.config.channels, *classifier.config.image_size)
-        if expected != image_shape:
-            raise ValueError(f"{path} is a classifier of images of shape (C, H, W) = {expected}, not {image_shape}")
+        classifier.check_image_shape(image_shape, path)
         try:
             check_classes(dataset, classifier.config.classes)
         except ValueError as error:

@@ -137,6 +137,8 @@ def test_images_without_labels_are_attacked_by_the_classifiers_own(folder, tiny_
     for i, path in enumerate(sorted(folder.iterdir())[:20]):
         (tmp_path / "two" / str(i % 2)).mkdir(parents=True, exist_ok=True)
         shutil.copy(path, tmp_path / "two" / str(i % 2))
+    with pytest.raises(ValueError, match=r"cifar10 is a classifier of images of shape .* not \(3, 8, 8\)"):
+        measure_density(str(folder), classifier="cifar10", attacks=["fgsm"], **given)
     with pytest.raises(ValueError, match="two has 2 classes, but the classifier has 5"):
         measure_density(str(tmp_path / "two"), classifier=classifier, attacks=["fgsm"], **given)
 

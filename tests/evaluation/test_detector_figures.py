@@ -100,7 +100,7 @@ def test_the_attack_that_knows_the_detector_knows_its_model(tmp_path, few_root, 
     assert asked == [str(path), "fashion-mnist"]
 
 
-def test_labels_that_say_nothing_of_the_classifier_are_refused_before_any_work(tmp_path, monkeypatch) -> None:
+def test_what_does_not_go_with_the_classifier_is_refused_before_any_work(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(detectors, "scores", None)
     folder = tmp_path / "images"
     folder.mkdir()
@@ -114,4 +114,6 @@ def test_labels_that_say_nothing_of_the_classifier_are_refused_before_any_work(t
         path.rename(folder / str(i % 2) / path.name)
     with pytest.raises(ValueError, match="images has 2 classes, but the classifier has 10"):
         detectors.detector_figures(str(folder), **words)
+    with pytest.raises(ValueError, match=r"cifar10 is a classifier of images of shape .* not \(1, 28, 28\)"):
+        detectors.detector_figures(str(folder), **{**words, "classifier": "cifar10"})
     assert not (tmp_path / "out").exists()

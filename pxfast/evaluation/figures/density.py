@@ -145,13 +145,16 @@ def measure_density(
     if lbfgs_images and attacks:
         require("scipy.optimize", "evaluate")
     model = SHIPPED.resolve(model)
+    called = classifier if isinstance(classifier, str) else type(classifier).__name__
     if isinstance(classifier, str):
         classifier = load_classifier(classifier).to(place)
     test, labels = load_dataset(dataset, root, train=False)
     clean, chosen = (first_images(dataset, each, images).to(place) for each in (test, labels))
     known = None if bool((chosen == UNLABELLED).any()) else chosen
-    if known is not None and isinstance(classifier, Classifier):
-        check_classes(dataset, classifier.config.classes)
+    if isinstance(classifier, Classifier):
+        classifier.check_image_shape(tuple(clean.shape[1:]), called)
+        if known is not None:
+            check_classes(dataset, classifier.config.classes)
     network = model_for(model, clean.shape[1:])
     log_likelihoods = known_log_likelihoods(network, dataset, root, train_images)
 

@@ -94,10 +94,12 @@ def detector_figures(
     if classifier is None and dataset not in SHIPPED_CLASSIFIERS:
         raise ValueError(f"no classifier of {shown_name(dataset)} is shipped: pass one")
     place = parse_device(device)
-    network = load_classifier(dataset if classifier is None else classifier).to(place)
+    called = dataset if classifier is None else classifier
+    network = load_classifier(called).to(place)
     test, labels = load_dataset(dataset, root, train=False)
     if bool((labels == UNLABELLED).any()):
         raise ValueError(f"{shown_name(dataset)} has images without labels, and what is misclassified needs them")
+    network.check_image_shape(tuple(test.shape[1:]), called)
     check_classes(dataset, network.config.classes)
     train, _ = load_dataset(dataset, root, train=True)
     train = first_images(dataset, train, train_images).to(place)
