@@ -114,6 +114,7 @@ def certify(
     from ..base.extras import require
     from ..base.files import check_apart
     from ..base.machine import parse_device, torch_instructions
+    from ..base.streams import shown_name
     from ..certification import certify as certify_l1
     from ..certification import certify_l2
     from ..certification.guesses import DENSITY
@@ -184,12 +185,17 @@ def certify(
         columns = (found.predictions.tolist(), found.radii.tolist(), found.counts.tolist())
         return [[label, radius, *counts] for label, radius, counts in zip(*columns, strict=True)]
 
+    shape = tuple(given.shape[1:])
+    networks = {
+        "classifier": classifier_key(network, shape),
+        "model": _density(settings["purifier"], options["model"], shape),
+    }
+
     def depends_on() -> dict[str, Any]:
         return {
             "command": "certify",
             "images": digest(given),
-            "classifier": classifier_key(network, tuple(given.shape[1:])),
-            "model": _density(norm, settings["purifier"], options["model"], tuple(given.shape[1:])),
+            **networks,
             "device": place.type,
             "processor": torch_instructions(place.type),
             "libraries": _libraries(),
@@ -200,9 +206,9 @@ def certify(
     with each_tried_once(), rows_to(out, depends_on, force=force, beside=beside) as rows:
         found = rows.of([Named(given, names)], measure, batch_size=together, progress=not quiet)
         certificates = _joined(found, labels, norm, settings)
-        document = _document(dataset, names, certificates)
+        document = _document(dataset, shown_name(name), networks, names, certificates)
         for path, temporary in zip(beside, rows.beside, strict=True):
-            _write_beside(temporary, certificates, dataset, picture=path is curve)
+            _write_beside(temporary, certificates, dataset, shown_name(name), picture=path is curve)
         rows.write(_lines(names, certificates), document)
     if as_json:
         print_json({**document, "images": len(labels), "files": [out, *beside]})
@@ -228,8 +234,10 @@ def _joined(rows: list[Row], labels: Tensor, norm: str, settings: dict[str, Any]
     )
 
 
-def _document(dataset: str, names: list[str], certificates: Certificates) -> dict[str, Any]:
-    """All that was found, JSON-able."""
+def _document(
+    dataset: str, classifier: str, networks: dict[str, str | None], names: list[str], certificates: Certificates
+) -> dict[str, Any]:
+    """All that was found, JSON-able. networks: what tells the classifier and the purifier's model from others."""
     from ..base.machine import processor_name
     from ..base.version import __version__
     from ..evaluation.figures.certified import table_rows
@@ -238,6 +246,8 @@ def _document(dataset: str, names: list[str], certificates: Certificates) -> dic
     each = zip(names, *(column.tolist() for column in columns), strict=True)
     return {
         "dataset": dataset,
+        "classifier": {"name": classifier, "sha256": networks["classifier"]},
+        "model": networks["model"],
         "settings": certificates.settings,
         "version": __version__,
         "machine": processor_name(),
@@ -258,19 +268,25 @@ def _lines(names: list[str], certificates: Certificates) -> list[str]:
     return [f"{in_line(name)}\t{label}\t{prediction}\t{radius:g}" for name, label, prediction, radius in rows]
 
 
-def _write_beside(path: Path, certificates: Certificates, dataset: str, *, picture: bool) -> None:
+def _write_beside(path: Path, certificates: Certificates, dataset: str, classifier: str, *, picture: bool) -> None:
+    from ..base.streams import shown_name
     from ..evaluation.figures import certified, pictures
 
-    settings = certificates.settings
-    name = f"{Path(dataset).name}, {settings['purifier']}"
+    settings, known = certificates.settings, shown_name(dataset)
+    name = f"{known}, {settings['purifier']}"
     if picture:
         pictures.save_picture(certified.draw_certified({name: certificates}), path)
         return
-    facts = [("data set", dataset), ("images", len(certificates.labels)), *settings.items()]
+    facts = [
+        ("data set", known),
+        ("images", len(certificates.labels)),
+        ("classifier", classifier),
+        *settings.items(),
+    ]
     path.write_text(certified.page_of(certificates, name, facts), encoding="utf-8")
 
 
-def _density(norm: str, purifier: str, model: Any, shape: tuple[int, ...]) -> str | None:
+def _density(purifier: str, model: Any, shape: tuple[int, ...]) -> str | None:
     """What tells a purifier's network from another; None where it has none."""
     if purifier in ("midpoints", "none"):
         return None

@@ -1,6 +1,8 @@
 """``pxfast certify``: its files, its table, and a run that goes on."""
 
 import json
+import os
+import shutil
 import sys
 from pathlib import Path
 
@@ -17,7 +19,9 @@ from pxfast.certification import votes
 from pxfast.classifiers import load_classifier, predict
 from pxfast.cli.main import main
 from pxfast.data.datasets import image_names
+from pxfast.defences.weights import classifier_key
 from pxfast.evaluation.figures import certified
+from pxfast.pixelcnn.fingerprint import model_fingerprint
 
 
 @pytest.fixture(scope="module")
@@ -59,6 +63,8 @@ def test_files_table_picture_and_page(monkeypatch, capfd, folder, tmp_path):
     document = json.loads(out.read_text())
     assert document["settings"] == expected.settings
     assert document["accuracy"] == expected.accuracy
+    assert document["classifier"] == {"name": "fashion-mnist", "sha256": classifier_key(classifier, (1, 28, 28))}
+    assert document["model"] == model_fingerprint(pxfast.load("fashion-mnist"))
     assert [each["votes"] for each in document["images"]] == expected.counts.tolist()
     assert [each["radius"] for each in document["images"]] == expected.radii.tolist()
     assert [each["label"] for each in document["images"]] == labels.tolist()
@@ -76,9 +82,21 @@ def test_files_table_picture_and_page(monkeypatch, capfd, folder, tmp_path):
     assert "data:image/png;base64," in text
     assert f"<td>0</td><td>0</td><td>{100 * expected.accuracy:.1f} %</td>" in text
     assert "http" not in text
+    assert "<dt>classifier</dt><dd>fashion-mnist</dd>" in text
     assert not parts_path(out).exists()
     _, error = call(monkeypatch, capfd, folder, *options, code=2)
     assert "exists already" in error
+
+
+def test_a_folder_whose_name_is_no_text_has_a_picture_and_a_page(monkeypatch, capfd, folder, tmp_path):
+    """They were drawn at the end, and failed by the name."""
+    odd = os.fsdecode(os.fsencode(tmp_path) + b"/odd\xff")
+    shutil.copytree(folder, odd)
+    files = [tmp_path / name for name in ("c.json", "c.html", "c.png")]
+    words = [odd, "--guess", "midpoints", "--width", 4, "--classifier", "fashion-mnist"]
+    call(monkeypatch, capfd, *words, "--out", files[0], "--page", files[1], "--curve", files[2])
+    assert all(path.stat().st_size for path in files)
+    assert "Certified accuracy: odd\ufffd, midpoints" in files[1].read_text(encoding="utf-8")
 
 
 def test_a_killed_run_goes_on_where_it_was(monkeypatch, capfd, folder, tmp_path):
