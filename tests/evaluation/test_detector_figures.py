@@ -93,11 +93,19 @@ def test_the_attack_that_knows_the_detector_knows_its_model(tmp_path, few_root, 
                 tmp_path / "out",
                 images=1,
                 train_images=2,
+                alpha=0.9,
                 model=path,
                 attacks=["likelihood-aware"],
                 options=options,
             )
     assert asked == [str(path), "fashion-mnist"]
+
+
+def test_a_level_that_no_p_value_meets_is_refused(tmp_path, few_root) -> None:
+    """All detectors would detect nothing."""
+    with pytest.raises(ValueError, match=r"no p-value is at most alpha = 0\.05 with 38 training images"):
+        detectors.detector_figures("fashion-mnist", few_root, tmp_path / "out", images=2, train_images=38)
+    assert not (tmp_path / "out").exists()
 
 
 def test_what_does_not_go_with_the_classifier_is_refused_before_any_work(tmp_path, monkeypatch) -> None:

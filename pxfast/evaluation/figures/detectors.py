@@ -71,7 +71,7 @@ def detector_figures(
 
     What is finished is kept in a folder beside the JSON file; a killed run goes on from there. Gives the files. Raises
     FileExistsError when one exists, before anything is measured, unless ``force``; TypeError or ValueError for bad
-    input, FileNotFoundError without the data.
+    input, and for so few training images that no p-value is as small as alpha, FileNotFoundError without the data.
     """
     for name, count in (("images", images), ("train_images", train_images)):
         check_count(name, count, 1)
@@ -103,6 +103,8 @@ def detector_figures(
     check_classes(dataset, network.config.classes)
     train, _ = load_dataset(dataset, root, train=True)
     train = first_images(dataset, train, train_images).to(place)
+    if alpha < 2.0 / (len(train) + 1):  # as the p-values of both tails are computed
+        raise ValueError(f"no p-value is at most alpha = {alpha:g} with {len(train)} training images: use more of them")
     test, labels = (first_images(dataset, each, images).to(place) for each in (test, labels))
     density = model_for(SHIPPED.resolve(model), tuple(test.shape[1:]))
     bounds = {each.name: eps if each.bounded else None for each in chosen}
