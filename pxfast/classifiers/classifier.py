@@ -103,7 +103,7 @@ class Classifier(nn.Module):
         return self.logits(_standardised(images, torch.promote_types(weight.dtype, torch.float32)).to(weight.dtype))
 
     def check_image_shape(self, image_shape: tuple[int, ...], name: object) -> None:
-        """ValueError, by the ``name`` of the classifier, unless its images are of this shape (C, H, W)."""
+        """ValueError, by the ``name`` of the classifier, unless its images have ``image_shape``, (C, H, W)."""
         expected = (self.config.channels, *self.config.image_size)
         if image_shape != expected:
             raise ValueError(f"{name} is a classifier of images of shape (C, H, W) = {expected}, not {image_shape}")
