@@ -265,7 +265,9 @@ def _lines(names: list[str], certificates: Certificates) -> list[str]:
 
     columns = (certificates.labels, certificates.predictions, certificates.radii)
     rows = zip(names, *(column.tolist() for column in columns), strict=True)
-    return [f"{in_line(name)}\t{label}\t{prediction}\t{radius:g}" for name, label, prediction, radius in rows]
+    # in full: a rounded radius might be larger than the certified one
+    each = ((name, label, prediction, repr(radius).removesuffix(".0")) for name, label, prediction, radius in rows)
+    return [f"{in_line(name)}\t{label}\t{prediction}\t{radius}" for name, label, prediction, radius in each]
 
 
 def _write_beside(path: Path, certificates: Certificates, dataset: str, classifier: str, *, picture: bool) -> None:

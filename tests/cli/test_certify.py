@@ -171,6 +171,16 @@ def test_l2_in_the_same_command(monkeypatch, capfd, folder, tmp_path):
     assert "0.001" in certified.claim(expected)
 
 
+def test_lines_have_whole_radii(monkeypatch, capfd, folder, tmp_path):
+    """Rounded to six digits some would be more than what was certified."""
+    out, settings = tmp_path / "c.tsv", {"sigma": 0.03, "samples": 30, "first_samples": 5}
+    words = [word for name, value in settings.items() for word in (f"--{name.replace('_', '-')}", value)]
+    call(monkeypatch, capfd, folder, "--norm", "l2", "--out", out, *words)
+    expected = pxfast.certify_l2(load_classifier("fashion-mnist").eval(), *given(folder), **settings)
+    assert expected.radii.max() > 0
+    assert [float(line.split("\t")[3]) for line in out.read_text().splitlines()] == expected.radii.tolist()
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
