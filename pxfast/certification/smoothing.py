@@ -150,13 +150,15 @@ def l2_radii(counts: Tensor, tops: Tensor, sigma: float, alpha: float) -> tuple[
     """Predictions, int64 (N,), -1 where abstained, and radii, float64 (N,), from counts (N, classes) of other copies
     than those that chose ``tops`` (N,).
     """
+    from scipy.stats import norm
+
     predictions = torch.full_like(tops, ABSTAINS)
     radii = torch.zeros(len(tops), dtype=torch.float64)
     for i, (own, top) in enumerate(zip(counts.tolist(), tops.tolist(), strict=True)):
         bound = clopper_pearson(own[top], sum(own), alpha)
         if bound > 0.5:
             predictions[i] = top
-            radii[i] = sigma * _normal_quantile(bound)
+            radii[i] = sigma * float(norm.ppf(bound))
     return predictions, radii
 
 
@@ -167,13 +169,8 @@ def clopper_pearson(successes: int, trials: int, alpha: float) -> float:
     """
     from scipy.stats import beta
 
-    return float(beta.ppf(alpha, successes, trials - successes + 1)) if successes else 0.0
-
-
-def _normal_quantile(probability: float) -> float:
-    from scipy.stats import norm
-
-    return float(norm.ppf(probability)) if probability < 1.0 else math.inf
+    bound = float(beta.ppf(alpha, successes, trials - successes + 1)) if successes else 0.0
+    return min(bound, math.nextafter(1.0, 0.0))  # it is below 1, and for an alpha near 1 was rounded to it
 
 
 def _noisy_votes(

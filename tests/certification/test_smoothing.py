@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from scipy.stats import binom, binomtest, norm
@@ -50,6 +52,8 @@ def test_radii_are_the_papers():
     assert radii.tolist() == [pytest.approx(largest), pytest.approx(largest), 0.0, 0.0]
     (huge,) = l2_radii(torch.tensor([[100_000, 0]]), torch.tensor([0]), 1.0, 0.001)[1].tolist()
     assert huge == pytest.approx(3.811, abs=1e-3)  # "4 sigma" in the paper's figure of N = 100,000
+    (careless,) = l2_radii(torch.tensor([[1000, 0]]), torch.tensor([0]), 1.0, math.nextafter(1.0, 0.0))[1].tolist()
+    assert math.isfinite(careless)
 
 
 def test_radii_stay_below_the_true_distance_and_come_near_it():
