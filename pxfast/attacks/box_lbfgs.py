@@ -15,8 +15,10 @@ from torch import Tensor, nn
 from ..base.checks import check_count, check_number
 from ..base.extras import require
 from ..base.together import answered_together
+from ..tensors.floating import widened
 from .attack import Attack
-from .gradients import differentiable, input_gradient
+from .carlini_wagner import MOST_CONST, weighted_gradient
+from .gradients import differentiable
 from .saliency_map import runner_up
 
 
@@ -93,7 +95,7 @@ class Search:
         for _ in range(doublings):
             if self.minimise(high, iterations):
                 break
-            low, high = high, 2.0 * high
+            low, high = high, min(2.0 * high, max(MOST_CONST, first_const))
         for _ in range(bisections if self.distance < math.inf else 0):
             middle = (low + high) / 2.0
             if self.minimise(middle, iterations):
@@ -112,8 +114,9 @@ def answers(classifier: nn.Module, x: Tensor, targets: Tensor, questions: list[Q
         moved = values.to(x).view(-1, *x.shape[1:]).requires_grad_()
         logits = differentiable(classifier(moved))
         losses = (moved - x[numbers]).square().flatten(1).sum(1)
-        losses = losses + consts * F.cross_entropy(logits, targets[numbers], reduction="none")
-        gradients = input_gradient(losses.sum(), moved).flatten(1).double().cpu().numpy()
+        # L-BFGS-B looks for the least loss along a line, in which half precision has few steps
+        losses = losses + consts * F.cross_entropy(widened(logits), targets[numbers], reduction="none").to(consts)
+        gradients = weighted_gradient(losses, consts, moved).flatten(1).double().cpu().numpy()
     return [Answer(*found) for found in zip(losses.tolist(), gradients, logits.argmax(1).tolist(), strict=True)]
 
 

@@ -14,6 +14,7 @@ from .clipped import ClippedAttack
 from .gradients import differentiable, input_gradient
 
 INSIDE = 0.999999  # keeps black and white away from the infinite ends of tanh
+MOST_CONST = 1e10  # that a search raises a constant to, as Carlini has it: fp32 has room for it times a loss
 
 
 class Adam:
@@ -54,6 +55,16 @@ def margin(logits: Tensor, labels: Tensor) -> Tensor:
     own = logits.gather(1, labels[:, None])[:, 0]
     others = logits.scatter(1, labels[:, None], -torch.inf)
     return own - others.amax(1)
+
+
+def weighted_gradient(losses: Tensor, const: Tensor, searched: Tensor) -> Tensor:
+    """The gradient of losses (N,), in which the logits count ``const`` (N,) times, with respect to ``searched``.
+
+    What goes back through the classifier is of about unit size: fp16 has no room for 1e-5 or 1e5. It is scaled by
+    powers of two, which change no bit in fp32.
+    """
+    power = torch.where(const > 0.0, torch.frexp(const).mantissa / const, 1.0)
+    return input_gradient(losses, searched, weights=power) / power[:, None, None, None]
 
 
 class CWL2(ClippedAttack):
@@ -104,9 +115,9 @@ class CWL2(ClippedAttack):
                     searched = w[active].requires_grad_()
                     moved = from_tanh(searched)
                     distance = (moved - centre[active]).square().sum((1, 2, 3))
-                    room = margin(differentiable(classifier(moved)), labels[active])
+                    room = margin(differentiable(classifier(moved)), labels[active]).to(x.dtype)
                     loss = distance + const[active] * (room + self.confidence).clamp_min(0.0)
-                    gradient = input_gradient(loss.sum(), searched)
+                    gradient = weighted_gradient(loss, const[active], searched)
                 moved, distance, room, loss = moved.detach(), distance.detach(), room.detach(), loss.detach()
                 # ties go to the first class, which may be the label
                 works = (room < 0.0) & (room <= -self.confidence)
@@ -122,7 +133,8 @@ class CWL2(ClippedAttack):
                         break
             high = torch.where(succeeded, torch.minimum(high, const), high)
             low = torch.where(succeeded, low, torch.maximum(low, const))
-            const = torch.where(high.isinf(), 10.0 * const, (low + high) / 2.0)
+            raised = (10.0 * const).clamp_max(max(MOST_CONST, self.initial_const))
+            const = torch.where(high.isinf(), raised, (low + high) / 2.0)
         return best
 
 
@@ -165,6 +177,7 @@ class CWLinf(ClippedAttack):
         best, w, optimiser = x.clone(), to_tanh(x), Adam(x, self.learning_rate)
         tau = torch.ones(len(x), dtype=x.dtype, device=x.device)
         taken = torch.zeros(len(x), dtype=torch.int64, device=x.device)  # steps since tau was lowered
+        const = torch.full((len(x),), self.const, dtype=x.dtype, device=x.device)
         active = torch.arange(len(x), device=x.device)
         while len(active):
             with torch.enable_grad():
@@ -172,9 +185,9 @@ class CWLinf(ClippedAttack):
                 moved = from_tanh(searched)
                 change = (moved - centre[active]).abs()
                 excess = (change - tau[active][:, None, None, None]).clamp_min(0.0).sum((1, 2, 3))
-                room = margin(differentiable(classifier(moved)), labels[active])
+                room = margin(differentiable(classifier(moved)), labels[active]).to(x.dtype)
                 loss = self.const * room.clamp_min(0.0) + excess
-                gradient = input_gradient(loss.sum(), searched)
+                gradient = weighted_gradient(loss, const[active], searched)
             works = (loss.detach() < 1e-4 * self.const) & (room.detach() < 0.0)
             found = active[works]
             best[found] = moved.detach()[works]

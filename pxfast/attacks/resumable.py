@@ -20,6 +20,7 @@ from ..base.checks import check_flag, check_instance, check_path, check_progress
 from ..base.files import check_encodable, check_outputs, output_files, whole_file
 from ..base.parts import Parts, has_parts
 from ..base.progress import reporting
+from ..classifiers.contract import Labels, class_labels
 from ..data.image_files import numbered, write_npy, write_png
 from ..data.image_writers import check_one_png, check_output, check_output_suffix, folder_writer, png_folder
 from ..defences.weights import classifier_key, network_key
@@ -64,7 +65,7 @@ def attack_to_file(
     attack: Attack,
     classifier: nn.Module,
     images: Tensor,
-    labels: Tensor | None,
+    labels: Labels | None,
     out: str | os.PathLike[str],
     *,
     eps: int | None = None,
@@ -102,6 +103,7 @@ def attack_to_file(
     check_one_png(out, kind, len(grid))
     if names is not None and len(names) != len(grid):
         raise ValueError(f"expected {len(grid)} names, one an image, got {len(names)}")
+    labels = None if labels is None else class_labels(labels, len(grid))
     others = dict(beside or {})
     outputs = [*([labels_path(out)] if kind else []), out, *others]
     parts = Parts(out, describe(attack, classifier, grid, labels, eps, seed))
@@ -119,7 +121,7 @@ def attack_to_file(
                     report(sum(len(places) for places, _ in kept))
 
                 if len(left):
-                    given = labels if labels is None or not kept else labels[left.to(labels.device)]
+                    given = None if labels is None else labels[left]
                     attack.in_pieces(take, classifier, grid[left.to(grid.device)], given, eps, seed=seed)
         except BaseException:
             if not any(parts.folder.glob("*.safetensors")):  # a wrong request leaves nothing behind
@@ -128,7 +130,7 @@ def attack_to_file(
         places = torch.cat([places for places, _ in kept])
         joined = join([result for _, result in kept]).ordered(places)
         known = torch.full((len(grid),), -1) if labels is None else labels
-        write_npy(known.cpu().long().numpy(), temporary.labels)
+        write_npy(known.numpy(), temporary.labels)
         if kind == ".npy":
             write_npy(joined.images.cpu().numpy(), temporary.images)
         elif kind == ".png":
@@ -169,10 +171,10 @@ def describe(
     eps: int | None,
     seed: int,
 ) -> dict[str, Any]:
-    """Everything that attacked images depend on, JSON-able."""
+    """Everything that attacked images depend on, JSON-able. labels: int64 (N,), on the CPU."""
     image_shape = tuple(images.shape[1:])
     data = hashlib.sha256(images.cpu().contiguous().numpy().tobytes())
-    data.update(b"none" if labels is None else labels.cpu().long().contiguous().numpy().tobytes())
+    data.update(b"none" if labels is None else labels.contiguous().numpy().tobytes())
     return {
         "attack": attack.name,
         "eps": eps,

@@ -1,12 +1,15 @@
 """Attacks that eps only clips: found once, they give for every eps what a run of its own gives."""
 
+import copy
+
 import pytest
 import torch
 from support.attack_network import attack_fixture
 from torch import Tensor, nn
 
-from pxfast.attacks import ATTACKS, PAPER, ClippedAttack, DeepFool
+from pxfast.attacks import ATTACKS, CWL2, PAPER, ClippedAttack, DeepFool
 from pxfast.attacks.attack import BLOCK
+from pxfast.attacks.carlini_wagner import margin, weighted_gradient
 from pxfast.attacks.result import STAGES
 
 FIXTURE = attack_fixture()
@@ -34,6 +37,47 @@ def test_one_search_serves_every_eps(attack: type[ClippedAttack], labels) -> Non
         run = made.run(FIXTURE.network, FIXTURE.images, labels, eps)
         for name in ("images", *STAGES):
             assert torch.equal(getattr(clipped, name), getattr(run, name)), name
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("attack", CLIPPED, ids=lambda attack: attack.name)
+def test_a_classifier_of_another_type_is_searched_alike(attack: type[ClippedAttack], dtype: torch.dtype) -> None:
+    made, network = attack(**OPTIONS.get(attack.name, {})), copy.deepcopy(FIXTURE.network).to(dtype)
+    found = made.run(network, FIXTURE.images, FIXTURE.labels, 40)
+    plain = made.run(FIXTURE.network, FIXTURE.images, FIXTURE.labels, 40)
+    assert int(plain.unrounded.sum()) >= 6
+    assert int(found.unrounded.sum()) >= int(plain.unrounded.sum()) - 1
+
+
+@pytest.mark.parametrize("const", [1e-6, 1e6])
+def test_a_constant_that_half_precision_has_no_room_for(const: float) -> None:
+    ways = []
+    for dtype in (torch.float32, torch.float16):
+        network, searched = copy.deepcopy(FIXTURE.network).to(dtype), FIXTURE.x.clone().requires_grad_()
+        room = margin(network(searched.to(dtype)), FIXTURE.labels).float()
+        ways.append(weighted_gradient(const * room, torch.full((8,), const), searched).flatten(1) / const)
+    assert torch.cosine_similarity(*ways).min() > 0.999
+    torch.testing.assert_close(ways[1].norm(), ways[0].norm(), rtol=1e-2, atol=0.0)
+
+
+def test_a_constant_is_raised_as_far_as_numbers_go() -> None:
+    """No change leads away from the only class that is ever found: the last of many constants is a number still."""
+    stays = nn.Sequential(copy.deepcopy(FIXTURE.network), Leading(3)).eval()
+    attack = CWL2(steps=1, binary_search_steps=50)
+    assert torch.equal(attack(stays, FIXTURE.images, None, 8), FIXTURE.images)
+
+
+class Leading(nn.Module):
+    """Logits among which one class always leads, by what makes no difference to the others."""
+
+    def __init__(self, label: int) -> None:
+        super().__init__()
+        self.label = label
+
+    def forward(self, logits: Tensor) -> Tensor:
+        lead = torch.zeros_like(logits)
+        lead[:, self.label] = 1000.0
+        return logits + lead
 
 
 def test_more_images_than_a_block_and_none() -> None:

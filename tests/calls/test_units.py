@@ -83,6 +83,15 @@ def test_a_file_of_attacked_floats_is_on_the_grid(tmp_path) -> None:
     assert torch.equal(torch.from_numpy(written), expected)
 
 
+@pytest.mark.parametrize("form", [list, np.asarray, lambda labels: labels.int()], ids=["list", "array", "int32"])
+def test_a_file_of_attacked_images_takes_labels_as_attacks_do(form, tmp_path) -> None:
+    images, labels = FIXTURE.images, FIXTURE.labels
+    given = form(labels.tolist()) if form is list else form(labels)
+    result = attack_to_file(BIM(steps=2), FIXTURE.network, images, given, tmp_path / "a.npy", eps=8)
+    assert torch.equal(result.images, BIM(steps=2)(FIXTURE.network, images, given, 8))
+    assert np.load(tmp_path / "a.labels.npy").tolist() == labels.tolist()
+
+
 # --- values outside [0, 1] ---
 
 UNIT = torch.rand(2, 1, 8, 8, generator=torch.Generator().manual_seed(1))
