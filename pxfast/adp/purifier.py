@@ -50,9 +50,13 @@ def step_sizes(score: Tensor, ahead: Tensor) -> Tensor:
     NaN.
     """
     dims = (1, 2, 3)
-    shrinks = 1.0 - (score * ahead).sum(dims) / score.square().sum(dims)
-    steps = (STEP_SCALE * PROBE / shrinks).clamp(SMALLEST_STEP, LARGEST_STEP)
-    return steps.masked_fill(shrinks <= 0.0, LARGEST_STEP)
+    size = score.square().sum(dims)
+    nothing = size == 0.0
+    # what is left out below is divided by 1: of a division by 0 autograd would give NaN, though nothing goes back
+    shrinks = 1.0 - (score * ahead).sum(dims) / size.masked_fill(nothing, 1.0)
+    grows = shrinks <= 0.0
+    steps = (STEP_SCALE * PROBE / shrinks.masked_fill(grows, 1.0)).clamp(SMALLEST_STEP, LARGEST_STEP)
+    return steps.masked_fill(grows, LARGEST_STEP).masked_fill(nothing, torch.nan)
 
 
 def descend(noisy: Tensor, score: Callable[[Tensor], Tensor], steps: int = STEPS) -> Tensor:
@@ -69,7 +73,7 @@ def descend(noisy: Tensor, score: Callable[[Tensor], Tensor], steps: int = STEPS
         going = going & (a > STOPPING_STEP)
         if not going.any():
             break
-        # not a product with 0: that would pass on the NaN of an image whose score is 0
+        a = a.masked_fill(~going, 0.0)  # of an image whose score is 0 it is NaN, which would go back as one
         moved = (x + a[:, None, None, None] * direction).clamp(0.0, 1.0)
         x = torch.where(going[:, None, None, None], moved, x)
     return x

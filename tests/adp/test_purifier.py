@@ -80,6 +80,18 @@ def test_an_image_that_has_stopped_stays() -> None:
     assert torch.equal(still, torch.zeros(1, 1, 2, 2)), "a score of 0 gives no step and no NaN"
 
 
+def test_the_gradient_is_a_number_where_the_score_is_nothing_or_stays_as_it_is() -> None:
+    """In fp32 <s(x'), s(x)> now and then is <s(x), s(x)> to the last digit."""
+    start = torch.tensor([0.3, 0.5, 0.7])[:, None, None, None].expand(3, 1, 2, 2).clone().requires_grad_()
+    slopes = torch.tensor([0.0, 0.0, -0.5])[:, None, None, None]
+    offsets = torch.tensor([0.0, 1.0, 0.0])[:, None, None, None]
+    found = descend(start, lambda x: slopes * x + offsets, steps=2)
+    (gradient,) = torch.autograd.grad(found.sum(), start)
+    torch.testing.assert_close(found.detach()[:2, 0, 0, 0], torch.tensor([0.3, 0.7]))
+    expected = torch.tensor([1.0, 1.0, 0.95**2])[:, None, None, None].expand_as(gradient)
+    torch.testing.assert_close(gradient, expected, rtol=1e-3, atol=0)
+
+
 def test_noise_is_injected_and_clamped(network: ScoreNetwork, x: Tensor) -> None:
     purifier = ADPPurifier(0.3, steps=0, model=network)
     seeds = [1, 2, 3, 4, 2**63 - 1]
