@@ -17,6 +17,7 @@ from torch import Tensor
 from ..base.checks import check_instance, check_number, check_path, check_seed, check_text
 from ..base.files import claimed
 from ..data.datasets import image_shape, is_mirrored
+from ..tensors.ambient import in_plain_torch
 from ..tensors.batches import fewer_if_large
 from ..tensors.safetensors import add_notes, fill, metadata_record, read_header, stored_tensors
 from ..training.averaged_run import AveragedRun
@@ -230,6 +231,8 @@ def denoising_quality(network: ScoreNetwork, images: Tensor, sigma: float, *, se
     }
 
 
+@in_plain_torch
+@torch.enable_grad()
 def train_score_network(
     config: ScoreNetworkConfig,
     images: Tensor,
@@ -318,6 +321,7 @@ def read_score_settings(checkpoint: Path) -> tuple[ScoreNetworkConfig, ScoreSett
     return parse_score_config(metadata, checkpoint), settings
 
 
+@in_plain_torch
 def record_quality(
     path: str | os.PathLike[str],
     test_images: Tensor,

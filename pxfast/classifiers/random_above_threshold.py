@@ -64,9 +64,10 @@ class RandomAboveThreshold(nn.Module):
             raise ValueError(f"expected images (N, C, H, W), got {tuple(images.shape)}")
         logits = checked_logits(self.classifier(images), len(images))
         unlikely = bits_per_dim(grid, model=self.model) >= self.threshold
-        labels = torch.tensor([random_label(image, logits.shape[1], self.seed) for image in grid[unlikely]])
+        drawn = [random_label(image, logits.shape[1], self.seed) for image in grid[unlikely]]
+        labels = torch.tensor(drawn, dtype=torch.int64, device="cpu")
         result = logits.clone()
-        result[unlikely.to(logits.device)] = F.one_hot(labels.long(), logits.shape[1]).to(result)
+        result[unlikely.to(logits.device)] = F.one_hot(labels, logits.shape[1]).to(result)
         return result
 
     def extra_repr(self) -> str:

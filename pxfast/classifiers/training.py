@@ -17,6 +17,7 @@ from torch import Tensor
 from ..base.checks import check_choice, check_levels, check_optional_count, check_path, check_text
 from ..base.durations import phase
 from ..data.datasets import DATASETS, first_images, keeps_class_mirrored, load_dataset
+from ..tensors.ambient import in_plain_torch
 from ..tensors.safetensors import fill, metadata_json, stored_tensors
 from ..training.checkpoints import check_state, read_checkpoint, write_checkpoint
 from ..training.compilation import duration_key
@@ -295,6 +296,8 @@ class ClassifierTrainer(TrainingRun):
         self.optimiser.load_state_dict({**self.optimiser.state_dict(), "state": momentum})
 
 
+@in_plain_torch
+@torch.enable_grad()
 def train_classifier(
     dataset: str,
     arch: str,

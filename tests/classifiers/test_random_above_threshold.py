@@ -36,6 +36,8 @@ def test_likely_images_keep_their_logits_and_the_others_get_a_label(tiny_model, 
     expected = [random_label(image, 10, 0) for image in images[unlikely]]
     assert logits[unlikely].argmax(1).tolist() == expected
     assert torch.equal(wrapped(images.float() / 255)[unlikely], logits[unlikely]), "floats are rounded to the grid"
+    with torch.device("meta"):  # wherever new tensors are by default
+        assert torch.equal(wrapped(images), logits)
 
 
 def test_a_label_hangs_on_seed_and_image_alone(tiny_model, images):

@@ -69,6 +69,14 @@ def train_until(step: int, out, settings: ClassifierSettings, monkeypatch: pytes
             train(out, settings=settings, checkpoint_interval=0.0)
 
 
+def test_it_learns_in_whatever_mode_the_caller_is(small_data, tmp_path) -> None:
+    settings = dataclasses.replace(SETTINGS, epochs=0.2)
+    expected = train(tmp_path / "plain.safetensors", settings=settings).state_dict()
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+        found = train(tmp_path / "mode.safetensors", settings=settings).state_dict()
+    assert all(torch.equal(found[name], value) for name, value in expected.items())
+
+
 def test_shifts_are_crops_of_the_padded_image() -> None:
     """Every shifted image is one of the 9 that moves by one pixel give, and all of them occur."""
     image = bundled_images(1)[3:4]

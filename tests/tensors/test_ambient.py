@@ -18,10 +18,13 @@ from pxfast import PixelCNN
 from pxfast.adp.files import SHIPPED as SCORE_NETWORKS
 from pxfast.adp.purifier import ADPPurifier
 from pxfast.adp.score_network import ScoreNetwork, ScoreNetworkConfig
+from pxfast.adp.training import ScoreSettings, train_score_network
 from pxfast.classifiers import load_classifier
 from pxfast.classifiers.weights import SHIPPED as CLASSIFIERS
 from pxfast.pixelcnn.files import save
+from pxfast.pixelcnn.network import PixelCNNConfig
 from pxfast.pixelcnn.shipped import SHIPPED as MODELS
+from pxfast.pixelcnn.training import TrainingSettings, record_bits_per_dim, train
 from pxfast.pixeldefend.relaxed import RelaxedPurifier
 from pxfast.tensors.ambient import plain_torch
 
@@ -51,6 +54,7 @@ modes = pytest.mark.parametrize(
 IMAGES = noisy(real_images(1, (4, 4), 2))
 FLOATS = IMAGES / 255
 TRAIN = real_images(1, (4, 4), 9)
+QUIET = {"progress": False}
 
 
 @pytest.fixture(scope="module")
@@ -127,6 +131,31 @@ def test_networks_that_are_first_asked_for_there_serve_everywhere(mode: str, tmp
     finally:
         for kind in shipped:
             kind._kept.cache_clear()
+
+
+def trained(folder: Path) -> dict[str, Tensor]:
+    """The weights of short trainings."""
+    folder.mkdir()
+    options = {"epochs": 2, "batch_size": 4, "precision": "fp32"}
+    model = train(
+        PixelCNNConfig((4, 4), 1, 4, 1), TRAIN, folder / "a.safetensors", settings=TrainingSettings(**options), **QUIET
+    )
+    network = train_score_network(
+        ScoreNetworkConfig((4, 4), 1, 4), TRAIN, folder / "b.safetensors", settings=ScoreSettings(**options), **QUIET
+    )
+    bits = record_bits_per_dim(folder / "a.safetensors", TRAIN)
+    return {**model.state_dict(), **network.state_dict(), "bits": torch.tensor(bits, dtype=torch.float64, device="cpu")}
+
+
+@modes
+def test_trainings_are_the_same_to_the_bit(mode: str, tmp_path: Path) -> None:
+    expected = trained(tmp_path / "plain")
+    with MODES[mode]():
+        found = trained(tmp_path / "mode")
+    assert found.keys() == expected.keys()
+    for name, tensor in found.items():
+        assert tensor.dtype == expected[name].dtype, name
+        assert torch.equal(tensor, expected[name]), name
 
 
 @modes

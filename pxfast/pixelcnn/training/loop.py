@@ -13,6 +13,7 @@ from torch import Tensor
 from ...base.checks import check_instance, check_path
 from ...base.durations import phase
 from ...base.files import claimed, place_of
+from ...tensors.ambient import in_plain_torch
 from ...tensors.safetensors import add_notes
 from ...training.compilation import duration_key
 from ...training.loop import run_to_the_end
@@ -29,6 +30,8 @@ from .settings import TrainingSettings
 from .trainer import Trainer, mean_bits_per_dim
 
 
+@in_plain_torch
+@torch.enable_grad()
 def train(
     config: PixelCNNConfig,
     images: Tensor,
@@ -154,6 +157,7 @@ def train(
         return model.eval()
 
 
+@in_plain_torch
 def record_bits_per_dim(
     path: str | os.PathLike[str],
     test_images: Tensor,
