@@ -23,6 +23,7 @@ from ..tensors.ambient import in_plain_torch
 from .purify import Purifier
 
 TOLERANCE = 1e-3  # levels by which 255 / 255 may miss 255
+COLDEST = 1e-10  # below it nothing changes: fp32 has no two log-probabilities so near; a quotient would be infinite
 
 
 class RelaxedPurifier(nn.Module):
@@ -70,6 +71,7 @@ class RelaxedPurifier(nn.Module):
         assert isinstance(head, LogisticHead)  # relaxable's
         given = 255.0 * clipped(images, self.clip).float()
         _, C, H, W = given.shape
+        temperature = max(self.temperature, COLDEST)
         offsets = torch.arange(-self.eps, self.eps + 1, device=given.device, dtype=given.dtype)
         done = given
         for i in range(H):
@@ -79,7 +81,7 @@ class RelaxedPurifier(nn.Module):
                     values = given[:, k, i, j, None] + offsets
                     log_probs = log_prob_of(head, features, done[:, :, i : i + 1, j : j + 1], values, k)
                     outside = (values < -TOLERANCE) | (values > 255.0 + TOLERANCE)
-                    weights = (log_probs / self.temperature).masked_fill(outside, -torch.inf).softmax(dim=1)
+                    weights = (log_probs / temperature).masked_fill(outside, -torch.inf).softmax(dim=1)
                     place = torch.zeros_like(given[:1])
                     place[:, k, i, j] = 1.0
                     mean = (weights * offsets).sum(dim=1) + given[:, k, i, j]

@@ -44,6 +44,15 @@ def test_cold_relaxation_is_algorithm_1(channels: int) -> None:
     assert (found.round() != images).double().mean() > 0.5
 
 
+def test_no_temperature_is_too_low() -> None:
+    """The quotients of fp32 would be infinite for one of 1e-40."""
+    images = (pictures(1, 2).float() / 255).requires_grad_()
+    found = RelaxedPurifier(9, sharp(1), temperature=1e-40)(images)
+    assert torch.equal(found, RelaxedPurifier(9, sharp(1), temperature=1e-12)(images))
+    (gradient,) = torch.autograd.grad(found.sum(), images)
+    assert gradient.isfinite().all()
+
+
 @pytest.mark.parametrize("channels", [1, 3])
 def test_first_sub_pixel_is_the_mean_under_its_distribution(channels: int) -> None:
     """Nothing comes before it, so that it can be had from the 256 probabilities."""
