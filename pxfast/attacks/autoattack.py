@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import ClassVar
 
 import torch
@@ -12,7 +13,7 @@ from ..base.extras import require
 from ..defences.defended import Defended
 from ..tensors.seeds import derived_seeds
 from .attack import Attack
-from .gradients import input_gradient
+from .gradients import eager, frozen, input_gradient
 
 LEAST_CLASSES = 4
 VERSIONS = ("standard", "plus", "rand")
@@ -74,7 +75,9 @@ class AutoAttack(Attack):
             Redrawn(classifier, seed) if self.version == "rand" and isinstance(classifier, Defended) else classifier
         )
         devices = [x.device] if x.device.type == "cuda" else []
-        with torch.random.fork_rng(devices=devices), torch.enable_grad():
+        # FAB without targets goes backwards through one graph several times
+        mode = eager() if self.version == "plus" else contextlib.nullcontext()
+        with torch.random.fork_rng(devices=devices), torch.enable_grad(), frozen(classifier), mode:
             evaluation = library.AutoAttack(
                 attacked, norm="Linf", eps=eps, version=self.version, seed=seed, device=x.device
             )

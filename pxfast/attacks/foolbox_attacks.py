@@ -7,9 +7,8 @@ fixed magnitude, the steps are made here: whole levels up to 16, then by an eigh
 from __future__ import annotations
 
 import abc
-import contextlib
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
@@ -18,7 +17,7 @@ from torch import Tensor, nn
 from ..base.checks import check_count, check_number, check_optional_count
 from ..base.extras import require
 from .attack import Attack, image_generators
-from .gradients import NoGradient, predicted
+from .gradients import NoGradient, frozen, predicted
 from .sign_steps import uniform
 
 
@@ -28,19 +27,6 @@ def growing_levels() -> list[float]:
     while levels[-1] < 255:
         levels.append(min(255, math.floor(levels[-1] * 1.125)))
     return [level / 255.0 for level in levels]
-
-
-@contextlib.contextmanager
-def frozen(module: nn.Module) -> Iterator[None]:
-    """Parameters that want no gradient: Foolbox would leave theirs behind."""
-    wanting = [parameter for parameter in module.parameters() if parameter.requires_grad]
-    try:
-        for parameter in wanting:
-            parameter.requires_grad_(False)
-        yield
-    finally:
-        for parameter in wanting:
-            parameter.requires_grad_(True)
 
 
 def foolbox_run(attack: Any, classifier: nn.Module, x: Tensor, labels: Tensor, epsilon: float | None = None) -> Tensor:

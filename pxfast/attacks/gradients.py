@@ -28,6 +28,19 @@ def eager() -> Iterator[None]:
         yield
 
 
+@contextlib.contextmanager
+def frozen(module: nn.Module) -> Iterator[None]:
+    """Parameters that want no gradient: libraries that go backwards to all leaves would leave theirs behind."""
+    wanting = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    try:
+        for parameter in wanting:
+            parameter.requires_grad_(False)
+        yield
+    finally:
+        for parameter in wanting:
+            parameter.requires_grad_(True)
+
+
 class NoGradient(ValueError):
     """The classifier gives no gradient with respect to its images, which the attack needs."""
 

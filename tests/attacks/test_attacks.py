@@ -316,6 +316,31 @@ def test_autoattack() -> None:
     assert torch.equal(attack(FIXTURE.network, FIXTURE.images, FIXTURE.labels, 0), FIXTURE.images)
 
 
+class Wanting(nn.Module):
+    """The fixture's network, which notes whether its weights want a gradient."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = FIXTURE.network
+        self.noted: list[bool] = []
+        self.eval()
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.noted.append(any(parameter.requires_grad for parameter in self.parameters()))
+        return self.inner(x)
+
+
+@pytest.mark.external
+def test_autoattack_leaves_no_gradients_in_the_weights() -> None:
+    """FAB goes backwards to all that wants one."""
+    pytest.importorskip("pyautoattack", reason="autoattack needs pyautoattack")
+    network = Wanting()
+    AutoAttack().perturb(network, FIXTURE.x[:1], FIXTURE.labels[:1], 40 / 255)
+    assert len(network.noted) > 10
+    assert network.noted.count(True) == 1, "but for the trial of whether there is a gradient with respect to images"
+    assert all(parameter.requires_grad for parameter in network.parameters())
+
+
 @pytest.mark.external
 def test_autoattack_for_random_defences_draws_their_noise_anew() -> None:
     pytest.importorskip("pyautoattack", reason="autoattack needs pyautoattack")

@@ -250,10 +250,17 @@ def test_modes_of_torch_change_no_attack(name: str) -> None:
 
 @pytest.mark.compile
 @pytest.mark.parametrize(
-    "attack", [FGSM(), PGD(), BIM(), DeepFool(steps=2), SaliencyMap(max_steps=2)], ids=lambda a: a.name
+    "attack",
+    [
+        *(FGSM(), PGD(), BIM(), DeepFool(steps=2), SaliencyMap(max_steps=2)),
+        pytest.param(AutoAttack(version="plus"), marks=pytest.mark.external),
+    ],
+    ids=lambda a: a.name,
 )
 def test_a_compiled_classifier_is_attacked_before_and_after_it_was_used(attack) -> None:
     """A graph that was compiled without a gradient, or for other shapes, can be differentiated once alone."""
+    if attack.library is not None:
+        pytest.importorskip(attack.library)
     torch.manual_seed(0)
     network = nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.ReLU(), nn.Linear(16, 10)).eval()
     images, eps = images_of(4), 8 if attack.bounded else None
