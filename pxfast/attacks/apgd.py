@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from ..base.checks import check_choice, check_count
 from ..defences.defended import averaged
 from .carlini_wagner import margin
-from .climb import Climb, State, rowwise, seeds_of
+from .climb import Climb, State, better, rowwise, seeds_of
 from .defence_aware import finished, purified_gradient, runs_of, uniform_integers
 from .gradients import Slope, cross_entropy_slope
 from .grid_ascent import GridAscent, Target, target_of
@@ -155,8 +155,8 @@ class _Climb(Climb):
 
         at, seeds = state["now"], seeds_of(state, runs, numbers)
         gradient, logits, _ = purified_gradient(self.target, at / 255.0, labels, seeds, self.draws, slope_of)
-        margin_now = -margin(logits, labels)
-        _keep(state, margin_now > state["margin"], moved=at, margin=margin_now)
+        margin_now, wrong = -margin(logits, labels), finished(self.target, logits, labels)
+        _keep(state, better(margin_now, state["margin"], wrong), moved=at, margin=margin_now)
         slope, found = gradient.sign(), self._losses(logits, labels, by_dlr)
         _keep(state, found > state["loss"], top=at, loss=found, slope=slope)
         state["rises"] = state["rises"] + ((found > state["last"]) & (number > 0)).float()
@@ -165,7 +165,7 @@ class _Climb(Climb):
         if bool(here.any()):
             slope = self._halve(state, here, number, slope)
         self._move(state, number, slope)
-        return finished(self.target, logits, labels)
+        return wrong
 
     @staticmethod
     def _losses(logits: Tensor, labels: Tensor, dlr_chosen: Tensor) -> Tensor:

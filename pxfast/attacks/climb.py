@@ -54,6 +54,15 @@ def rowwise(values: Tensor) -> Tensor:
     return values[:, None, None, None]
 
 
+def better(found: Tensor, before: Tensor, wrong: Tensor | None) -> Tensor:
+    """Which images are better than those before, by how far another class leads, (n,): those with a larger lead.
+
+    wrong: which are misclassified, and so finished; they are better whatever the lead. A tie goes to the first class:
+    two images of the same lead may be one that is right and one that is wrong. None: nobody knows.
+    """
+    return found > before if wrong is None else (found > before) | wrong
+
+
 def rows_of(state: State, rows: Tensor | slice) -> State:
     """Some images' rows."""
     return {name: values[rows] for name, values in state.items()}

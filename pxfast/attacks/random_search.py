@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from ..base.checks import check_count
 from .carlini_wagner import margin
-from .climb import Climb, State, rowwise, seeds_of
+from .climb import Climb, State, better, rowwise, seeds_of
 from .defence_aware import finished, uniform_integers
 from .grid_ascent import GridAscent, Target, target_of
 
@@ -56,8 +56,8 @@ class _Search(Climb):
         noise = uniform_integers(seeds_of(state, trials.tolist(), 0), at, self.radius)
         at = (at + rowwise(trials > 0) * noise).clamp(0.0, 255.0)
         logits = self.target.logits(at / 255.0, seeds_of(state, trials.tolist(), 1))
-        found = -margin(logits, labels)
-        better = found > state["margin"]
-        state["moved"] = torch.where(rowwise(better), at, state["moved"])
-        state["margin"] = torch.where(better, found, state["margin"])
-        return finished(self.target, logits, labels)
+        found, wrong = -margin(logits, labels), finished(self.target, logits, labels)
+        kept = better(found, state["margin"], wrong)
+        state["moved"] = torch.where(rowwise(kept), at, state["moved"])
+        state["margin"] = torch.where(kept, found, state["margin"])
+        return wrong

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from support.attack_network import attack_fixture
-from torch import nn
+from torch import Tensor, nn
 
 from pxfast.attacks import APGDBPDA, BPDA, RandomSearch
 from pxfast.attacks.apgd import checkpoints, dlr
@@ -97,3 +97,25 @@ def test_the_first_period_counts_moves_and_not_the_start(steps: int, rising: int
         climb.step(state)
         state["taken"] += 1
     assert state["size"].tolist() == [8.0 if halved else 16.0]
+
+
+class Tied(nn.Module):
+    """Logits among which the label, 1, always ties: with the class behind it at the image, with the one before beyond.
+
+    The gradient is one towards white.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        brightness = x.mean((1, 2, 3))
+        moved = (brightness > 0.5).to(x)
+        logits = torch.stack((moved, torch.ones_like(moved), 1.0 - moved), dim=1)
+        slope = torch.stack((brightness, 0.0 * brightness, 0.0 * brightness), dim=1)
+        return logits + slope - slope.detach()
+
+
+@pytest.mark.parametrize("attack", [APGDBPDA(steps=3), RandomSearch(steps=20)], ids=lambda attack: attack.name)
+def test_a_tie_that_is_lost_is_kept(attack) -> None:
+    """The lead of another class is 0 before and after."""
+    images = torch.full((1, 1, 4, 4), 127, dtype=torch.uint8)
+    result = attack.run(Defended(Tied().eval(), [nn.Identity()]), images, [1], eps=8)
+    assert result.rounded.all()
