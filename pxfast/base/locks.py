@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import sys
 from pathlib import Path
@@ -28,7 +29,7 @@ else:
 
 class Lock:
     """A file that this process has locked. Raises BlockingIOError where another has it, PermissionError, naming the
-    file in its words alone, for another user's that can't be opened, and OSError.
+    file in its words alone, for another user's that can't be opened, FileExistsError for a link, and OSError.
 
     path: made where it is missing. certain: False where the system or the file system knows no locks; then another
     process may believe that it has the file, too.
@@ -66,11 +67,13 @@ class Lock:
 
 def _open(path: Path) -> int:
     """A descriptor of a file to lock, which is made where it is missing."""
+    straight = getattr(os, "O_NOFOLLOW", 0)  # a link would have an empty file made where it leads
     try:
-        return os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        return os.open(path, os.O_RDWR | os.O_CREAT | straight, 0o666)
     except PermissionError as error:
         try:
-            return os.open(path, os.O_RDONLY)  # a lock that another user's killed process left: reading is enough
+            # a lock that another user's killed process left: reading is enough
+            return os.open(path, os.O_RDONLY | straight)
         except FileNotFoundError:
             raise error from None
         except PermissionError:
@@ -78,6 +81,10 @@ def _open(path: Path) -> int:
             raise PermissionError(
                 f"the lock {path} is another user's and can't be opened; remove it when no process uses it any more"
             ) from None
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise FileExistsError(f"the lock {path} is a link, which no process of pxfast makes; remove it") from None
+        raise
 
 
 def _is_at(descriptor: int, path: Path) -> bool:

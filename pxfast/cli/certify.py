@@ -111,7 +111,6 @@ def certify(
     """
     from ..adp.files import SHIPPED as SCORE_NETWORKS
     from ..base.checks import check_choice, check_precision
-    from ..base.extras import require
     from ..base.files import check_apart
     from ..base.machine import parse_device, torch_instructions
     from ..base.streams import shown_name
@@ -144,7 +143,6 @@ def certify(
             if of != norm and value is not None:
                 option = "failure" if name == "alpha" else name.replace("_", "-")
                 raise ValueError(f"--{option} is for --norm {of}, got --norm {norm}")
-    require("matplotlib", "evaluate")
     beside = [path for path in (curve, page) if path is not None]
     check_apart([path for path in (out, *beside, keep) if path is not None])
     check_rows_output(out, *beside, force=force)

@@ -179,6 +179,14 @@ def test_two_outputs_have_two_paths(tmp_path, monkeypatch):
     assert names(tmp_path) == {"sub", "link"}
 
 
+def test_a_lock_that_is_a_link_is_not_followed(tmp_path):
+    elsewhere = tmp_path / "elsewhere"
+    (tmp_path / ".a.lock").symlink_to(elsewhere)
+    with pytest.raises(FileExistsError, match=r"\.a\.lock is a link"), claimed(tmp_path / "a"):
+        pass
+    assert not elsewhere.exists()
+
+
 def test_another_users_lock_that_was_left_is_taken_or_named(tmp_path, monkeypatch):
     lock, readable = tmp_path / ".a.lock", True
     lock.touch()
