@@ -9,13 +9,7 @@ from support.helpers import bundled_images
 from support.small_classifiers import FASHION, SMALL_ONES, random_classifier
 from torch import Tensor, nn
 
-from pxfast.classifiers import (
-    ARCHITECTURES,
-    ClassifierConfig,
-    ResNet,
-    architecture,
-    build,
-)
+from pxfast.classifiers import ARCHITECTURES, ClassifierConfig, ResNet, architecture, build
 from pxfast.classifiers.classifier import NormActivation
 from pxfast.classifiers.resnet import ResidualUnit
 from pxfast.classifiers.wide_resnet import WideUnit

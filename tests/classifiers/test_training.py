@@ -1,4 +1,4 @@
-"""Training of classifiers: augmentation, adversarial batches, label smoothing, budget, resuming."""
+"""Training of classifiers: augmentation, what a step minimises, budget, resuming, refusals."""
 
 import dataclasses
 import itertools
@@ -11,30 +11,18 @@ import torch.nn.functional as F
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from support.helpers import bundled_images
+from support.small_classifiers import SMALL
 from torch import Tensor, nn
 
-from pxfast.classifiers import Classifier, ResNetConfig, accuracy, build, load_classifier, training
-from pxfast.classifiers.adversarial import (
-    ADVERSARIAL_WEIGHT,
-    attacked,
-    bim_examples,
-    bim_iterations,
-    draw_eps,
-    fgsm_examples,
-)
-from pxfast.classifiers.losses import consistent_cross_entropy, mixed_cross_entropy, smoothed_cross_entropy
-from pxfast.classifiers.training import (
-    ClassifierSettings,
-    ClassifierTrainer,
-    shifted,
-    train_classifier,
-)
+from pxfast.classifiers import Classifier, accuracy, build, load_classifier, training
+from pxfast.classifiers.adversarial import draw_eps
+from pxfast.classifiers.losses import consistent_cross_entropy, smoothed_cross_entropy
+from pxfast.classifiers.training import ClassifierSettings, ClassifierTrainer, shifted, train_classifier
 from pxfast.classifiers.weights import read_notes
 from pxfast.cli.main import main
 from pxfast.data.datasets import DATASETS
 from pxfast.training.run import checkpoint_path
 
-SMALL = ResNetConfig((28, 28), 1, (4, 8, 16), units=1)
 SETTINGS = ClassifierSettings(epochs=2, batch_size=16, precision="fp32", horizontal_flips=True)
 
 
@@ -118,79 +106,6 @@ def test_images_are_flipped_where_their_class_stays(small_data, tmp_path, datase
         )
 
 
-def test_eps_is_a_truncated_half_normal() -> None:
-    """Moments of |N(0, delta)| given that it is at most 2 delta, by numerical integration of its density."""
-    delta, count = 8.0, 200_000
-    eps = draw_eps(count, delta, torch.Generator().manual_seed(0)).double()
-    assert float(eps.min()) >= 0.0
-    assert float(eps.max()) <= 2 * delta
-    z = torch.linspace(0, 2, 20_001, dtype=torch.float64)
-    density = torch.exp(-z.square() / 2)
-    density /= torch.trapezoid(density, z)
-    for power in (1, 2, 3):
-        expected = float(torch.trapezoid(density * z**power, z))
-        assert float(((eps / delta) ** power).mean()) == pytest.approx(expected, rel=0.01)
-    for quantile in (0.1, 0.5, 0.9):
-        value = float(eps.quantile(quantile)) / delta
-        below = z <= value
-        assert float(torch.trapezoid(density[below], z[below])) == pytest.approx(quantile, abs=0.01)
-
-
-def test_iterations_of_bim() -> None:
-    eps = torch.tensor([0.0, 0.7, 0.8, 2.0, 8.0, 15.9, 16.0, 25.0, 50.0])
-    assert bim_iterations(eps).tolist() == [0, 0, 1, 2, 10, 19, 20, 29, 54]
-
-
-@pytest.fixture(scope="module")
-def model() -> Classifier:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        return build(SMALL).eval()
-
-
-@pytest.mark.parametrize("attack", [fgsm_examples, bim_examples])
-def test_adversarial_examples_stay_in_their_eps_and_raise_the_loss(attack, model: Classifier) -> None:
-    x = bundled_images(1)[:16].float() / 255
-    eps = torch.linspace(0.0, 16.0, 16)
-    with attacked(model):
-        moved = attack(model, x, eps)
-    assert moved.min() >= 0.0
-    assert moved.max() <= 1.0
-    farthest = (moved - x).abs().amax((1, 2, 3)) * 255
-    assert (farthest <= eps + 1e-3).all()
-    # BIM goes so many steps of one grey level; FGSM makes all of eps at once
-    reach = torch.minimum(eps, bim_iterations(eps).float()) if attack is bim_examples else eps
-    torch.testing.assert_close(farthest, reach, atol=1e-3, rtol=0)
-    predicted = model(x).argmax(1)  # the attack's labels are the model's own
-    before = F.cross_entropy(model(x), predicted, reduction="none")
-    after = F.cross_entropy(model(moved), predicted, reduction="none")
-    assert (after[2:] > before[2:]).all()
-
-
-def test_the_label_does_not_leak(model: Classifier) -> None:
-    """FGSM is a step against the predicted label, whatever the true one: that of a literal computation."""
-    x = bundled_images(1)[:4].float() / 255
-    y = x.clone().requires_grad_()
-    loss = -model(y).log_softmax(1).amax(1).sum()
-    (gradient,) = torch.autograd.grad(loss, y)
-    expected = (x + 4.0 / 255 * gradient.sign()).clamp(0, 1)
-    torch.testing.assert_close(fgsm_examples(model, x, torch.full((4,), 4.0)), expected)
-
-
-def test_bim_agrees_with_a_loop_over_single_images(model: Classifier) -> None:
-    x = bundled_images(1)[:4].float() / 255
-    eps = torch.tensor([0.5, 2.0, 3.7, 6.0])
-    together = bim_examples(model, x, eps)
-    for n in range(4):
-        image, label = x[n : n + 1], model(x[n : n + 1]).argmax(1)
-        for _ in range(int(min(eps[n] + 4, 1.25 * eps[n]))):
-            image = image.detach().requires_grad_()
-            (gradient,) = torch.autograd.grad(F.cross_entropy(model(image), label), image)
-            image = (image.detach() + gradient.sign() / 255).clamp(x[n] - eps[n] / 255, x[n] + eps[n] / 255).clamp(0, 1)
-        # a sign may hang on rounding, which depends on the size of the batch
-        assert float(((image - together[n]).abs() < 1e-4).double().mean()) > 0.98
-
-
 @pytest.mark.parametrize("defence", ["fgsm", "bim"])
 def test_half_of_each_batch_is_attacked_and_the_model_left_alone(defence: str, small_data) -> None:
     settings = dataclasses.replace(SETTINGS, defence=defence, delta=8.0)
@@ -211,29 +126,6 @@ def test_half_of_each_batch_is_attacked_and_the_model_left_alone(defence: str, s
     assert torch.equal(x, trainer.adversarial_batch(images))
 
 
-def test_weights_of_clean_and_adversarial_losses() -> None:
-    """As in the authors' code: the mean over the batch of 2/1.3 times the clean and 0.6/1.3 times the other losses."""
-    logits, labels = torch.randn(8, 10), torch.arange(8)
-    losses = F.cross_entropy(logits, labels, reduction="none")
-    expected = torch.cat((2.0 / 1.3 * losses[:4], 0.6 / 1.3 * losses[4:])).mean()
-    torch.testing.assert_close(mixed_cross_entropy(logits, labels, clean=4), expected)
-    assert ADVERSARIAL_WEIGHT == 0.3
-
-
-@pytest.mark.parametrize("classes", [2, 10])
-def test_smoothed_loss_is_the_literal_one(classes: int) -> None:
-    logits, labels, smoothing = torch.randn(6, classes), torch.arange(6) % classes, 0.1
-    targets = torch.full((6, classes), smoothing / (classes - 1))
-    targets[torch.arange(6), labels] = 1 - smoothing
-    literal = -(targets * logits.log_softmax(1)).sum(1).mean()
-    torch.testing.assert_close(smoothed_cross_entropy(logits, labels, smoothing), literal)
-    torch.testing.assert_close(smoothed_cross_entropy(logits, labels, 0.0), F.cross_entropy(logits, labels))
-    most = (classes - 1) / classes
-    smoothed_cross_entropy(logits, labels, most)
-    with pytest.raises(ValueError, match=rf"smoothing of at most {most:g} for {classes} classes, got 0.99"):
-        smoothed_cross_entropy(logits, labels, 0.99)
-
-
 def test_label_smoothing_is_what_a_step_minimises(small_data) -> None:
     plain = ClassifierTrainer(SMALL, SETTINGS, *small_data)
     smooth = ClassifierTrainer(SMALL, dataclasses.replace(SETTINGS, defence="label-smoothing"), *small_data)
@@ -243,23 +135,6 @@ def test_label_smoothing_is_what_a_step_minimises(small_data) -> None:
         logits = build_logits(smooth, images)
     assert smooth.train_step()[0] == pytest.approx(float(smoothed_cross_entropy(logits, labels, 0.1)), rel=1e-4)
     assert plain.train_step()[0] == pytest.approx(float(F.cross_entropy(logits, labels)), rel=1e-4)
-
-
-def test_consistency_loss_is_the_literal_one() -> None:
-    logits, labels = torch.randn(8, 5), torch.tensor([0, 3, 4, 1]).repeat(2)
-    pairs = logits.softmax(1).reshape(2, 4, 5)
-    mean = pairs.mean(0)
-    divergence = sum((mean * (mean / each).log()).sum(1) for each in pairs) / 2
-    literal = F.cross_entropy(logits, labels) + (3.0 * divergence - 0.5 * (mean * mean.log()).sum(1)).mean()
-    torch.testing.assert_close(consistent_cross_entropy(logits, labels, 3.0), literal)
-    alike = logits[:4].repeat(2, 1)
-    torch.testing.assert_close(
-        consistent_cross_entropy(alike, labels, 3.0), consistent_cross_entropy(alike, labels, 0.0)
-    )
-    certain = torch.tensor([[800.0, 0.0], [0.0, 0.0]], requires_grad=True)
-    consistent_cross_entropy(certain, torch.tensor([0, 0]), 1.0).backward()
-    assert certain.grad is not None
-    assert certain.grad.isfinite().all()
 
 
 def test_consistency_compares_two_versions_of_an_image(small_data) -> None:

@@ -10,11 +10,7 @@ from safetensors.torch import save_file
 from support.helpers import bundled_images
 from support.small_classifiers import FASHION, SMALL, SMALL_ONES, random_classifier
 
-from pxfast.classifiers import (
-    accuracy,
-    load_classifier,
-    save_classifier,
-)
+from pxfast.classifiers import accuracy, load_classifier, save_classifier
 from pxfast.classifiers.architectures import architecture_for
 from pxfast.classifiers.weights import FORMAT, SHIPPED, read_notes, runs_in, stored_tensors
 from pxfast.data.datasets import load_dataset

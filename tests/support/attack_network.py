@@ -36,3 +36,10 @@ def attack_fixture() -> AttackFixture:
     network = nn.Sequential(nn.Flatten(), nn.Linear(100, 16), nn.LeakyReLU(0.1), nn.Linear(16, 10)).eval()
     network.load_state_dict({name: arrays.pop(name.replace(".", "_")) for name in network.state_dict()})
     return AttackFixture(network, **arrays)
+
+
+def sign_step(images: Tensor, direction: Tensor, before: Tensor, eps: int, step: int = 2) -> Tensor:
+    """One step by hand, in NumPy's integers."""
+    moved = images.numpy().astype(int) + np.rint(step * direction.numpy()).astype(int)
+    low, high = before.numpy().astype(int) - eps, before.numpy().astype(int) + eps
+    return torch.from_numpy(np.clip(np.clip(moved, low, high), 0, 255).astype(np.uint8))
