@@ -5,8 +5,8 @@
 The first test images, clean and under BIM of eps 8 against the shipped ResNet-62 alone, purified by each model with the
 paper's eps. FILE: models of the same data set, besides the shipped one; earlier ones are in the repository's history
 (git show COMMIT:pxfast/assets/cifar10.safetensors). What is finished is kept in FOLDER, where a killed run goes on.
-Writes bench/results/accuracy-by-model-NAME.json and docs/accuracy-by-model-NAME.png; prints the table of
-docs/results.md.
+Writes bench/results/accuracy-by-model-NAME.json and docs/accuracy-by-model-NAME.png, with another number of --images
+both to FOLDER; prints the table of docs/results.md.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ from pxfast.tensors.store import Store
 
 ROOT = Path(__file__).resolve().parents[2]
 NAME = "bench/experiments/accuracy_by_model.py"
+IMAGES = 1000  # of which bench/results are
 EPS = 8  # of the attack
 PURIFIERS = {"cifar10": 16, "fashion-mnist": 32}
 CLEAN, BLIND = "Clean", "BIM"
@@ -101,7 +102,7 @@ def main() -> None:
     parser.add_argument("files", nargs="*", help="models besides the shipped one")
     parser.add_argument("--root", type=Path, required=True, help="torchvision's root folder")
     parser.add_argument("--work", type=Path, required=True, help="where what is finished is kept")
-    parser.add_argument("--images", type=int, default=1000)
+    parser.add_argument("--images", type=int, default=IMAGES)
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
     dataset: str = arguments.dataset
@@ -114,9 +115,10 @@ def main() -> None:
         "machine": {"cpu": processor_name(), "isa": isa_of(), "threads": arguments.threads},
         "models": rows,
     }
-    with whole_file(ROOT / "bench" / "results" / f"accuracy-by-model-{dataset}.json") as path:
+    whole, name = arguments.images == IMAGES, f"accuracy-by-model-{dataset}"
+    with whole_file((ROOT / "bench" / "results" if whole else arguments.work) / f"{name}.json") as path:
         path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    draw(rows, ROOT / "docs" / f"accuracy-by-model-{dataset}.png")
+    draw(rows, (ROOT / "docs" if whole else arguments.work) / f"{name}.png")
     print("\n".join(table(rows)))
 
 

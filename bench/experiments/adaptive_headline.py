@@ -5,7 +5,8 @@
 Normal and FGSM-trained ResNet-62 behind the purifier of the paper's eps (16 for CIFAR-10, 32 for Fashion-MNIST), under
 BPDA of 100 steps with eps 8 on the first test images. The normal classifiers are the shipped ones, the others
 DATASET-resnet62-fgsm.safetensors in the folder --classifiers, as `pxfast train-classifier --defence fgsm` makes them.
-A killed run that is started again goes on: attacked images and finished rows are kept in --out. An image is attacked
+A killed run that is started again goes on: attacked images and finished rows are kept in --out. Rows of other settings
+of the attack or of the purifier are refused: they need another --out. An image is attacked
 until it is misclassified or 100 steps are over; the rates are by the clock, and by the processor's own time, which
 other work on the machine does not stretch.
 """
@@ -35,6 +36,7 @@ from pxfast.pixelcnn.fingerprint import model_fingerprint
 
 ATTACK_EPS, STEPS = 8, 100
 PURIFY_EPS = {"cifar10": 16, "fashion-mnist": 32}  # the paper's
+SETTINGS = {"attack": "bpda", "eps": ATTACK_EPS, "steps": STEPS, "purify_eps": PURIFY_EPS}  # of all rows of a file
 
 
 class SmallBlocks(BPDA):
@@ -107,6 +109,17 @@ def table(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def finished_rows(file: Path) -> list[dict[str, Any]]:
+    """The rows that an earlier run has left, if any. SystemExit where they are of other settings."""
+    if not file.exists():
+        return []
+    record = json.loads(file.read_text())
+    if record["settings"] != SETTINGS:
+        raise SystemExit(f"{file} has rows of {record['settings']}, not of {SETTINGS}: take another --out")
+    rows: list[dict[str, Any]] = record["rows"]
+    return rows
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--root", type=Path, required=True, help="torchvision's root folder")
@@ -121,7 +134,7 @@ def main() -> None:
         parser.error(f"--images must be positive, got {arguments.images}")
     arguments.out.mkdir(parents=True, exist_ok=True)
     file = arguments.out / "headline.json"
-    rows = json.loads(file.read_text())["rows"] if file.exists() else []
+    rows = finished_rows(file)
     shown: list[dict[str, Any]] = []  # of these networks; others are kept in the file
     for dataset in arguments.dataset:
         sources = {"normal": dataset}
@@ -142,8 +155,7 @@ def main() -> None:
             measured = measure(dataset, training, source, arguments.root, arguments.images, arguments.out)
             rows.append({**measured, **wanted})
             shown.append(rows[-1])
-            settings = {"attack": "bpda", "eps": ATTACK_EPS, "steps": STEPS, "purify_eps": PURIFY_EPS}
-            record = {"settings": settings, "installation": collect(), "rows": rows}
+            record = {"settings": SETTINGS, "installation": collect(), "rows": rows}
             with whole_file(file) as temporary:
                 temporary.write_text(json.dumps(record, indent=2) + "\n")
     print(table(shown))

@@ -7,7 +7,8 @@
 Both classifiers, without a defence and behind the purifier of the paper's eps, on the first test images, under attacks
 of eps 8. The attacks know a classifier and no purifier, but for BPDA of 100 steps. The trained classifier gets the
 images that were made to fool the unmodified one, and those made to fool itself. What is finished is kept in FOLDER,
-where a killed run goes on. Writes bench/results/behind-NAME.json; prints the table of docs/results.md.
+where a killed run goes on. Writes bench/results/behind-NAME.json, with another number of --images to FOLDER instead;
+prints the table of docs/results.md.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ from pxfast.tensors.store import Store
 
 ROOT = Path(__file__).resolve().parents[2]
 NAME = "bench/experiments/behind.py"
+IMAGES = 1000  # of which bench/results are
 EPS = 8  # of the attacks
 PURIFY_EPS = {"cifar10": 16, "fashion-mnist": 32}  # the paper's
 ATTACKS = ("rand", "fgsm", "bim", "deepfool", "cw-linf")
@@ -83,7 +85,7 @@ def main() -> None:
     parser.add_argument("classifier", type=Path, help="the file of the one that was trained behind the purifier")
     parser.add_argument("--root", type=Path, required=True, help="torchvision's root folder")
     parser.add_argument("--work", type=Path, required=True, help="where what is finished is kept")
-    parser.add_argument("--images", type=int, default=1000)
+    parser.add_argument("--images", type=int, default=IMAGES)
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
     dataset: str = arguments.dataset
@@ -97,7 +99,8 @@ def main() -> None:
         "machine": {"cpu": processor_name(), "isa": isa_of(), "threads": arguments.threads},
         "rows": {title: [dataclasses.asdict(score) for score in scores] for title, scores in found.items()},
     }
-    with whole_file(ROOT / "bench" / "results" / f"behind-{dataset}.json") as path:
+    folder = ROOT / "bench" / "results" if arguments.images == IMAGES else arguments.work
+    with whole_file(folder / f"behind-{dataset}.json") as path:
         path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     print("\n".join(table(found)))
 

@@ -4,9 +4,10 @@
 
 The classifiers are the shipped one, those in the package for midpoints of cells, and those fine-tuned here first, on
 PixelDefend's guesses from cells or on midpoints. Runs named random have the paper's random dither. Each run, its
-guesses and the trainings are kept in FOLDER, where a killed one goes on. Writes the results as
-bench/results/certificates-NAME.json, and for CIFAR-10 docs/certificate.png; docs/certificate.md has the printed tables.
-With --only the other runs' results stay.
+guesses and the trainings are kept in FOLDER, where a killed one goes on; a file there of other options or of another
+classifier is refused. Writes the results as bench/results/certificates-NAME.json, and for CIFAR-10
+docs/certificate.png; docs/certificate.md has the printed tables. With --only the other runs' results stay. With
+--images, for a first look, both files go to FOLDER.
 """
 
 from __future__ import annotations
@@ -23,6 +24,10 @@ import torch
 
 from pxfast.base.files import whole_file
 from pxfast.certification import Certificates
+from pxfast.classifiers import load_classifier
+from pxfast.classifiers.weights import read_notes
+from pxfast.data.datasets import DATASETS
+from pxfast.defences.weights import classifier_key
 from pxfast.evaluation.figures import certified, pictures
 from pxfast.pixelcnn.fingerprint import model_fingerprint
 from pxfast.pixelcnn.shipped import load
@@ -73,6 +78,7 @@ FASHION_MNIST: Runs = {
     }.items()
 }
 RUNS: dict[str, Runs] = {"cifar10": CIFAR10, "fashion-mnist": FASHION_MNIST}
+MOST = 1000  # images of a run
 TUNING = ["--behind-images", 25000, "--epochs", 4, "--learning-rate", 0.02]  # of 'tuned' classifiers
 SHOWN = {"l1": (0, 8, 15, 24, 31, 48, 63, 127), "l2": (0, 0.1, 0.2, 0.3, 0.4)}
 
@@ -89,7 +95,37 @@ def tuned(dataset: str, cells: str, root: Path, work: Path, threads: int) -> Pat
         behind = ["--behind", f"cells:{cells}", "--start", dataset, *TUNING, "--keep", work / "training"]
         places = ["--root", root, "--out", out, "--threads", threads]
         pxfast("train-classifier", dataset, "resnet62", *places, *behind, "--resume")
+    training = read_notes(out)["training"]
+    refuse_others(out, by_name(TUNING), training)
     return out
+
+
+def by_name(options: list[object]) -> dict[str, object]:
+    """Options of a command, as settings are named."""
+    names = (str(name).removeprefix("--").replace("-", "_") for name in options[::2])
+    return dict(zip(names, options[1::2], strict=True))
+
+
+def refuse_others(file: Path, wanted: dict[str, Any], found: dict[str, Any]) -> None:
+    """SystemExit unless a file that was kept was made with what is wanted."""
+    others = [f"{name} {found.get(name)}, not {value}" for name, value in wanted.items() if found.get(name) != value]
+    if others:
+        raise SystemExit(f"{file} was made with {'; '.join(others)}: move it away, or take another folder")
+
+
+def check_kept(file: Path, dataset: str, options: list[object]) -> None:
+    """SystemExit unless a file of `pxfast certify` is of these options, and of the classifier as it is now."""
+    document = json.loads(file.read_text())
+    unsaid = {"norm": "l1", "dither": "lattice", "views": "one"}
+    given = by_name(options)
+    name = str(given.pop("classifier", dataset))
+    given.pop("keep", None)
+    given["purifier"] = given.pop("guess")
+    refuse_others(file, unsaid | given, {**unsaid, **document["settings"]})
+    classifier = document.get("classifier")
+    if isinstance(classifier, dict):  # older files have a name alone
+        now = classifier_key(load_classifier(name), DATASETS[dataset])
+        refuse_others(file, {"classifier": now}, {"classifier": classifier["sha256"]})
 
 
 def run(dataset: str, name: str, most: int, root: Path, work: Path, threads: int) -> Path:
@@ -98,16 +134,17 @@ def run(dataset: str, name: str, most: int, root: Path, work: Path, threads: int
     images, options = min(images, most), list(options)
     model = "" if name.endswith(("midpoints", "none", "adp")) else f"-{model_fingerprint(load(dataset))[:16]}"
     out = work / f"{dataset}-{name}-{images}{model}.json"
-    if not out.exists():
-        given = dict(zip(options[::2], options[1::2], strict=True))
-        if "-tuned-" in name:
-            dither = given.get("--dither", "lattice")
-            cells = f"width={given['--width']},guess={given['--guess']},dither={dither}"
-            options += ["--classifier", tuned(dataset, cells, root, work, threads)]
-        if "-packaged-" in name:
-            options += ["--classifier", f"{dataset}-resnet62-cells{given['--width']}"]
-        if "l1" in name and "midpoints" not in name:
-            options += ["--keep", work / "kept"]
+    given = by_name(options)
+    if "-tuned-" in name:
+        cells = f"width={given['width']},guess={given['guess']},dither={given.get('dither', 'lattice')}"
+        options += ["--classifier", tuned(dataset, cells, root, work, threads)]
+    if "-packaged-" in name:
+        options += ["--classifier", f"{dataset}-resnet62-cells{given['width']}"]
+    if "l1" in name and "midpoints" not in name:
+        options += ["--keep", work / "kept"]
+    if out.exists():
+        check_kept(out, dataset, options)
+    else:
         pxfast("certify", dataset, "--root", root, "--images", images, "--threads", threads, *options, "--out", out)
     return out
 
@@ -166,14 +203,15 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True, help="where runs are kept")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--only", help="these runs: a,b")
-    parser.add_argument("--images", type=int, default=1000, help="at most so many, for a first look")
+    parser.add_argument("--images", type=int, default=MOST, help="at most so many, for a first look")
     arguments = parser.parse_args()
     dataset: str = arguments.dataset
     names = arguments.only.split(",") if arguments.only else list(RUNS[dataset])
     arguments.work.mkdir(parents=True, exist_ok=True)
     places = (arguments.root, arguments.work, arguments.threads)
     files = {name: run(dataset, name, arguments.images, *places) for name in names}
-    results = ROOT / "bench" / "results" / f"certificates-{dataset}.json"
+    whole = arguments.images == MOST
+    results = (ROOT / "bench" / "results" if whole else arguments.work) / f"certificates-{dataset}.json"
     before = json.loads(results.read_text())["runs"] if arguments.only and results.exists() else {}
     made = {**before, **{name: recorded(path, dataset) for name, path in files.items()}}
     result = {
@@ -191,7 +229,9 @@ def main() -> None:
         if found.norm == "l1" and "sample" not in name and "random" not in name
     }
     if dataset == "cifar10":
-        pictures.save_picture(certified.draw_certified(shown), ROOT / "docs" / "certificate.png")
+        pictures.save_picture(
+            certified.draw_certified(shown), (ROOT / "docs" if whole else arguments.work) / "certificate.png"
+        )
     for norm in sorted({found.norm for found in runs.values()}):
         print("\n".join(table(runs, norm)), end="\n\n")
 

@@ -3,17 +3,20 @@
 python bench/experiments/network_sizes.py DATASET --root DIR --folder DIR [--budget 10m] [options of `pxfast train`...]
 
 Each network is trained from nothing by `pxfast train --preset small`, one after the other, and measured on the whole
-test set. Files stay in the folder: a killed comparison goes on where it was. Prints Markdown.
+test set. Files stay in the folder: a killed comparison goes on where it was. One of another budget or other options
+needs another folder. Prints Markdown.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import subprocess
 import sys
 from pathlib import Path
 
 import pxfast
+from pxfast.base.files import whole_file
 from pxfast.data.datasets import DATASETS
 from pxfast.pixelcnn.files import read_metadata
 
@@ -28,6 +31,19 @@ def trained(file: Path, command: list[str]) -> dict:
     return read_metadata(file)[1]
 
 
+def claim(folder: Path, dataset: str, settings: dict[str, object]) -> None:
+    """Note how the data set's networks in the folder are trained. SystemExit where they were trained otherwise."""
+    folder.mkdir(parents=True, exist_ok=True)
+    record, models = folder / f"{dataset}-settings.json", sorted(folder.glob(f"{dataset}-*-*.safetensors"))
+    before = json.loads(record.read_text()) if record.exists() else None
+    if before is not None and before != settings:
+        raise SystemExit(f"{folder} has networks that were trained with {before}, not with {settings}: take another")
+    if before is None and models:
+        raise SystemExit(f"{folder} has {models[0].name}, and no {record.name} says how it was trained: take another")
+    with whole_file(record) as temporary:
+        temporary.write_text(json.dumps(settings) + "\n")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("dataset", choices=sorted(DATASETS))
@@ -35,6 +51,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, required=True, help="where the models go")
     parser.add_argument("--budget", default="10m", help="training time of each")
     arguments, options = parser.parse_known_args()
+    claim(arguments.folder, arguments.dataset, {"budget": arguments.budget, "options": options})
     rows = []
     for filters, resnets in SIZES:
         command = [arguments.dataset, "--root", arguments.root, "--preset", "small", "--budget", arguments.budget]

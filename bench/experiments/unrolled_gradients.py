@@ -1,7 +1,6 @@
 """What the gradient through PixelDefend is, unrolled end to end: the paper's section 4.4, at small sizes.
 
-    python bench/experiments/unrolled_gradients.py --root DIR --sizes 8 --temperatures 1 0.1 0.01 --images 8 --json
-    out.json
+    python bench/experiments/unrolled_gradients.py --root DIR --sizes 8 --temperatures 1 0.1 0.01 --json out.json
 
 Fashion-MNIST test images, averaged down to H x H; the shipped density model's weights at that size; a logistic
 regression on such images as classifier. For every temperature of the relaxation (pxfast/pixeldefend/relaxed.py): how

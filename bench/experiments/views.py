@@ -5,7 +5,8 @@
 The first test images, the shipped ResNet-62 and density model, attacks of eps 8: BIM on the classifier alone, and BPDA
 of 100 steps, which knows the purifier and its views. What is finished is kept in FOLDER, where a killed run goes on.
 Writes bench/results/views-NAME.json, and for CIFAR-10 docs/views.png; prints the table of docs/results.md. With --only
-the other points stay, if they are of the same images, eps and density model.
+the other points stay, if they are of the same images, eps and density model. With another number of --images both
+files go to FOLDER.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ from pxfast.tensors.store import Store
 
 ROOT = Path(__file__).resolve().parents[2]
 NAME = "bench/experiments/views.py"
+IMAGES = 1000  # of which bench/results are
 EPS = 8  # of the attacks
 CLEAN, BLIND, AWARE = "Clean", "BIM", "BPDA"
 # by data set: the eps of the purifiers, one after the other
@@ -143,7 +145,7 @@ def main() -> None:
     parser.add_argument("dataset", choices=sorted(PURIFIERS))
     parser.add_argument("--root", type=Path, required=True, help="torchvision's root folder")
     parser.add_argument("--work", type=Path, required=True, help="where what is finished is kept")
-    parser.add_argument("--images", type=int, default=1000)
+    parser.add_argument("--images", type=int, default=IMAGES)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--only", nargs="+", help="these points, by their names in the table")
     arguments = parser.parse_args()
@@ -160,7 +162,8 @@ def main() -> None:
         "eps of the attacks": EPS,
         "density model": model_fingerprint(load(dataset)),
     }
-    results = ROOT / "bench" / "results" / f"views-{dataset}.json"
+    whole = arguments.images == IMAGES
+    results = (ROOT / "bench" / "results" if whole else arguments.work) / f"views-{dataset}.json"
     before = json.loads(results.read_text()) if arguments.only and results.exists() else {**same, "points": {}}
     if other := [f"{key}: {before[key]}" for key, value in same.items() if before[key] != value]:
         parser.error(f"{results} has points of other settings ({'; '.join(other)}): measure all of them")
@@ -178,7 +181,7 @@ def main() -> None:
         path.write_text(json.dumps({**same, "points": ordered}, indent=1) + "\n", encoding="utf-8")
     found = {name: tuple(Score(**score) for score in point["scores"]) for name, point in ordered.items()}
     if dataset == "cifar10":
-        draw(found, ROOT / "docs" / "views.png")
+        draw(found, (ROOT / "docs" if whole else arguments.work) / "views.png")
     print("\n".join(table(found)))
 
 
