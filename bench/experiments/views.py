@@ -5,8 +5,8 @@
 The first test images, the shipped ResNet-62 and density model, attacks of eps 8: BIM on the classifier alone, and BPDA
 of 100 steps, which knows the purifier and its views. What is finished is kept in FOLDER, where a killed run goes on.
 Writes bench/results/views-NAME.json, and for CIFAR-10 docs/views.png; prints the table of docs/results.md. With --only
-the other points stay, if they are of the same images, eps and density model. With another number of --images both
-files go to FOLDER.
+the other points stay, if they are of the same images, eps, classifier and density model. With another number of
+--images both files go to FOLDER.
 """
 
 from __future__ import annotations
@@ -25,8 +25,9 @@ from pxfast.base.files import whole_file
 from pxfast.base.machine import processor_name
 from pxfast.base.progress import progress_of
 from pxfast.classifiers import load_classifier
-from pxfast.data.datasets import load_dataset
+from pxfast.data.datasets import DATASETS, load_dataset
 from pxfast.defences import Defended
+from pxfast.defences.weights import classifier_key
 from pxfast.engines.cpu import isa_of
 from pxfast.evaluation.figures import pictures
 from pxfast.evaluation.judge import STRONGEST, Job, Judge
@@ -161,11 +162,13 @@ def main() -> None:
         "data": f"the first {arguments.images} test images of {dataset}",
         "eps of the attacks": EPS,
         "density model": model_fingerprint(load(dataset)),
+        "classifier": classifier_key(load_classifier(dataset), DATASETS[dataset]),
     }
     whole = arguments.images == IMAGES
     results = (ROOT / "bench" / "results" if whole else arguments.work) / f"views-{dataset}.json"
     before = json.loads(results.read_text()) if arguments.only and results.exists() else {**same, "points": {}}
-    if other := [f"{key}: {before[key]}" for key, value in same.items() if before[key] != value]:
+    # a file from before the classifier was noted in it says nothing of it
+    if other := [f"{key}: {before[key]}" for key, value in same.items() if before.get(key, value) != value]:
         parser.error(f"{results} has points of other settings ({'; '.join(other)}): measure all of them")
     judgements = judged(dataset, chosen, arguments.root, arguments.work, arguments.images, arguments.threads)
     machine = {"cpu": processor_name(), "isa": isa_of(), "threads": arguments.threads}

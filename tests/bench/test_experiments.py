@@ -121,3 +121,14 @@ def test_a_first_look_replaces_no_results(script, call, monkeypatch, tmp_path) -
     assert not [*root.rglob("*.json"), *root.rglob("*.png")]
     call(module, *look, module.IMAGES)
     assert (root / "docs" / "views.png").exists()
+
+
+def test_points_of_another_classifier_do_not_stay(script, call, monkeypatch, tmp_path) -> None:
+    module = script("views")
+    monkeypatch.setattr(module, "judged", lambda *_: pytest.fail("it went on"))
+    file, only = tmp_path / "views-cifar10.json", "eps 16, one view"
+    model = module.model_fingerprint(module.load("cifar10"))
+    before = {"script": module.NAME, "data": "the first 2 test images of cifar10", "eps of the attacks": module.EPS}
+    file.write_text(json.dumps({**before, "density model": model, "classifier": "0" * 64, "points": {}}))
+    with pytest.raises(SystemExit):
+        call(module, "cifar10", "--root", "DATA", "--work", tmp_path, "--images", 2, "--only", only)
