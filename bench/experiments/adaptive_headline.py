@@ -39,12 +39,6 @@ PURIFY_EPS = {"cifar10": 16, "fashion-mnist": 32}  # the paper's
 SETTINGS = {"attack": "bpda", "eps": ATTACK_EPS, "steps": STEPS, "purify_eps": PURIFY_EPS}  # of all rows of a file
 
 
-class SmallBlocks(BPDA):
-    """BPDA that attacks, and keeps, few images at a time."""
-
-    block = 64
-
-
 def accuracy(right: torch.Tensor) -> dict[str, Any]:
     """A row's cell: of bool (N,), which images are classified rightly."""
     correct, images = int(right.sum()), len(right)
@@ -63,7 +57,7 @@ def measure(dataset: str, training: str, classifier_path: str, root: Path, count
     file = out / f"{dataset}-{training}.npy"
     begun = file.with_suffix(".npy.parts").exists()
     result = attack_to_file(
-        SmallBlocks(steps=STEPS), defended, images, labels, file, eps=ATTACK_EPS, force=True, progress=True
+        BPDA(steps=STEPS), defended, images, labels, file, eps=ATTACK_EPS, force=True, progress=True
     )
     processor = None if begun else time.process_time() - started
     assert int((result.images.int() - images.int()).abs().max()) <= ATTACK_EPS

@@ -21,6 +21,7 @@ from pxfast.base.files import output_files, refuse_existing
 from pxfast.classifiers import accuracy, load_classifier
 from pxfast.data.datasets import DATASETS, load_dataset
 from pxfast.engines.info import collect
+from pxfast.engines.registry import select
 
 PURIFY_EPS = {"cifar10": 16, "fashion-mnist": 32}  # the paper's
 
@@ -48,7 +49,9 @@ def measure(
     for name in attacks:
         for eps in attack_eps:
             inputs[f"{name}, eps {eps}"] = find_attack(name)(classifier, images, labels, eps)
-    pxfast.purify(images[:1], purify_eps[0], model=model, **settings)  # packs the weights, once per process
+    # packs the weights, once per process; kernels of a GPU may be compiled and captured for the size of the batch
+    first = images if select(settings["engine"]).gpu else images[:1]
+    pxfast.purify(first, purify_eps[0], model=model, **settings)
     rows = []
     for name, x in inputs.items():
         row: dict[str, Any] = {"images": name, "before": judge(x), "purified": {}}
