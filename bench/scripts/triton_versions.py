@@ -54,13 +54,7 @@ def run_tests(folder: Path, report: Path, all_targets: bool, selection: str) -> 
         "PXFAST_TEST_ALL_TARGETS": "1" if all_targets else "",
     }
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-o", "timeout=3600"]
-    command += [
-        f"--junitxml={report}",
-        "-k",
-        selection,
-        "tests/kernels/test_kernels.py",
-        "tests/kernels/test_launches.py",
-    ]
+    command += [f"--junitxml={report}", "-k", selection, *MODULES]
     report.unlink(missing_ok=True)
     with report.with_suffix(".log").open("w") as log:
         subprocess.run(command, env=environment, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT)

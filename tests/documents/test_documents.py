@@ -88,6 +88,11 @@ def test_commands_and_their_options_exist(document: Path) -> None:
         check_command(line)
 
 
+def test_every_script_of_the_benchmarks_is_listed() -> None:
+    scripts = {path.name for path in (SOURCE / "bench").rglob("*") if path.suffix in (".py", ".sh", ".toml")}
+    assert scripts <= set(re.findall(r"`([\w.]+)`", (SOURCE / "bench" / "README.md").read_text()))
+
+
 def test_every_command_is_shown() -> None:
     shown = {line.split()[1] for line in commands(SOURCE / "docs" / "command-line.md")}
     assert set(whole_command().commands) <= shown
