@@ -87,7 +87,8 @@ def main() -> None:
         figures.append(row(name, load_dataset(name, arguments.root, train=False)[0][: arguments.images]))
         trainings += runs(name)
     between = (
-        f"bits/dim of all {TEST_IMAGES:,} test images; AUC of telling uniform noise, of the first {arguments.images}.",
+        f"bits/dim of all {TEST_IMAGES:,} test images; AUC, the area under the ROC curve, of telling the first "
+        f"{arguments.images} from themselves with\nuniform noise.",
         "\n".join(figures),
         "The runs that made them, each from the weights of the one before:",
         "\n".join(trainings),
