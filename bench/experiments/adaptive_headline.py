@@ -26,10 +26,12 @@ import pxfast
 from pxfast.attacks import BPDA, attack_to_file
 from pxfast.attacks.resumable import labels_path
 from pxfast.base.files import file_digest, whole_file
+from pxfast.base.machine import processor_name
 from pxfast.classifiers import load_classifier, predict
 from pxfast.classifiers.weights import SHIPPED
 from pxfast.data.datasets import DATASETS, load_dataset
 from pxfast.defences import Defended
+from pxfast.engines.cpu import isa_of
 from pxfast.engines.info import collect
 from pxfast.evaluation.results import wilson_interval
 from pxfast.pixelcnn.fingerprint import model_fingerprint
@@ -80,6 +82,7 @@ def measure(dataset: str, training: str, classifier_path: str, root: Path, count
         "processor_seconds": processor,
         "images_per_processor_second": None if processor is None else len(images) / processor,
         "threads": torch.get_num_threads(),
+        "machine": {"processor": processor_name(), "isa": isa_of()},  # the file's installation is the last row's
         "density_model": model_fingerprint(model),
     }
 
