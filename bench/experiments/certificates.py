@@ -34,7 +34,8 @@ from pxfast.pixelcnn.shipped import load
 
 ROOT = Path(__file__).resolve().parents[2]
 NAME = "bench/experiments/certificates.py"
-L2 = ["--norm", "l2", "--sigma", 0.25, "--samples", 100, "--first-samples", 20]
+L2 = ["--norm", "l2", "--sigma", 0.25]
+MANY, FEW = ["--samples", 1000, "--first-samples", 100], ["--samples", 300, "--first-samples", 50]
 RANDOM = ["--dither", "random"]
 CLASSIFIERS = {"tuned": "fine-tuned", "packaged": "packaged"}  # by what a run's name says; of others the shipped one
 Runs = dict[str, tuple[int, list[object]]]  # by name: the number of images, and the options
@@ -62,9 +63,9 @@ CIFAR10: Runs = {
             "packaged-flip": ["--views", "flip"],
         }.items()
     },
-    "l2-none": (20, [*L2, "--guess", "none"]),
-    "l2-adp": (20, [*L2, "--guess", "adp"]),
-    "l2-pixeldefend": (20, [*L2, "--guess", "pixeldefend"]),
+    "l2-none": (50, [*L2, *MANY, "--guess", "none"]),
+    "l2-adp": (50, [*L2, *MANY, "--guess", "adp"]),
+    "l2-pixeldefend": (20, [*L2, *FEW, "--guess", "pixeldefend"]),
 }
 FASHION_MNIST: Runs = {
     f"l1-{width}-{name}": (1000, ["--width", width, "--guess", guess])
@@ -80,7 +81,7 @@ FASHION_MNIST: Runs = {
 RUNS: dict[str, Runs] = {"cifar10": CIFAR10, "fashion-mnist": FASHION_MNIST}
 MOST = 1000  # images of a run
 TUNING = ["--behind-images", 25000, "--epochs", 4, "--learning-rate", 0.02]  # of 'tuned' classifiers
-SHOWN = {"l1": (0, 8, 15, 24, 31, 48, 63, 127), "l2": (0, 0.1, 0.2, 0.3, 0.4)}
+SHOWN = {"l1": (0, 8, 15, 24, 31, 48, 63, 127), "l2": (0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6)}
 
 
 def pxfast(*words: object) -> None:
@@ -183,7 +184,7 @@ def title(name: str, found: Certificates) -> str:
 def table(runs: dict[str, Certificates], norm: str) -> list[str]:
     """Certified accuracy in % by radius as a table of Markdown."""
     radii = SHOWN[norm]
-    lead = ["w", "dither, guess, classifier", "images"] if norm == "l1" else ["purifier", "images"]
+    lead = ["w", "dither, guess, classifier", "images"] if norm == "l1" else ["purifier", "N", "images"]
     lines = [
         f"| {' | '.join(lead)} | {' | '.join(f'{radius:g}' for radius in radii)} |",
         f"|{'---|' * len(lead)}{'---:|' * len(radii)}",
@@ -191,7 +192,8 @@ def table(runs: dict[str, Certificates], norm: str) -> list[str]:
     for name, found in runs.items():
         if found.norm == norm:
             shares = (f"{100 * found.certified_accuracy(radius):.0f}" for radius in radii)
-            head = f"{found.settings['width']} | {title(name, found)}" if norm == "l1" else name.rpartition("-")[2]
+            kind = found.settings["width"] if norm == "l1" else name.rpartition("-")[2]
+            head = f"{kind} | {title(name, found) if norm == 'l1' else found.settings['samples']}"
             lines.append(f"| {head} | {len(found.labels)} | {' | '.join(shares)} |")
     return lines
 
