@@ -87,7 +87,11 @@ def said(folder: Path) -> str:
 
 def tree(folder: Path) -> dict[str, Any]:
     """All files in a folder by their paths in it, with what they hold but for times."""
-    return {str(path.relative_to(folder)): _content(path) for path in sorted(folder.rglob("*")) if path.is_file()}
+    return {name: _content(folder / name) for name in _files(folder)}
+
+
+def _files(folder: Path) -> list[str]:
+    return [str(path.relative_to(folder)) for path in sorted(folder.rglob("*")) if path.is_file()]
 
 
 def _content(path: Path) -> Any:
@@ -107,7 +111,9 @@ def _timeless(value: Any) -> Any:
 
 
 def visible(folder: Path) -> dict[str, Any]:
-    return {name: each for name, each in tree(folder).items() if not any(p.startswith(".") for p in Path(name).parts)}
+    """As :func:`tree`, without what is hidden: a killed process leaves half a file there, which cannot be read."""
+    shown = [name for name in _files(folder) if not any(part.startswith(".") for part in Path(name).parts)]
+    return {name: _content(folder / name) for name in shown}
 
 
 def check(words: list[str], again: list[str], base: Path, *, repeatable: bool = False) -> None:
