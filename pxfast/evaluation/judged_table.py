@@ -198,9 +198,8 @@ class JudgedRun(TableRun):
 
     def adopt(self, earlier: Table | None, chosen: TableSpecification) -> None:
         super().adopt(earlier, chosen)
-        if earlier is not None and self.earlier_rates is earlier.rates:
-            rows = {row.name for row in chosen.rows}
-            self.checks |= {row.name: row.checks for row in earlier.rows if row.name not in rows}
+        if earlier is not None:
+            self.checks |= {row.name: row.checks for row in earlier.rows if row.name in self.earlier_rows}
 
     def rates(self) -> list[dict[str, Any]]:
         return self.own_rates

@@ -26,6 +26,8 @@ from .preparation import Prepared
 from .results import Cell, Column, Row, Table, read_table, table_path
 from .specification import ColumnSpecification, RowSpecification, TableSpecification
 
+NETWORKS = "networks"  # the setting that says which network a row is of
+
 
 @contextlib.contextmanager
 def progress_bars(pipeline: Pipeline, cells: int, progress: bool) -> Iterator[Progress]:
@@ -69,6 +71,7 @@ class TableRun:
         self.models: list[dict[str, Any]] = [*_density_entries(prepared), *_classifier_entries(prepared)]
         self.settings: dict[str, Any] = self._settings()
         self.earlier_rates: list[dict[str, Any]] = []
+        self.earlier_rows: set[str] = set()  # that an earlier run has computed, and this one is not to
 
     def places(self, chosen: TableSpecification) -> Iterator[tuple[RowSpecification, ColumnSpecification, int | None]]:
         """The cells that can be computed, row by row, each row's strongest attacks last."""
@@ -84,11 +87,19 @@ class TableRun:
     def adopt(self, earlier: Table | None, chosen: TableSpecification) -> None:
         """Take over what an earlier run of the same settings says of cells that this one is not to compute.
 
-        Rows and columns that the table no longer has are left behind, and published numbers are those of now.
+        Rows and columns that the table no longer has are left behind, rows that were of another network too, and
+        published numbers are those of now.
         """
-        if earlier is None or earlier.settings != self.settings or earlier.images != len(self.prepared.images):
+        if earlier is None or earlier.images != len(self.prepared.images):
             return
-        own_rows = {row.name: row for row in self.specification.rows}
+        if _without_networks(earlier.settings) != _without_networks(self.settings):
+            return
+        networks = earlier.settings.get(NETWORKS, self.settings[NETWORKS])  # no word of them: from before there was one
+        own_rows = {
+            row.name: row
+            for row in self.specification.rows
+            if networks.get(row.name) == self.settings[NETWORKS][row.name]
+        }
         own_columns = {column.name: column for column in self.specification.columns}
         classifiers = {row: model["sha256"] for model in earlier.models for row in model.get("rows") or ()}
         now = {row: file.key for row, file in self.prepared.classifiers.items()}
@@ -100,9 +111,10 @@ class TableRun:
             if same and cell.row in own_rows and cell.column in own_columns:
                 published = self._published(own_rows[cell.row], own_columns[cell.column], cell.eps)
                 self.cells[cell.row, cell.column, cell.eps] = dataclasses.replace(cell, **published)
-        self.missing |= {row.name: row.missing for row in earlier.rows if row.missing and row.name not in rows}
+        left = self.earlier_rows = own_rows.keys() - rows
+        self.missing |= {row.name: row.missing for row in earlier.rows if row.missing and row.name in left}
         for model in earlier.models:
-            kept = [row for row in model.get("rows") or () if row in own_rows and row not in rows]
+            kept = [row for row in model.get("rows") or () if row in left]
             if kept:
                 self.models.append({**model, "rows": kept})
         self.earlier_rates = earlier.rates
@@ -210,9 +222,10 @@ class TableRun:
         )
 
     def _settings(self) -> dict[str, Any]:
-        """What all cells depend on but for the classifiers, JSON-able."""
+        """What all cells depend on but for the classifiers' weights, JSON-able."""
         specification, pipeline = self.specification, self.prepared.pipeline
         return {
+            NETWORKS: {row.name: f"{row.architecture}, {row.training}" for row in specification.rows},
             "data": digest(self.prepared.images, self.prepared.labels),
             "attack eps": list(specification.attack_eps),
             "attacks": {
@@ -234,6 +247,11 @@ class TableRun:
             "device": pipeline.context.device,
             "libraries": library_versions(),
         }
+
+
+def _without_networks(settings: dict[str, Any]) -> dict[str, Any]:
+    """What a row's cells depend on besides its own network."""
+    return {name: value for name, value in settings.items() if name != NETWORKS}
 
 
 def _density_entries(prepared: Prepared) -> list[dict[str, Any]]:

@@ -387,3 +387,16 @@ def test_a_classifier_of_another_folder_of_that_name_is_refused(world: World, tm
     save_classifier(classifier, tmp_path / name, notes={"dataset": "/elsewhere/data"})
     with pytest.raises(ValueError, match=r"is a classifier of /elsewhere/data, expected one of .*data: keep"):
         evaluate(world, tmp_path / "out", classifiers=tmp_path)
+
+
+def test_cells_of_a_network_that_a_row_no_longer_has_are_not_taken_over(world: World, tmp_path) -> None:
+    """They would stand in the row of another network; a row that is as it was keeps its own."""
+    text, table, out = world.table.read_text(), tmp_path / "changing.toml", tmp_path / "out"
+    table.write_text(text)
+    evaluate(world, out, rows=["normal", "purified"], columns=["clean"], table=table)
+    row = text[text.index('[[rows]]\nname = "normal"') : text.index('[[rows]]\nname = "squeezed"')]
+    table.write_text(text.replace(row, row.replace("resnet62", "vgg16")))
+    found = evaluate(world, out, rows=["squeezed"], columns=["clean"], table=table)
+    assert {cell.row for cell in found.cells} == {"squeezed", "purified"}
+    assert {name for model in found.models for name in model.get("rows", ())} == {"squeezed", "purified"}
+    assert not found.finished
