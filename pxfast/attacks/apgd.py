@@ -52,7 +52,8 @@ class APGDBPDA(GridAscent):
     first run starts at the image, the others at random in the ball. Steps begin with 2 eps and are halved, never below
     one grid level, where the loss no longer rises; then the climb goes on from the best image so far.
 
-    steps: of each run, at least 0. restarts: how many runs, at least 1. loss: 'ce', 'dlr' or 'both', which takes them
+    steps: of each run, at least 0: the images that it looks at, the start among them (the published code looks at one
+    more). restarts: how many runs, at least 1. loss: 'ce', 'dlr' or 'both', which takes them
     in turns. DLR needs three classes; with fewer it is the cross-entropy. draws: over how many runs of a stochastic
     purifier the gradient is averaged, at least 1. max_queries, max_gradients: what an image may cost of each, at least
     0; None: no limit. TypeError or ValueError for others.

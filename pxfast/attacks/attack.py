@@ -26,7 +26,7 @@ from ..tensors.floating import in_type_of
 from ..tensors.seeds import image_key
 from .gradients import predicted
 from .result import AttackResult, join
-from .rounding import rearm, to_grid
+from .rounding import reached, rearm, to_grid
 
 BATCH = FIXED_BATCH
 BLOCK = 4 * BATCH  # images attacked at once: those that are done make room for others in the classifier's batches
@@ -294,7 +294,7 @@ class Attack(abc.ABC):
             started = time.perf_counter()
             moved = self.perturb(classifier, x, given, 1.0 if eps is None else eps / 255.0, seed=seed, **aims)
             seconds = time.perf_counter() - started
-            result = settled(classifier, block, x, moved.detach(), given, clean, eps, self._left(classifier, x))
+            result = settled(classifier, block, x, moved.detach(), given, clean, eps, self._left(classifier, x), **aims)
             yield torch.arange(len(images))[places], dataclasses.replace(result, seconds=seconds)
 
 
@@ -347,11 +347,12 @@ def settled(
     clean: Tensor | None,
     eps: int | None,
     left: Tensor | None = None,
+    targets: Tensor | None = None,
 ) -> AttackResult:
     """Floating results on the grid. clean: which images are misclassified; None: nobody asks, nothing is judged.
 
-    left: the labels that the attack led away from, where these are not ``labels``: what rounding undid of that is
-    mended.
+    left: the labels that the attack led away from, where these are not ``labels``. targets: the classes that it led to.
+    What rounding undid of that is mended.
     """
     grid = to_grid(images, moved, eps)
     if clean is None:
@@ -361,8 +362,9 @@ def settled(
     unrounded = predicted(classifier, moved)
     exact = torch.equal(moved, to_float(grid))
     nearest = unrounded if exact else predicted(classifier, to_float(grid))
-    grid, rounded = rearm(classifier, images, moved, grid, away, eps, unrounded != away, nearest != away)
-    if left is not None:
+    there, still = reached(unrounded, away, targets), reached(nearest, away, targets)
+    grid, rounded = rearm(classifier, images, moved, grid, away, eps, there, still, targets)
+    if left is not None or targets is not None:
         rounded = predicted(classifier, to_float(grid)) != labels
     return AttackResult(grid, clean, unrounded != labels, nearest != labels, rounded)
 

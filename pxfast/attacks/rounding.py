@@ -20,6 +20,11 @@ def to_grid(images: Tensor, moved: Tensor, eps: int | None) -> Tensor:
     return rounded.to(torch.uint8)
 
 
+def reached(prediction: Tensor, labels: Tensor, targets: Tensor | None) -> Tensor:
+    """Which predictions an attack wanted, bool (N,): its targets, or without any each class but the label."""
+    return prediction != labels if targets is None else prediction == targets
+
+
 def rearm(
     classifier: nn.Module,
     images: Tensor,
@@ -29,13 +34,14 @@ def rearm(
     eps: int | None,
     unrounded: Tensor,
     nearest: Tensor,
+    targets: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Where rounding alone made an attack fail, stretch its perturbation until the rounded image is misclassified.
+    """Where rounding alone made an attack fail, stretch its perturbation until the rounded image has what it wanted.
 
     moved: floating results of the attack on ``images``; grid: the same, rounded. unrounded, nearest: bool (N,), which
-    of these are misclassified. Stretched images stay within ±eps and 0..255. Last of all, every changed value is
-    rounded away from the given one. Returns the images, those that nothing helped rounded to nearest, and which ones
-    are misclassified.
+    of these :func:`reached` what the attack wanted of the labels and targets, int64 (N,). Stretched images stay within
+    ±eps and 0..255. Last of all, every changed value is rounded away from the given one. Returns the images, those that
+    nothing helped rounded to nearest, and which ones have reached it.
     """
     grid, fooled = grid.clone(), nearest.clone()
     given = images.float() / 255.0
@@ -46,7 +52,8 @@ def rearm(
         if not len(disarmed):
             break
         tried = to_grid(images[disarmed], (given + candidate)[disarmed], eps)
-        works = predicted(classifier, tried.float() / 255.0) != labels[disarmed]
+        aims = None if targets is None else targets[disarmed]
+        works = reached(predicted(classifier, tried.float() / 255.0), labels[disarmed], aims)
         grid[disarmed[works]] = tried[works]
         fooled[disarmed[works]] = True
     return grid, fooled

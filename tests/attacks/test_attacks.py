@@ -29,7 +29,7 @@ from pxfast.attacks import (
     bim_steps,
     find_attack,
 )
-from pxfast.attacks.attack import BATCH, BLOCK, FixedBatch, image_generators
+from pxfast.attacks.attack import BATCH, BLOCK, FixedBatch, image_generators, settled
 from pxfast.attacks.rounding import rearm, to_grid
 from pxfast.defences import Defended
 
@@ -284,6 +284,27 @@ def test_mending_stays_in_the_ball_and_tries_the_smallest_change_first() -> None
     moved[0] = 100 / 255 + 0.02 / 255
     mended, wrong = rearm(Threshold(100.4).eval(), images[:1], moved[:1], grid[:1], labels[:1], 5, ~none[:1], none[:1])
     assert mended.flatten().tolist() == [101] * 4
+
+
+class Tops(nn.Module):
+    """Of images (N, 1, H, W) by their first value: class 2 above 101.4, class 1 above 100.5, or else class 0."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        first = 255.0 * x[:, 0, 0, 0]
+        return torch.stack([0.0 * first, first - 100.5, 2.0 * first - 201.9], dim=1)
+
+
+def test_mending_leads_to_the_target_that_rounding_undid() -> None:
+    """A wrong class that was not wanted is no end of it."""
+    images = torch.full((1, 1, 2, 2), 99, dtype=torch.uint8)
+    moved = images.float() / 255
+    moved[0, 0, 0, 0] = 101.45 / 255
+    label, target = torch.tensor([0]), torch.tensor([2])
+    assert Tops()(to_grid(images, moved, 5).float() / 255).argmax(1).tolist() == [1]
+    found = settled(Tops().eval(), images, images.float() / 255, moved, label, label != 0, 5, targets=target)
+    assert found.images.flatten().tolist() == [102, 99, 99, 99]
+    assert found.rounded.tolist() == [True]
+    assert settled(Tops().eval(), images, images.float() / 255, moved, label, label != 0, 5).images[0, 0, 0, 0] == 101
 
 
 @pytest.mark.parametrize("attack", [FGSM, DeepFool, SaliencyMap], ids=lambda attack: attack.name)

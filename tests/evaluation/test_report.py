@@ -257,17 +257,20 @@ def test_the_headline_is_the_strongest_attack_without_and_with_the_defence():
 
 def test_beside_a_row_without_a_defence_every_other_row_is_defended():
     table = random_table("judged", "t", "cifar10", (8,))
-    names = ("No defence", "MedianBlur", "PixelDefend, eps 8 + Feature Squeezing")
+    names = ("No defence", "MedianBlur", "PixelDefend, eps 8 + Feature Squeezing", "No defence, two views")
     rows = [
         dataclasses.replace(row, network="ResNet", technique=name)
-        for row, name in zip(table.rows[:3], names, strict=True)
+        for row, name in zip(table.rows[:4], names, strict=True)
     ]
+    alone = {rows[0].name, rows[3].name}
     cells = [cell for cell in table.cells if cell.row in {row.name for row in rows}]
+    cells = [cell for cell in cells if not (cell.row in alone and cell.column == "bim")]  # as one on defences
     table = dataclasses.replace(table, rows=rows, cells=cells)
     assert [(each.technique, each.defence) for each in headline(table).contrasts] == [
         ("No defence", "MedianBlur"),
         ("No defence", "PixelDefend, eps 8 + Feature Squeezing"),
     ]
+    assert headline(table).on_defences == ["BIM"]
     assert [name for name, _ in survivors(table)] == ["MedianBlur", "PixelDefend, eps 8 + Feature Squeezing"]
 
 

@@ -142,7 +142,8 @@ def is_defended(row: Row, table: Table) -> bool:
     same classifier without any.
     """
     beside = any(is_bare(other) and other.network == row.network for other in table.rows)
-    return "pixeldefend" in row.technique.casefold() or (beside and not is_bare(row))
+    bare = row.technique.strip().casefold().startswith(UNDEFENDED.casefold())  # with two views, too
+    return "pixeldefend" in row.technique.casefold() or (beside and not bare)
 
 
 def is_bare(row: Row) -> bool:

@@ -24,12 +24,14 @@ class Contrast:
 @dataclasses.dataclass(frozen=True)
 class Headline:
     """The contrasts of one table at one eps. attacks: the labels of those that the strongest is the strongest of.
-    judged: whether it is so of every image, by the protocol.
+    on_defences: of these, those that no classifier without a defence has been measured under. judged: whether it is so
+    of every image, by the protocol.
     """
 
     table: Table
     eps: int | None
     attacks: list[str]
+    on_defences: list[str]
     contrasts: list[Contrast]
     judged: bool
 
@@ -47,7 +49,7 @@ def headline(table: Table) -> Headline | None:
         cell = find_cell(table, row.name, STRONGEST, eps)
         return None if cell is None else Comparison(cell)
 
-    contrasts = []
+    contrasts, bare = [], set()
     for row in table.rows:
         if is_defended(row, table):
             continue
@@ -56,8 +58,11 @@ def headline(table: Table) -> Headline | None:
             before, after = strongest(row), strongest(other)
             if defence and before and after:
                 contrasts.append(Contrast(row.network, row.technique, defence, before, after))
-    attacks = [column.label for column in attack_columns(table)]
-    return Headline(table, eps, attacks, contrasts, judged(table)) if contrasts else None
+                bare.add(row.name)
+    columns = attack_columns(table)
+    attacks = [column.label for column in columns]
+    on_defences = [each.label for each in columns if not any(find_cell(table, row, each.name, eps) for row in bare)]
+    return Headline(table, eps, attacks, on_defences, contrasts, judged(table)) if contrasts else None
 
 
 def survivors(table: Table) -> list[tuple[str, Comparison]]:
