@@ -329,6 +329,8 @@ def main() -> None:
     parser.add_argument(
         "--network", choices=benchmark.NETWORKS, action="append", help="of throughput and profiles; default: all"
     )
+    if reason := compiled.unavailable():
+        raise SystemExit(f"the CPU engine can't run here: {reason}")
     parser.add_argument(
         "--isa", choices=compiled._C.cpu_isas(), action="append", help="of throughput and profiles; default: all here"
     )

@@ -24,8 +24,9 @@ from pxfast.base.files import whole_file
 from pxfast.base.machine import processor_name
 from pxfast.base.progress import progress_of
 from pxfast.classifiers import load_classifier
-from pxfast.data.datasets import load_dataset
+from pxfast.data.datasets import DATASETS, load_dataset
 from pxfast.defences import Defended
+from pxfast.defences.weights import classifier_key
 from pxfast.engines.cpu import isa_of
 from pxfast.evaluation.figures import pictures
 from pxfast.evaluation.judge import Job, Judge
@@ -110,6 +111,7 @@ def main() -> None:
     result = {
         "script": NAME,
         "data": f"the first {arguments.images} test images of {dataset}",
+        "classifier": classifier_key(load_classifier(dataset), DATASETS[dataset]),
         "attack": f"BIM, eps {EPS}, on the classifier alone",
         "eps of the purifier": PURIFIERS[dataset],
         "machine": {"cpu": processor_name(), "isa": isa_of(), "threads": arguments.threads},

@@ -25,8 +25,9 @@ from pxfast.base.machine import processor_name
 from pxfast.base.progress import progress_of
 from pxfast.classifiers import load_classifier
 from pxfast.classifiers.weights import read_notes
-from pxfast.data.datasets import load_dataset
+from pxfast.data.datasets import DATASETS, load_dataset
 from pxfast.defences import Defended
+from pxfast.defences.weights import classifier_key
 from pxfast.engines.cpu import isa_of
 from pxfast.evaluation.judge import STRONGEST, Job, Judge, Target
 from pxfast.evaluation.verdict import Score
@@ -94,6 +95,7 @@ def main() -> None:
         "script": NAME,
         "data": f"the first {arguments.images} test images of {dataset}",
         "eps of the attacks": EPS,
+        "unmodified": classifier_key(load_classifier(dataset), DATASETS[dataset]),
         "trained behind": read_notes(arguments.classifier),
         "density model": model_fingerprint(load(dataset)),
         "machine": {"cpu": processor_name(), "isa": isa_of(), "threads": arguments.threads},

@@ -42,9 +42,9 @@ Runs = dict[str, tuple[int, list[object]]]  # by name: the number of images, and
 CIFAR10: Runs = {
     "l1-32-sample": (60, ["--width", 32, "--guess", "sample"]),
     **{
-        f"l1-{width}-{guess}": (1000, ["--width", width, "--guess", guess])
-        for width in (32, 64, 132, 442)
-        for guess in ("midpoints", "pixeldefend")
+        f"l1-{width}-{guess}": (images, ["--width", width, "--guess", guess])
+        for width, *counts in ((32, 1000, 1000), (64, 1000, 1000), (132, 1000, 200), (442, 100, 100))
+        for guess, images in zip(("midpoints", "pixeldefend"), counts, strict=True)  # w purifications each
     },
     **{
         f"l1-{width}-random-{guess}": (200, ["--width", width, "--guess", guess, *RANDOM])

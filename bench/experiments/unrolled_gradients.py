@@ -24,10 +24,14 @@ import pxfast
 from pxfast.attacks import BPDA, UnrolledBIM, bim_steps
 from pxfast.attacks.gradients import loss_gradient
 from pxfast.base.files import output_files, refuse_existing
+from pxfast.base.machine import processor_name
 from pxfast.data.datasets import load_dataset
 from pxfast.defences import Defended
+from pxfast.engines.cpu import isa_of
+from pxfast.pixelcnn.fingerprint import model_fingerprint
 from pxfast.pixeldefend.relaxed import RelaxedPurifier
 
+NAME = "bench/experiments/unrolled_gradients.py"
 ATTACK_EPS, PURIFY_EPS = 8, 16
 TRAINING_IMAGES = 10_000
 FAINT = 1e-3  # of BPDA's mean gradient: less than that counts as none
@@ -125,6 +129,18 @@ def table(results: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def settings(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What the results depend on, JSON-able."""
+    return {
+        "script": NAME,
+        "data": f"the first {arguments.images} test images of fashion-mnist, averaged down",
+        "eps": {"attack": ATTACK_EPS, "purifier": PURIFY_EPS},
+        "temperatures": arguments.temperatures,
+        "density model": model_fingerprint(pxfast.load("fashion-mnist")),
+        "machine": {"cpu": processor_name(), "isa": isa_of(), "torch": torch.__version__},
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--root", type=Path, required=True, help="torchvision's root folder")
@@ -141,7 +157,7 @@ def main() -> None:
     results = [measure(arguments.root, size, arguments.temperatures, arguments.images) for size in arguments.sizes]
     if arguments.json:
         with output_files(arguments.json, force=arguments.force) as (temporary,):
-            temporary.write_text(json.dumps({"results": results}, indent=2) + "\n")
+            temporary.write_text(json.dumps({**settings(arguments), "results": results}, indent=2) + "\n")
     print(table(results))
 
 

@@ -238,10 +238,10 @@ def networks(texts: list[str], place: torch.device) -> dict[str, nn.Module]:
 
 
 def named_module(text: str) -> bool:
-    """Whether a text names something in a Python module, not a defence with settings nor a file."""
+    """Whether a text names something in a Python module, not a defence with settings nor a file that is there."""
     from ..evaluation.request import NAMED_DEFENCES
 
-    return ":" in text and "=" not in text and text.partition(":")[0] not in NAMED_DEFENCES
+    return ":" in text and "=" not in text and text.partition(":")[0] not in NAMED_DEFENCES and not Path(text).exists()
 
 
 def network(text: str) -> nn.Module:

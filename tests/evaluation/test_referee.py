@@ -352,3 +352,14 @@ def test_surrogates_of_one_name_are_refused(tmp_path, monkeypatch) -> None:
     with pytest.raises(ValueError, match=f"expected surrogates of different names, got {path.stem!r} twice"):
         app([str(word) for word in words], standalone_mode=False)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_file_whose_name_has_a_colon_is_no_name_of_a_module(tmp_path) -> None:
+    from pxfast.classifiers.weights import SHIPPED
+    from pxfast.cli.evaluate_adaptive import network
+
+    path = tmp_path / "run 12:30.safetensors"
+    path.write_bytes(SHIPPED.path("fashion-mnist").read_bytes())
+    assert network(str(path)).config.classes == 10
+    with pytest.raises(ValueError, match=r"expected a classifier as package.module:name"):
+        network(str(tmp_path / "run 12:31.safetensors"))
