@@ -183,7 +183,8 @@ def ninja_file(target):
         compile_file("cxx", source, flags_of.get(source.name, []))
     if nvcc:
         host = [f"-Xcompiler={flag}" for flag in common[1:] if not flag.startswith(("-I", "-D", "-O"))]
-        plain = [flag for flag in common if flag.startswith(("-I", "-D", "-O", "-std"))]
+        plain = [flag for flag in common if flag.startswith(("-D", "-O", "-std"))]
+        plain.append("-I../../csrc")  # from the folder where ninja runs: nvcc divides a path that has a comma
         wrapper = [nvcc, *host_flags(compiler)]
         host += [f"-Xcompiler={flag}" for flag in given if "," not in flag]  # which nvcc takes for a separator
         compile_rule("nvcc", words([*wrapper, *plain, *host, *cuda_arch_flags(nvcc)]))

@@ -37,6 +37,12 @@ void check_written(const ProgramSpec& spec, const StepSpec& step, int cache, int
           "written cache's shape");
 }
 
+// Whether an enumeration's value, which came as a plain number, is one of those from 0 to the last.
+template <typename Kind>
+bool known(Kind value, Kind last) {
+  return static_cast<int>(value) >= 0 && value <= last;
+}
+
 }  // namespace
 
 void require(bool condition, const char* what) {
@@ -47,6 +53,7 @@ void check(const ProgramSpec& spec) {
   require(spec.channels == 1 || spec.channels == 3, "channels");
   require(spec.height > 0 && spec.width > 0 && spec.height % 4 == 0 && spec.width % 4 == 0, "image size");
   require(spec.filters > 0, "filters");
+  require(known(spec.head, HeadKind::kPixelCnnPlusPlus), "kind of head");
   require(spec.head == HeadKind::kSoftmax || (spec.mixtures > 0 && spec.mixtures <= kMaxMixtures),
           "a mixture head takes 1 to 128 mixtures");
   const int pairs = spec.head == HeadKind::kSoftmax && spec.channels == 3 ? 3 : 0;
@@ -61,6 +68,7 @@ void check(const ProgramSpec& spec) {
           "input cache's shape");
   require(!spec.steps.empty(), "the last step is the output");
   for (const StepSpec& step : spec.steps) {
+    require(known(step.epilogue, Epilogue::kOutput) && known(step.scale, Scale::kUp), "kind of step");
     const bool last = &step == &spec.steps.back();
     require((step.epilogue == Epilogue::kOutput) == last && (!last || (!step.per_row && step.level == 0)),
             "the last step is the output");
