@@ -13,7 +13,7 @@ from pxfast.pixeldefend.statistics import STATISTICS, permutation_p_values
 
 
 def test_statistics_of_a_case_by_hand() -> None:
-    bits = torch.zeros(2, 1, 5, 8)
+    bits = torch.zeros(2, 1, 5, 8, dtype=torch.float64)
     bits[0, 0, :4, 4:] = 2.0  # a whole block of 4x4 pixels
     bits[0, 0, 4, 0] = 9.0
     bits[1] = 8.0  # exactly that of noise, everywhere
@@ -23,7 +23,16 @@ def test_statistics_of_a_case_by_hand() -> None:
     torch.testing.assert_close(found["block"], torch.tensor([-2.0, -8.0]).double())
     mean = 41.0 / 40.0
     torch.testing.assert_close(found["spread"], torch.tensor([mean**2 - (16 * 4.0 + 81.0) / 40.0, 0.0]).double())
-    assert found["rare"][0] == -1.0 / 40.0
+    assert found["rare"].tolist() == [-1.0 / 40.0, 0.0]
+
+
+def test_the_strangest_block_is_of_4x4_whole_pixels_or_of_what_there_is() -> None:
+    bits = torch.zeros(1, 3, 6, 6, dtype=torch.float64)
+    bits[0, :, 1:5, 2:6] = torch.tensor([1.0, 2.0, 6.0]).double()[:, None, None]  # 3 bits per sub-pixel
+    bits[0, :, 2, 3] += 16.0  # in a block of 3x3 pixels it would weigh more
+    torch.testing.assert_close(STATISTICS["block"](-bits * math.log(2.0)), torch.tensor([-4.0]).double())
+    small = torch.tensor([[[[1.0, 2.0, 6.0], [3.0, 0.0, 0.0]]]]).double()
+    torch.testing.assert_close(STATISTICS["block"](-small * math.log(2.0)), torch.tensor([-2.0]).double())
 
 
 def test_p_values_of_both_tails_are_exact_with_ties() -> None:
