@@ -119,3 +119,89 @@ def test_a_tie_that_is_lost_is_kept(attack) -> None:
     images = torch.full((1, 1, 4, 4), 127, dtype=torch.uint8)
     result = attack.run(Defended(Tied().eval(), [nn.Identity()]), images, [1], eps=8)
     assert result.rounded.all()
+
+
+class Hills(nn.Module):
+    """Three classes, the first always the likeliest; how far it leads rises and falls with the image."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        ways = torch.linspace(1.0, 3.0, x[0].numel())
+        height = torch.sin(40.0 * x.flatten(1) * ways).sum(dim=1) / x[0].numel()
+        return torch.stack((4.0 + height, 1.5 * height, -1.0 - height * height), dim=1)
+
+
+def by_algorithm_1(start: Tensor, image: Tensor, steps: int, loss) -> list[Tensor]:
+    """The images (1, C, H, W), in whole levels, that a run of APGD asks for; after a halving it rests at its best."""
+    low, high = (image - EPS).clamp(min=0), (image + EPS).clamp(max=255)
+    size, now, before, asked = 2.0 * EPS, start, start, []
+    losses: list[float] = []
+    best: tuple[float, Tensor, Tensor] | None = None
+    checked, best_checked, halved = 0, None, False
+    for k in range(steps):
+        asked.append(now)
+        x = (now / 255.0).requires_grad_()
+        value = loss(Hills()(x))
+        (gradient,) = torch.autograd.grad(value, x)
+        sign, momentum = gradient.sign(), 0.75 if k else 1.0
+        losses.append(value.item())
+        if best is None or losses[-1] > best[0]:
+            best = losses[-1], now, sign
+        if k in checkpoints(steps):
+            rises = sum(losses[i + 1] > losses[i] for i in range(checked, k))
+            stuck = not halved and best_checked is not None and best_checked >= best[0]
+            halved = rises < 0.75 * (k - checked) or stuck
+            checked, best_checked = k, best[0]
+            if halved:
+                size, (_, now, sign) = max(1.0, size / 2.0), best
+                before = now
+        aim = torch.minimum(torch.maximum(now + round(size) * sign, low), high)
+        moved = (now + momentum * (aim - now) + (1.0 - momentum) * (now - before)).round()
+        before, now = now, torch.minimum(torch.maximum(moved, low), high)
+    return asked
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_two_runs_are_algorithm_1_with_the_cross_entropy_and_then_dlr(seed: int) -> None:
+    """What is asked of a purifier; the image that comes back has the smallest lead of all."""
+    generator, asked, steps = torch.Generator().manual_seed(seed), [], 45
+    image = torch.randint(0, 256, (1, 1, 3, 3), dtype=torch.uint8, generator=generator)
+
+    class Watched(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            asked.append((255.0 * x.detach()).round())
+            return x
+
+    target, labels = Defended(Hills().eval(), [Watched()]), torch.zeros(1, dtype=torch.int64)
+    attack = APGDBPDA(steps=steps, restarts=2)
+    found = attack.perturb(target, image / 255.0, labels, EPS / 255.0, seed=seed)
+    assert len(asked) == 2 * steps
+    first = by_algorithm_1(
+        image.float(), image.float(), steps, lambda logits: nn.functional.cross_entropy(logits, labels)
+    )
+    assert torch.equal(torch.cat(asked[:steps]), torch.cat(first))
+    start = asked[steps]
+    assert 0 < (start - image).abs().max() <= EPS
+    second = by_algorithm_1(start, image.float(), steps, lambda logits: dlr(logits, labels).sum())
+    assert torch.equal(torch.cat(asked[steps:]), torch.cat(second))
+    logits = Hills()(torch.cat(asked) / 255.0)
+    assert torch.equal(found * 255.0, asked[int((logits[:, 1:].amax(dim=1) - logits[:, 0]).argmax())])
+
+
+def test_random_search_keeps_the_smallest_lead_of_draws_from_the_whole_ball() -> None:
+    asked: list[Tensor] = []
+
+    class Watched(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            asked.append((255.0 * x).round())
+            return x
+
+    image = torch.tensor([[[[5, 100], [128, 250]]]], dtype=torch.uint8)
+    target = Defended(Hills().eval(), [Watched()])
+    found = RandomSearch(steps=400).perturb(target, image / 255.0, torch.zeros(1, dtype=torch.int64), EPS / 255.0)
+    seen = torch.cat(asked)
+    assert len(seen) == 400
+    assert torch.equal(seen[:1], image.float())
+    low, high = seen.amin(dim=0).flatten(), seen.amax(dim=0).flatten()
+    assert (low.tolist(), high.tolist()) == ([0.0, 80.0, 108.0, 230.0], [25.0, 120.0, 148.0, 255.0])
+    logits = Hills()(seen / 255.0)
+    assert torch.equal(found * 255.0, seen[(logits[:, 1:].amax(dim=1) - logits[:, 0]).argmax()][None])
