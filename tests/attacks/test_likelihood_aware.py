@@ -60,6 +60,55 @@ def test_an_images_result_is_its_own_on_the_grid_and_in_the_ball(small, start: s
     assert attack(network, images[:0], labels[:0], 8).shape == (0, 1, 8, 8)
 
 
+def by_hand(
+    network: nn.Module,
+    image: Tensor,
+    label: int,
+    density: pxfast.PixelCNN,
+    *,
+    steps: int,
+    searches: int,
+    step: int,
+    eps: int,
+):
+    """The class's description, for one image (1, 8, 8) of a linear classifier; and the weights that were tried."""
+    low, high, weights, found, nearest = 0.0, 1.0, [], [], []
+    for _ in range(searches):
+        weights.append((low + high) / 2)
+        now, succeeded = image.int(), False
+        for number in range(steps + 1):
+            x = (now[None] / 255.0).requires_grad_()
+            logits = network(x)[0]
+            lead = logits[label] - logits.scatter(0, torch.tensor(label), -torch.inf).max()
+            (away,) = torch.autograd.grad(-lead, x)
+            log_p, likelier = log_prob_and_gradient(x.detach(), model=density)
+            wrong = int(logits.argmax()) != label
+            succeeded |= wrong
+            (found if wrong else nearest).append((log_p.item() if wrong else -lead.item(), now))
+            if number < steps:
+                w = 1.0 if wrong else weights[-1]
+                way = (1 - w) * away / away.abs().mean() + w * likelier / likelier.abs().mean()
+                chosen = way.abs().flatten().argsort(descending=True)[: round(0.3 * way.numel())]
+                change = torch.zeros(way.numel()).scatter(0, chosen, step * way.flatten().sign()[chosen])
+                now = now + change.reshape(now.shape).int()
+                now = torch.minimum(
+                    torch.maximum(now, (image.int() - eps).clamp(min=0)), (image.int() + eps).clamp(max=255)
+                )
+        low, high = (weights[-1], high) if succeeded else (low, weights[-1])
+    return max(found or nearest, key=lambda each: each[0])[1].byte(), weights
+
+
+def test_an_image_is_led_as_the_description_says(small) -> None:
+    network, images, labels, path = small
+    images, labels, density = images[:3], labels[:3], pxfast.load(path)
+    settings = {"steps": 6, "searches": 3, "step": 12}
+    result = LikelihoodAware(**settings, model=path).run(network, images, labels, 40)
+    for image, label, ours in zip(images, labels.tolist(), result.images, strict=True):
+        expected, weights = by_hand(network, image, label, density, **settings, eps=40)
+        assert torch.equal(ours, expected)
+        assert weights == [0.5, 0.75, 0.625], "the first search succeeds, and the second does not"
+
+
 def test_an_image_that_is_misclassified_already_only_becomes_likelier(small) -> None:
     network, images, labels, path = small
     wrong = (labels + 1) % 10
