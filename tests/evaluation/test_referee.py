@@ -207,6 +207,28 @@ def test_checks_by_hand() -> None:
     assert sign_test(5, 0) == 1 / 32
     assert sign_test(0, 0) == 1.0
     assert [none_left("n", "a", each).outcome for each in (no, ~one, yes)] == ["passed", "inconclusive", "failed"]
+    assert compare("c", ("w", no), ("s", no), no).outcome == "passed"
+
+
+def test_levels_of_the_checks() -> None:
+    """A win of 4 to 0 has a chance of 1/16, one of 5 to 0 of 1/32, one of 8 to 1 of 10/512; the level is 5 %.
+
+    Wilson's lower bound of 2 of 20 is 2.8 %, that of 3 is 5.2 %; the limit is 5 %.
+    """
+    yes = torch.ones(20, dtype=torch.bool)
+    for wins, losses, outcome, chance in (
+        (4, 0, "inconclusive", "0.062"),
+        (5, 0, "failed", "0.031"),
+        (8, 1, "failed", "0.02"),
+    ):
+        weak, strong = yes.clone(), yes.clone()
+        weak[:wins], strong[20 - losses :] = False, False
+        check = compare("c", ("w", weak), ("s", strong), yes)
+        assert check.outcome == outcome
+        assert check.numbers == f"{20 - wins} of 20 right under w, {20 - losses} under s; p {chance}"
+    for count, outcome in ((0, "passed"), (2, "inconclusive"), (3, "failed")):
+        check = none_left("n", "a", torch.arange(20) < count)
+        assert (check.outcome, check.numbers) == (outcome, f"{count} of 20 right under a")
 
 
 def test_another_classifier_is_transferred_from(net, images, tmp_path) -> None:
