@@ -1,5 +1,6 @@
 """Training: it learns by its schedule, measures, and refuses what would spoil a run."""
 
+import copy
 import dataclasses
 import itertools
 import json
@@ -52,6 +53,29 @@ def test_learning_rates_follow_their_schedule(optimiser):
         used = [group["lr"] for each in trainer.optimisers for group in each.param_groups]
         peaks = [0.6, 0.6, 0.3] if optimiser == "muon" else [0.3]
         assert used == pytest.approx([peak * 0.9 ** (step + 1) for peak in peaks])
+
+
+def test_steps_are_adams_along_the_clipped_gradient_of_bits_per_dim():
+    """Adam's averages are those of PixelCNN++'s code, 0.95 and 0.9995."""
+    settings = dataclasses.replace(SETTINGS, gradient_clip=0.5, learning_rate=1e-2)
+    trainer = Trainer(dataclasses.replace(CONFIG, dropout=0.0), settings, real_images(1, (8, 8), 64))
+    trainer.initialise()
+    twin = copy.deepcopy(trainer.model)
+    adam = torch.optim.Adam(twin.parameters(), betas=(0.95, 0.9995))
+    for step in range(6):
+        images = trainer.batch(step)
+        loss = -twin.log_probs(images).gather(-1, images.long()[..., None]).mean() / math.log(2)
+        twin.zero_grad()
+        loss.backward()
+        norm = math.sqrt(sum(float(parameter.grad.square().sum()) for parameter in twin.parameters()))
+        assert norm > 0.5, "which is clipped"
+        for parameter in twin.parameters():
+            parameter.grad *= 0.5 / norm
+        adam.param_groups[0]["lr"] = trainer.learning_rate()
+        adam.step()
+        assert trainer.train_step() == pytest.approx(loss.item(), abs=1e-4)
+    for ours, theirs in zip(trainer.model.parameters(), twin.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs, atol=2e-4, rtol=1e-3)
 
 
 def test_loss_falls_on_real_images():
