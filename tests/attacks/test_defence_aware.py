@@ -30,6 +30,7 @@ from pxfast.attacks import (
     JointScore,
     RandomSearch,
     UnrolledBIM,
+    grid_ascent,
 )
 from pxfast.attacks.attack import BATCH
 from pxfast.attacks.climb import Ascent, climbed
@@ -125,6 +126,17 @@ def test_stays_in_the_ball_and_is_the_same_alone_and_in_any_order(attack: type[A
             attack(**cheap(attack))(target, FIXTURE.images, FIXTURE.labels, EPS, seed=3), together.images
         )
         assert torch.equal(attack(**cheap(attack))(target, FIXTURE.images, None, 0), FIXTURE.images)
+
+
+@pytest.mark.parametrize("attack", OVER_ANY, ids=lambda attack: attack.name)
+def test_images_may_be_at_different_steps(attack: type[Attack], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where few are at work, one that comes later begins while the others are at a step, or a restart, of their own."""
+    (target, *_), made = targets(attack)[::-1], attack(**cheap(attack))
+    together = made.run(target, FIXTURE.images, FIXTURE.labels, 4, seed=3)
+    monkeypatch.setattr(grid_ascent, "AT_ONCE", (3, 3))
+    few = made.run(target, FIXTURE.images, FIXTURE.labels, 4, seed=3)
+    for name in ("images", "rounded", "queries", "gradients"):
+        assert torch.equal(getattr(few, name), getattr(together, name)), name
 
 
 @pytest.mark.parametrize("attack", [BPDA, BPDAEOT, JointScore, JointFull, SPSA], ids=lambda attack: attack.name)
