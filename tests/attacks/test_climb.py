@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 from support.helpers import bundled_images
 from torch import Tensor
 
+from pxfast.attacks import climb as climb_module
 from pxfast.attacks.climb import Ascent, State, climbed
 
 COUNT = 90
@@ -95,6 +97,39 @@ def test_groups_are_fetched_when_there_is_room():
     assert len(fetched) <= 2
     list(pieces)
     assert fetched == list(range(6))
+
+
+def test_seconds_are_those_of_beginning_and_stepping_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not of what prepares the images, nor of what is done with them; each second is told of once."""
+    clock, count = [0.0], {"begun": 0, "stepped": 0}
+
+    def spend(seconds: float) -> None:
+        clock[0] += seconds
+
+    class Timed(Counted):
+        def begin(self, state: State) -> None:
+            spend(7.0)
+            count["begun"] += 1
+            super().begin(state)
+
+        def step(self, state: State) -> Tensor | None:
+            spend(1.0)
+            count["stepped"] += 1
+            return super().step(state)
+
+    def prepared():
+        for group in arrivals(images_of(20), 5):
+            spend(1000.0)
+            yield group
+
+    monkeypatch.setattr(climb_module, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
+    told = []
+    for _, seconds in climbed(Timed(), prepared(), steps=8, at_once=8, released=3):
+        told.append(seconds)
+        spend(1000.0)
+    assert sum(told) == 7.0 * count["begun"] + count["stepped"]
+    assert len(told) > 3
+    assert all(seconds >= 1.0 for seconds in told[:-1])
 
 
 @pytest.mark.parametrize("size", [2, 5])
