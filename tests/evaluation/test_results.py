@@ -111,6 +111,53 @@ def test_a_cell_that_contradicts_itself_is_refused(tmp_path, field, value):
         read_table(path)
 
 
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("worst", 501, "impossible average, or worst case"),
+        ("worst", -1, "impossible average, or worst case"),
+        ("average", 1.01, "impossible average, or worst case"),
+        ("average", -0.01, "impossible average, or worst case"),
+        ("published", 100.5, "impossible published accuracy, or time"),
+        ("published", -0.5, "impossible published accuracy, or time"),
+        ("seconds", -1.0, "impossible published accuracy, or time"),
+        ("seconds", 1e12, "impossible published accuracy, or time"),
+        ("row", "nobody", "no row or column"),
+        ("column", "nothing", "no row or column"),
+    ],
+)
+def test_a_cell_that_can_not_be_is_refused(tmp_path, field, value, message):
+    path = write_table(tmp_path, a_table())
+    raw = json.loads(path.read_text())
+    raw["cells"][0][field] = value
+    path.write_text(json.dumps(raw))
+    with pytest.raises(ValueError, match=message):
+        read_table(path)
+
+
+def test_the_ends_of_the_ranges_are_read(tmp_path):
+    whole = Cell.counted("resnet-normal", "fgsm", 8, 500, 500, published=100.0, seconds=0.0, average=1.0, worst=500)
+    none = Cell.counted("resnet-normal", "cw", 8, 0, 500, published=0.0, average=0.0, worst=0)
+    single = Cell.counted("resnet-bim", "cw", 8, 1, 1)
+    table = a_table(cells=[whole, none, single])
+    assert read_table(write_table(tmp_path, table)) == table
+    assert (whole.accuracy, whole.interval[1], none.accuracy, none.interval[0]) == (1.0, 1.0, 0.0, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"images": 0}, "0 images"),
+        ({"columns": [Column("fgsm", "FGSM"), Column("fgsm", "again")]}, "once"),
+        ({"rows": 2 * [Row("resnet-normal", "ResNet", "Normal")]}, "once"),
+    ],
+)
+def test_a_table_that_makes_no_sense_is_refused(tmp_path, changes, message):
+    path = write_table(tmp_path, a_table(**changes))
+    with pytest.raises(ValueError, match=message):
+        read_table(path)
+
+
 def test_numbers_that_are_none_are_never_written(tmp_path):
     with pytest.raises(ValueError, match="JSON"):
         write_table(tmp_path, a_table(settings={"rate": float("nan")}))
