@@ -53,7 +53,9 @@ def test_the_interval_is_wilsons(images, confidence):
         assert wilson_interval(correct, images, confidence) == pytest.approx((expected.low, expected.high), abs=1e-12)
 
 
-@pytest.mark.parametrize(("correct", "images", "confidence"), [(1, 0, 0.95), (-1, 5, 0.95), (6, 5, 0.95), (1, 5, 1.0)])
+@pytest.mark.parametrize(
+    ("correct", "images", "confidence"), [(1, 0, 0.95), (0, 0, 0.95), (-1, 5, 0.95), (6, 5, 0.95), (1, 5, 1.0)]
+)
 def test_an_impossible_count_is_refused(correct, images, confidence):
     with pytest.raises(ValueError, match=r"expected|confidence"):
         wilson_interval(correct, images, confidence)
@@ -150,6 +152,8 @@ def test_the_ends_of_the_ranges_are_read(tmp_path):
         ({"images": 0}, "0 images"),
         ({"columns": [Column("fgsm", "FGSM"), Column("fgsm", "again")]}, "once"),
         ({"rows": 2 * [Row("resnet-normal", "ResNet", "Normal")]}, "once"),
+        ({"models": [{"role": "classifier"}]}, "models"),
+        ({"rates": [{"what": "fgsm", "images_per_second": "many", "images": 3}]}, "rates"),
     ],
 )
 def test_a_table_that_makes_no_sense_is_refused(tmp_path, changes, message):

@@ -1,6 +1,7 @@
 """Detection by p-value: the formula, its level, what is refused, and how well noise is told from real images."""
 
 import gc
+import json
 import math
 import sys
 import weakref
@@ -9,6 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from scipy import stats
 from support.helpers import bundled_images, noisy, real_images, trained_model
 from torch import Tensor
@@ -241,6 +244,32 @@ def test_bad_files_are_named(fitted, tiny_model, tmp_path):
         Detector.load(path, tiny_model)
 
 
+@pytest.mark.parametrize("shape", [[1, 8], [1, 8, "8"], [1, 8, True], 5, "188"])
+def test_a_file_of_no_image_shape_is_named(fitted, tiny_model, tmp_path, shape):
+    path = tmp_path / "detector.safetensors"
+    fitted.save(path)
+    with safe_open(path, "pt") as file:
+        metadata = file.metadata()
+    save_file(load_file(path), path, metadata={**metadata, "image_shape": json.dumps(shape)})
+    with pytest.raises(
+        ValueError, match=r"detector\.safetensors: image_shape in its metadata must be \(C, H, W\), got"
+    ):
+        Detector.load(path, tiny_model)
+
+
+@pytest.mark.parametrize(
+    "values", [torch.zeros(0), torch.zeros(3, 1), torch.zeros(3).double(), torch.tensor([0.0, math.nan])]
+)
+def test_a_file_of_no_log_likelihoods_is_named(fitted, tiny_model, tmp_path, values):
+    path = tmp_path / "detector.safetensors"
+    fitted.save(path)
+    with safe_open(path, "pt") as file:
+        metadata = file.metadata()
+    save_file({"log_likelihoods": values}, path, metadata=metadata)
+    with pytest.raises(ValueError, match=r"detector\.safetensors: expected log-likelihoods \(N,\) float32, N > 0"):
+        Detector.load(path, tiny_model)
+
+
 def test_shipped_log_likelihoods_are_used_for_their_own_weights_only(tmp_path, monkeypatch):
     monkeypatch.setattr(detection, "shipped_log_likelihoods_path", lambda name: tmp_path / f"{name}.safetensors")
     images = bundled_images(1)[:8]
@@ -301,7 +330,7 @@ def test_roc_by_hand():
 
 
 def test_roc_refusals(monkeypatch):
-    for bad in (torch.zeros(0), torch.zeros(2, 2), torch.tensor([math.nan])):
+    for bad in (torch.zeros(0), torch.zeros(2, 2), torch.tensor([math.nan]), torch.tensor([1.0, math.nan])):
         with pytest.raises(ValueError, match=r"expected scores \(N,\) and \(M,\)"):
             roc_auc_score(torch.zeros(3), bad)
     monkeypatch.setitem(sys.modules, "sklearn.metrics", None)
