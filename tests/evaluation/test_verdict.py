@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+from pathlib import Path
 
 import torch
 
 from pxfast.evaluation.judge import Judge
 from pxfast.evaluation.results import Cell, Check, Column, Row, Table
-from pxfast.evaluation.verdict import Score, check_lines, row_scores, score_lines
+from pxfast.evaluation.verdict import Score, Verdict, check_lines, row_scores, score_lines
 from pxfast.tensors.store import Store
 
 
@@ -41,6 +43,62 @@ def test_lines_of_scores() -> None:
     for title, number in columns.items():
         assert head.index(title) + len(title) == bpda.index(f" {number}") + 1 + len(number), title
     assert took == "These attacks took 4.0 s; at this rate 10,000 images take 0.056 h."
+
+
+def test_a_verdict_prints_itself_and_is_json(tmp_path) -> None:
+    def verdict(outcome: str, report: Path | None, runs: int = 1) -> Verdict:
+        given = (
+            8,
+            runs,
+            200,
+            tuple(SCORES),
+            (SCORES[0],),
+            (Check("a", outcome, "1 of 2"),),
+            {"seed": 3},
+            tmp_path,
+            "t",
+            report,
+        )
+        return Verdict("ResNet", "Median", "CIFAR-10", *given)
+
+    sound = verdict("inconclusive", None)
+    assert sound.strongest == SCORES[1]
+    written = json.loads(sound.to_json())
+    assert written == {
+        "classifier": "ResNet",
+        "purifier": "Median",
+        "dataset": "CIFAR-10",
+        "eps": 8,
+        "runs": 1,
+        "images": 200,
+        "defended": written["defended"],
+        "static": written["defended"][:1],
+        "checks": [{"name": "a", "outcome": "inconclusive", "numbers": "1 of 2"}],
+        "settings": {"seed": 3},
+        "out": str(tmp_path),
+        "table": "t",
+        "report": None,
+        "sound": True,
+    }
+    assert written["defended"][1]["queries"] == [12.5, 100]
+    lines = str(sound).splitlines()
+    assert lines[0] == "CIFAR-10: ResNet behind Median, eps 8, 200 images; not random: one run"
+    assert [line.split()[0] for line in lines if line] == [
+        "CIFAR-10:",
+        "Right,",
+        "Clean",
+        "BPDA",
+        "These",
+        "ResNet",
+        "Clean",
+        "Sanity",
+        "inconclusive:",
+    ]
+    failed = verdict("failed", tmp_path / "report.html", 10)
+    assert not failed.sound
+    told = json.loads(failed.to_json())
+    assert (told["report"], told["sound"]) == (str(tmp_path / "report.html"), False)
+    assert str(failed).splitlines()[0].endswith("200 images; 10 runs")
 
 
 def test_a_failed_check_is_warned_of() -> None:
