@@ -63,6 +63,16 @@ def test_intervals_stand_where_nothing_is_published_and_columns_below_each_other
     assert "not finished" not in text
 
 
+def test_a_strongest_attack_that_is_missing_leaves_its_place_empty() -> None:
+    cells = [CELLS[4], dataclasses.replace(CELLS[3], row="b")]
+    rows = [TABLE.rows[0], Row("b", "VGG", "BIM")]
+    lines = table_text(dataclasses.replace(TABLE, cells=cells, rows=rows)).splitlines()
+    head, first, second = (next(line for line in lines if line.startswith(each)) for each in ("Strong", "ResN", "VGG,"))
+    assert first.index("14.2 (11-18)") == head.index("eps 8")
+    assert second.index("80.0 (76-83)") == head.index("eps 2")
+    assert " ".join(second.split()) == "VGG, BIM 80.0 (76-83) FGSM"
+
+
 def test_columns_that_do_not_fit_stand_below_and_long_labels_are_broken() -> None:
     columns = [Column(f"c{i}", f"attack number {i} of many") for i in range(20)]
     cells = [Cell.counted("a", column.name, 8, i, 20) for i, column in enumerate(columns)]
