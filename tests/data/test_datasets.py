@@ -154,6 +154,12 @@ def test_the_first_images_of_a_folder_are_of_all_its_classes(total: int, data: s
     assert first_images("folder", values, total + 5).sort().values.equal(values)
 
 
+def test_the_first_images_of_a_folder_by_hand() -> None:
+    """In the order of the fractions of their numbers times the golden ratio: 0.618, 0.236, 0.854, 0.472, 0.090, ..."""
+    assert first_numbers("folder", 10, 10) == [0, 5, 2, 7, 4, 9, 1, 6, 3, 8]
+    assert first_numbers("folder", 4, 3) == [0, 2, 1]
+
+
 def test_networks_for_a_folder(tmp_path: Path) -> None:
     for name in ("a", "b", "c"):
         write(tmp_path / "classes" / name / "1.png", 1, size=(8, 12), mode="RGB")

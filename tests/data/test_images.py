@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pxfast.data.images import ImageForm, to_grid, widest
+from pxfast.data.images import ImageForm, check_range, to_grid, widest
 
 GRID = torch.arange(256, dtype=torch.uint8).reshape(2, 2, 8, 8)
 TORCH_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -165,3 +165,44 @@ def test_on_a_gpu_of_apples_float64_becomes_float32():
     assert found.dtype == torch.float32
     assert ImageForm(False, True, torch.float32, torch.device("cpu")).per_image(values).dtype == torch.float64
     assert (widest(mps), widest(torch.device("cuda"))) == (torch.float32, torch.float64)
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+@pytest.mark.parametrize(
+    ("made", "kind"),
+    [
+        (lambda images: images.to_sparse(), "sparse_coo"),
+        (lambda images: images.to("meta"), "meta"),
+        (lambda images: torch.nested.nested_tensor([*images]), "nested"),
+    ],
+    ids=["sparse", "meta", "nested"],
+)
+def test_tensors_without_plain_values_are_called_by_their_kind(made, kind):
+    with pytest.raises(TypeError, match=f"got a tensor of the kind {kind}, which has no plain values"):
+        to_grid(made(torch.zeros(1, 1, 4, 4)))
+
+
+@pytest.mark.parametrize(
+    ("highest", "hint", "said"),
+    [
+        (1.5, "; clip=True clips them", "to 1.5; clip=True clips them"),
+        (2.0, "; clip=True clips them", "to 2; values in 0..255 have to be uint8, or divided by 255"),
+        (255.0, "; clip=True clips them", "to 255; values in 0..255 have to be uint8, or divided by 255"),
+        (255.5, "; clip=True clips them", "to 255.5; clip=True clips them"),
+        (255.0, "", "to 255"),
+    ],
+)
+def test_what_is_said_of_values_out_of_range(highest, hint, said):
+    with pytest.raises(ValueError, match=r"must be in \[0, 1\], got values from 0 ") as refused:
+        check_range(torch.tensor([0.0, highest]), hint=hint)
+    assert str(refused.value).endswith(said)
+
+
+def test_what_rounding_leaves_out_of_range_is_taken():
+    check_range(torch.tensor([-0.9e-6, 1.0 + 0.9e-6], dtype=torch.float64))
+    for value in (-1.1e-6, 1.0 + 1.1e-6):
+        with pytest.raises(ValueError, match="must be in"):
+            check_range(torch.tensor([value], dtype=torch.float64))
+    check_range(torch.tensor([-5.0, 5.0]), clip=True)
+    with pytest.raises(ValueError, match="got NaN"):
+        check_range(torch.tensor([0.0, float("nan")]), clip=True)
