@@ -8,7 +8,7 @@ import torch
 from support.attack_network import attack_fixture, sign_step
 from torch import Tensor, nn
 
-from pxfast.attacks import SPSA
+from pxfast.attacks import SPSA, spsa
 from pxfast.attacks.spsa import random_signs
 from pxfast.defences import Defended
 from pxfast.tensors.seeds import derived_seeds, image_seeds
@@ -66,6 +66,25 @@ def test_spsa_asks_nothing_but_logits_of_images_in_range() -> None:
         assert float(x.min()) >= 0.0
         assert float(x.max()) <= 1.0
         torch.testing.assert_close(255 * x, (255 * x).round(), rtol=0, atol=1e-4)
+
+
+def test_no_more_is_asked_at_once_than_a_purifier_gets(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pair by pair where there are many images; the results are those of one question."""
+    asked = []
+
+    class Watched(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            asked.append(len(x))
+            return x
+
+    target = Defended(FIXTURE.network, [Watched()])
+    whole = SPSA(steps=2, pairs=5)(target, FIXTURE.images[:3], FIXTURE.labels[:3], 8)
+    assert max(asked) == 30
+    for most, largest in ((12, 12), (17, 12), (18, 18), (1, 6)):
+        asked.clear()
+        monkeypatch.setattr(spsa, "QUERIES_AT_ONCE", most)
+        assert torch.equal(SPSA(steps=2, pairs=5)(target, FIXTURE.images[:3], FIXTURE.labels[:3], 8), whole)
+        assert max(asked) == largest
 
 
 @pytest.mark.external
