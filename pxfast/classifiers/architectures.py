@@ -80,9 +80,14 @@ def architecture(name: str, image_shape: tuple[int, int, int], *, classes: int =
 def architecture_for(name: str, dataset: str) -> ClassifierConfig:
     """The configuration of a named classifier for a data set: a known name or a folder of images.
 
-    ValueError for an unknown name or data set, and for a folder without classes.
+    ValueError for an unknown name or data set, and for a folder without classes, or with one alone.
     """
-    return architecture(name, image_shape(dataset), classes=class_count(dataset))
+    shape, classes = image_shape(dataset), class_count(dataset)
+    if classes < 2:
+        raise ValueError(
+            f"{dataset} has the folder of one class alone: a classifier needs a subfolder for each of several"
+        )
+    return architecture(name, shape, classes=classes)
 
 
 def kind_of(config: ClassifierConfig) -> str:

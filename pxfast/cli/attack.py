@@ -128,7 +128,7 @@ def attack(
         out,
         eps=bound,
         seed=seed,
-        names=names,
+        names=None if names is None else [Path(each).name for each in names],
         beside=dict.fromkeys(grids, draw),
         force=force,
         progress=not quiet,

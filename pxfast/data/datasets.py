@@ -89,8 +89,12 @@ def image_shape(dataset: str | os.PathLike[str]) -> tuple[int, int, int]:
 
 
 def image_names(dataset: str | os.PathLike[str]) -> list[str]:
-    """The names, without suffixes, of the files of a folder's images, as ``load_dataset(..., train=None)`` has them."""
-    return [file.stem for file in _folder_files(Path(dataset), None)[0]]
+    """The paths in a folder, without suffixes, of its images, as ``load_dataset(..., train=None)`` has them.
+
+    Files of several classes often have the same names.
+    """
+    folder = Path(dataset)
+    return [file.relative_to(folder).with_suffix("").as_posix() for file in _folder_files(folder, None)[0]]
 
 
 def first_numbers(dataset: str | os.PathLike[str], total: int, count: int) -> list[int]:
@@ -114,7 +118,7 @@ def named_images(
 ) -> tuple[Tensor, Tensor, list[str] | None]:
     """The first ``count`` of the images of ``load_dataset(..., train=None)``, None for all; their labels and names.
 
-    The names are those of a folder's files, and None of a data set that is called by name. Raises as load_dataset.
+    The names are those of :func:`image_names`, and None of a data set that is called by name. Raises as load_dataset.
     """
     images, labels = load_dataset(dataset, root, train=None)
     numbers = list(range(len(images))) if count is None else first_numbers(dataset, len(images), count)

@@ -127,7 +127,9 @@ class ImageFolder:
         self.files: list[Path] = [file for file in files if file.suffix.lower() in IMAGE_SUFFIXES]
         self.names: list[str] = [file.name for file in self.files]
         if not self.files:
-            raise ValueError(f"{path} has no image files ({' '.join(IMAGE_SUFFIXES)})")
+            inside = sorted(each.name for each in path.iterdir() if each.is_dir() and not each.name.startswith("."))
+            hint = f" directly in it; it has folders, such as {path / inside[0]}" if inside else ""
+            raise ValueError(f"{path} has no image files ({' '.join(IMAGE_SUFFIXES)}){hint}")
 
     def batches(self, size: int) -> Iterator[Array]:
         first = read_image(self.files[0]).shape

@@ -82,6 +82,7 @@ def test_purify_refuses_bad_input_in_one_line(refused, model, images, reference,
     (tmp_path / "cut.pt").write_bytes(b"PK\3\4 not a tensor")
     torch.save({"images": images}, tmp_path / "dictionary.pt")
     (tmp_path / "empty").mkdir()
+    (tmp_path / "outer" / "inner").mkdir(parents=True)
     out = tmp_path / "out.npy"
     for source, target, said in (
         ("missing.npy", out, "no such file or folder"),
@@ -92,6 +93,7 @@ def test_purify_refuses_bad_input_in_one_line(refused, model, images, reference,
         ("cut.pt", tmp_path / "out.pt", "cut.pt is truncated"),
         ("dictionary.pt", tmp_path / "out.pt", "expected a tensor of images, found dict"),
         ("empty", tmp_path / "out", "has no image files"),
+        ("outer", tmp_path / "out", f"directly in it; it has folders, such as {tmp_path / 'outer' / 'inner'}"),
         ("in.npy", tmp_path / "out.txt", "must have the suffix .npy"),
         ("in.npy", tmp_path / "nowhere" / "out.npy", "no such folder"),
     ):

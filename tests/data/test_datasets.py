@@ -13,7 +13,15 @@ from PIL import Image
 from pxfast import load
 from pxfast.classifiers.architectures import architecture_for
 from pxfast.cli.main import main
-from pxfast.data.datasets import UNLABELLED, class_count, first_images, first_numbers, image_shape, load_dataset
+from pxfast.data.datasets import (
+    UNLABELLED,
+    class_count,
+    first_images,
+    first_numbers,
+    image_names,
+    image_shape,
+    load_dataset,
+)
 from pxfast.pixelcnn.training import preset
 
 
@@ -107,6 +115,12 @@ def test_parts_that_are_not_train_and_test_are_no_classes(tmp_path: Path, files:
             call()
 
 
+def test_the_names_of_images_of_several_classes_differ(tmp_path: Path) -> None:
+    for file in ("a/1.png", "b/1.png", "b/deep/1.0.png"):
+        write(tmp_path / file, 1)
+    assert image_names(tmp_path) == ["a/1", "b/1", "b/deep/1.0"]
+
+
 def test_a_class_may_be_called_as_a_part_is(tmp_path: Path) -> None:
     write(tmp_path / "car" / "1.png", 1)
     write(tmp_path / "train" / "2.png", 2)
@@ -168,6 +182,9 @@ def test_networks_for_a_folder(tmp_path: Path) -> None:
     assert (classifier.image_size, classifier.channels, classifier.classes) == ((8, 12), 3, 3)
     with pytest.raises(ValueError, match="no labels"):
         architecture_for("resnet62", str(tmp_path / "flat"))
+    write(tmp_path / "one" / "a" / "1.png", 1, size=(8, 12))
+    with pytest.raises(ValueError, match="one has the folder of one class alone"):
+        architecture_for("resnet62", str(tmp_path / "one"))
     for folder, channels, like in (("classes", 3, "cifar10"), ("flat", 1, "fashion-mnist")):
         config, _ = preset("full", str(tmp_path / folder))
         assert (config.image_size, config.channels) == ((8, 12), channels)
