@@ -115,7 +115,7 @@ def adaptive(
         raise ValueError("--classifier stands in for all of --classifiers: pass one of them")
     if classifier is not None and train_budget is not None:
         raise ValueError("--classifier stands in for all that could be trained: it takes no --train-budget")
-    unused = {"--rows": rows, "--classifiers": classifiers, "--model": model, "--train-budget": train_budget}
+    unused = {"--rows": rows, "--classifiers": classifiers, "--train-budget": train_budget}
     for flag, value in unused.items():
         if purifier is not None and value is not None:
             raise ValueError(f"{flag} is of the table: --purifier takes no {flag}")
@@ -219,6 +219,7 @@ def judged_purifier(
         eps=specification.attack_eps[0],
         images=specification.images if settings.images is None else settings.images,
         runs=specification.runs or RUNS,
+        density=settings.model,
         engine=settings.engine,
         precision=settings.precision,
         threads=settings.threads,

@@ -189,7 +189,7 @@ def _density(
     if density is None and not any(row.needs_density for row in rows):
         return None
     try:
-        return model_path(density, shape)
+        return model_path(density, shape, "density")
     except ValueError:
         if chosen or density is not None:
             raise

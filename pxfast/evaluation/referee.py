@@ -11,7 +11,7 @@ from torch import nn
 
 from ..attacks import BlindPGD
 from ..attacks.resumable import library_versions
-from ..base.checks import check_count, check_eps, check_flag, check_instance, check_seed, check_text
+from ..base.checks import check_count, check_eps, check_flag, check_instance, check_path, check_seed, check_text
 from ..base.files import claimed, made_folder, whole_file
 from ..base.progress import progress_of
 from ..base.streams import note
@@ -63,6 +63,7 @@ def referee(
     check_images: int = CHECK_IMAGES,
     runs: int = RUNS,
     name: str | None = None,
+    density: str | os.PathLike[str] | None = None,
     device: str = "auto",
     engine: str = "auto",
     precision: str = "auto",
@@ -83,6 +84,7 @@ def referee(
     classifiers by name, such as an adversarially trained one, whose adversarial images are tried as well. eps: in
     0..255. runs: how often a random defence is evaluated; another one is evaluated once.
     check_images: how many of the images the sanity checks are made on, the first ones. name: of the purifier, as shown.
+    density: of PixelDefend by name, as :func:`pxfast.load` takes it; None: the shipped one of the images' shape.
     batch_size: images predicted and kept at a time; attacked ones are kept as they are finished. seed: of all random
     numbers. The rest is as in :func:`pxfast.benchmark`.
 
@@ -95,6 +97,7 @@ def referee(
     check_module(classifier)
     if not isinstance(purifier, nn.Module):
         check_text("purifier", purifier)
+    _check_density(density, purifier)
     place, folder = place_of(classifier, device), output_folder(out)
     bound, many, limit = check_eps(eps), check_count("runs", runs, 1), check_count("check_images", check_images, 1)
     shard, count = check_count("batch_size", batch_size, 1), check_count("images", images, 1)
@@ -102,7 +105,14 @@ def referee(
     columns = [each for each in requested_columns(PROTOCOL if attacks is None else attacks) if each.attack is not None]
     data = labelled_images(dataset, root, count)
     settings = Settings(
-        images=count, train=False, device=str(place), engine=engine, precision=precision, threads=threads, shard=shard
+        images=count,
+        model=density,
+        train=False,
+        device=str(place),
+        engine=engine,
+        precision=precision,
+        threads=threads,
+        shard=shard,
     )
     title, parts, views = _parts(purifier, tuple(data.images.shape[1:]), place, settings, name)
     others = {
@@ -157,6 +167,20 @@ def referee(
     return verdict
 
 
+def _check_density(density: str | os.PathLike[str] | None, purifier: nn.Module | str) -> None:
+    """TypeError or ValueError for a density model that is none, or that the purifier would not take."""
+    if density is None:
+        return
+    check_path("density", density)
+    if isinstance(purifier, nn.Module):
+        got = f"a {type(purifier).__name__}"
+    else:
+        got = repr(purifier)
+        if requested_rows((purifier,), "classifier", 3)[0].needs_density:
+            return
+    raise ValueError(f"density (--model) is of 'pixeldefend' by name: the purifier, {got}, takes none")
+
+
 def _parts(
     purifier: nn.Module | str, shape: tuple[int, ...], place: torch.device, settings: Settings, name: str | None
 ) -> tuple[str, list[nn.Module], str]:
@@ -174,7 +198,7 @@ def _parts(
         if row.needs_density:
             from ..pixelcnn.shipped import model_path
 
-            path = model_path(None, shape)
+            path = model_path(settings.model, shape, "density")
         context = make_context(path, shape, str(place), settings)
         models = Models(ModelFiles({}, density_paths(path, context)), str(place), settings.threads)
         title, views = plain_name(row.technique), row.views

@@ -110,9 +110,9 @@ def _model_info(name: str, path: Path) -> ModelInfo:
     )
 
 
-def model_path(model: str | os.PathLike[str] | None, image_shape: tuple[int, ...]) -> Path:
-    """The file of the model that :func:`model_for` would load."""
-    return SHIPPED.path(SHIPPED.name_for(image_shape) if model is None else model)
+def model_path(model: str | os.PathLike[str] | None, image_shape: tuple[int, ...], option: str = "model") -> Path:
+    """The file of the model that :func:`model_for` would load. option: what an error calls ``model``."""
+    return SHIPPED.path(SHIPPED.name_for(image_shape, option) if model is None else model)
 
 
 def model_for(model: Model | None, image_shape: tuple[int, ...]) -> PixelCNN:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -91,15 +91,18 @@ class Shipped(Mapping[str, Path], Generic[Network]):
             f"got {type(network).__name__}"
         )
 
-    def name_for(self, image_shape: tuple[int, ...]) -> str:
-        """The name of the shipped network for images of shape (C, H, W). ValueError where there is none."""
+    def name_for(self, image_shape: tuple[int, ...], option: str = "model") -> str:
+        """The name of the shipped network for images of shape (C, H, W). ValueError where there is none.
+
+        option: what the caller's callers pass a network of their own as.
+        """
         by_shape = self._by_shape()
         if image_shape not in by_shape:
             known = ", ".join(f"{shape} ({name})" for shape, name in by_shape.items()) or "none"
             raise ValueError(
-                f"no shipped {self.what} takes images of shape {image_shape}; shipped: {known}; "
-                f"pass model=, a {self.kind.__name__} or the path of its file; pxfast train and train-adp make them "
-                "from a folder of images"
+                f"no shipped {self.what} takes images of shape {image_shape}{turned(image_shape, by_shape)}; shipped: "
+                f"{known}; pass {option}= (--model on the command line), a {self.kind.__name__} or the path of its "
+                "file; pxfast train and train-adp make them from a folder of images"
             )
         return by_shape[image_shape]
 
@@ -113,7 +116,8 @@ class Shipped(Mapping[str, Path], Generic[Network]):
             return self._kept(self.name_for(image_shape))
         expected = _shape(resolved.config)
         if image_shape != expected:
-            raise ValueError(f"the {self.what} takes images of shape (C, H, W) = {expected}, got {image_shape}")
+            hint = turned(image_shape, [expected])
+            raise ValueError(f"the {self.what} takes images of shape (C, H, W) = {expected}, got {image_shape}{hint}")
         return resolved
 
     def _find_shapes(self) -> dict[tuple[int, ...], str]:
@@ -122,6 +126,12 @@ class Shipped(Mapping[str, Path], Generic[Network]):
             if path.is_file():
                 found.setdefault(_shape(self.read_config(path)), name)
         return found
+
+
+def turned(image_shape: tuple[int, ...], known: Iterable[tuple[int, ...]]) -> str:
+    """What an error adds where an image's axes (H, W, C) in the order (C, H, W) are of a known shape, else nothing."""
+    *sides, channels = image_shape
+    return ", which seems to be (H, W, C): (C, H, W) is expected" if (channels, *sides) in known else ""
 
 
 def _shape(config: Any) -> tuple[int, ...]:

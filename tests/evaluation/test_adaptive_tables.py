@@ -406,7 +406,7 @@ def test_the_data_set_chooses_the_table() -> None:
         ("adaptive-fashion-mnist --dataset cifar10", "is of fashion-mnist: it takes no --dataset cifar10"),
         ("adaptive --classifier cifar10 --classifiers x", "--classifier stands in for all of --classifiers"),
         ("adaptive --purifier adp --rows none", "--rows is of the table: --purifier takes no --rows"),
-        ("adaptive --purifier adp --model cifar10", "--model is of the table: --purifier takes no --model"),
+        ("adaptive --purifier adp --model cifar10", "density .--model. is of .* the purifier, .adp., takes none"),
         ("adaptive --purifier adp --train-budget 1m", "--purifier takes no --train-budget"),
         ("adaptive --classifier cifar10 --train-budget 1m", "it takes no --train-budget"),
         ("adaptive --columns bpda:step", "with one of the names steps, step, draws.* got 'step'"),

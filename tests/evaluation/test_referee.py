@@ -303,6 +303,27 @@ def test_wrong_requests_leave_nothing(net, images, tmp_path) -> None:
     assert not (tmp_path / "a").exists()
 
 
+def test_a_purifier_by_name_takes_a_density_model_of_ones_own(images, tmp_path) -> None:
+    """There is no shipped one of images of other shapes."""
+    path = tmp_path / "density.safetensors"
+    pxfast.save(random_model((8, 8)), path)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        net = nn.Sequential(nn.Flatten(), nn.Linear(64, 5)).eval()
+    purifier = pxfast.Purifier(eps=4, model=path)
+    labels = Defended(net, [purifier])(images[:4]).argmax(1)
+    given = {"out": tmp_path / "out", "attacks": ["bpda:steps=2"], "eps": EPS, "progress": False, "report": False}
+    with pytest.raises(ValueError, match=r"pass density= \(--model on the command line\)"):
+        pxfast.referee(net, "pixeldefend:eps=4", (images[:4], labels), **given)
+    with pytest.raises(ValueError, match="the purifier, a Purifier, takes none"):
+        pxfast.referee(net, purifier, (images[:4], labels), density=path, **given)
+    named = pxfast.referee(net, "pixeldefend:eps=4", (images[:4], labels), density=path, **given)
+    own = pxfast.referee(net, purifier, (images[:4], labels), **given)
+    assert named.defended[0].average == 1.0
+    assert [score.majority for score in named.defended] == [score.majority for score in own.defended]
+    assert [score.queries for score in named.defended] == [score.queries for score in own.defended]
+
+
 SCRIPT = """
 import sys, torch, pxfast
 from torch import nn

@@ -143,6 +143,11 @@ def test_refusals_name_what_is_known(tiny_model):
         purify(images)
     with pytest.raises(ValueError, match=r"the model takes images of shape \(C, H, W\) = \(1, 8, 8\), got \(3, 8, 8\)"):
         purify(random_images(2, 3, 8, 8), model=tiny_model)
+    turned = r"\(28, 28, 1\), which seems to be \(H, W, C\): \(C, H, W\) is expected"
+    with pytest.raises(ValueError, match=turned):
+        purify(random_images(2, 28, 28, 1))
+    with pytest.raises(ValueError, match=turned.replace("28", "8")):
+        purify(random_images(2, 8, 8, 1), model=tiny_model)
     with pytest.raises(TypeError, match="got list"):
         purify([images], model=tiny_model)
 
