@@ -29,6 +29,7 @@ from .statistics import STATISTICS, TAILS, permutation_p_values
 
 FORMAT = "pxfast-detector"
 LIKELIHOOD = "log-likelihood"
+FIT_FIRST = "call fit(train_images) first, in Python; its save(FILE) makes what pxfast detect --detector takes"
 
 Scores: TypeAlias = Tensor | Array
 
@@ -215,8 +216,7 @@ class Detector:
         if self.log_likelihoods is None:
             if self.statistic != LIKELIHOOD:
                 raise RuntimeError(
-                    f"this detector is not fitted, and no {self.statistic} of training images is shipped: call "
-                    "fit(train_images) first"
+                    f"this detector is not fitted, and no {self.statistic} of training images is shipped: {FIT_FIRST}"
                 )
             known = shipped_log_likelihoods(model)
         else:
@@ -292,7 +292,7 @@ def shipped_log_likelihoods(model: PixelCNN) -> Tensor:
             return found
     raise RuntimeError(
         "this detector is not fitted, and no log-likelihoods of training images are shipped for the model's weights "
-        f"(only for: {', '.join(present) or 'none'}): call fit(train_images) first"
+        f"(only for: {', '.join(present) or 'none'}): {FIT_FIRST}"
     )
 
 

@@ -162,7 +162,7 @@ ALONE = [
     ("detect {images} --model {model} --alpha 0", "alpha"),
     ("detect {images} --model {model} --alpha nan", "alpha"),
     ("detect {images} --model {model} --alpha often", "'--alpha'"),
-    ("detect {images} --model {model}", "is not fitted"),
+    ("detect {images} --model {model}", "fit(train_images) first, in Python; its save(FILE) makes what pxfast detect"),
     ("sample 0 --out a.npy", "Invalid value for 'N'"),
     ("sample many --out a.npy", "Invalid value for 'N'"),
     ("sample 1", "nothing would be written: pass --grid, --out or both"),
