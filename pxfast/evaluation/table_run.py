@@ -94,12 +94,9 @@ class TableRun:
             return
         if _without_networks(earlier.settings) != _without_networks(self.settings):
             return
-        networks = earlier.settings.get(NETWORKS, self.settings[NETWORKS])  # no word of them: from before there was one
-        own_rows = {
-            row.name: row
-            for row in self.specification.rows
-            if networks.get(row.name) == self.settings[NETWORKS][row.name]
-        }
+        now_of = self.settings[NETWORKS]
+        networks = earlier.settings.get(NETWORKS, now_of)  # older tables do not tell
+        own_rows = {row.name: row for row in self.specification.rows if networks.get(row.name) == now_of.get(row.name)}
         own_columns = {column.name: column for column in self.specification.columns}
         classifiers = {row: model["sha256"] for model in earlier.models for row in model.get("rows") or ()}
         now = {row: file.key for row, file in self.prepared.classifiers.items()}
@@ -225,7 +222,9 @@ class TableRun:
         """What all cells depend on but for the classifiers' weights, JSON-able."""
         specification, pipeline = self.specification, self.prepared.pipeline
         return {
-            NETWORKS: {row.name: f"{row.architecture}, {row.training}" for row in specification.rows},
+            NETWORKS: {
+                row.name: f"{row.architecture}, {row.training}" for row in specification.rows if row.architecture
+            },
             "data": digest(self.prepared.images, self.prepared.labels),
             "attack eps": list(specification.attack_eps),
             "attacks": {
