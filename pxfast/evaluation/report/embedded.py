@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
 LARGE_BYTES = 100_000  # a picture that takes more without loss may lose what nobody sees; its own file stays as it is
-QUALITY = 50  # of WebP, then
+QUALITY = 45  # of WebP, then
 EFFORT = 90  # of WebP without loss, which calls it quality too: at 100 it searches far longer for hardly less
 
 
