@@ -229,7 +229,7 @@ class Decoder {
   // Fills the half of shared_.pass at hand, a lane for each tap and one for the rest, for every column of the step from
   // `first` on, or every second one, below `end`. offset: of `first` behind the step's first column.
   PXFAST_DEVICE void describe_pass(const Step& step, int row, int first, int offset, int end) {
-    static_assert(kMaxTaps < 32, "a lane for each tap, and one more");
+    static_assert(kMaxTaps + 6 <= 32, "a lane for each tap, one for the rest, and five for the results");
     const int lane = thread_ & 31, stride = column_stride(step), columns = (end - first + stride - 1) / stride;
     const Tap& tap = step.tap[lane < step.taps ? lane : 0];
     const bool exists = lane < step.taps && in_position(row, step.scale) + tap.row >= 0 &&
@@ -261,65 +261,105 @@ class Decoder {
       pass.unit_tiles = (step.units + pass.tile_units - 1) / pass.tile_units;  // none is empty
       pass.tasks = row_tiles * pass.unit_tiles;
     }
+    sync_warp();  // the results' lanes read what the one before them has written
+    Finish<Element, kGroups>::describe(team_, step, pass, lane - step.taps - 1);
+  }
+
+  // The blocks of 16 rows x one unit that this warp finishes of a tile. Found again behind the products, during which
+  // registers are fewest.
+  struct Blocks {
+    const Place<kGroups> place;
+    const int tiles, units, stride;  // tiles of 16 rows
+
+    PXFAST_DEVICE Blocks(const Step& step, const Tile& tile)
+        : place(step, thread_index_again() >> 5),
+          tiles(place.tiles(tile.rows - place.row)),
+          units(tiles > 0 ? tile.units - place.unit : 0),
+          stride(step.per_row ? 1 : Place<kGroups>::kSlicesHere) {}
+
+    PXFAST_DEVICE int first() const { return settle(stride == 1 ? 0 : place.slice); }
+    PXFAST_DEVICE int after(int b) const { return settle(b + stride); }
+
+   private:
+    PXFAST_DEVICE int settle(int b) const {
+      if constexpr (kGroups) {
+        return b < units ? b : kBlocksPerWarp;
+      } else {
+        while (b < kBlocksPerWarp && (place.tile_of(b) >= tiles || place.unit_of(b) >= units)) b += stride;
+        return b;
+      }
+    }
+  };
+  PXFAST_DEVICE static void take_rows(Finish<Element, kGroups>& finish, const Blocks& blocks, const Tile& tile, int b) {
+    finish.take_rows(tile.row + blocks.place.row + 16 * blocks.place.tile_of(b), tile.row + tile.rows);
+  }
+  PXFAST_DEVICE static int unit_of(const Blocks& blocks, const Tile& tile, int b) {
+    return tile.unit + blocks.place.unit + blocks.place.unit_of(b);
   }
 
   PXFAST_DEVICE void run_tile(const Step& step, const Pass& pass, const Tile& tile) {
-    using Here = Place<kGroups>;
-    const Here place(step, thread_ >> 5);
-    const int tiles = place.tiles(tile.rows - place.row);
-    const int units = tiles > 0 ? tile.units - place.unit : 0;
-    // this warp's blocks of 16 rows x one unit, of those that it finishes
-    const int stride = step.per_row ? 1 : Here::kSlicesHere;
-    const auto settle = [&](int b) {
-      while (b < kBlocksPerWarp && (place.tile_of(b) >= tiles || place.unit_of(b) >= units)) b += stride;
-      return b;
-    };
-    const auto beside = [&](const Finish<Element, kGroups>& finish, int b) {
-      return b < kBlocksPerWarp
-                 ? finish.fetch(tile.row + place.row + 16 * place.tile_of(b), tile.row + tile.rows,
-                                tile.unit + place.unit + place.unit_of(b))
-                 : Beside{};
-    };
-    int b = settle(step.per_row ? 0 : place.slice);
-    Beside next{};
-    {
-      float sums[kBlocksPerWarp][8];
-      if constexpr (kGroups) {
-        next = beside(Finish<Element, kGroups>(team_, step, pass), b);  // on its way while the products are made
-        const Stages stages(step, pass, launch_.ring_bytes);
-        const int inner = pass.taps * step.tap_inner;
-        const bool per_row = uniform(step.per_row) != 0, wide = uniform(pass.tile_units) > kHalfUnits;
-        if (per_row) {
-          next.keep_residual();
-          if (wide) {
-            multiply_tile_by_groups<2, true>(stages, ring_, inner, sums);
-          } else {
-            multiply_tile_by_groups<1, true>(stages, ring_, inner, sums);
-          }
-        } else if (wide) {
-          multiply_tile_by_groups<2, false>(stages, ring_, inner, sums);
-        } else {
-          multiply_tile_by_groups<1, false>(stages, ring_, inner, sums);
-        }
-      } else {
-        multiply_tile<Element>(launch_, step, pass, tile, team_.images, team_.caches(), ring_.memory, place, tiles,
-                               units, sums);
+    const Beside first = multiply(step, pass, tile);
+    finish_tile(step, pass, tile, first);
+  }
+
+  // Leaves the tile's sums in shared memory. Where warpgroups multiply, what is added to those of this warp's first
+  // block is on its way meanwhile.
+  PXFAST_DEVICE Beside multiply(const Step& step, const Pass& pass, const Tile& tile) {
+    const Blocks blocks(step, tile);
+    Beside first{};
+    float sums[kBlocksPerWarp][8];
+    if constexpr (kGroups) {
+      if (const int b = blocks.first(); b < kBlocksPerWarp) {
+        Finish<Element, kGroups> finish(team_, step, pass);
+        take_rows(finish, blocks, tile, b);
+        first = finish.fetch(unit_of(blocks, tile, b));
       }
-      keep_sums(sums_, sums, place, tiles, units);
+      const Stages stages(step, pass, launch_.ring_bytes);
+      const int inner = pass.taps * step.tap_inner;
+      const bool per_row = uniform(step.per_row) != 0, wide = uniform(pass.tile_units) > kHalfUnits;
+      if (per_row) {
+        first.keep_residual();
+        if (wide) {
+          multiply_tile_by_groups<2, true>(stages, ring_, inner, sums);
+        } else {
+          multiply_tile_by_groups<1, true>(stages, ring_, inner, sums);
+        }
+      } else if (wide) {
+        multiply_tile_by_groups<2, false>(stages, ring_, inner, sums);
+      } else {
+        multiply_tile_by_groups<1, false>(stages, ring_, inner, sums);
+      }
+    } else {
+      multiply_tile<Element>(launch_, step, pass, tile, team_.images, team_.caches(), ring_.memory, blocks.place,
+                             blocks.tiles, blocks.units, sums);
     }
+    const Blocks again(step, tile);
+    keep_sums(sums_, sums, again.place, again.tiles, again.units);
+    return first;
+  }
+
+  PXFAST_DEVICE void finish_tile(const Step& step, const Pass& pass, const Tile& tile, const Beside& first) {
+    const Blocks blocks(step, tile);
     Finish<Element, kGroups> finish(team_, step, pass);
     finish.aim();
-    if (!step.per_row) sync_computing();
+    if constexpr (kGroups) take_rows(finish, blocks, tile, 0);  // the same ones for all blocks
+    const bool sliced = !step.per_row;
+    if (sliced) sync_computing();
+    Beside next = first;
 #pragma unroll 1
-    while (b < kBlocksPerWarp) {
+    for (int b = blocks.first(); b < kBlocksPerWarp;) {
       const int here = b;
-      b = settle(b + stride);
-      const Beside now = kGroups ? next : beside(finish, here);
-      if constexpr (kGroups) next = beside(finish, b);
+      b = blocks.after(b);
+      if constexpr (!kGroups) {
+        take_rows(finish, blocks, tile, here);
+        next = finish.fetch(unit_of(blocks, tile, here));
+      }
+      const Beside now = next;
+      if constexpr (kGroups)
+        if (b < kBlocksPerWarp) next = finish.fetch(unit_of(blocks, tile, b));
       float sums[8];
-      load_sums<kGroups>(sums_, !step.per_row, here, sums);
-      finish.publish(tile.row + place.row + 16 * place.tile_of(here), tile.row + tile.rows,
-                     tile.unit + place.unit + place.unit_of(here), sums, now);
+      load_sums<kGroups>(sums_, sliced, here, sums);
+      finish.publish(unit_of(blocks, tile, here), sums, now);
     }
   }
 };

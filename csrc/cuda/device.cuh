@@ -16,6 +16,12 @@ namespace pxfast {
 namespace cuda {
 
 PXFAST_DEVICE int thread_index() { return threadIdx.x; }
+// The same to the programmer. What is made of it is made again each time, and holds no register in between.
+PXFAST_DEVICE int thread_index_again() {
+  int index = threadIdx.x;
+  asm volatile("" : "+r"(index));
+  return index;
+}
 PXFAST_DEVICE int block_index() { return blockIdx.x; }
 PXFAST_DEVICE void sync_block() { __syncthreads(); }
 // So many threads of the block, whole warps, which name the same barrier.
@@ -33,6 +39,11 @@ PXFAST_DEVICE unsigned char* shared_memory() {
 template <class T>
 PXFAST_DEVICE T shuffle_xor(T value, int mask) {
   return __shfl_xor_sync(0xffffffffu, value, mask);
+}
+
+template <class T>
+PXFAST_DEVICE T shuffle(T value, int lane) {
+  return __shfl_sync(0xffffffffu, value, lane);
 }
 
 PXFAST_DEVICE uint32_t shared_address(const void* p) { return (uint32_t)__cvta_generic_to_shared(p); }
@@ -77,9 +88,18 @@ PXFAST_DEVICE void multiply_add(float* sum, const uint32_t* a, const uint32_t* b
 
 PXFAST_DEVICE float fused_multiply_add(float a, float b, float c) { return __fmaf_rn(a, b, c); }
 
-// exp and division as fast as bf16 results need them, and as exact as fp32 ones do
-PXFAST_DEVICE float fast_exp(float x) { return __expf(x); }
-PXFAST_DEVICE float fast_divide(float a, float b) { return __fdividef(a, b); }
+// exp and 1 / x as fast as bf16 results need them. Results below 2^-126 are 0: to keep those would take five
+// instructions in place of two.
+PXFAST_DEVICE float fast_exp(float x) {
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x * 1.4426950408889634f));
+  return y;
+}
+PXFAST_DEVICE float fast_reciprocal(float x) {
+  float y;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
 
 // Global memory that other blocks write during the launch is read and written in the second-level cache.
 struct alignas(8) Float2 {

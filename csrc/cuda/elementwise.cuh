@@ -11,7 +11,7 @@ struct Arithmetic;
 template <>
 struct Arithmetic<Bf16> {
   static PXFAST_DEVICE float exponential(float x) { return fast_exp(x); }
-  static PXFAST_DEVICE float divide(float a, float b) { return fast_divide(a, b); }
+  static PXFAST_DEVICE float sigmoid(float x) { return fast_reciprocal(1.0f + fast_exp(-x)); }  // 1 / infinity is 0
   static PXFAST_DEVICE void store(Bf16* to, float x, float y) {
     store_shared_between_blocks(reinterpret_cast<uint32_t*>(to), pack_bf16(x, y));
   }
@@ -19,17 +19,14 @@ struct Arithmetic<Bf16> {
 template <>
 struct Arithmetic<float> {
   static PXFAST_DEVICE float exponential(float x) { return expf(x); }
-  static PXFAST_DEVICE float divide(float a, float b) { return a / b; }
+  static PXFAST_DEVICE float sigmoid(float x) {  // from exp(-|x|), as the CPU engine does
+    const float t = expf(-fabsf(x));
+    return (x >= 0.0f ? 1.0f : t) / (1.0f + t);
+  }
   static PXFAST_DEVICE void store(float* to, float x, float y) {
     store_shared_between_blocks(reinterpret_cast<Float2*>(to), Float2{x, y});
   }
 };
-
-template <class Element>
-PXFAST_DEVICE float sigmoid(float x) {  // from exp(-|x|), so that nothing overflows
-  const float t = Arithmetic<Element>::exponential(-fabsf(x));
-  return Arithmetic<Element>::divide(x >= 0.0f ? 1.0f : t, 1.0f + t);
-}
 
 // elu(x) and elu(-x): one exponential serves both
 template <class Element>

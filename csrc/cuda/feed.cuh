@@ -30,8 +30,19 @@ constexpr int kRowBytes = Traits<Element>::kPieces * 16;
 template <class Element>
 constexpr int kUnitBytes = kInner* kUnit*(int)sizeof(Element);
 
+// What a pass writes and adds, of its first column: found once, since a remainder alone takes thirty instructions.
+struct Results {
+  uint32_t concat_elu, raw, elu;     // elements before the cell in each cache; kNoCell: the step has none
+  uint32_t block;                    // elements from one block of a cell's channels to the next
+  const float* bias[kMaxBiases];     // of those that the row has; else null
+  int bias_differs;                  // whether not all columns have them
+  float *residual, *partial, *parameters;
+};
+constexpr uint32_t kNoCell = 0xffffffff;
+
 // A pass over a step, for columns that have the same taps; in shared memory.
 struct Pass {
+  Results results;
   int taps;
   int out_stride;                    // columns between neighbours
   int first, offset;                 // column; and how far it is behind the first of the step's own

@@ -18,9 +18,10 @@ struct Beside {
   }
 };
 
-// A step's results of one tile. Stores make the compiler forget what it has read, so where they go is found once for
-// all blocks of the tile, and a block's values and addresses are all there before its first store. Both rows of a lane go
-// hand in hand: the epilogue is one long chain of dependent instructions, and two of them take little longer than one.
+// A step's results of one tile. Stores make the compiler forget what it has read of the step, so all that is the same
+// for the blocks of a tile is found once, and a block's values and addresses are all there before its first store. Both
+// rows of a lane go hand in hand: the epilogue is one long chain of dependent instructions, and two of them take little
+// longer than one.
 template <class Element, bool kGroups>
 class Finish {
   using Cells = CacheOrder<kGroups>;
@@ -30,41 +31,88 @@ class Finish {
       : team_(team),
         step_(step),
         pass_(pass),
-        lane_(thread_index() & 31),
-        residuals_(reinterpret_cast<float*>(team.memory + team.launch.room.residual[step.per_row][step.level]) +
-                   (int64_t)pass.offset * team.images * team.program.padded_filters),
-        partial_(team.partial() + (int64_t)step.partial_at * team.images +
-                 (int64_t)pass.first * team.images * (step.units * kUnit)) {}
+        lane_(thread_index_again() & 31),
+        leaves_(step.partial == Partial::kLeaves),
+        adds_(step.partial == Partial::kAdds),
+        epilogue_(step.epilogue),
+        bias_differs_(pass.results.bias_differs != 0) {
+#pragma unroll
+    for (int i = 0; i < kMaxBiases; ++i)
+      bias_[i] = pass.results.bias[i] == nullptr ? nullptr
+                                                 : reinterpret_cast<const Float2*>(pass.results.bias[i] + pair());
+  }
 
-  PXFAST_DEVICE Beside fetch(int first_row, int rows, int unit) const {
-    Beside found{};
+  // Fills in the results of a pass of which the rest is known, a lane for each.
+  static PXFAST_DEVICE void describe(const Team<Element, kGroups>& team, const Step& step, Pass& pass, int lane) {
+    const Program& program = team.program;
+    const int filters = program.padded_filters, narrow = (filters + kInner - 1) / kInner * kInner;
+    const int columns = (program.width >> step.level) + 2;
+    Results& results = pass.results;
+    const auto cell = [&](const Target& target, int channels) {
+      return target.slots == 0
+                 ? kNoCell
+                 : Cells::cell(target.cache, target.slots, columns, channels, team.images, pass.row, pass.first);
+    };
+    if (lane == 0) results.concat_elu = cell(step.concat_elu, 2 * filters);
+    if (lane == 1) results.raw = cell(step.raw, narrow);
+    if (lane == 2) results.elu = cell(step.elu, narrow);
+    if (lane == 3) {
+      static_assert(kMaxBiases == 2, "both are looked at");
+      results.bias_differs = step.biases > 0 && (step.bias_column[0] | step.bias_column[1]) > 0;
+      for (int i = 0; i < kMaxBiases; ++i)
+        results.bias[i] = i < step.biases && pass.row >= step.bias_row[i]
+                              ? reinterpret_cast<const float*>(team.launch.block + step.bias[i])
+                              : nullptr;
+    }
+    if (lane == 4) {
+      results.block = Cells::block_stride(columns, team.images);
+      const int64_t offset = (int64_t)pass.offset * team.images, first = (int64_t)pass.first * team.images;
+      float* const residuals =
+          reinterpret_cast<float*>(team.memory + team.launch.room.residual[step.per_row][step.level]);
+      results.residual = residuals + offset * filters;
+      results.partial = team.partial() + (int64_t)step.partial_at * team.images + first * (step.units * kUnit);
+      results.parameters = team.parameters() + offset * program.head_stride;
+    }
+  }
+
+  // The 16 rows that are meant from now on; those from `rows` on do not exist.
+  PXFAST_DEVICE void take_rows(int first_row, int rows) {
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
       const int m = first_row + (lane_ >> 2) + 8 * r;
-      if (m >= rows) continue;
-      const int position = position_of(m);
-      if (step_.epilogue == Epilogue::kGate && step_.partial != Partial::kLeaves)
-        found.residual[r] =
-            load_shared_between_blocks(reinterpret_cast<const Float2*>(residual_at(position, unit * kBlock)));
-      if (step_.partial == Partial::kAdds) {
+      here_[r] = m < rows;
+      position_[r] = position_of(m);
+      residual_[r] = row_of(pass_.results.residual, r, team_.program.padded_filters);
+      partial_[r] = row_of(pass_.results.partial, r, step_.units * kUnit);
+    }
+  }
+
+  // What is added to the sums of a unit.
+  PXFAST_DEVICE Beside fetch(int unit) const {
+    Beside found{};
 #pragma unroll
-        for (int h = 0; h < 2; ++h) found.partial[r][h] = load_shared_between_blocks(partial_at(position, unit, h));
+    for (int r = 0; r < 2; ++r) {
+      if (!here_[r]) continue;
+      if (epilogue_ == Epilogue::kGate && !leaves_)
+        found.residual[r] = load_shared_between_blocks(residual_[r] + unit * kBlock / 2);
+      if (adds_) {
+#pragma unroll
+        for (int h = 0; h < 2; ++h) found.partial[r][h] = load_shared_between_blocks(partial_at(r, unit, h));
       }
     }
-    for (int i = 0; i < step_.biases; ++i) {
-      const Float2* bias = bias_at(i, unit);
-      if (!bias_differs()) {
-        prefetch_constant(bias);
+#pragma unroll
+    for (int i = 0; i < kMaxBiases; ++i) {
+      if (bias_[i] == nullptr) continue;
+      if (!bias_differs_) {
+        prefetch_constant(bias_at(i, unit, 0));
         continue;
       }
-      if (pass_.row < step_.bias_row[i]) continue;
 #pragma unroll
       for (int r = 0; r < 2; ++r) {
-        const int position = position_of(first_row + (lane_ >> 2) + 8 * r);
-        if (pass_.first + position / team_.images < step_.bias_column[i]) continue;
+        if (pass_.first + (int)position_[r] / team_.images < step_.bias_column[i]) continue;
 #pragma unroll
         for (int h = 0; h < 2; ++h) {
-          const Float2 two = load_constant(bias + h * kBlock / 2);
+          const Float2 two = load_constant(bias_at(i, unit, h));
           found.partial[r][h].x += two.x, found.partial[r][h].y += two.y;
         }
       }
@@ -74,35 +122,27 @@ class Finish {
 
   // Where the tile's results go: called when its products are there, and before `publish`.
   PXFAST_DEVICE void aim() {
-    const int narrow = (team_.program.padded_filters + kInner - 1) / kInner * kInner;
-    const int columns = (team_.program.width >> step_.level) + 2;
-    block_ = Cells::block_stride(columns, team_.images);
-    concat_elu_ = first_cell(step_.concat_elu, columns, 2 * team_.program.padded_filters);
-    raw_ = first_cell(step_.raw, columns, narrow);
-    elu_ = first_cell(step_.elu, columns, narrow);
-    concat_elu_stride_ = Cells::image_stride(2 * team_.program.padded_filters);
-    narrow_stride_ = Cells::image_stride(narrow);
-    parameters_ = team_.parameters() + (int64_t)pass_.offset * team_.images * team_.program.head_stride;
+    filters_ = team_.program.padded_filters;
+    multiplier_ = step_.multiplier;
+    block_ = pass_.results.block;
+    concat_elu_ = cache_of(pass_.results.concat_elu);
+    raw_ = cache_of(pass_.results.raw);
+    elu_ = cache_of(pass_.results.elu);
+    concat_elu_stride_ = Cells::image_stride(2 * filters_);
+    narrow_stride_ = Cells::image_stride((filters_ + kInner - 1) / kInner * kInner);
   }
 
-  // The epilogue of 16 rows x one unit.
-  PXFAST_DEVICE void publish(int first_row, int rows, int unit, const float (&sums)[8],
-                             const Beside& beside) const {
-    Rows at;
-#pragma unroll
-    for (int r = 0; r < 2; ++r) {
-      const int m = first_row + (lane_ >> 2) + 8 * r;
-      at.here[r] = m < rows;
-      at.position[r] = position_of(m);
-    }
+  // The epilogue of the 16 rows and one unit.
+  PXFAST_DEVICE void publish(int unit, const float (&sums)[8], const Beside& beside) const {
     Values v[2];  // by half
 #pragma unroll
     for (int h = 0; h < 2; ++h) v[h] = {beside.partial[0][h], beside.partial[1][h]};
-    for (int i = 0; i < step_.biases && !bias_differs(); ++i) {
-      if (pass_.row < step_.bias_row[i]) continue;
+#pragma unroll
+    for (int i = 0; i < kMaxBiases; ++i) {
+      if (bias_[i] == nullptr || bias_differs_) continue;
 #pragma unroll
       for (int h = 0; h < 2; ++h) {
-        const Float2 two = load_constant(bias_at(i, unit) + h * kBlock / 2);
+        const Float2 two = load_constant(bias_at(i, unit, h));
 #pragma unroll
         for (int r = 0; r < 2; ++r) v[h].at[r].x += two.x, v[h].at[r].y += two.y;
       }
@@ -111,43 +151,42 @@ class Finish {
     for (int h = 0; h < 2; ++h)
 #pragma unroll
       for (int r = 0; r < 2; ++r) {
-        v[h].at[r].x = sums[4 * h + 2 * r] * step_.multiplier + v[h].at[r].x;
-        v[h].at[r].y = sums[4 * h + 2 * r + 1] * step_.multiplier + v[h].at[r].y;
+        v[h].at[r].x = sums[4 * h + 2 * r] * multiplier_ + v[h].at[r].x;
+        v[h].at[r].y = sums[4 * h + 2 * r + 1] * multiplier_ + v[h].at[r].y;
       }
-    const int filters = team_.program.padded_filters;
-    if (step_.partial == Partial::kLeaves) {
+    if (leaves_) {
 #pragma unroll
       for (int h = 0; h < 2; ++h)
-        store_all(at, v[h], [&](int position) { return partial_at(position, unit, h); });
-    } else if (step_.epilogue == Epilogue::kOutput) {
-#pragma unroll
-      for (int h = 0; h < 2; ++h)
-        store_all(at, v[h], [&](int position) {
-          return reinterpret_cast<Float2*>(parameters_ + (int64_t)position * team_.program.head_stride + unit * kUnit +
-                                           h * kBlock + pair());
-        });
-    } else if (step_.epilogue == Epilogue::kHidden) {
-      store_concat_elu(at, v, unit, filters);
-    } else if (step_.epilogue == Epilogue::kGate) {
+        store_all(v[h], [&](int r) { return partial_at(r, unit, h); });
+    } else if (epilogue_ == Epilogue::kGate) {
       Values x;
 #pragma unroll
       for (int r = 0; r < 2; ++r) {
-        x.at[r].x = fused_multiply_add(v[0].at[r].x, sigmoid<Element>(v[1].at[r].x), beside.residual[r].x);
-        x.at[r].y = fused_multiply_add(v[0].at[r].y, sigmoid<Element>(v[1].at[r].y), beside.residual[r].y);
+        x.at[r].x = fused_multiply_add(v[0].at[r].x, Arithmetic<Element>::sigmoid(v[1].at[r].x), beside.residual[r].x);
+        x.at[r].y = fused_multiply_add(v[0].at[r].y, Arithmetic<Element>::sigmoid(v[1].at[r].y), beside.residual[r].y);
       }
-      show(at, x, unit * kBlock);
+      show(x, unit);
+    } else if (epilogue_ == Epilogue::kHidden) {
+      Values positive[2], negative[2];
+#pragma unroll
+      for (int h = 0; h < 2; ++h) elu_both_of(v[h], positive[h], negative[h]);
+#pragma unroll
+      for (int h = 0; h < 2; ++h)
+        if (2 * unit * kBlock + h * kBlock < filters_) store_halves(positive[h], negative[h], 2 * unit + h);
+    } else if (epilogue_ == Epilogue::kOutput) {
+#pragma unroll
+      for (int h = 0; h < 2; ++h)
+        store_all(v[h], [&](int r) {
+          return row_of(pass_.results.parameters, r, team_.program.head_stride) + half_of(unit, h);
+        });
     } else {
 #pragma unroll
       for (int h = 0; h < 2; ++h)
-        if (unit * kUnit + h * kBlock < filters) show(at, v[h], unit * kUnit + h * kBlock);
+        if (2 * unit * kBlock + h * kBlock < filters_) show(v[h], 2 * unit + h);
     }
   }
 
  private:
-  struct Rows {
-    bool here[2];
-    int position[2];
-  };
   struct Values {
     Float2 at[2];  // two columns of each row
   };
@@ -158,50 +197,34 @@ class Finish {
   PXFAST_DEVICE int position_of(int m) const {
     return pass_.out_stride == 1 ? m : m / team_.images * pass_.out_stride * team_.images + m % team_.images;
   }
-  // Whether it is not the same for all columns.
-  PXFAST_DEVICE bool bias_differs() const {
-    static_assert(kMaxBiases == 2, "both are looked at");
-    return step_.biases > 0 && (step_.bias_column[0] | step_.bias_column[1]) > 0;
+  // This lane's columns of a row among those of so many floats.
+  PXFAST_DEVICE Float2* row_of(float* first, int r, int floats) const {
+    return reinterpret_cast<Float2*>(first + (uint64_t)position_[r] * (uint32_t)floats + pair());
   }
-  // A lane's two values of a bias's first half.
-  PXFAST_DEVICE const Float2* bias_at(int i, int unit) const {
-    return reinterpret_cast<const Float2*>(
-        reinterpret_cast<const float*>(team_.launch.block + step_.bias[i]) + unit * kUnit + pair());
-  }
-  PXFAST_DEVICE float* residual_at(int position, int feature) const {
-    return residuals_ + (int64_t)position * team_.program.padded_filters + feature + pair();
-  }
-  // A step's sums over early taps, of a position and its unit's outputs.
-  PXFAST_DEVICE Float2* partial_at(int position, int unit, int half) const {
-    return reinterpret_cast<Float2*>(partial_ + (int64_t)position * (step_.units * kUnit) + unit * kUnit +
-                                     half * kBlock + pair());
-  }
-  // Of a cache that the step writes; null where there is none.
-  PXFAST_DEVICE Element* first_cell(const Target& target, int columns, int channels) const {
-    if (target.slots == 0) return nullptr;
-    return team_.caches() +
-           Cells::cell(target.cache, target.slots, columns, channels, team_.images, pass_.row, pass_.first);
-  }
-  PXFAST_DEVICE Element* channel_of(Element* cache, uint32_t stride, int position, int channel) const {
-    return cache + (uint32_t)position * stride + (uint32_t)(channel / kBlock) * block_ + channel % kBlock;
+  // Where half of a unit's outputs stand, in pairs.
+  static PXFAST_DEVICE int half_of(int unit, int half) { return unit * (kUnit / 2) + half * (kBlock / 2); }
+  PXFAST_DEVICE const Float2* bias_at(int i, int unit, int half) const { return bias_[i] + half_of(unit, half); }
+  PXFAST_DEVICE Float2* partial_at(int r, int unit, int half) const { return partial_[r] + half_of(unit, half); }
+  // This lane's columns of the first block of a cache; null where the step has none.
+  PXFAST_DEVICE Element* cache_of(uint32_t cell) const {
+    return cell == kNoCell ? nullptr : team_.caches() + pair() + cell;
   }
 
-  // address: of a position's two values.
+  // address: of a row's two values.
   template <class Address>
-  PXFAST_DEVICE static void store_all(const Rows& at, const Values& values, const Address& address) {
-    Float2* const to[2] = {address(at.position[0]), address(at.position[1])};
+  PXFAST_DEVICE void store_all(const Values& values, const Address& address) const {
+    Float2* const to[2] = {address(0), address(1)};
 #pragma unroll
     for (int r = 0; r < 2; ++r)
-      if (at.here[r]) store_shared_between_blocks(to[r], values.at[r]);
+      if (here_[r]) store_shared_between_blocks(to[r], values.at[r]);
   }
-  // The same for those that are packed for a cache, of a lane's columns from `channel` on.
-  PXFAST_DEVICE void store_cells(const Rows& at, const Values& values, Element* cache, uint32_t stride,
-                                 int channel) const {
-    Element* const to[2] = {channel_of(cache, stride, at.position[0], channel),
-                            channel_of(cache, stride, at.position[1], channel)};
+  // The same for those that are packed for a block of a cache.
+  PXFAST_DEVICE void store_cells(const Values& values, Element* cache, uint32_t stride, int block) const {
+    Element* const to[2] = {cache + (position_[0] * stride + (uint32_t)block * block_),
+                            cache + (position_[1] * stride + (uint32_t)block * block_)};
 #pragma unroll
     for (int r = 0; r < 2; ++r)
-      if (at.here[r]) Arithmetic<Element>::store(to[r], values.at[r].x, values.at[r].y);
+      if (here_[r]) Arithmetic<Element>::store(to[r], values.at[r].x, values.at[r].y);
   }
 
   PXFAST_DEVICE static void elu_both_of(const Values& x, Values& positive, Values& negative) {
@@ -211,40 +234,38 @@ class Finish {
       elu_both<Element>(x.at[r].y, positive.at[r].y, negative.at[r].y);
     }
   }
-  PXFAST_DEVICE void store_halves(const Rows& at, const Values& positive, const Values& negative, int n) const {
-    store_cells(at, positive, concat_elu_, concat_elu_stride_, positive_half(n));
-    store_cells(at, negative, concat_elu_, concat_elu_stride_, negative_half(n));
-  }
-  PXFAST_DEVICE void store_concat_elu(const Rows& at, const Values (&v)[2], int unit, int filters) const {
-    Values positive[2], negative[2];
-#pragma unroll
-    for (int h = 0; h < 2; ++h) elu_both_of(v[h], positive[h], negative[h]);
-#pragma unroll
-    for (int h = 0; h < 2; ++h) {
-      const int feature = unit * kUnit + h * kBlock;
-      if (feature < filters) store_halves(at, positive[h], negative[h], feature + pair());
-    }
+  // Of a block of features, as program.h orders them.
+  PXFAST_DEVICE void store_halves(const Values& positive, const Values& negative, int block) const {
+    store_cells(positive, concat_elu_, concat_elu_stride_, 2 * block);
+    store_cells(negative, concat_elu_, concat_elu_stride_, 2 * block + 1);
   }
 
-  // Residuals of the features from `feature` on: for the step itself, and for those that read its caches.
-  PXFAST_DEVICE void show(const Rows& at, const Values& x, int feature) const {
+  // Residuals of a block of features: for the step itself, and for those that read its caches.
+  PXFAST_DEVICE void show(const Values& x, int block) const {
     Values positive, negative;
     const bool halves = concat_elu_ != nullptr, whole = elu_ != nullptr;
     if (halves || whole) elu_both_of(x, positive, negative);
-    store_all(at, x, [&](int position) { return reinterpret_cast<Float2*>(residual_at(position, feature)); });
-    if (halves) store_halves(at, positive, negative, feature + pair());
-    if (raw_ != nullptr) store_cells(at, x, raw_, narrow_stride_, feature + pair());
-    if (whole) store_cells(at, positive, elu_, narrow_stride_, feature + pair());
+    store_all(x, [&](int r) { return residual_[r] + block * (kBlock / 2); });
+    if (halves) store_halves(positive, negative, block);
+    if (raw_ != nullptr) store_cells(x, raw_, narrow_stride_, block);
+    if (whole) store_cells(positive, elu_, narrow_stride_, block);
   }
 
   const Team<Element, kGroups>& team_;
   const Step& step_;
   const Pass& pass_;
   const int lane_;
-  float *const residuals_, *const partial_;
-  float* parameters_ = nullptr;
-  Element *concat_elu_ = nullptr, *raw_ = nullptr, *elu_ = nullptr;  // the first cell of each cache
+  const bool leaves_, adds_;
+  const Epilogue epilogue_;
+  const bool bias_differs_;         // not all columns have it: it comes with the early sums
+  const Float2* bias_[kMaxBiases];  // this lane's columns of those that the row has
+  bool here_[2];                    // by row of the lane
+  uint32_t position_[2];
+  Float2 *residual_[2], *partial_[2];  // this lane's columns of the first unit
+  Element *concat_elu_ = nullptr, *raw_ = nullptr, *elu_ = nullptr;
   uint32_t block_ = 0, concat_elu_stride_ = 0, narrow_stride_ = 0;
+  int filters_ = 0;
+  float multiplier_ = 0.0f;
 };
 
 }  // namespace cuda

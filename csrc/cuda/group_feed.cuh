@@ -81,9 +81,9 @@ class GroupFeed {
         tap_inner_(step.tap_inner),
         images_(images),
         column_stride_(step.scale == Scale::kDown ? 2 : 1),
-        lane_(thread_index() & 31),
+        lane_(thread_index_again() & 31),
         step_(lane_ < 2 * kGroupChunk ? lane_ >> 1 : lane_ - 2 * kGroupChunk),
-        first_(((thread_index() - kThreads) / 32 - ring.stage) & (kFeeders - 1)),
+        first_(((thread_index_again() - kThreads) / 32 - ring.stage) & (kFeeders - 1)),
         cursor_(step_ + first_ * kGroupChunk, step.tap_inner) {
     block_ = CacheOrder<true>::block_stride(step.in_columns, images);
     cells_ = caches + (lane_ & 1) * block_;

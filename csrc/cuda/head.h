@@ -1,5 +1,4 @@
-// The heads with the fused choice of a value, for a group of lanes that share one pixel of one image: a warp on the
-// device, a single lane on the host, where the tests compare it with the CPU engine.
+// The heads with the fused choice of a value, for a group of lanes that share one pixel of one image: a warp.
 #pragma once
 
 #include <cmath>
@@ -51,23 +50,39 @@ PXFAST_HD void mixture_of_channel(const Group& group, const MixtureShape& shape,
   }
 }
 
-// The mass of one value's bin, not normalised. With the edges a < b of a bin in units of the scale a component's mass
-// is sigmoid(b) * sigmoid(-a) * (1 - exp(a - b)): no cancellation.
-PXFAST_HD float mixture_mass(const MixtureShape& shape, const HeadScratch& m, int value) {
-  float mass = 0.0f;
-  for (int i = 0; i < shape.components; ++i) {
-    const float scale = m.inverse_scale[i], mean = m.mean[i];
-    const float lower = scale * ((float)(value - 128) * shape.bin_width - mean);
-    const float upper = scale * ((float)(value - 127) * shape.bin_width - mean);
-    const float lower_t = expf(-fabsf(lower)), upper_t = expf(-fabsf(upper));
-    const float above_lower = (lower >= 0.0f ? lower_t : 1.0f) / (1.0f + lower_t);
-    const float below_upper = (upper >= 0.0f ? 1.0f : upper_t) / (1.0f + upper_t);
-    const float share = value == 0                ? below_upper
-                        : value == kValues - 1    ? above_lower
-                                                  : m.within_bin[i] * below_upper * above_lower;
-    mass = fmaf(m.weight[i], share, mass);
+// The mass of one value's bin by component i, over the component's weight. With the edges a < b of a bin in units of the
+// scale it is sigmoid(b) * sigmoid(-a) * (1 - exp(a - b)): no cancellation.
+PXFAST_HD float component_mass(const MixtureShape& shape, const HeadScratch& m, int i, int value) {
+  const float scale = m.inverse_scale[i], mean = m.mean[i];
+  const float lower = scale * ((float)(value - 128) * shape.bin_width - mean);
+  const float upper = scale * ((float)(value - 127) * shape.bin_width - mean);
+  const float lower_t = expf(-fabsf(lower)), upper_t = expf(-fabsf(upper));
+  const float above_lower = (lower >= 0.0f ? lower_t : 1.0f) / (1.0f + lower_t);
+  const float below_upper = (upper >= 0.0f ? 1.0f : upper_t) / (1.0f + upper_t);
+  return value == 0              ? below_upper
+         : value == kValues - 1 ? above_lower
+                                : m.within_bin[i] * below_upper * above_lower;
+}
+
+// The masses of a range of values, not normalised, into m.mass: a value for each lane. An eps of 16 has 33 values: the
+// few that are left over have a lane for each of their components, or they would take as long as the others. The sums
+// are the same.
+template <class Group>
+PXFAST_HD void mixture_masses(const Group& group, const MixtureShape& shape, HeadScratch& m, Range range) {
+  const int left = (range.high - range.low + 1) % group.lanes();
+  const int few = left * shape.components <= group.lanes() ? left : 0, first = range.high + 1 - few;
+  for (int z = range.low + group.lane(); z < first; z += group.lanes()) {
+    float mass = 0.0f;
+    for (int i = 0; i < shape.components; ++i) mass = fmaf(m.weight[i], component_mass(shape, m, i, z), mass);
+    m.mass[z] = mass;
   }
-  return mass;
+  if (few == 0) return;
+  const int which = group.lane() / shape.components, begin = which * shape.components;
+  const int z = first + (which < few ? which : 0);
+  const float own = component_mass(shape, m, group.lane() - begin, z);
+  float mass = 0.0f;
+  for (int i = 0; i < shape.components; ++i) mass = fmaf(m.weight[i], group.shuffle(own, begin + i), mass);
+  if (which < few && group.lane() == begin) m.mass[z] = mass;
 }
 
 // What a chosen value says about which component made the pixel: log w += log p(value), rescaled.
@@ -136,7 +151,7 @@ PXFAST_HD void choose_logistic(const Group& group, const Program& program, const
     const float* log_scales = channel_parameters(parameters, shape.components, program.channels, c).log_scales;
     mixture_of_channel(group, shape, parameters, program.channels, c, m);
     group.sync();
-    for (int z = range.low + group.lane(); z <= range.high; z += group.lanes()) m.mass[z] = mixture_mass(shape, m, z);
+    mixture_masses(group, shape, m, range);
     group.sync();
     float total = 0.0f;
     for (int i = 0; i < shape.components; ++i) total += m.weight[i];

@@ -158,7 +158,7 @@ PXFAST_DEVICE Float4* sums_of(unsigned char* ring, int warp, int block, int lane
 template <bool kGroups>
 PXFAST_DEVICE void keep_sums(unsigned char* ring, const float (&sums)[kBlocksPerWarp][8], const Place<kGroups>& place,
                              int tiles, int units) {
-  const int warp = thread_index() >> 5, lane = thread_index() & 31;
+  const int thread = thread_index_again(), warp = thread >> 5, lane = thread & 31;
 #pragma unroll
   for (int b = 0; b < kBlocksPerWarp; ++b) {
     if (place.tile_of(b) >= tiles || place.unit_of(b) >= units) continue;
@@ -174,7 +174,7 @@ PXFAST_DEVICE Float4 add(const Float4& a, const Float4& b) { return {a.x + b.x, 
 template <bool kGroups>
 PXFAST_DEVICE void load_sums(unsigned char* ring, bool sliced, int block, float (&sums)[8]) {
   constexpr int kParts = Place<kGroups>::kSlicesHere, kWarpsPerSlice = Place<kGroups>::kWarpsPerSlice;
-  const int warp = thread_index() >> 5, lane = thread_index() & 31;
+  const int thread = thread_index_again(), warp = thread >> 5, lane = thread & 31;
 #pragma unroll
   for (int h = 0; h < 2; ++h) {
     Float4 sum;

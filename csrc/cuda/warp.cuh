@@ -11,6 +11,8 @@ struct WarpGroup {
   PXFAST_DEVICE int lane() const { return lane_; }
   PXFAST_DEVICE int lanes() const { return 32; }
   PXFAST_DEVICE void sync() const { sync_warp(); }
+  // what another lane has; of one beyond the last, anything
+  PXFAST_DEVICE float shuffle(float value, int lane) const { return cuda::shuffle(value, lane & 31); }
   // the largest value over all lanes, and the smallest index that has it
   PXFAST_DEVICE void combine(float& value, int& index) const {
 #pragma unroll

@@ -98,8 +98,8 @@ def by_cpu_engine(name: str, images: Tensor, chooser: Chooser, precision: str) -
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("name", CASES)
 def test_exact_and_as_the_cpu_engine(program, name, precision):
-    images = images_of(name, 3)
-    eps = (16, 255, 3)
+    eps = (16, 255, 3, 1)  # so 33, 256, 7 and 3 values for 32 lanes
+    images = images_of(name, len(eps))
     chooser = Greedy(torch.tensor(eps, dtype=torch.uint8))
     result, _ = decode(program, name, images, Settings(bf16=precision == "bf16", chooser=chooser, multiprocessors=3))
     for n, amount in enumerate(eps):

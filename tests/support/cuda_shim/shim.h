@@ -145,6 +145,7 @@ inline uint32_t to_bf16(float value) {
 }  // namespace shim
 
 inline int thread_index() { return fibers::thread(); }
+inline int thread_index_again() { return thread_index(); }
 inline int block_index() { return fibers::block(); }
 inline void sync_block() { shim::block().barrier.wait(); }
 template <int kBarrier, int kSome>
@@ -160,11 +161,15 @@ inline uint32_t shared_address(const void* p) {
 inline int uniform(int value) { return value; }
 
 template <class T>
-T shuffle_xor(T value, int mask) {
+T shuffle(T value, int lane) {
   const auto lanes = shim::exchange(&value, sizeof value);
   T other;
-  shim::copy_words(&other, lanes[(fibers::thread() % 32) ^ mask], sizeof other);
+  shim::copy_words(&other, lanes[lane], sizeof other);
   return other;
+}
+template <class T>
+T shuffle_xor(T value, int mask) {
+  return shuffle(value, (fibers::thread() % 32) ^ mask);
 }
 
 inline uint32_t ballot(bool said) {
@@ -240,7 +245,7 @@ inline void multiply_add(float* sum, const uint32_t* a, const uint32_t* b) {
 
 inline float fused_multiply_add(float a, float b, float c) { return std::fma(a, b, c); }
 inline float fast_exp(float x) { return std::exp(x); }
-inline float fast_divide(float a, float b) { return a / b; }
+inline float fast_reciprocal(float x) { return 1.0f / x; }
 
 struct alignas(8) Float2 {
   float x, y;
