@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class AttackResult:
     """Attacked images, and which of them the classifier gets wrong: before the attack, and before and after rounding.
 
@@ -45,7 +45,12 @@ class AttackResult:
         tensors = {name: chosen(getattr(self, name)) for name in ("images", *STAGES, *COSTS)}
         return dataclasses.replace(self, **tensors)  # type: ignore[arg-type]
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self})"
+
     def __str__(self) -> str:
+        if len(self.images) == 0:
+            return "no images"
         rates = {stage: f"{100 * rate:.1f} %" for stage, rate in self.rates().items()}
         return (
             f"misclassified of {len(self.images)} images: {rates['clean']} before the attack, {rates['unrounded']} "

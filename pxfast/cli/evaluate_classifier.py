@@ -91,7 +91,7 @@ def classifier(
         root=root,
         defences=rows,
         attacks=columns,
-        eps=8 if eps is None else eps,
+        eps=eps,
         images=images,
         name=name,
         density=model,

@@ -66,7 +66,7 @@ def benchmark(
     root: str | os.PathLike[str] | None = None,
     defences: Iterable[str] | None = None,
     attacks: Iterable[str] | None = None,
-    eps: int | Sequence[int] = 8,
+    eps: int | Sequence[int] | None = None,
     images: int = 1000,
     name: str | None = None,
     density: str | os.PathLike[str] | None = None,
@@ -95,7 +95,8 @@ def benchmark(
     attacks: columns, each a name of :data:`pxfast.attacks.ATTACKS`, with options as in 'bim:steps=20', or 'paper' or
     'adaptive' for those of the tables. None: fgsm, bim, deepfool, blind-pgd and bpda-eot. Attacks on defences know
     those of their row; others are made on the classifier alone, unless their options have knows_defences=true. The
-    table has clean images and the strongest attack, too. eps: of the attacks, in 0..255, one or several.
+    table has clean images and the strongest attack, too. eps: of the attacks, in 0..255, one or several; None: 8. For
+    attacks of which none is bounded it has to be None.
     out: the output folder, made when it isn't there. Every step is kept in it, under a key of all that it depends on,
     the model's weights and code included: a killed run goes on where it was, and no other model gets its results.
     Several may share a folder. name: of the model, as shown; None: its class's.
@@ -128,7 +129,11 @@ def benchmark(
     )
     columns = requested_columns(DEFAULT_ATTACKS if attacks is None else attacks)
     used = [find_attack(column.attack, **column.options) for column in columns if column.attack is not None]
-    bounds = requested_eps(eps) if any(attack.bounded for attack in used) else ()
+    bounded = any(attack.bounded for attack in used)
+    if eps is not None and not bounded:
+        names = ", ".join(column.name for column in columns if column.attack is not None)
+        raise ValueError(f"eps must be None where no attack is bounded, got {eps!r} for {names or 'no attacks'}")
+    bounds = requested_eps(8 if eps is None else eps) if bounded else ()
     chosen = DEFAULT_DEFENCES if defences is None else check_names("defences", defences)
     requested_rows(chosen, title, 3)  # their names and settings, before any file is read; eps by channels comes later
     check_seed(seed)

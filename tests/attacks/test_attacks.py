@@ -100,6 +100,13 @@ def test_stays_on_the_grid_and_in_its_ball_and_counts_rightly(attack: type[Attac
     assert torch.equal(again, result.images)
 
 
+def test_a_result_says_what_it_is_in_a_line():
+    result = FGSM().run(FIXTURE.network, FIXTURE.images, FIXTURE.labels, EPS)
+    assert str(result).startswith(f"misclassified of {len(FIXTURE.images)} images: 0.0 % before the attack, ")
+    assert repr(result) == f"AttackResult({result})"
+    assert str(FGSM().run(FIXTURE.network, FIXTURE.images[:0], FIXTURE.labels[:0], EPS)) == "no images"
+
+
 def test_is_the_same_alone_and_in_any_order(attack: type[Attack]) -> None:
     together = run(attack, FIXTURE.images, FIXTURE.labels, seed=3).images
     for i in (0, 5):

@@ -456,7 +456,7 @@ CALLS: dict[str, tuple[Call, dict[str, Kind]]] = {
             "out": PATH,
             "defences": Kind(NAMES.wrong[:5]),
             "attacks": Kind(NAMES.wrong[:5]),
-            "eps": Kind(tuple(wrong for wrong in EPS.wrong if wrong.value != [1])),
+            "eps": Kind(tuple(wrong for wrong in EPS.wrong if wrong.value not in ([1], None))),
             "images": count(1),
             "name": Kind((Wrong(3, TypeError), Wrong("a/b", ValueError), Wrong("", ValueError))),
             "density": MODEL,

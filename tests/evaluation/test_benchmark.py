@@ -315,7 +315,7 @@ def test_rows_that_no_attack_can_be_made_on_and_attacks_without_eps(world: World
     assert knowing.finished
     assert "be made on this</span>" in knowing.report.read_text()
     assert view_table(knowing).planned == len(knowing.cells) + 2  # joint-score, which squeezing has no score for
-    unbounded = evaluate(world, SmallCNN().eval(), tmp_path, attacks=["saliency-map"], **chosen)
+    unbounded = evaluate(world, SmallCNN().eval(), tmp_path, attacks=["saliency-map"], **{**chosen, "eps": None})
     assert unbounded.finished
     assert {(cell.column, cell.eps) for cell in unbounded.cells} == {
         ("clean", None),
@@ -346,6 +346,11 @@ WRONG = {
     "attacks twice": ({"attacks": ["fgsm", "paper"]}, ValueError, "each attack must be there once, got 'fgsm' twice"),
     "eps": ({"eps": 0.03}, TypeError, "write eps=8 for 8/255"),
     "several eps": ({"eps": (8, 8)}, ValueError, "each eps must be there once"),
+    "an eps for nobody": (
+        {"eps": 8, "attacks": ["saliency-map"]},
+        ValueError,
+        "no attack is bounded, got 8 for sal",
+    ),
     "no eps": ({"eps": ()}, ValueError, "or several, got none"),
     "images": ({"images": 0}, ValueError, "images must be an integer of at least 1"),
     "one image": ({"images": 1}, ValueError, "expected at least 2 images, got 1"),
@@ -394,7 +399,7 @@ def test_folders_of_other_things_are_refused(world: World, tmp_path):
 def test_extras_are_asked_for_first(world: World, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "foolbox", None)
     with pytest.raises(ImportError, match=r"foolbox is not installed: pip install 'pxfast\[attacks\]'"):
-        evaluate(world, SmallCNN().eval(), tmp_path / "out", attacks=["gradient-sign"])
+        evaluate(world, SmallCNN().eval(), tmp_path / "out", attacks=["gradient-sign"], eps=None)
     assert not (tmp_path / "out").exists()
 
 

@@ -164,6 +164,7 @@ def draw(
         )
     if (baseline := pictures.draw_baseline(measured)) is not None:
         means = {name: float(bits.mean()) for name, bits in measured.baseline.items()}
+        starts = facts["L-BFGS-B starts"]
         written.append(
             save_figure(
                 out,
@@ -171,7 +172,7 @@ def draw(
                 baseline,
                 title=f"{title}: greedy decoding against L-BFGS-B",
                 caption=f"Bits/dim of the first {len(measured.baseline['clean'])} test images: clean, attacked{bound}, "
-                f"and purified in two ways; L-BFGS-B from {facts['L-BFGS-B starts']} random start(s) an image.",
+                f"and purified in two ways; L-BFGS-B from {starts} random start{'' if starts == 1 else 's'} an image.",
                 where="Figure 5",
                 alt="Bits/dim of single images. Means: "
                 + "; ".join(f"{name} {mean:.2f}" for name, mean in means.items()),
