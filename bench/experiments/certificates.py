@@ -47,10 +47,11 @@ CIFAR10: Runs = {
         for guess, images in zip(("midpoints", "pixeldefend"), counts, strict=True)  # w purifications each
     },
     **{
-        f"l1-{width}-random-{guess}": (200, ["--width", width, "--guess", guess, *RANDOM])
+        f"l1-{width}-random-{guess}": (images, ["--width", width, "--guess", guess, *RANDOM])
         for width in (64, 132)
-        for guess in ("midpoints", "pixeldefend")
+        for guess, images in (("midpoints", 1000), ("pixeldefend", 200))
     },
+    **{f"l1-{width}-tuned-midpoints": (1000, ["--width", width, "--guess", "midpoints"]) for width in (32, 64)},
     **{
         f"l1-132-random-tuned-{guess}": (1000, ["--width", 132, "--guess", guess, *RANDOM])
         for guess in ("midpoints", "pixeldefend")
