@@ -48,14 +48,13 @@ class Finish {
     const int filters = program.padded_filters, narrow = (filters + kInner - 1) / kInner * kInner;
     const int columns = (program.width >> step.level) + 2;
     Results& results = pass.results;
-    const auto cell = [&](const Target& target, int channels) {
-      return target.slots == 0
-                 ? kNoCell
-                 : Cells::cell(target.cache, target.slots, columns, channels, team.images, pass.row, pass.first);
-    };
-    if (lane == 0) results.concat_elu = cell(step.concat_elu, 2 * filters);
-    if (lane == 1) results.raw = cell(step.raw, narrow);
-    if (lane == 2) results.elu = cell(step.elu, narrow);
+    if (lane >= 0 && lane < 3) {  // three of them side by side: a remainder takes thirty instructions
+      const Target& target = lane == 0 ? step.concat_elu : lane == 1 ? step.raw : step.elu;
+      uint32_t& found = lane == 0 ? results.concat_elu : lane == 1 ? results.raw : results.elu;
+      found = target.slots == 0 ? kNoCell
+                                : Cells::cell(target.cache, target.slots, columns, lane == 0 ? 2 * filters : narrow,
+                                              team.images, pass.row, pass.first);
+    }
     if (lane == 3) {
       static_assert(kMaxBiases == 2, "both are looked at");
       results.bias_differs = step.biases > 0 && (step.bias_column[0] | step.bias_column[1]) > 0;
