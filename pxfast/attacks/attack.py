@@ -6,6 +6,7 @@ import abc
 import dataclasses
 import inspect
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, ClassVar
 
@@ -17,6 +18,7 @@ from ..base.checks import check_eps, check_flag, check_instance, check_progress,
 from ..base.extras import require
 from ..base.progress import reporting
 from ..classifiers.contract import Labels, checked_logits, class_labels
+from ..classifiers.inspection import is_probability
 from ..data.images import TORCH_DTYPES, ImageForm
 from ..data.images import to_grid as grid_of
 from ..defences.defended import Defended, unwrapped
@@ -305,13 +307,21 @@ def prepared(
     """The classifier in batches of one size, and labels and targets as int64 (N,) of its classes, None where not given.
 
     images: uint8, as :func:`attackable` gives them. TypeError or ValueError unless an attack can take the labels.
+    A UserWarning where the classifier gives probabilities.
     """
     fixed = fix_batches(classifier, batch)
     inner = fixed.classifier if isinstance(fixed, Defended) else fixed
     known = {"labels": labels, "targets": targets}
     classes = None
-    if len(images) and any(value is not None for value in known.values()):
-        classes = inner(to_float(images[:1])).shape[1]
+    if len(images):
+        logits = inner(to_float(images[:1]))
+        classes = logits.shape[1]
+        if is_probability(logits):
+            warnings.warn(
+                "the classifier gives probabilities, which sum to 1 for each image, in place of logits: gradients "
+                "vanish through a softmax that is sure, and an attack that fails for it shows no robustness",
+                stacklevel=2,
+            )
     found = {
         what: None
         if value is None

@@ -138,6 +138,15 @@ def test_what_is_no_logits_is_refused(what: str, attack) -> None:
         attack.run(Gives(change), images_of(3), None, 8 if attack.bounded else None)
 
 
+@pytest.mark.parametrize("labels", [None, [3, 1, 4]])
+def test_probabilities_in_place_of_logits_are_warned_of(labels, recwarn) -> None:
+    images = images_of(3)
+    FGSM().run(Gives(lambda logits, x: logits), images, labels, 8)
+    assert not recwarn
+    with pytest.warns(UserWarning, match="the classifier gives probabilities, .* shows no robustness"):
+        FGSM().run(Gives(lambda logits, x: logits.softmax(1)), images, labels, 8)
+
+
 @pytest.mark.parametrize("attack", [FGSM(), PGD(), DeepFool(), SaliencyMap()], ids=lambda attack: attack.name)
 def test_gradients_that_are_not_finite_are_refused(attack) -> None:
     """The square root of a square has none at 0; its value is there."""
