@@ -10,7 +10,7 @@ from support.own_classifiers import BentLinear
 from torch import Tensor, nn
 
 import pxfast
-from pxfast.certification import certify, certify_l2, splitting
+from pxfast.certification import cells, certify, certify_l2, guesses, shifts, splitting
 from pxfast.engines.arithmetic import arithmetic_of
 from pxfast.pixelcnn import shipped
 from pxfast.pixeldefend.cells import midpoints
@@ -38,6 +38,70 @@ def test_the_result_says_what_holds():
     assert certify(BentLinear(64), images[0], [0], width=3, purifier="midpoints").counts.shape == (1, 3)
 
 
+def test_named_guesses_are_those_of_their_functions_with_all_options():
+    """A vote of each: the settings that a certificate names are those that it was computed with."""
+    model, images, width = trained_model((4, 4), 1, 8, 1), real_images(1, (4, 4), 2), 12
+    decode = {"model": model, "engine": QUICK, "precision": "fp32", "threads": 1}
+    starts = torch.arange(width).reshape(-1, 1, 1, 1) + shifts((1, 4, 4), width, "random", 7)
+    classifier = BentLinear(16, scale=30.0)
+    for purifier in ("pixeldefend", "sample"):
+        found = certify(classifier, images, [0, 1], width=width, purifier=purifier, dither="random", seed=7, **decode)
+        for image, counts in zip(images, found.counts, strict=True):
+            within = cells(image, width, starts)
+            if purifier == "sample":
+                guessed = pxfast.sample(width, seed=7, within=within, **decode)
+            else:
+                guessed = pxfast.purify(image.expand(width, 1, 4, 4), within=within, **decode)
+            assert torch.equal(classifier(guessed / 255.0).argmax(1).bincount(minlength=3), counts)
+        made = {"norm": "l1", "width": width, "purifier": purifier, "dither": "random", "seed": 7}
+        assert found.settings == made | arithmetic_of(QUICK, "fp32")
+    lattice = certify(classifier, images, [0, 1], width=width, purifier="sample", seed=7, **decode)
+    assert lattice.settings["seed"] == 7
+
+
+@pytest.mark.parametrize("purifier", ["pixeldefend", "sample"])
+def test_guesses_are_made_by_the_engine_and_the_precision_that_are_asked_for(monkeypatch, purifier):
+    """Whether others would give other images depends on the machine."""
+    asked, name = [], "purify" if purifier == "pixeldefend" else "sample"
+    real = getattr(guesses, name)
+    monkeypatch.setattr(guesses, name, lambda *given, **options: asked.append(options) or real(*given, **options))
+    decode = {"engine": QUICK, "precision": "fp32", "threads": 1}
+    certify(
+        BentLinear(16),
+        real_images(1, (4, 4), 1),
+        [0],
+        width=3,
+        purifier=purifier,
+        model=trained_model((4, 4), 1, 8, 1),
+        **decode,
+    )
+    assert [{key: each[key] for key in decode} for each in asked] == [decode]
+
+
+def test_a_function_is_called_by_its_name_in_the_settings():
+    found = certify(BentLinear(64), torch.zeros(1, 1, 8, 8), [0], width=2, purifier=midpoints)
+    assert found.settings["purifier"] == "midpoints"
+
+
+def test_logits_that_are_no_numbers_are_no_votes():
+    """The classifier is tried with the first image alone; NaN would vote for a class."""
+
+    class Undefined(nn.Module):
+        def forward(self, images: Tensor) -> Tensor:
+            values = images.flatten(1)
+            return torch.where(values == 100 / 255, torch.nan, values)
+
+    images = torch.tensor([[[[200, 240]]], [[[100, 0]]]], dtype=torch.uint8)
+    with pytest.raises(ValueError, match="expected finite logits from the classifier"):
+        certify(Undefined().eval(), images, [0, 1], width=1, purifier="midpoints")
+
+
+def partly_training() -> nn.Module:
+    network = nn.Sequential(BentLinear(64), nn.Dropout()).eval()
+    network[1].train()
+    return network
+
+
 def test_no_images_and_a_classifier_of_its_own_kind():
     found = certify(BentLinear(64), torch.zeros(0, 1, 8, 8), [], purifier="midpoints")
     assert len(found.radii) == 0
@@ -49,14 +113,21 @@ def test_no_images_and_a_classifier_of_its_own_kind():
     [
         ({"labels": [0, 1]}, ValueError, "expected labels"),
         ({"labels": [3]}, ValueError, "labels in 0..2"),
+        ({"images": torch.zeros(0, 1, 8, 8)}, ValueError, r"expected labels \(0,\)"),
         ({"purifier": "median"}, ValueError, "purifier must be one of pixeldefend, midpoints, sample, or a function"),
         ({"purifier": 3}, TypeError, "purifier must be one of"),
         ({"purifier": lambda lower, upper: lower.numpy()}, TypeError, "expected the purifier to give images"),
         ({"purifier": lambda lower, upper: lower[:1]}, ValueError, r"expected the purifier to give images \(32"),
+        ({"purifier": lambda lower, upper: lower.repeat(1, 3, 1, 1)}, ValueError, r"got \(32, 3, 8, 8\)"),
         (
             {"classifier": BentLinear(64).train()},
             ValueError,
             "needs a classifier in eval mode, and the classifier is in",
+        ),
+        (
+            {"classifier": partly_training()},
+            ValueError,
+            "in eval mode, and 1 is in training mode",
         ),
         ({"classifier": "resnet"}, TypeError, "classifier must be of Module"),
         ({"images": torch.zeros(8, 8)}, ValueError, "expected a torch tensor or NumPy array"),
@@ -105,36 +176,49 @@ def test_a_classifier_of_another_type_gets_its_own(dtype):
 
 @pytest.mark.parametrize("purifier", ["pixeldefend", "sample"])
 def test_kept_guesses_certify_another_classifier_without_purifying_again(tmp_path, monkeypatch, purifier):
-    images = real_images(1, (4, 4), 2)
+    images = real_images(1, (4, 4), 3)
     options = {"width": 5, "purifier": purifier, "model": trained_model((4, 4), 1, 8, 1), "engine": QUICK}
-    plain = certify(BentLinear(16, 1), images, [0, 1], **options)
+    options["precision"] = "fp32"
+    plain = certify(BentLinear(16, 1), images, [0, 1, 2], **options)
     first = certify(BentLinear(16, 0), images[:1], [0], keep=tmp_path / "kept", **options)
     assert torch.equal(first.counts, certify(BentLinear(16, 0), images[:1], [0], **options).counts)
     files = sorted((tmp_path / "kept").rglob("*.safetensors"))
     assert len(files) == 1, "one file an image"
-    assert torch.equal(
-        certify(BentLinear(16, 1), images, [0, 1], keep=tmp_path / "kept", **options).counts, plain.counts
-    )
-    assert len(list((tmp_path / "kept").rglob("*.safetensors"))) == 2
+    again = {"keep": tmp_path / "kept", **options}
+    assert torch.equal(certify(BentLinear(16, 1), images, [0, 1, 2], **again).counts, plain.counts)
+    assert len(list((tmp_path / "kept").rglob("*.safetensors"))) == 3
 
     def never(*given: object, **options: object) -> Tensor:
         raise AssertionError("purified again")
 
     monkeypatch.setattr("pxfast.certification.guesses.purify", never)
     monkeypatch.setattr("pxfast.certification.guesses.sample", never)
-    kept = certify(BentLinear(16, 1), images, [0, 1], keep=tmp_path / "kept", **options)
+    kept = certify(BentLinear(16, 1), images, [0, 1, 2], **again)
     assert torch.equal(kept.counts, plain.counts)
-    for change in ({"width": 4}, {"model": trained_model((4, 4), 1, 8, 1, steps=4)}, {"dither": "random"}):
+    other = (
+        {"width": 4},
+        {"model": trained_model((4, 4), 1, 8, 1, steps=4)},
+        {"dither": "random"},
+        {"precision": "bf16"},
+    )
+    drawn = purifier == "sample"  # a likeliest image is the same with every seed
+    for change in (*other, {"purifier": "pixeldefend" if drawn else "sample"}, *[{"seed": 1}] * drawn):
         with pytest.raises(AssertionError, match="again"):
-            certify(BentLinear(16, 1), images, [0, 1], keep=tmp_path / "kept", **options | change)
-    other = {"engine": "cpu", "instructions": "another set"}
-    with monkeypatch.context() as elsewhere:
-        elsewhere.setattr(splitting, "arithmetic_of", lambda *given: {**arithmetic_of(*given), **other})
-        with pytest.raises(AssertionError, match="again"):
-            certify(BentLinear(16, 1), images, [0, 1], keep=tmp_path / "kept", **options)
+            certify(BentLinear(16, 1), images, [0, 1, 2], **again | change)
+    if not drawn:
+        assert torch.equal(certify(BentLinear(16, 1), images, [0, 1, 2], **again, seed=1).counts, plain.counts)
+    elsewhere = {"engine": "cpu", "instructions": "another set"}
+    for module, name, value in (
+        (splitting, "arithmetic_of", lambda *given: {**arithmetic_of(*given), **elsewhere}),
+        (guesses, "__version__", "another"),
+    ):
+        with monkeypatch.context() as there:
+            there.setattr(module, name, value)
+            with pytest.raises(AssertionError, match="again"):
+                certify(BentLinear(16, 1), images, [0, 1, 2], **again)
     files[0].write_bytes(files[0].read_bytes()[:-3])  # a damaged one is made again
     with pytest.raises(AssertionError, match="again"):
-        certify(BentLinear(16, 1), images, [0, 1], keep=tmp_path / "kept", **options)
+        certify(BentLinear(16, 1), images, [0, 1, 2], **again)
 
 
 @pytest.mark.parametrize(

@@ -9,12 +9,14 @@ import torch
 from scipy.stats import binom, binomtest, norm
 from support.engines import QUICK
 from support.helpers import real_images, trained_model
+from support.own_classifiers import BentLinear
 from torch import Tensor, nn
 
 import pxfast
 from pxfast.adp.score_network import ScoreNetwork, ScoreNetworkConfig
-from pxfast.certification import certify_l2
+from pxfast.certification import certify_l2, smoothing
 from pxfast.certification.smoothing import clopper_pearson, l2_radii
+from pxfast.engines.arithmetic import arithmetic_of
 
 
 class Halves(nn.Module):
@@ -50,6 +52,12 @@ def test_radii_are_the_papers():
     assert predictions.tolist() == [0, 1, -1, -1]
     largest = 0.5 * norm.ppf(0.001 ** (1 / 1000))
     assert radii.tolist() == [pytest.approx(largest), pytest.approx(largest), 0.0, 0.0]
+    counts, tops = torch.tensor([[1000, 0], [290, 210], [210, 290]]), torch.tensor([0, 0, 0])
+    predictions, radii = l2_radii(counts, tops, 0.5, 0.001)
+    assert predictions.tolist() == [0, 0, -1], "the bound of each is by its own votes, and of the label that was chosen"
+    bound = binomtest(290, 500, alternative="greater").proportion_ci(0.999, method="exact").low
+    assert 0.5 < bound < 0.55
+    assert radii.tolist() == [pytest.approx(largest), pytest.approx(0.5 * norm.ppf(bound)), 0.0]
     (huge,) = l2_radii(torch.tensor([[100_000, 0]]), torch.tensor([0]), 1.0, 0.001)[1].tolist()
     assert huge == pytest.approx(3.811, abs=1e-3)  # "4 sigma" in the paper's figure of N = 100,000
     (careless,) = l2_radii(torch.tensor([[1000, 0]]), torch.tensor([0]), 1.0, math.nextafter(1.0, 0.0))[1].tolist()
@@ -79,6 +87,77 @@ def test_an_image_is_certified_as_in_any_batch_and_by_its_seed():
     assert torch.equal(certify_l2(classifier, images[2:3], [0], **options).counts[0], whole.counts[2])
     assert not torch.equal(certify_l2(classifier, images, [0] * 4, **options, seed=1).counts, whole.counts)
     assert whole.counts.sum(1).tolist() == [200] * 4
+
+
+def test_the_copies_that_are_counted_are_others_than_those_that_choose_the_label():
+    """Or the bound would be of a label that was chosen because these very copies have it."""
+    images, seen = real_images(1, (8, 8), 2), []
+    found = certify_l2(
+        BentLinear(64),
+        images,
+        [0, 0],
+        sigma=0.5,
+        samples=130,
+        first_samples=7,
+        purifier=lambda noisy: seen.append(noisy) or noisy,
+    )
+    assert [len(noisy) for noisy in seen] == [7, 128, 2] * 2
+    assert found.counts.sum(1).tolist() == [130, 130]
+    noise = torch.cat([torch.cat(seen[:3]) - images[0] / 255.0, torch.cat(seen[3:]) - images[1] / 255.0])
+    assert float(noise.std()) == pytest.approx(0.5, rel=0.02)
+    near = torch.cdist(noise.flatten(1), noise.flatten(1)) + 100 * torch.eye(len(noise))
+    assert float(near.min()) > 1.0, "no two copies of any image have the same noise"
+
+    def turning(noisy: Tensor) -> Tensor:
+        """White where the label is chosen, black where it is counted."""
+        return torch.full_like(noisy, float(len(noisy) == 7))
+
+    classifier = Halves((1, 8, 8)).eval()
+    classifier.offset = float(classifier.distance(torch.ones(1, 1, 8, 8))) / 2
+    chosen = int(classifier(torch.ones(1, 1, 8, 8)).argmax())
+    found = certify_l2(classifier, images[:1], [0], samples=100, first_samples=7, purifier=turning)
+    assert found.counts[0, chosen] == 0
+    assert found.predictions.tolist() == [-1]
+
+
+def test_two_views_vote_by_the_mean_probability_of_a_copy_and_its_mirror_image():
+    seen: list[Tensor] = []
+    classifier, options = BentLinear(64), {"sigma": 0.5, "samples": 60, "first_samples": 3}
+    found = certify_l2(
+        classifier,
+        real_images(1, (8, 8), 1),
+        [0],
+        views="flip",
+        purifier=lambda noisy: seen.append(noisy) or noisy,
+        **options,
+    )
+    one, both = (classifier(each).softmax(1) for each in (seen[1], seen[1].flip(3)))
+    assert torch.equal((one + both).argmax(1).bincount(minlength=3), found.counts[0])
+    assert not torch.equal(one.argmax(1).bincount(minlength=3), found.counts[0])
+    assert found.settings["views"] == "flip"
+
+
+def test_the_settings_are_all_that_the_result_depends_on(monkeypatch):
+    """A run that goes on tells its own parts by them; and these are what purifies."""
+    asked, real = [], smoothing.purify
+
+    def asking(images: Tensor, eps: int, **options: object) -> Tensor:
+        asked.append((eps, options["engine"], options["precision"], options["threads"]))
+        return real(images, eps, **options)
+
+    monkeypatch.setattr(smoothing, "purify", asking)
+    images, classifier = real_images(1, (4, 4), 1), BentLinear(16)
+    common = {"samples": 3, "first_samples": 2, "alpha": 0.01, "seed": 4}
+    decode = {"model": trained_model((4, 4), 1, 8, 1), "engine": QUICK, "precision": "fp32", "threads": 1}
+    for sigma, eps, expected in ((0.1, 7, 7), (0.1, None, 26), (1.5, None, 255)):
+        options = {**common, "sigma": sigma, "purifier": "pixeldefend"}
+        found = certify_l2(classifier, images, [0], eps=eps, **options, **decode)
+        assert found.settings == {"norm": "l2", **options, "eps": expected, **arithmetic_of(QUICK, "fp32")}
+        assert set(asked) == {(expected, QUICK, "fp32", 1)}
+        asked.clear()
+    score = ScoreNetwork(ScoreNetworkConfig((4, 4), 1, ngf=4)).eval()
+    found = certify_l2(classifier, images, [0], sigma=1.5, purifier="adp", model=score, **common)
+    assert found.settings == {"norm": "l2", **common, "sigma": 1.5, "purifier": "adp"}
 
 
 def test_purifiers_stand_in_front_of_the_classifier():
@@ -182,6 +261,7 @@ def test_a_purifier_may_give_uint8_and_work_in_place():
     [
         ({"purifier": "none", "eps": 3}, "eps=3 means nothing to purifier='none'"),
         ({"purifier": "none", "model": "cifar10"}, "a model means nothing to purifier='none'"),
+        ({"purifier": nn.Identity(), "model": "cifar10"}, "a model means nothing to purifier='Identity'"),
     ],
 )
 def test_options_that_mean_nothing_are_refused(options, message):
