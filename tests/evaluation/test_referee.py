@@ -204,6 +204,7 @@ def test_checks_by_hand() -> None:
     one = yes.clone()
     one[0] = False
     assert compare("c", ("w", one), ("s", yes), yes).outcome == "inconclusive"
+    assert compare("c", ("w", one), ("s", one), one).outcome == "inconclusive", "it broke what was broken"
     assert sign_test(5, 0) == 1 / 32
     assert sign_test(0, 0) == 1.0
     assert [none_left("n", "a", each).outcome for each in (no, ~one, yes)] == ["passed", "inconclusive", "failed"]

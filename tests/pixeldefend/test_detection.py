@@ -207,6 +207,7 @@ def test_save_and_load(fitted, tiny_model, images, tmp_path):
     assert torch.equal(loaded.log_likelihoods, fitted.log_likelihoods)
     assert torch.equal(loaded.p_value(images), fitted.p_value(images))
     assert "9 training images" in repr(loaded)
+    assert Detector.load(path, tiny_model, clip=True).p_value(images.float() / 250.0).shape == (12,)
     with pytest.raises(FileExistsError, match="exists already"):
         fitted.save(path)
     fitted.partial_fit(images[9:]).save(path, force=True)
@@ -228,6 +229,9 @@ def test_another_models_log_likelihoods_are_refused(fitted, tiny_model, make_mod
     for use in (changing.p_value, changing.is_adversarial, changing.partial_fit):
         with pytest.raises(ValueError, match="weights have changed"):
             use(images)
+    changing.save(path, force=True)
+    with pytest.raises(ValueError, match=r"detector.safetensors holds the log-likelihoods of another model"):
+        Detector.load(path, model)
     changing.fit(images).p_value(images)
 
 

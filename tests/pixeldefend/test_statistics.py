@@ -59,7 +59,13 @@ def test_detectors_keep_their_statistic_and_tail(statistic: str, tiny_model, tmp
     images = torch.randint(0, 256, (12, 1, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(6))
     images[10:] = 128  # flat
     detector, path = Detector(tiny_model, statistic=statistic, tail="both").fit(images[:9]), tmp_path / "a.safetensors"
+    with torch.no_grad():
+        expected = STATISTICS[statistic](tiny_model.log_prob(images).double())
+    torch.testing.assert_close(detector.log_likelihoods, expected[:9].float(), rtol=1e-5, atol=1e-5)
     found = detector.p_value(images)
+    for value, p_value in zip(expected[9:], found[9:], strict=True):
+        least = 1 + min(int((expected[:9] <= value).sum()), int((expected[:9] >= value).sum()))
+        assert float(p_value) == min(1.0, 2 * least / 10)
     detector.save(path)
     loaded = Detector.load(path, tiny_model)
     assert (loaded.statistic, loaded.tail) == (statistic, "both")
