@@ -5,10 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 from support.attack_network import attack_fixture
+from support.small_defences import Noisy
 from torch import Tensor, nn
 
 from pxfast.attacks import APGDBPDA, BPDA, RandomSearch
 from pxfast.attacks.apgd import checkpoints, dlr
+from pxfast.attacks.carlini_wagner import margin
 from pxfast.defences import Defended
 
 FIXTURE = attack_fixture()
@@ -133,6 +135,18 @@ class Hills(nn.Module):
         return torch.stack((4.0 + 0.0 * heights[0], *(2.0 * height for height in heights)), dim=1)
 
 
+class Watched(nn.Module):
+    """Leaves images as they are, and keeps their levels."""
+
+    def __init__(self, asked: list[Tensor]) -> None:
+        super().__init__()
+        self.asked = asked
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.asked.append((255.0 * x.detach()).round())
+        return x
+
+
 def by_algorithm_1(start: Tensor, image: Tensor, steps: int, loss) -> list[Tensor]:
     """The images (1, C, H, W), in whole levels, that a run of APGD asks for; after a halving it rests at its best."""
     low, high = (image - EPS).clamp(min=0), (image + EPS).clamp(max=255)
@@ -166,15 +180,11 @@ def by_algorithm_1(start: Tensor, image: Tensor, steps: int, loss) -> list[Tenso
 @pytest.mark.parametrize("seed", [0, 1])
 def test_two_runs_are_algorithm_1_with_the_cross_entropy_and_then_dlr(seed: int) -> None:
     """What is asked of a purifier; the image that comes back has the smallest lead of all."""
-    generator, asked, steps = torch.Generator().manual_seed(seed), [], 45
+    generator, steps = torch.Generator().manual_seed(seed), 45
+    asked: list[Tensor] = []
     image = torch.randint(0, 256, (1, 1, 3, 3), dtype=torch.uint8, generator=generator)
 
-    class Watched(nn.Module):
-        def forward(self, x: Tensor) -> Tensor:
-            asked.append((255.0 * x.detach()).round())
-            return x
-
-    target, labels = Defended(Hills().eval(), [Watched()]), torch.zeros(1, dtype=torch.int64)
+    target, labels = Defended(Hills().eval(), [Watched(asked)]), torch.zeros(1, dtype=torch.int64)
     attack = APGDBPDA(steps=steps, restarts=2)
     found = attack.perturb(target, image / 255.0, labels, EPS / 255.0, seed=seed)
     assert len(asked) == 2 * steps
@@ -195,13 +205,8 @@ def test_two_runs_are_algorithm_1_with_the_cross_entropy_and_then_dlr(seed: int)
 def test_random_search_keeps_the_smallest_lead_of_draws_from_the_whole_ball() -> None:
     asked: list[Tensor] = []
 
-    class Watched(nn.Module):
-        def forward(self, x: Tensor) -> Tensor:
-            asked.append((255.0 * x).round())
-            return x
-
     image = torch.tensor([[[[5, 100], [128, 250]]]], dtype=torch.uint8)
-    target = Defended(Hills().eval(), [Watched()])
+    target = Defended(Hills().eval(), [Watched(asked)])
     found = RandomSearch(steps=400).perturb(target, image / 255.0, torch.zeros(1, dtype=torch.int64), EPS / 255.0)
     seen = torch.cat(asked)
     assert len(seen) == 400
@@ -210,3 +215,27 @@ def test_random_search_keeps_the_smallest_lead_of_draws_from_the_whole_ball() ->
     assert (low.tolist(), high.tolist()) == ([0.0, 80.0, 108.0, 230.0], [25.0, 120.0, 148.0, 255.0])
     logits = Hills()(seen / 255.0)
     assert torch.equal(found * 255.0, seen[(logits[:, 1:].amax(dim=1) - logits[:, 0]).argmax()][None])
+
+
+def test_random_search_ends_with_the_first_draw_that_is_misclassified() -> None:
+    steps = []
+    for x, label in zip(FIXTURE.x.split(1), FIXTURE.labels.split(1), strict=True):
+        asked: list[Tensor] = []
+        target = Defended(FIXTURE.network, [Watched(asked)])
+        found = RandomSearch(steps=30).perturb(target, x, label, 25 / 255, seed=2)
+        wrong = FIXTURE.network(torch.cat(asked) / 255.0).argmax(1) != label
+        assert not wrong[:-1].any()
+        assert torch.equal(255.0 * found, asked[-1]) or len(wrong) == 30
+        steps.append(len(wrong))
+    assert 1 < min(steps) < max(steps) == 30
+
+
+def test_a_random_purifier_ends_no_search() -> None:
+    """One run of it may be wrong by chance: all draws are asked, and the best lead of another class is kept."""
+    purifier, x, label = Noisy(0.3), FIXTURE.x[:1], FIXTURE.labels[:1]
+    found = RandomSearch(steps=20).perturb(Defended(FIXTURE.network, [purifier]), x, label, 4 / 255, seed=2)
+    asked, seeds, purified = zip(*purifier.calls, strict=True)
+    leads = margin(FIXTURE.network(torch.cat(purified)), label.expand(20))
+    assert int(leads.argmin()) != int((leads < 0).long().argmax()), "the first misclassified draw is not the best one"
+    assert torch.equal(found, asked[int(leads.argmin())])
+    assert len({seed for each in seeds for seed in each}) == 20
