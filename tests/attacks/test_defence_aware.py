@@ -383,6 +383,10 @@ def test_targets_that_an_attack_cannot_take_are_refused(pixeldefend: Defended, i
                 attack()(bare, images, None, 8)
     with pytest.raises(ValueError, match=r"joint-score needs a single purifier with a score.*FeatureSqueezing"):
         JointScore()(Defended(linear, [FeatureSqueezing(8)]), images, None, 8)
+    several = Defended(linear, [Halves(), Halves()]), Defended(linear, [Halves()], alternatives=[[Halves()]])
+    for target in several:
+        with pytest.raises(ValueError, match=r"joint-score needs a single purifier with a score, got Halves, Halves"):
+            JointScore()(target, images, None, 8)
     with pytest.raises(ValueError, match=r"full-gradient needs purifiers that can be differentiated.*Purifier"):
         FullGradient()(pixeldefend, images, None, 8)
     with pytest.raises(ValueError, match=r"unrolled-bim needs a pxfast.Purifier as the only defence.*Noisy"):

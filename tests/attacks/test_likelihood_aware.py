@@ -98,15 +98,34 @@ def by_hand(
     return max(found or nearest, key=lambda each: each[0])[1].byte(), weights
 
 
-def test_an_image_is_led_as_the_description_says(small) -> None:
+@pytest.mark.parametrize(
+    ("chosen", "steps", "searches", "step", "eps"),
+    [
+        (slice(3), 6, 3, 12, 40),
+        (slice(1, 2), 4, 4, 20, 30),  # misclassified, and right again on its way; the last search finds the best
+        (slice(1), 3, 2, 2, 2),  # never misclassified: neither the first nor the last has the smallest margin
+    ],
+)
+def test_an_image_is_led_as_the_description_says(small, chosen, steps, searches, step, eps) -> None:
     network, images, labels, path = small
-    images, labels, density = images[:3], labels[:3], pxfast.load(path)
-    settings = {"steps": 6, "searches": 3, "step": 12}
-    result = LikelihoodAware(**settings, model=path).run(network, images, labels, 40)
+    images, labels, density = images[chosen], labels[chosen], pxfast.load(path)
+    settings = {"steps": steps, "searches": searches, "step": step}
+    result = LikelihoodAware(**settings, model=path).run(network, images, labels, eps)
     for image, label, ours in zip(images, labels.tolist(), result.images, strict=True):
-        expected, weights = by_hand(network, image, label, density, **settings, eps=40)
+        expected, weights = by_hand(network, image, label, density, **settings, eps=eps)
         assert torch.equal(ours, expected)
-        assert weights == [0.5, 0.75, 0.625], "the first search succeeds, and the second does not"
+        first = [0.5, 0.25] if eps == 2 else [0.5, 0.75, 0.625]
+        assert weights[:3] == first, "the first search succeeds, and the second does not; or none does"
+
+
+def test_a_random_start_is_anywhere_in_the_ball(small) -> None:
+    """No step is taken: the result is where the attack begins."""
+    network, images, labels, path = small
+    begun = LikelihoodAware(steps=0, searches=1, start="random", model=path)(network, images, labels, 2)
+    inside = (images >= 2) & (images <= 253)
+    changes = (begun.int() - images.int())[inside]
+    assert (changes + 2).bincount().min() > len(changes) / 8
+    assert changes.abs().max() == 2
 
 
 def test_an_image_that_is_misclassified_already_only_becomes_likelier(small) -> None:
@@ -134,6 +153,8 @@ def test_what_is_kept_of_a_run_depends_on_the_density_models_weights(small) -> N
 def test_steps_move_the_largest_share() -> None:
     way = torch.tensor([[[[3.0, -4.0], [1.0, -2.0]]]])
     assert largest(way, 0.5).tolist() == [[[[3.0, -4.0], [0.0, 0.0]]]]
+    assert torch.equal(largest(way, 0.4), largest(way, 0.5)), "1.6 of them are 2"
+    assert largest(way, 0.01).tolist() == [[[[0.0, -4.0], [0.0, 0.0]]]], "one at least"
     assert torch.equal(largest(way, 1.0), way)
     torch.testing.assert_close(normalised(way), way / 2.5)
     assert normalised(torch.zeros(1, 1, 2, 2)).tolist() == [[[[0.0, 0.0], [0.0, 0.0]]]]
