@@ -108,10 +108,13 @@ class LogisticHead(nn.Module):
         log_mass = log_bin_mass(images.unsqueeze(2), means, log_scales, self.bins_per_unit)
         return torch.logsumexp(log_weights + log_mass, dim=2)
 
-    def log_probs(self, features: Tensor, images: Tensor) -> Tensor:
-        """All 256 log-probabilities of every sub-pixel: (N, C, H, W, 256) float32."""
+    def log_probs(self, features: Tensor, images: Tensor, values: Tensor | None = None) -> Tensor:
+        """Log-probabilities of every sub-pixel: (N, C, H, W, 256) float32, of all values, or (N, C, H, W, V).
+
+        values: integers (N, C, H, W, V) in 0..255, of which they are asked; the work is that of V values.
+        """
         log_weights, means, log_scales = (t.unsqueeze(-1) for t in self.mixture(features, images))
-        values = torch.arange(LEVELS, device=features.device)
+        values = torch.arange(LEVELS, device=features.device) if values is None else values.unsqueeze(2)
         return torch.logsumexp(log_weights + log_bin_mass(values, means, log_scales, self.bins_per_unit), dim=2)
 
 
@@ -181,8 +184,11 @@ class SoftmaxHead(nn.Module):
         ]  # channel k sees channel j
         self.tables: nn.Parameter = nn.Parameter(torch.zeros(len(self.pairs), LEVELS, LEVELS))
 
-    def log_probs(self, features: Tensor, images: Tensor) -> Tensor:
-        """All 256 log-probabilities of every sub-pixel: (N, C, H, W, 256) float32."""
+    def log_probs(self, features: Tensor, images: Tensor, values: Tensor | None = None) -> Tensor:
+        """Log-probabilities of every sub-pixel: (N, C, H, W, 256) float32, of all values, or (N, C, H, W, V).
+
+        values: integers (N, C, H, W, V) in 0..255, of which they are asked.
+        """
         N, _, H, W = features.shape
         features = features.to(torch.promote_types(features.dtype, torch.float32))
         logits = features.reshape(N, self.channels, LEVELS, H, W).permute(0, 1, 3, 4, 2)
@@ -190,11 +196,12 @@ class SoftmaxHead(nn.Module):
         per_channel = list(logits.unbind(dim=1))
         for table, (k, j) in zip(self.tables, self.pairs, strict=True):
             per_channel[k] = per_channel[k] + table[index[:, j]]
-        return F.log_softmax(torch.stack(per_channel, dim=1), dim=-1)
+        found = F.log_softmax(torch.stack(per_channel, dim=1), dim=-1)
+        return found if values is None else found.gather(-1, values.long())
 
     def log_prob(self, features: Tensor, images: Tensor) -> Tensor:
         """Log-probability of every sub-pixel's own value: (N, C, H, W) float32."""
-        return self.log_probs(features, images).gather(-1, images.long().unsqueeze(-1)).squeeze(-1)
+        return self.log_probs(features, images, images.unsqueeze(-1)).squeeze(-1)
 
 
 Head = LogisticHead | SoftmaxHead

@@ -12,11 +12,13 @@ from ..base.checks import check_count, check_progress
 from ..base.progress import reporting
 from ..data.images import ImagesT, to_grid, widest
 from ..tensors.ambient import in_plain_torch
-from ..tensors.batches import in_fixed_batches
+from ..tensors.batches import FIXED_BATCH, in_fixed_batches
 from .heads import LogisticHead
 from .network import PixelCNN
 from .oracle import oracle
 from .shipped import Model, model_for
+
+CPU_BATCH = 4  # images per pass where an image's result is to depend on no other: larger ones are hardly faster
 
 
 def log_likelihood(log_prob: Tensor) -> Tensor:
@@ -53,7 +55,7 @@ def of_log_probs(
 
 
 @torch.no_grad()
-def bits_per_dim_alone(grid: Tensor, model: PixelCNN, size: int = 4) -> Tensor:
+def bits_per_dim_alone(grid: Tensor, model: PixelCNN, size: int = CPU_BATCH) -> Tensor:
     """Bits/dim, float32 (N,) on the CPU, each of which depends on no other image, not even in its last digit.
 
     grid: as :func:`of_log_probs` takes it. size: images per pass; the last pass is filled up.
@@ -152,29 +154,22 @@ def log_prob_gradient(images: Tensor, *, model: Model | None = None, clip: bool 
     head. clip: bring values outside [0, 1] to its nearest end. Returns nats per unit of [0, 1], of the images' shape,
     type and device; each image's independent of its batch. Raises TypeError or ValueError for bad input.
     """
-    network = _differentiated(images, model, clip)
-
-    def gradient(batch: Tensor) -> Tensor:
-        return _value_and_gradient(network, batch)[1]
-
-    if not len(images):
-        return torch.zeros_like(images)
-    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-        return in_fixed_batches(gradient, images.detach().float()).to(images.dtype)
+    return log_prob_and_gradient(images, model=model, clip=clip)[1]
 
 
 @in_plain_torch
 def log_prob_and_gradient(
-    images: Tensor, *, model: Model | None = None, clip: bool = False, size: int = 4
+    images: Tensor, *, model: Model | None = None, clip: bool = False, size: int | None = None
 ) -> tuple[Tensor, Tensor]:
     """log p(X) and :func:`log_prob_gradient` of the same images, from one pass of the network.
 
-    images, model, clip, errors and the gradient are those of :func:`log_prob_gradient`. size: images per pass; the
-    last pass is filled up, so that an image's result depends on no other. Returns log p in nats, (N,) float64, and the
-    gradient, both on the images' device.
+    images, model, clip, errors and the gradient are those of :func:`log_prob_gradient`. size: images per pass, 4 on a
+    CPU and 32 on a GPU unless it is given; the last pass is filled up, so that an image's result depends on no other.
+    Returns log p in nats, (N,) float64, and the gradient, both on the images' device.
     """
-    size = check_count("size", size, 1)
+    size = None if size is None else check_count("size", size, 1)
     network = _differentiated(images, model, clip)
+    size = size or (CPU_BATCH if images.device.type == "cpu" else FIXED_BATCH)
 
     def both(batch: Tensor) -> Tensor:
         value, gradient = _value_and_gradient(network, batch)

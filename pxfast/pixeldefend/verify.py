@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from ..base.checks import PRECISIONS, check_choice, check_eps, check_number
 from ..data.images import Images, to_grid
-from ..engines.choosers import Greedy, out_of
+from ..engines.choosers import Greedy
 from ..pixelcnn.oracle import oracle
 from ..pixelcnn.shipped import Model, model_for
 from ..tensors.ambient import in_plain_torch
+from ..tensors.batches import fewer_if_large
 from .rules import DEFAULT_EPS, Within, check_adaptive, check_within, greedy
 
-SUB_PIXELS_AT_ONCE = 8192  # 256 log-probabilities of each, times the mixture's components, are about 100 MB a tensor
+IMAGES_AT_ONCE = 16  # that the network sees; fewer of large ones
+SUB_PIXELS_AT_ONCE = 8192  # of which the head is asked; in all 256 values 100 MB a tensor, for a mixture's components
 
 # In nats. fp32: the rounding of one pass against another, with room for near-ties of sharp components.
 # bf16: the engine's activations are rounded as well, which its mean regret shows. An image alone may have more than the
@@ -98,16 +102,25 @@ class Verification:
         return f"Verification({self})"
 
 
-def regret_of(log_probs: Tensor, given: Tensor, chosen: Tensor, chooser: Greedy) -> Tensor:
-    """Regret in nats of chosen values: (N, C, H, W), as given and chosen, uint8; log_probs (N, C, H, W, 256)."""
+def regret_of(log_probs_of: Callable[[Tensor], Tensor], given: Tensor, chosen: Tensor, chooser: Greedy) -> Tensor:
+    """Regret in nats of chosen values: (N, C, H, W), as given and chosen, uint8.
 
-    def log_prob_of(values: Tensor) -> Tensor:
-        return log_probs.gather(-1, values.long().unsqueeze(-1)).squeeze(-1)
+    log_probs_of: the log-probabilities of values, integers (N, C, H, W, V). Asked for are those in range and the chosen
+    one, no others: they are what a verification takes most of its time for.
+    """
+    lower, upper = (bound.long().unsqueeze(-1) for bound in chooser.ranges(given))
+    widest = int((upper - lower).max()) + 1
+    in_range = torch.minimum(lower + torch.arange(widest), upper)  # of narrower ranges the last value several times
+    value = chosen.long().unsqueeze(-1)
+    found = log_probs_of(torch.cat((in_range, value), dim=-1))
 
-    regret = log_probs.masked_fill(out_of(chooser.ranges(given)), -torch.inf).amax(dim=-1) - log_prob_of(chosen)
+    # a value in range is taken from there: at another place of a tensor it may be rounded otherwise
+    place = torch.where((value >= lower) & (value <= upper), value - lower, widest)
+    regret = found[..., :widest].amax(dim=-1) - found.gather(-1, place).squeeze(-1)
     if chooser.keep_bits is None:
         return regret
-    spare = log_prob_of(given) + chooser.keep_bits * math.log(2.0)  # not below 0: the rule keeps the given value
+    before = found.gather(-1, given.long().unsqueeze(-1) - lower).squeeze(-1)
+    spare = before + chooser.keep_bits * math.log(2.0)  # not below 0: the rule keeps the given value
     kept = torch.minimum(regret, (-spare).clamp(min=0.0))
     moved = torch.maximum(regret, spare.clamp(min=0.0))
     return torch.where(chosen == given, kept, moved)
@@ -152,15 +165,16 @@ def verify(
     chooser = greedy(given, model, eps, adaptive, threshold, within)
     lower, upper = chooser.ranges(given)
     regret = torch.zeros(given.shape, dtype=torch.float32)
-    at_once = max(1, SUB_PIXELS_AT_ONCE // max(1, given[:1].numel()))
     _, C, H, W = given.shape
-    rows = max(1, SUB_PIXELS_AT_ONCE // (C * W))  # of a large image, whose head is asked row by row
+    at_once = fewer_if_large(IMAGES_AT_ONCE, given)
     for start in range(0, len(given), at_once):
-        features = network(chosen[start : start + at_once])
+        batch = slice(start, start + at_once)
+        features = network(chosen[batch])
+        rows = max(1, SUB_PIXELS_AT_ONCE // (len(features) * C * W))
         for top in range(0, H, rows):
-            part = slice(start, start + at_once), slice(None), slice(top, top + rows)
+            part = batch, slice(None), slice(top, top + rows)
             part_chooser = dataclasses.replace(chooser, within=(lower[part], upper[part]))
-            log_probs = network.head.log_probs(features[:, :, top : top + rows], chosen[part])
-            regret[part] = regret_of(log_probs, given[part], chosen[part], part_chooser)
+            log_probs_of = partial(network.head.log_probs, features[:, :, top : top + rows], chosen[part])
+            regret[part] = regret_of(log_probs_of, given[part], chosen[part], part_chooser)
     bounded = bool(((lower <= chosen) & (chosen <= upper)).all())
     return Verification(regret, bounded, eps if within is None else None, precision)

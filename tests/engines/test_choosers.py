@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from functools import partial
 
 import numpy as np
 import pytest
@@ -74,9 +75,9 @@ def test_likely_sub_pixels_are_kept_and_only_those(engine, model, bits):
     assert torch.equal(result[cost < bits - 1e-4], images[cost < bits - 1e-4])
     unlikely = cost > bits + 1e-4
     assert unlikely.any()
-    free = regret_of(log_probs, images, result, Greedy(16))
+    free = regret_of(partial(log_probs.gather, -1), images, result, Greedy(16))
     assert float(free[unlikely].max()) < 1e-3
-    assert float(regret_of(log_probs, images, result, chooser).max()) < 1e-3
+    assert float(regret_of(partial(log_probs.gather, -1), images, result, chooser).max()) < 1e-3
 
 
 @pytest.mark.parametrize(("engine", "shape"), PAIRS)
@@ -93,7 +94,7 @@ def test_dear_sub_pixels_are_kept_up_to_the_most_bits_that_fp32_can_tell(engine,
     assert cost.max() > MOST_KEEP_BITS
     kept, free = cost < MOST_KEEP_BITS - 0.05, cost > MOST_KEEP_BITS + 0.05
     assert torch.equal(result[kept], images[kept])
-    regret = regret_of(log_probs, images, result, Greedy(64))
+    regret = regret_of(partial(log_probs.gather, -1), images, result, Greedy(64))
     assert bool((regret[free] <= 1e-4 * cost[free] + 1e-3).all())
     with pytest.raises(ValueError, match=r"threshold must be a number in \[0, 99\]"):
         pxfast.purify(images, adaptive="sub-pixel", threshold=MOST_KEEP_BITS + 1, model=sharp)
@@ -105,7 +106,7 @@ def test_regret_sees_a_sub_pixel_that_should_have_been_kept_or_moved():
 
     def regret(given: int, chosen: int, bits: float | None) -> float:
         values = (torch.full((1, 1, 1, 1), value, dtype=torch.uint8) for value in (given, chosen))
-        return float(regret_of(log_probs, *values, Greedy(2, keep_bits=bits)))
+        return float(regret_of(partial(log_probs.gather, -1), *values, Greedy(2, keep_bits=bits)))
 
     assert regret(101, 100, None) == 0.0
     assert regret(101, 101, None) == pytest.approx(0.5)

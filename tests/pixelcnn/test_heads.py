@@ -79,6 +79,21 @@ def test_logistic_log_prob_is_the_gathered_one(case):
     torch.testing.assert_close(head.log_prob(features, pixel), gathered, rtol=1e-6, atol=1e-6)
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("name", HEADS)
+def test_log_probs_of_some_values_are_those_of_all(name):
+    generator = torch.Generator().manual_seed(5)
+    head = make_head(name, 3, 4)
+    features = torch.randn(2, head.features, 3, 2, generator=generator)
+    images, values = (
+        torch.randint(0, 256, (2, 3, 3, 2, *more), generator=generator, dtype=torch.uint8) for more in ((), (7,))
+    )
+    values[..., :2] = torch.tensor([0, 255])
+    of_all = head.log_probs(features, images).gather(-1, values.long())
+    for kind in (torch.uint8, torch.int64):
+        torch.testing.assert_close(head.log_probs(features, images, values.to(kind)), of_all, rtol=1e-6, atol=1e-6)
+
+
 @pytest.mark.parametrize("mean", [-50.0, -1.5, -1.0, -0.003, 0.0, 0.7, 1.0, 1.5, 50.0])
 @pytest.mark.parametrize("log_scale", [-30.0, MIN_LOG_SCALE, -4.0, 0.0, 1.9, 2.1, 8.0, 90.0])
 @pytest.mark.parametrize(("kind", "bins"), [(LogisticHead, 128), (JointLogisticHead, 127.5)])

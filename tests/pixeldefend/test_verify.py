@@ -127,22 +127,42 @@ def test_thresholds():
 
 @pytest.mark.parametrize("adaptive", [None, "sub-pixel"])
 def test_a_large_image_is_judged_in_strips(case, adaptive, monkeypatch):
-    """So memory does not grow with its area, and no bit of the regret changes."""
+    """So memory does not grow with its area; the regret changes by the order of summation alone."""
     model, images, purified = case
     settings = {"model": model, "adaptive": adaptive, "threshold": None if adaptive is None else 5.0}
     whole = pxfast.verify(images, purified, EPS, **settings)
     asked, real = [], model.head.log_probs
 
-    def noted(self, features, given):
+    def noted(self, features, given, values):
         asked.append(given.numel())
-        return real.__func__(self, features, given)
+        return real.__func__(self, features, given, values)
 
     monkeypatch.setattr(type(model.head), "log_probs", noted)
     for most in (1, 3 * 8 * 3, 3 * 8 * 8 * 2):
         monkeypatch.setattr(verify_module, "SUB_PIXELS_AT_ONCE", most)
         asked.clear()
-        assert torch.equal(pxfast.verify(images, purified, EPS, **settings).regret, whole.regret)
-        assert max(asked) <= max(most, 3 * 8)  # a row at least
+        found = pxfast.verify(images, purified, EPS, **settings)
+        torch.testing.assert_close(found.regret, whole.regret, rtol=0, atol=1e-5)
+        assert max(asked) <= max(most, 3 * 3 * 8)  # a row of each image at least
+
+
+@pytest.mark.parametrize("within", [None, (40, 60)])
+def test_no_values_are_asked_for_but_those_in_range_and_the_chosen_one(case, within, monkeypatch):
+    """Of all 256 the head alone would take three times as long as the network."""
+    model, images, _ = case
+    if within is not None:
+        within = tuple(torch.full_like(images, bound) for bound in within)
+        images = images.clamp(40, 60)
+    purified = pxfast.purify(images, EPS, model=model, within=within, engine="reference")
+    asked, real = [], type(model.head).log_probs
+
+    def noted(self, features, given, values):
+        asked.append(values.shape[-1])
+        return real(self, features, given, values)
+
+    monkeypatch.setattr(type(model.head), "log_probs", noted)
+    assert pxfast.verify(images, purified, EPS, within=within, model=model).passed
+    assert max(asked) == (2 * EPS + 1 if within is None else 21) + 1
 
 
 def test_empty_batches_and_refusals(case):
