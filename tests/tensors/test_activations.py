@@ -52,3 +52,11 @@ def test_gradients() -> None:
 def test_memory_layout_stays(function) -> None:
     x = torch.randn(2, 8, 4, 4).contiguous(memory_format=torch.channels_last)
     assert function(x).is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_part_of_a_map_gives_the_layout_that_torch_gives(layout) -> None:
+    """A transposed convolution's outputs are cut: in another layout the next convolution would be slower."""
+    whole = torch.randn(2, 3, 5, 6).contiguous(memory_format=layout)
+    for x in (whole[:, :, 1:, :-2], whole[:, :, :2, :3], whole[:1], whole[:0]):
+        assert concat_elu(x).stride() == torch.cat((x.abs(), x.abs()), dim=1).stride()
