@@ -35,6 +35,7 @@ from pxfast.pixelcnn.shipped import load
 ROOT = Path(__file__).resolve().parents[2]
 NAME = "bench/experiments/certificates.py"
 L2 = ["--norm", "l2", "--sigma", 0.25]
+MOST_COPIES = ["--samples", 10000, "--first-samples", 100]
 MANY, FEW = ["--samples", 1000, "--first-samples", 100], ["--samples", 300, "--first-samples", 50]
 RANDOM = ["--dither", "random"]
 CLASSIFIERS = {"tuned": "fine-tuned", "packaged": "packaged"}  # by what a run's name says; of others the shipped one
@@ -65,7 +66,7 @@ CIFAR10: Runs = {
         }.items()
     },
     "l2-none": (50, [*L2, *MANY, "--guess", "none"]),
-    "l2-adp": (50, [*L2, *MANY, "--guess", "adp"]),
+    "l2-adp": (50, [*L2, *MOST_COPIES, "--guess", "adp"]),
     "l2-pixeldefend": (20, [*L2, *FEW, "--guess", "pixeldefend"]),
 }
 FASHION_MNIST: Runs = {
@@ -82,7 +83,7 @@ FASHION_MNIST: Runs = {
 RUNS: dict[str, Runs] = {"cifar10": CIFAR10, "fashion-mnist": FASHION_MNIST}
 MOST = 1000  # images of a run
 TUNING = ["--behind-images", 25000, "--epochs", 4, "--learning-rate", 0.02]  # of 'tuned' classifiers
-SHOWN = {"l1": (0, 8, 15, 24, 31, 48, 63, 127), "l2": (0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6)}
+SHOWN = {"l1": (0, 8, 15, 24, 31, 48, 63, 127), "l2": (0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7)}
 
 
 def pxfast(*words: object) -> None:
