@@ -9,10 +9,11 @@ import torch
 from support.small_defences import Halves, Noisy
 from torch import Tensor, nn
 
-from pxfast.attacks import BPDA, FGSM, Attack
+from pxfast.attacks import BPDA, FGSM, Attack, BlindPGD
 from pxfast.attacks.result import AttackResult
 from pxfast.defences import Defended
-from pxfast.evaluation.judge import Judge
+from pxfast.evaluation.judge import CLEAN, Job, Judge, Target
+from pxfast.evaluation.results import FAILED, INCONCLUSIVE, PASSED
 from pxfast.tensors.store import Store
 
 EPS = 4
@@ -125,3 +126,60 @@ def test_attacks_of_whole_blocks_are_kept_by_the_block(tmp_path, monkeypatch) ->
     assert [len(piece.images) for piece in pieces] == [2, 2]
     assert torch.equal(judged(tmp_path / "kept", **given)[0], expected)
     assert len(pieces) == 2
+
+
+def test_checks_compare_the_right_attacks_on_the_first_images(tmp_path, monkeypatch) -> None:
+    """What the attacks made for the checks find is given here; those of the row come with ``found``."""
+    count, most = 6, 8
+    images = IMAGES.repeat(2, 1, 1, 1)
+    labels = LABELS.repeat(2)
+    judge = Judge(Store(tmp_path), images, labels, EPS, 0, 1, 3)
+    target = judge.target(Defended(network(), [Halves()]))
+
+    def right_at(*which: int) -> Tensor:
+        wrong = (labels + 1) % 5
+        wrong[list(which)] = labels[list(which)]
+        return wrong[None]
+
+    everywhere = range(most)
+    jobs = [
+        Job("BlindPGD", BlindPGD(steps=40)),
+        Job("Transfer", BPDA(steps=40), source=target),
+        Job("FGSM", FGSM()),
+        Job("BPDA, steps 40", BPDA(steps=40)),
+    ]
+    found = {
+        CLEAN: right_at(*everywhere),
+        "BlindPGD": right_at(*everywhere),
+        "Transfer": right_at(6, 7),
+        "FGSM": right_at(*everywhere),
+        "BPDA, steps 40": right_at(0, 1, 2, 3, 4, 7),
+    }
+    left_by = {"bpda": right_at(1, 2, 3, 4, 5, 6), "apgd-bpda": right_at(6), "random-search": right_at(7)}
+    asked = []
+
+    def attacked(self: Judge, to: Target, attack: Attack, eps: int, few: int) -> tuple[Attack, dict, float]:
+        asked.append((attack.name, attack.options.get("steps"), eps, few))
+        return attack, {}, 0.0
+
+    monkeypatch.setattr(Judge, "attacked", attacked)
+    monkeypatch.setattr(Judge, "predicted", lambda self, to, attack: left_by[attack.name][:, :count])
+    checks = judge.checks(target, jobs, found, count)
+    assert asked == [("bpda", 4, EPS, count), ("apgd-bpda", 100, 255, count), ("random-search", 100, EPS, count)]
+    black_box = "black-box does not beat white-box"
+    assert [(check.name, check.outcome) for check in checks] == [
+        ("more steps never help the defence", PASSED),
+        ("a large eps reaches 0 %", PASSED),
+        ("random search does not beat gradients", FAILED),
+        (f"{black_box}: BlindPGD", PASSED),
+        (f"{black_box}: Transfer", FAILED),
+    ]
+    of_the_first = "5 of 6 right under BPDA of 4 steps, 5 under 40 steps", "0 of 6 right under APGD, eps 255"
+    assert tuple(check.numbers for check in checks[:2]) == of_the_first
+    assert checks[2].numbers == "0 of 6 right under random search, 5 under the attacks with gradients; p 0.031"
+
+    without = judge.checks(target, jobs[:2], {label: found[label] for label in (CLEAN, "BlindPGD", "Transfer")}, count)
+    assert [(check.name, check.outcome) for check in without] == [
+        ("more steps never help the defence", INCONCLUSIVE),
+        ("a large eps reaches 0 %", PASSED),
+    ]
