@@ -199,7 +199,7 @@ def test_a_training_from_end_to_end(tmp_path, monkeypatch, capsys, small_data, s
     for name, value in load_classifier("b.safetensors").state_dict().items():
         assert torch.equal(value, trained.state_dict()[name]), name
     call(monkeypatch, capsys, *words, "--out", "a.safetensors", "--resume")  # finished, and of the same images
-    changed = [word if word != front else front.replace("64", "65") for word in words]
+    changed = [word if word != front else front.replace("width=64", "width=65") for word in words]
     _, err = call(monkeypatch, capsys, *changed, "--out", "a.safetensors", "--resume", code=2)
     assert "another settings (behind" in err
 
