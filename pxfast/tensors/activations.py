@@ -3,8 +3,7 @@
 torch's own takes an expm1 a value, and on a CPU with AVX-512 eight times as long (bench/experiments/elementwise.py).
 exp(x) - 1 has an absolute error of 1e-7 at most, as every value of the size of 1 has it. The gradients are written out:
 autograd's of a maximum and an absolute value cost a compiled training step a fifth of its time. Outside of compiled
-code values are computed in place and where they are to stand: memory that is fresh from the system costs several times
-as much as the arithmetic.
+code values are computed in place and where they are to stand, since memory that is fresh from the system costs time.
 """
 
 from __future__ import annotations
