@@ -3,11 +3,11 @@
     python bench/experiments/certificates.py cifar10 --root DIR --work FOLDER
 
 The classifiers are the shipped one, those in the package for midpoints of cells, and those fine-tuned here first, on
-PixelDefend's guesses from cells or on midpoints. Runs named random have the paper's random dither. Each run, its
-guesses and the trainings are kept in FOLDER, where a killed one goes on; a file there of other options or of another
-classifier is refused. Writes the results as bench/results/certificates-NAME.json, and for CIFAR-10
-docs/certificate.png; docs/certificate.md has the printed tables. With --only the other runs' results stay. With
---images, for a first look, both files go to FOLDER.
+PixelDefend's guesses from cells or on midpoints. Runs named random have the paper's random dither; in those named near
+PixelDefend chooses near the estimate from the cells on all sides. Each run, its guesses and the trainings are kept in
+FOLDER, where a killed one goes on; a file there of other options or of another classifier is refused. Writes the
+results as bench/results/certificates-NAME.json, and for CIFAR-10 docs/certificate.png; docs/certificate.md has the
+printed tables. With --only the other runs' results stay. With --images, for a first look, both files go to FOLDER.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ L2 = ["--norm", "l2", "--sigma", 0.25]
 MOST_COPIES = ["--samples", 10000, "--first-samples", 100]
 MANY, FEW = ["--samples", 1000, "--first-samples", 100], ["--samples", 300, "--first-samples", 50]
 RANDOM = ["--dither", "random"]
+WITHOUT_DENSITY = ("midpoints", "estimate", "none", "adp")  # guesses that no density model makes
 CLASSIFIERS = {"tuned": "fine-tuned", "packaged": "packaged"}  # by what a run's name says; of others the shipped one
 Runs = dict[str, tuple[int, list[object]]]  # by name: the number of images, and the options
 CIFAR10: Runs = {
@@ -46,6 +47,15 @@ CIFAR10: Runs = {
         f"l1-{width}-{guess}": (images, ["--width", width, "--guess", guess])
         for width, *counts in ((32, 1000, 1000), (64, 1000, 1000), (132, 1000, 200), (442, 100, 100))
         for guess, images in zip(("midpoints", "pixeldefend"), counts, strict=True)  # w purifications each
+    },
+    **{
+        f"l1-{width}-{name}": (images, ["--width", width, "--guess", guess])
+        for width, images in ((32, 200), (64, 200), (132, 200), (442, 100))
+        for name, guess in (("estimate", "estimate"), ("near-pixeldefend", "pixeldefend"))
+    },
+    **{
+        f"l1-{width}-near-flip-pixeldefend": (images, ["--width", width, "--guess", "pixeldefend", "--views", "flip"])
+        for width, images in ((132, 200), (442, 100))
     },
     **{
         f"l1-{width}-random-{guess}": (images, ["--width", width, "--guess", guess, *RANDOM])
@@ -116,9 +126,10 @@ def refuse_others(file: Path, wanted: dict[str, Any], found: dict[str, Any]) -> 
         raise SystemExit(f"{file} was made with {'; '.join(others)}: move it away, or take another folder")
 
 
-def check_kept(file: Path, dataset: str, options: list[object]) -> None:
+def check_kept(file: Path, dataset: str, options: list[object], near: bool) -> None:
     """SystemExit unless a file of `pxfast certify` is of these options, and of the classifier as it is now."""
     document = json.loads(file.read_text())
+    refuse_others(file, {"near an estimate": near}, {"near an estimate": "near" in document["settings"]})
     unsaid = {"norm": "l1", "dither": "lattice", "views": "one"}
     given = by_name(options)
     name = str(given.pop("classifier", dataset))
@@ -135,7 +146,7 @@ def run(dataset: str, name: str, most: int, root: Path, work: Path, threads: int
     """The file of a run over its images, but at most so many, which is made unless it is there."""
     images, options = RUNS[dataset][name]
     images, options = min(images, most), list(options)
-    model = "" if name.endswith(("midpoints", "none", "adp")) else f"-{model_fingerprint(load(dataset))[:16]}"
+    model = "" if name.endswith(WITHOUT_DENSITY) else f"-{model_fingerprint(load(dataset))[:16]}"
     out = work / f"{dataset}-{name}-{images}{model}.json"
     given = by_name(options)
     if "-tuned-" in name:
@@ -143,12 +154,14 @@ def run(dataset: str, name: str, most: int, root: Path, work: Path, threads: int
         options += ["--classifier", tuned(dataset, cells, root, work, threads)]
     if "-packaged-" in name:
         options += ["--classifier", f"{dataset}-resnet62-cells{given['width']}"]
-    if "l1" in name and "midpoints" not in name:
+    if "l1" in name and not name.endswith(WITHOUT_DENSITY):
         options += ["--keep", work / "kept"]
+    near = "-near-" in name
     if out.exists():
-        check_kept(out, dataset, options)
+        check_kept(out, dataset, options, near)
     else:
-        pxfast("certify", dataset, "--root", root, "--images", images, "--threads", threads, *options, "--out", out)
+        places = ["--root", root, "--images", images, "--threads", threads, "--out", out]
+        pxfast("certify", dataset, *places, *options, *(["--near-estimate"] if near else []))
     return out
 
 
@@ -158,7 +171,7 @@ def recorded(path: Path, dataset: str) -> dict[str, Any]:
     settings = document["settings"]
     columns = {f"{key}s": [image[key] for image in document["images"]] for key in ("label", "prediction")}
     entry = {key: document[key] for key in ("machine", "version", "settings")}
-    if settings["purifier"] not in ("midpoints", "none", "adp"):
+    if settings["purifier"] not in WITHOUT_DENSITY:
         entry["density model"] = model_fingerprint(load(dataset))
     return {**entry, **columns, "radii": [image["radius"] for image in document["images"]]}
 
@@ -179,6 +192,7 @@ def title(name: str, found: Certificates) -> str:
     """The dither, the guess and the classifier of a run of L1."""
     guess = {"pixeldefend": "PixelDefend", "sample": "draw"}.get(kind := found.settings["purifier"], kind)
     classifier = next((text for part, text in CLASSIFIERS.items() if f"-{part}-" in name), "shipped")
+    guess += " near the estimate" if "near" in found.settings else ""
     views = ", two views" if found.settings.get("views") == "flip" else ""
     return f"{found.settings['dither']}, {guess}, {classifier}{views}"
 

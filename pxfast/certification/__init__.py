@@ -7,8 +7,9 @@ smoothing (Cohen et al., ICML 2019): an L2 radius that holds with a confidence.
 
 from ..pixeldefend.cells import cells, shifts
 from .certificates import Certificates
+from .estimates import Estimate
 from .guesses import Guess
 from .smoothing import certify_l2
 from .splitting import certify, radii_of
 
-__all__ = ["Certificates", "Guess", "cells", "certify", "certify_l2", "radii_of", "shifts"]
+__all__ = ["Certificates", "Estimate", "Guess", "cells", "certify", "certify_l2", "radii_of", "shifts"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -17,6 +17,7 @@ from ..pixeldefend.cells import midpoints
 from ..pixeldefend.purify import purify
 from ..pixeldefend.sampling import sample
 from ..tensors.store import Entry, Recipe, Store, digest
+from .estimates import Estimate
 
 DENSITY = ("pixeldefend", "sample")  # guesses by the density model
 PURIFIERS = ("pixeldefend", "midpoints", "sample")
@@ -48,11 +49,21 @@ def named_guess(
     return likeliest if purifier == "pixeldefend" else drawn
 
 
-def recipe_of(purifier: str, network: PixelCNN, seed: int, arithmetic: dict[str, str]) -> Recipe:
-    """All that guesses depend on besides their cells. arithmetic: what decodes round by."""
+def near_estimate(guess: Guess, estimate: Estimate) -> Guess:
+    """The guess within the part of each cell that is near the estimate from all cells."""
+    return lambda lower, upper: guess(*estimate.near(lower, upper))
+
+
+def recipe_of(
+    purifier: str, network: PixelCNN, seed: int, arithmetic: dict[str, str], near: Estimate | None = None
+) -> Recipe:
+    """All that guesses depend on besides their cells. arithmetic: what decodes round by. near: what they are near."""
     versions = {"pxfast": __version__, "torch": torch.__version__}
     made = {"model": model_fingerprint(network), **arithmetic, **versions}
-    return {"guess": purifier, **made, **({"seed": seed} if purifier == "sample" else {})}
+    options: dict[str, Any] = {"seed": seed} if purifier == "sample" else {}
+    if near is not None:
+        options |= {"near": digest(*near.coefficients), "error": near.error}
+    return {"guess": purifier, **made, **options}
 
 
 def kept_guess(guess: Guess, store: Store, width: int, recipe: Recipe) -> Guess:

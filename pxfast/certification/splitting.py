@@ -31,14 +31,14 @@ from ..defences.defended import VIEWS
 from ..engines.arithmetic import arithmetic_of
 from ..engines.settings import DecodeSettings
 from ..pixelcnn.shipped import Model, model_for
-from ..pixeldefend.cells import DITHERS, cells, shifts
+from ..pixeldefend.cells import DITHERS, MOST_WIDTH, cells, shifts
 from ..tensors.ambient import in_plain_torch
 from ..tensors.store import Store
 from .certificates import Certificates
-from .guesses import DENSITY, PURIFIERS, Guess, checked_guess, kept_guess, named_guess, recipe_of
+from .estimates import Estimate
+from .guesses import DENSITY, PURIFIERS, Guess, checked_guess, kept_guess, named_guess, near_estimate, recipe_of
 from .votes import check_alone, votes
 
-MOST_WIDTH = 1024
 TOGETHER = 128  # cells of images that are purified at once
 
 
@@ -66,6 +66,7 @@ def certify(
     *,
     width: int = 32,
     purifier: str | Guess = "pixeldefend",
+    near: Estimate | None = None,
     dither: str = "lattice",
     views: str = "one",
     model: Model | None = None,
@@ -85,10 +86,12 @@ def certify(
 
     purifier: how the image is guessed from its cells. 'pixeldefend': the greedy likeliest image within them
     (Algorithm 1). 'sample': a draw from the density model, restricted to them, whose random numbers depend on ``seed``
-    and the offset alone. 'midpoints': the middle of each cell. Or a function of the cells' ends; each result may depend
-    on its own cells alone. dither: what v is, as :func:`pxfast.certification.shifts` takes it: 'lattice', or 'random'
-    by ``seed``. views: 'one', or 'flip': a vote is that of the mean probability of a guess and its mirror image, which
-    takes twice as long. model, engine, precision, threads, progress: as for :func:`pxfast.purify`.
+    and the offset alone. 'midpoints': the middle of each cell. Or a function of the cells' ends, such as an
+    :class:`Estimate`; each result may depend on its own cells alone. near: an :class:`Estimate`, to both sides of which
+    'pixeldefend' and 'sample' choose, by up to 1.5 of its errors; by default anywhere in the cells. dither: what v is,
+    as :func:`pxfast.certification.shifts` takes it: 'lattice', or 'random' by ``seed``. views: 'one', or 'flip': a vote
+    is that of the mean probability of a guess and its mirror image, which takes twice as long. model, engine,
+    precision, threads, progress: as for :func:`pxfast.purify`.
     keep: a folder in which the guesses of 'pixeldefend' and 'sample' are kept, ``width`` images for each image; a later
     call finds those of the same cells, model and settings there, whatever the classifier is. It is made if need be.
 
@@ -100,6 +103,8 @@ def certify(
     if not callable(purifier) and (not isinstance(purifier, str) or purifier not in PURIFIERS):
         kind = ValueError if isinstance(purifier, str) else TypeError
         raise kind(f"purifier must be one of {', '.join(PURIFIERS)}, or a function of cells, got {shown(purifier)}")
+    if near is not None:
+        check_instance("near", near, Estimate)
     check_choice("dither", dither, DITHERS)
     check_choice("views", views, VIEWS)
     seed = check_seed(seed)
@@ -114,15 +119,24 @@ def certify(
         raise ValueError(
             f"a model means nothing to purifier={name_of(purifier)!r}: only {' and '.join(DENSITY)} take one"
         )
+    if near is not None and purifier not in DENSITY:
+        raise ValueError(
+            f"near means nothing to purifier={name_of(purifier)!r}: only {' and '.join(DENSITY)} choose near one"
+        )
+    for name, estimate in (("near", near), ("the purifier", purifier)):
+        if isinstance(estimate, Estimate):
+            check_same_cells(name, estimate, tuple(grid.shape[1:]), width, dither, seed)
     density = model_for(model, grid.shape[1:]) if purifier in DENSITY else None  # once: the file may be replaced
     guess = purifier if callable(purifier) else named_guess(purifier, density, seed, engine, precision, threads)
+    if near is not None:
+        guess = near_estimate(guess, near)
     together = 1
     if purifier == "pixeldefend":
         together = max(1, TOGETHER // width)
     if keep is not None:
         check_output_folder(check_path("keep", keep))
         assert density is not None  # as the purifier is one of those
-        guess = kept_guess(guess, Store(keep), width, recipe_of(str(purifier), density, seed, arithmetic))
+        guess = kept_guess(guess, Store(keep), width, recipe_of(str(purifier), density, seed, arithmetic, near))
     labels = checked_labels(classifier, labels, grid, form.device)
     starts = torch.arange(width).reshape(-1, 1, 1, 1) + shifts(
         tuple(grid.shape[1:]),  # type: ignore[arg-type]
@@ -146,6 +160,10 @@ def certify(
         settings["seed"] = seed
     if views != "one":
         settings["views"] = views
+    if isinstance(purifier, Estimate):
+        settings |= purifier.settings
+    if near is not None:
+        settings |= {"near": near.reach} | near.settings
     if purifier in DENSITY:
         settings |= arithmetic
     return Certificates(labels, predictions, radii.double(), counts, "l1", settings)
@@ -170,7 +188,21 @@ def checked_labels(classifier: nn.Module, labels: Labels, grid: Tensor, device: 
 
 def name_of(purifier: str | Callable[..., Tensor]) -> str:
     """What a purifier is called in the settings."""
+    if isinstance(purifier, Estimate):
+        return "estimate"
     return purifier if isinstance(purifier, str) else getattr(purifier, "__qualname__", type(purifier).__name__)
+
+
+def check_same_cells(name: str, estimate: Estimate, shape: tuple[int, ...], width: int, dither: str, seed: int) -> None:
+    """ValueError unless an estimate, called ``name``, is of these images' shape and of these cells."""
+    found = (estimate.image_shape, estimate.width, estimate.dither)
+    same_seed = dither != "random" or estimate.seed == seed
+    if found != (shape, width, dither) or not same_seed:
+        raise ValueError(
+            f"expected {name} to be an estimate of images {shape} from cells of width {width}, dither {dither!r}, "
+            f"seed {seed}, got one of images {estimate.image_shape} from cells of width {estimate.width}, "
+            f"dither {estimate.dither!r}, seed {estimate.seed}"
+        )
 
 
 def check_eval_mode(classifier: nn.Module) -> None:

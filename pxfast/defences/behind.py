@@ -33,7 +33,7 @@ from ..engines.choosers import uniforms
 from ..pixelcnn.fingerprint import model_fingerprint
 from ..pixelcnn.network import PixelCNN
 from ..pixelcnn.shipped import SHIPPED, model_for
-from ..pixeldefend.cells import DITHERS, cells, midpoints, shifts
+from ..pixeldefend.cells import DITHERS, MOST_WIDTH, cells, midpoints, shifts
 from ..pixeldefend.purify import Purifier, purify
 from ..tensors.seeds import derived_seeds
 from ..tensors.store import Entry, Recipe, Store, digest
@@ -95,7 +95,7 @@ class InCells:
         given = parse_settings((part for part in settings.split(",") if part), known)
         if "width" not in given:
             raise ValueError(f"expected {CELLS}:width=W with a width in grey levels, got {CELLS}:{settings}")
-        self.width: int = check_between("width", given["width"], 1, 1024)  # type: ignore[arg-type]
+        self.width: int = check_between("width", given["width"], 1, MOST_WIDTH)  # type: ignore[arg-type]
         self.guess: str = check_choice("guess", str(given.get("guess", "pixeldefend")), GUESSES)
         self.dither: str = check_choice("dither", str(given.get("dither", "lattice")), DITHERS)
         self.passes: int = check_between("offsets", given.get("offsets", 1), 1, MOST_OFFSETS)  # type: ignore[arg-type]

@@ -16,6 +16,7 @@ from ..base.checks import check_choice
 from ..engines.choosers import uniforms
 
 DITHERS = ("lattice", "random")
+MOST_WIDTH = 1024  # of a cell, in grey levels
 PLASTIC = 1.32471795724474602596  # the real root of x^3 = x + 1
 
 

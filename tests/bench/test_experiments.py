@@ -9,7 +9,8 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
-from support.helpers import SOURCE
+import torch
+from support.helpers import SOURCE, real_images
 
 import pxfast
 from pxfast.evaluation.verdict import Score
@@ -132,3 +133,22 @@ def test_points_of_another_classifier_do_not_stay(script, call, monkeypatch, tmp
     file.write_text(json.dumps({**before, "density model": model, "classifier": "0" * 64, "points": {}}))
     with pytest.raises(SystemExit):
         call(module, "cifar10", "--root", "DATA", "--work", tmp_path, "--images", 2, "--only", only)
+
+
+@pytest.mark.parametrize(
+    ("name", "columns"), [("dithers", (4, 2)), pytest.param("near_estimates", (8,), marks=pytest.mark.whole)]
+)
+def test_tables_of_estimates_have_a_row_for_each_width(script, call, monkeypatch, capsys, name, columns) -> None:
+    module = script(name)
+    images, labels = real_images(3, (32, 32), 6), torch.arange(6)
+    monkeypatch.setattr(module, "load_dataset", lambda *_, **__: (images, labels))
+    monkeypatch.setattr(module, "IMAGES", 2)
+    monkeypatch.setattr(module, "WIDTHS", (442,))
+    call(module, "--root", "DATA")
+    tables = [table.splitlines() for table in capsys.readouterr().out.strip().split("\n\n")]
+    for table, count in zip(tables, columns, strict=True):
+        head, line, row = table
+        assert head.count("|") == line.count("|") == row.count("|") == count + 2
+        cells = [cell.strip() for cell in row.strip("|").split("|")]
+        assert cells[0] == "442"
+        assert all(float(part) > 0 for cell in cells[1:] for part in cell.split(" / ")[-1:])

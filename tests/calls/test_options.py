@@ -253,6 +253,10 @@ CALLS: dict[str, tuple[Call, dict[str, Kind]]] = {
             "progress": PROGRESS,
         },
     ),
+    "Estimate.fit": (
+        lambda place, **options: pxfast.certification.Estimate.fit(IMAGES, **options),
+        {"width": count(1, most=1024), "seed": SEED},
+    ),
     "certify_l2": (
         lambda place, **options: pxfast.certify_l2(classifier(), IMAGES, [0, 0], **{"samples": 2, **options}),
         {

@@ -12,7 +12,7 @@ from support.helpers import noisy, real_images, trained_model
 from support.own_classifiers import BentLinear
 from torch import Tensor, nn
 
-from pxfast.certification import cells, certify, radii_of, shifts
+from pxfast.certification import Estimate, cells, certify, radii_of, shifts
 from pxfast.pixeldefend.cells import midpoints
 
 WIDTHS = (1, 2, 3, 7, 16, 32, 64, 132, 255, 256, 257, 300)
@@ -131,12 +131,14 @@ def test_ties_go_to_the_smallest_class_and_cost_the_larger_one_a_vote():
         pytest.param(
             width, guess, marks=[pytest.mark.whole] * ((width, guess) not in ((5, scrambled), (16, midpoints)))
         )
-        for guess in (midpoints, scrambled)
+        for guess in (midpoints, scrambled, "estimate")
         for width in (5, 16, 33)
     ],
 )
 def test_no_image_of_two_sub_pixels_breaks_a_certificate(width, guess):
     """All 256 x 256 images, and each against all others: the label is the same wherever the radius reaches."""
+    if guess == "estimate":
+        guess = Estimate.fit(real_images(1, (1, 2), 200), width=width)
     side = torch.arange(256)
     images = torch.stack(torch.meshgrid(side, side, indexing="ij"), -1).reshape(-1, 1, 1, 2).byte()
     classifier = BentLinear(2, seed=1, scale=30.0)
@@ -188,12 +190,15 @@ def model_of(purifier: str, model: object) -> object:
     return None if purifier == "midpoints" else model
 
 
-@pytest.mark.parametrize("purifier", ["pixeldefend", "sample", "midpoints"])
+@pytest.mark.parametrize("purifier", ["pixeldefend", "sample", "midpoints", "near", "estimate"])
 def test_equal_cells_give_equal_bits_whatever_else_differs(purifier):
     """Two images that share their cells at some offsets: there all logits are equal, bit for bit; nothing leaks."""
     torch.manual_seed(0)
-    model, classifier = trained_model((8, 8), 1, 8, 1), Spy().eval()
-    width, options = 24, {"width": 24, "purifier": purifier, "model": model_of(purifier, model), "engine": QUICK}
+    model, classifier, width = trained_model((8, 8), 1, 8, 1), Spy().eval(), 24
+    estimate = Estimate.fit(real_images(1, (8, 8), 40), width=width)
+    own = {"near": {"near": estimate}, "estimate": {"purifier": estimate, "model": None}}
+    named = {"purifier": purifier, "model": model_of(purifier, model)}
+    options = {"width": width, "engine": QUICK, "model": model, **own.get(purifier, named)}
     image = noisy(real_images(1, (8, 8), 1))
     other = image.clone()
     for place in ((0, 0), (3, 4), (7, 7)):

@@ -18,7 +18,7 @@ from pxfast.base.parts import parts_path
 from pxfast.certification import votes
 from pxfast.classifiers import load_classifier, predict
 from pxfast.cli.main import main
-from pxfast.data.datasets import image_names
+from pxfast.data.datasets import image_names, load_dataset
 from pxfast.defences.weights import classifier_key
 from pxfast.evaluation.figures import certified
 from pxfast.pixelcnn.fingerprint import model_fingerprint
@@ -181,14 +181,43 @@ def test_lines_have_whole_radii(monkeypatch, capfd, folder, tmp_path):
     assert [float(line.split("\t")[3]) for line in out.read_text().splitlines()] == expected.radii.tolist()
 
 
+def test_an_estimate_is_fitted_to_training_images_alone(monkeypatch, capfd, folder, tmp_path):
+    """And PixelDefend chooses near it: what the function does with the same images."""
+    data, options = tmp_path / "data", {"width": 6, "dither": "random", "seed": 3}
+    shutil.copytree(folder, data / "test")
+    for number, image in enumerate(bundled_images(1)[3:40]):
+        place = data / "train" / str(number % 10)
+        place.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image[0].numpy()).save(place / f"{number}.png")
+    training, _ = load_dataset(data, train=True)
+    estimate = pxfast.certification.Estimate.fit(training, **options)
+    classifier, (images, labels) = load_classifier("fashion-mnist").eval(), given(data / "test")
+    words = [data, "--width", 6, "--dither", "random", "--seed", 3, "--precision", "fp32", "--engine", QUICK]
+    quick = {"engine": QUICK, "precision": "fp32"}
+    for name, own, same in (
+        ("guess", ["--guess", "estimate"], {"purifier": estimate}),
+        ("near", ["--near-estimate"], {"near": estimate}),
+    ):
+        call(monkeypatch, capfd, *words, *own, "--out", tmp_path / f"{name}.json", "--page", tmp_path / f"{name}.html")
+        document = json.loads((tmp_path / f"{name}.json").read_text())
+        expected = pxfast.certify(classifier, images, labels, **options, **quick, **same)
+        assert document["settings"] == expected.settings
+        assert [each["votes"] for each in document["images"]] == expected.counts.tolist()
+        assert (document["model"] is None) == (name == "guess")
+        assert f"<dt>error</dt><dd>{round(estimate.error, 3)}</dd>" in (tmp_path / f"{name}.html").read_text()
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
         (["--norm", "l3"], "norm must be one of l1, l2, got 'l3'"),
         (["--dither", "blue"], "dither must be one of lattice, random, got 'blue'"),
         (["--norm", "l2", "--views", "two"], "views must be one of one, flip, got 'two'"),
-        (["--guess", "adp"], "purifier must be one of pixeldefend, midpoints, sample"),
-        (["--norm", "l2", "--guess", "sample"], "purifier must be one of none, adp, pixeldefend"),
+        (["--guess", "adp"], "guess must be one of pixeldefend, estimate, midpoints, sample, got 'adp'"),
+        (["--norm", "l2", "--guess", "sample"], "guess must be one of none, adp, pixeldefend, got 'sample'"),
+        (["--guess", "estimate", "--near-estimate"], "--near-estimate is for --guess pixeldefend and sample, got"),
+        (["--guess", "estimate", "--model", "fashion-mnist"], "a model means nothing to purifier='estimate'"),
+        (["--norm", "l2", "--near-estimate"], "--near-estimate is for --norm l1, got --norm l2"),
         (["--width", "0"], "width must be an integer in 1..1024, got 0"),
         (["--sigma", "0.5"], "--sigma is for --norm l2, got --norm l1"),
         (["--failure", "0.1"], "--failure is for --norm l2, got --norm l1"),
