@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from pxfast.certification import Certificates, certify
 from pxfast.certification.votes import each_tried_once
+from pxfast.evaluation.figures import certified
 
 
 def certificates(radii: list[float], norm: str = "l1") -> Certificates:
@@ -77,3 +78,25 @@ def test_a_classifier_is_tried_once_within_and_anew_outside() -> None:
         with pytest.raises(ValueError, match=r"labels in 0\.\.1, the classifier's 2 classes, got 2"):
             certify(first, IMAGE, [2], width=2, purifier="midpoints")
     assert [calls(first), calls(first)] == [5, 5]
+
+
+def test_a_name_is_one_line_in_all_panels() -> None:
+    """Each panel reaches as far as its own radii, and the legend has every name once."""
+    panels = {
+        "near": {"a": certificates([3.0, 7.0, 3.0, 9.0, 0.0]), "b": certificates([1.0] * 5)},
+        "far": {"c": certificates([90.0] * 5), "b": certificates([60.0] * 5)},
+        "third": {"a": certificates([5.0] * 5)},
+    }
+    figure = certified.draw_panels(panels)
+    near, far, third, rest = figure.axes
+    assert [axes.get_title(loc="left") or axes.get_title() for axes in (near, far, third)] == list(panels)
+    assert not rest.axison
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["a", "b", "c"]
+    colours: dict[str, set[str]] = {name: set() for name in "abc"}
+    for axes in (near, far, third):
+        for line in axes.lines:
+            colours[line.get_label()].add(line.get_color())
+    assert all(len(each) == 1 for each in colours.values())
+    assert len(set.union(*colours.values())) == 3
+    assert near.get_xlim()[1] < 10 < far.get_xlim()[1]
+    assert near.get_ylim() == far.get_ylim() == (0, 100)

@@ -10,9 +10,10 @@ from typing import Any
 
 from matplotlib import rc_context
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from ...certification import Certificates
-from .pictures import LINES, STYLE, legend_above, new_figure
+from .pictures import LINES, STYLE, new_figure
 
 UNITS = {"l1": "L1 radius, grey levels", "l2": "L2 radius, in units of [0, 1]"}
 TABLE_RADII: dict[str, tuple[float, ...]] = {
@@ -55,24 +56,45 @@ def draw_certified(series: Mapping[str, Certificates]) -> Figure:
 
     ValueError for none, or for several norms.
     """
-    norms = {certificates.norm for certificates in series.values()}
+    return draw_panels({"": series})
+
+
+def draw_panels(panels: Mapping[str, Mapping[str, Certificates]]) -> Figure:
+    """As :func:`draw_certified` a panel with a title for each series, two in a row; a name is one line in all of them.
+
+    Radii reach as far as those of each panel. ValueError for no certificates at all, or for several norms.
+    """
+    everything = [certificates for series in panels.values() for certificates in series.values()]
+    norms = {certificates.norm for certificates in everything}
     if len(norms) != 1:
         raise ValueError(f"expected certificates of one norm, got {', '.join(sorted(norms)) or 'none'}")
     (norm,) = norms
+    names = list(dict.fromkeys(name for series in panels.values() for name in series))
+    rows, columns = -(-len(panels) // 2), min(2, len(panels))
     with rc_context(STYLE):
-        figure = new_figure(6.0, 3.6)
-        axes = figure.subplots()
-        finite = [r for each in series.values() for r in each.radii.tolist() if r != float("inf")]
-        furthest = 1.05 * max([1e-3, *finite])
-        for number, (name, certificates) in enumerate(series.items()):
-            radii, shares = certificates.curve()
-            # the share of a radius holds down to the radius before it
-            corners = [*radii, furthest]
-            heights = [*(100 * share for share in shares), 0.0]
-            axes.step(corners, heights, where="pre", linestyle=LINES[number % len(LINES)], label=name)
-        axes.set(xlabel=UNITS[norm], ylabel="certified accuracy, %", xlim=(0, furthest), ylim=(0, 100))
-        axes.grid(alpha=0.3)
-        legend_above(figure, axes, 2)
+        figure = new_figure(6.0, 3.6 if rows == 1 else 0.8 + 2.4 * rows)
+        grid = figure.subplots(rows, columns, sharey=True, squeeze=False)
+        handles: dict[str, Line2D] = {}
+        for axes, (title, series) in zip(grid.flat, panels.items(), strict=False):
+            finite = [r for each in series.values() for r in each.radii.tolist() if r != float("inf")]
+            furthest = 1.05 * max([1e-3, *finite])
+            for name, certificates in series.items():
+                radii, shares = certificates.curve()
+                # the share of a radius holds down to the radius before it
+                corners = [*radii, furthest]
+                heights = [*(100 * share for share in shares), 0.0]
+                number = names.index(name)
+                style: dict[str, Any] = {"color": f"C{number}", "linestyle": LINES[number % len(LINES)]}
+                (handles[name],) = axes.step(corners, heights, where="pre", label=name, **style)
+            axes.set(title=title, xlim=(0, furthest), ylim=(0, 100))
+            axes.grid(alpha=0.3)
+        for axes in grid.flat[len(panels) :]:
+            axes.set_axis_off()
+        for axes in grid[:, 0]:
+            axes.set_ylabel("certified accuracy, %")
+        for axes in grid[-1]:
+            axes.set_xlabel(UNITS[norm])
+        figure.legend(list(handles.values()), list(handles), loc="outside upper center", ncols=2)
     return figure
 
 
