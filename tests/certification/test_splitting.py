@@ -132,7 +132,7 @@ def test_ties_go_to_the_smallest_class_and_cost_the_larger_one_a_vote():
             width, guess, marks=[pytest.mark.whole] * ((width, guess) not in ((5, scrambled), (16, midpoints)))
         )
         for guess in (midpoints, scrambled, "estimate")
-        for width in (5, 16, 33)
+        for width in ((5, 16, 33) if guess != "estimate" else (16,))
     ],
 )
 def test_no_image_of_two_sub_pixels_breaks_a_certificate(width, guess):
