@@ -4,7 +4,7 @@
 
 The estimates are those of `pxfast.certification.Estimate`: fitted to 256 training images, judged on the first 400 test
 images, each of which is seen at one random offset. Prints tables of Markdown: root mean square errors in grey levels,
-by dither, after each stage and with other windows. docs/certificate.md has them.
+by dither and stage, then with a third stage and other windows. docs/certificate.md has them.
 """
 
 from __future__ import annotations

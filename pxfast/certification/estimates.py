@@ -23,10 +23,10 @@ from ..tensors.store import digest
 
 IMAGES = 256  # that a fit looks at, of up to 64x64 pixels
 TOGETHER = 16  # images whose windows are in memory at once
-SIDE = 7  # of the window around a sub-pixel: 9 gains nothing, bench/experiments/dithers.py
-STAGES = 2  # a third gains 1 %, the same script
+SIDE = 7  # of the window around a sub-pixel: 9 gains 0.7 % at most, bench/experiments/dithers.py
+STAGES = 2  # a third gains 1.5 % at most, the same script
 RIDGE = 1e-6  # of the squared coefficients, by row
-NEAR = 1.5  # errors to each side of the estimate: the best of several, bench/experiments/near_estimates.py
+NEAR = 1.5  # errors to each side of the estimate; 0.75 does as well, bench/experiments/near_estimates.py
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -74,11 +74,13 @@ class Estimate:
         lower, upper = cells(grid, width, offsets + shifts((C, H, W), width, dither, seed))
         values = grid.double()
         estimate = cls((C, H, W), width, dither, seed, (), (), digest(grid))
+        found, error = None, math.nan
         for _ in range(STAGES):
-            coefficients = (*estimate.coefficients, _solved(estimate, lower, upper, values))
+            coefficients = (*estimate.coefficients, _solved(lower, upper, values, found, error))
             estimate = dataclasses.replace(estimate, coefficients=coefficients)
-            error = (estimate.values(lower, upper) - values).square().mean().sqrt()
-            estimate = dataclasses.replace(estimate, errors=(*estimate.errors, float(error)))
+            found = estimate.values(lower, upper)
+            error = float((found - values).square().mean().sqrt())
+            estimate = dataclasses.replace(estimate, errors=(*estimate.errors, error))
         return estimate
 
     @property
@@ -166,16 +168,18 @@ def _mean_within(mean: Tensor, deviation: float, lower: Tensor, upper: Tensor) -
     return _within(mean + deviation / math.sqrt(2 * math.pi) * densities / inside, lower, upper)
 
 
-def _solved(estimate: Estimate, lower: Tensor, upper: Tensor, values: Tensor) -> Tensor:
-    """The coefficients of the stage after those of the estimate, float64 (C, planes, 7, 7), by ridge regression."""
+def _solved(lower: Tensor, upper: Tensor, values: Tensor, before: Tensor | None, error: float) -> Tensor:
+    """A stage's coefficients, float64 (C, planes, 7, 7), by ridge regression.
+
+    before: the estimates of the stage before, as ``_planes`` takes them, and their error.
+    """
     products, targets, rows = torch.zeros(()), torch.zeros(()), 0
     together = fewer_if_large(TOGETHER, values)
-    parts = zip(lower.split(together), upper.split(together), values.split(together), strict=True)
-    for first, last, wanted in parts:
-        before = estimate.values(first, last) if estimate.errors else None
-        planes = _planes(first, last, before, estimate.errors[-1] if estimate.errors else math.nan)
+    for start in range(0, len(values), together):
+        some = slice(start, start + together)
+        planes = _planes(lower[some], upper[some], None if before is None else before[some], error)
         windows = F.unfold(planes, SIDE, padding=SIDE // 2).transpose(1, 2).flatten(0, 1)
-        wanted = (wanted / 255.0 - 0.5).flatten(2).transpose(1, 2).flatten(0, 1)
+        wanted = (values[some] / 255.0 - 0.5).flatten(2).transpose(1, 2).flatten(0, 1)
         products, targets, rows = products + windows.T @ windows, targets + windows.T @ wanted, rows + len(windows)
     ridge = RIDGE * rows * torch.eye(len(products), dtype=torch.float64)
     solved: Tensor = torch.linalg.solve(products + ridge, targets)
