@@ -29,7 +29,9 @@ X86 = ["-march=x86-64"]  # in the place of a -march in CXXFLAGS, which would hav
 AVX2 = [*X86, "-mavx2", "-mfma"]
 AVX512 = [*AVX2, "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl"]
 # csrc/cpu/isa_NAME.cpp alone may use an instruction set's instructions; which of them runs is decided at run time
-X86_SETS = {"avx512bf16": [*AVX512, "-mavx512bf16"], "avx512": AVX512, "avx2": AVX2}
+AVX512BF16 = [*AVX512, "-mavx512bf16"]
+AVX512AMX = [*AVX512BF16, "-mamx-tile", "-mamx-bf16"]
+X86_SETS = {"avx512amx": AVX512AMX, "avx512bf16": AVX512BF16, "avx512": AVX512, "avx2": AVX2}
 ARM_SETS = {"neonbf16": ["-march=armv8.2-a+bf16"], "neon": []}
 WRAPPERS = {"ccache", "sccache", "distcc", "icecc"}  # of a compiler, which nvcc can't call through them
 DEFAULT_CUDA_ARCHS = "80,86,89,90a,100"

@@ -172,20 +172,21 @@ bool decode_alone(const Program& program, Workspace& workspace, const uint8_t* i
   return Alone<Element>(program, workspace, input, output, chooser, control, team, member).run(order);
 }
 
-inline size_t products_size(const Program& program) {
+template <class Element>
+size_t products_size(const Program& program) {
   size_t widest = 0;
   for (int s = 0; s < program.steps; ++s) {
     const Step& step = program.step[s];
     const size_t width = (size_t)step.tiles * step.tile_vectors * kLanes;
     if (width > widest) widest = width;
   }
-  return kPanelRows * widest + 2 * kLanes;  // loads may run past the last row
+  return kPanelRows<Element> * widest + 2 * kLanes;  // loads may run past the last row
 }
 
 template <class Element>
 constexpr pxfast::Backend make_backend() {
-  return {sizeof(Element), plan_tiles, pack_tap<Element>, products_size, decode_block<Element>,
-          decode_alone<Element>};
+  return {sizeof(Element),        kCellMultiple<Element>, plan_tiles<Element>, pack_tap<Element>,
+          products_size<Element>, decode_block<Element>,  decode_alone<Element>};
 }
 
 }  // namespace

@@ -21,8 +21,6 @@ using pxfast::Step;
 using pxfast::Tap;
 using pxfast::Workspace;
 
-constexpr long kPanelRows = 120;  // rows of a matrix product between two epilogues; a multiple of every tile's rows
-
 // A block of images, decoded by one thread, or a single image by one thread or a team.
 template <class Element>
 class Block {
@@ -134,8 +132,8 @@ class Block {
   void sum_early_taps(const Step& step, int row, int column, int columns, long first, long last) {
     const Operand<Element> operand = gather(step, 0, step.early, row, column, columns);
     float* sums = partial(step, column);
-    for (; first < last && !breaks_off(); first += kPanelRows)
-      matrix_product(step, operand, first, last - first < kPanelRows ? last - first : kPanelRows, nullptr,
+    for (; first < last && !breaks_off(); first += kPanelRows<Element>)
+      matrix_product(step, operand, first, last - first < kPanelRows<Element> ? last - first : kPanelRows<Element>, nullptr,
                      sums + first * product_stride(step));
   }
 
@@ -212,8 +210,8 @@ class Block {
     watch.lap(&pxfast::Profile::gather);
     const float* initial = step.early > 0 ? partial(step, column) : nullptr;
     float* residuals = residual(step, column - begin);
-    for (; first < last && !breaks_off(); first += kPanelRows) {
-      const Panel panel{first, last - first < kPanelRows ? last - first : kPanelRows,
+    for (; first < last && !breaks_off(); first += kPanelRows<Element>) {
+      const Panel panel{first, last - first < kPanelRows<Element> ? last - first : kPanelRows<Element>,
                         step.epilogue == Epilogue::kOutput && guessing_
                             ? workspace_.parameters + first * product_stride(step)
                             : workspace_.products[membership_.share()]};
@@ -287,9 +285,11 @@ class Block {
 
   void show(int row, int column, int image, const uint8_t* values) {
     const int channels = program_.channels;
-    Element* to = cell(program_.cache[program_.input_cache], row, column) + image * (channels + 1);
+    const Cache& cache = program_.cache[program_.input_cache];
+    Element* to = cell(cache, row, column) + image * cache.channels;
     for (int c = 0; c < channels; ++c) store_scalar(to + c, pxfast::network_view(values[c]));
     store_scalar(to + channels, pxfast::kOne);
+    clear(to + channels + 1, cache.channels - channels - 1);
   }
 };
 

@@ -52,6 +52,12 @@ inline void elu_both(const Vector& x, Vector& positive, Vector& negative) {
   positive = where_nonnegative(x, x, saturated);
 }
 
+// The channels behind a cell's own stand for nothing, and are zeros.
+template <class Element>
+PXFAST_INLINE void clear(Element* to, int count) {
+  for (; count > 0; count -= pxfast::kLanes, to += pxfast::kLanes) store_first(to, broadcast(0.0f), count);
+}
+
 // elu([x, -x]); `stride`: between rows of x
 template <class Element>
 void store_concat_elu(const Columns<Element>& columns, int filters, const float* x, long stride) {
@@ -63,6 +69,7 @@ void store_concat_elu(const Columns<Element>& columns, int filters, const float*
       store_first(to + n, positive, filters - n);
       store_first(to + filters + n, negative, filters - n);
     }
+    clear(to + 2 * filters, columns.channels - 2 * filters);
   }
 }
 
@@ -76,7 +83,7 @@ void store_filters(const Columns<Element>& columns, int filters, const float* x,
       if (kElu) elu_both(value, value, unused);
       store_first(to + n, value, filters - n);
     }
-    if (columns.channels > filters) store_scalar(to + filters, 0.0f);  // a channel that stands for nothing
+    clear(to + filters, columns.channels - filters);
   }
 }
 

@@ -16,6 +16,12 @@ struct Operand {  // the taps of one step at one position
   int channels[pxfast::kMaxTaps];            // also the distance between rows
 };
 
+// What an instruction set whose products are of another kind has otherwise (amx.h).
+template <class Element>
+constexpr long kPanelRows = 120;  // rows of a matrix product between two epilogues; a multiple of every tile's rows
+template <class Element>
+constexpr int kCellMultiple = 1;  // of the channels that a cell has room for
+
 template <class Element>
 constexpr int kPack = 1;  // consecutive channels that stand together in the packed weights
 template <>
@@ -336,7 +342,8 @@ void matrix_product(const pxfast::Step& step, const Operand<Element>& operand, l
   }
 }
 
-inline void plan_tiles(pxfast::Step& step, size_t rows) {
+template <class Element>
+void plan_tiles(pxfast::Step& step, size_t rows) {
   const int vectors = pxfast::padded(step.outputs) / pxfast::kLanes;
   // the widths in order of measured speed; take the first that wastes the least
   constexpr int kWidths[] = {5, 4, 6, 3, 2, 1};

@@ -102,34 +102,48 @@ inline void condition_weights(Mixture& m, int value) {
   }
 }
 
-constexpr int kEdges = kValues + 2 * pxfast::kLanes;
+// sigmoid(x) below the edges of bins, and sigmoid(-x) above them.
+struct Edges {
+  Vector below, above;
+};
+
+PXFAST_INLINE Edges edges_at(const Vector& first, int z, float bin_width, const Vector& scale, const Vector& mean) {
+  const Vector position = (first + broadcast((float)z)) * broadcast(bin_width);
+  const Vector edge = scale * (position - mean);
+  const Vector t = exp(negative_abs(edge));
+  const Vector s = broadcast(1.0f) / (broadcast(1.0f) + t);
+  return {where_nonnegative(edge, s, t * s), where_nonnegative(edge, t * s, s)};
+}
 
 // The masses of the values of a range. With the edges a < b of a bin in units of the scale its mass is
 // sigmoid(b) * sigmoid(-a) * (1 - exp(a - b)), and neighbouring values share an edge.
 inline void mixture_masses(const Mixture& m, Range range, float* mass) {
-  alignas(64) float below[kEdges], above[kEdges];
   const int values = range.high - range.low + 1;
   for (int z = 0; z < values; z += pxfast::kLanes) store(mass + z, broadcast(0.0f));
   float mass_of_0 = 0.0f, mass_of_255 = 0.0f;
-  alignas(64) float ramp[pxfast::kLanes];
+  alignas(64) float ramp[pxfast::kLanes], outermost[pxfast::kLanes];
   for (int i = 0; i < pxfast::kLanes; ++i) ramp[i] = (float)(range.low - 128 + i);
   const Vector first = load(ramp);
   for (int i = 0; i < m.components; ++i) {
     const Vector scale = broadcast(m.inverse_scale[i]), mean = broadcast(m.mean[i]);
-    for (int z = 0; z <= values; z += pxfast::kLanes) {
-      const Vector position = (first + broadcast((float)z)) * broadcast(m.bin_width);
-      const Vector edge = scale * (position - mean);
-      const Vector t = exp(negative_abs(edge));
-      const Vector s = broadcast(1.0f) / (broadcast(1.0f) + t);
-      store(below + z, where_nonnegative(edge, s, t * s));
-      store(above + z, where_nonnegative(edge, t * s, s));
-    }
     const Vector weight = broadcast(m.weight[i] * m.within_bin[i]);
-    for (int z = 0; z < values; z += pxfast::kLanes) {
-      store(mass + z, fma(weight * load(below + z + 1), load(above + z), load(mass + z)));
+    Edges edges = edges_at(first, 0, m.bin_width, scale, mean);
+    if (range.low == 0) {
+      store(outermost, edges.below);
+      mass_of_0 += m.weight[i] * outermost[1];
     }
-    mass_of_0 += m.weight[i] * below[1];
-    mass_of_255 += m.weight[i] * above[values - 1];
+    for (int z = 0; z < values; z += pxfast::kLanes) {
+      // the edge behind the last value counts: where it is not among these, it is the first of the next ones
+      const int then = z + pxfast::kLanes;
+      const Edges next = then <= values ? edges_at(first, then, m.bin_width, scale, mean) : edges;
+      const Vector behind = next_lanes(edges.below, next.below);
+      store(mass + z, fma(weight * behind, edges.above, load(mass + z)));
+      if (range.high == 255 && then >= values) {
+        store(outermost, edges.above);
+        mass_of_255 += m.weight[i] * outermost[values - 1 - z];
+      }
+      edges = next;
+    }
   }
   if (range.low == 0) mass[0] = mass_of_0;  // the outermost bins take the tails
   if (range.high == 255) mass[values - 1] = mass_of_255;
@@ -151,7 +165,7 @@ inline void choose_logistic(const pxfast::Program& program, const float* paramet
       continue;
     }
     mixture_of_channel(parameters, program.channels, c, chosen, m);
-    alignas(64) float mass[kEdges];
+    alignas(64) float mass[kValues];
     mixture_masses(m, range, mass);
     float total = 0.0f;
     for (int i = 0; i < m.components; ++i) total += m.weight[i];

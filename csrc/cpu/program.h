@@ -17,7 +17,7 @@ constexpr int kLanes = 16;  // floats in a vector, on every instruction set
 // either side stands for the convolutions' padding.
 struct Cache {
   int level;
-  int channels;   // even, so that bf16 pairs never straddle two cells
+  int channels;   // with room; even, so that bf16 pairs never straddle two cells
   int slots;      // rows kept
   size_t offset;  // elements per image before this cache
 };
@@ -117,9 +117,10 @@ struct Control {
 // One instruction set's build of the decode loop, for one storage type of the caches.
 struct Backend {
   size_t element_size;
+  int cell_multiple;  // of the channels that a cell has room for; those behind its own are zeros
   // tile_vectors, tiles and tile_stride of a step whose taps hold `rows` packed rows in all
   void (*plan)(Step& step, size_t rows);
-  // one tap's (channels x outputs) fp32 matrix into the step's packed tiles at tap.weights
+  // one tap's (channels x outputs) fp32 matrix into the step's packed tiles, of zeros so far, at tap.weights
   void (*pack)(const Step& step, const Tap& tap, int channels, const float* matrix, void* packed);
   size_t (*products_size)(const Program& program);  // floats
   // decodes `images` images; false when cancelled

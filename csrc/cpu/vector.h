@@ -69,6 +69,21 @@ PXFAST_INLINE NativeFloat native_where_nonnegative(NativeFloat x, NativeFloat ye
   return x >= NativeFloat{} ? yes : no;
 }
 
+// lanes 1 and up of a, then the first one of b
+PXFAST_INLINE NativeFloat native_next_lanes(NativeFloat a, NativeFloat b) {
+#if defined(__AVX512F__)
+  return (NativeFloat)_mm512_maskz_alignr_epi32(0xffff, (__m512i)b, (__m512i)a, 1);
+#elif defined(__clang__) && defined(__AVX2__)
+  return __builtin_shufflevector(a, b, 1, 2, 3, 4, 5, 6, 7, 8);
+#elif defined(__clang__)
+  return __builtin_shufflevector(a, b, 1, 2, 3, 4);
+#elif defined(__AVX2__)
+  return __builtin_shuffle(a, b, NativeInt{1, 2, 3, 4, 5, 6, 7, 8});
+#else
+  return __builtin_shuffle(a, b, NativeInt{1, 2, 3, 4});
+#endif
+}
+
 PXFAST_INLINE NativeFloat native_exp(NativeFloat x) {
   // 1.5 * 2^23: adding it rounds to an integer in the low mantissa bits
   const NativeFloat magic = native_broadcast(12582912.0f);
@@ -130,6 +145,10 @@ PXFAST_INLINE Vector negate(const Vector& a) { PXFAST_PARTWISE(native_negate(a.p
 PXFAST_INLINE Vector negative_abs(const Vector& a) { PXFAST_PARTWISE(native_negative_abs(a.part[p])); }
 PXFAST_INLINE Vector where_nonnegative(const Vector& x, const Vector& yes, const Vector& no) {
   PXFAST_PARTWISE(native_where_nonnegative(x.part[p], yes.part[p], no.part[p]));
+}
+
+PXFAST_INLINE Vector next_lanes(const Vector& a, const Vector& b) {
+  PXFAST_PARTWISE(native_next_lanes(a.part[p], p + 1 < kParts ? a.part[p + 1] : b.part[0]));
 }
 
 // exp(x) for x <= 88; 2 units in the last place; below -87.3 (results under 2^-126) it stays at exp(-87.3).

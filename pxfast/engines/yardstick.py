@@ -32,7 +32,7 @@ from ..base.code import import_path
 MATRIX_SHAPES = ((64, 1920, 320), (128, 1920, 320), (256, 1280, 160), (1024, 1024, 1024))
 GPU_MATRIX_SHAPES = ((4096, 4096, 4096), (8192, 8192, 8192))
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-NATIVE_BF16 = ("avx512bf16", "neonbf16")
+NATIVE_BF16 = ("avx512amx", "avx512bf16", "neonbf16")
 
 
 def _limits(aten: str, onednn: str, mkl: str, openblas: str) -> dict[str, str]:
@@ -44,8 +44,9 @@ def _limits(aten: str, onednn: str, mkl: str, openblas: str) -> dict[str, str]:
     }
 
 
-# What holds torch and its libraries to an instruction set. AMX is in none: no engine's set has it.
+# What holds torch and its libraries to an instruction set.
 LIMITS = {
+    "avx512amx": _limits("avx512", "AVX512_CORE_AMX", "AVX512_E4", "SapphireRapids"),
     "avx512bf16": _limits("avx512", "AVX512_CORE_BF16", "AVX512_E3", "Cooperlake"),
     "avx512": _limits("avx512", "AVX512_CORE", "AVX512", "SkylakeX"),
     "avx2": _limits("avx2", "AVX2", "AVX2", "Haswell"),
@@ -56,7 +57,12 @@ ARM_LIMITS = {"ATEN_CPU_CAPABILITY": "default", "ONEDNN_MAX_CPU_ISA": "ADVSIMD",
 BLAS, ONEDNN = "BLAS", "oneDNN"
 # Whose products count where not both do: MKL keeps to SSE on Intel's processors alone.
 PRODUCTS = {"portable": (ONEDNN,), "neon": (BLAS,), "neonbf16": (BLAS,)}
-CAPABILITY = {"avx512bf16": "AVX512", "avx512": "AVX512", "avx2": "AVX2"}  # what torch then says of itself
+CAPABILITY = {  # what torch then says of itself
+    "avx512amx": "AVX512",
+    "avx512bf16": "AVX512",
+    "avx512": "AVX512",
+    "avx2": "AVX2",
+}
 
 # with modules from where this process has them
 PROGRAM = """

@@ -101,6 +101,7 @@ def test_the_builds_of_an_instruction_set_share_no_function(tools, machine, tmp_
         listing = [f"{tools}nm", "-C", "--defined-only", "--extern-only", str(tmp_path / command[-1])]
         symbols = subprocess.run(listing, capture_output=True, text=True, check=True).stdout
         shared = [line.split(maxsplit=2)[2] for line in symbols.splitlines()]
+        shared = [name for name in shared if not name.startswith("DW.ref.")]  # a pointer into the runtime, no code
         isa = source.removeprefix("isa_").removesuffix(".cpp")
         assert sorted(shared) == [f"pxfast::kBackendBf16_{isa}", f"pxfast::kBackendFp32_{isa}"]
 

@@ -74,5 +74,5 @@ def test_bf16_is_chosen_where_it_is_the_faster(isa):
     if not cpuinfo.is_file():
         pytest.skip("the processor's maker is read from /proc/cpuinfo")
     intel = "GenuineIntel" in cpuinfo.read_text()
-    faster = isa == "avx512bf16" and not intel
+    faster = isa == "avx512amx" or (isa == "avx512bf16" and not intel)
     assert select("cpu").best_precision(DecodeSettings(isa=isa)) == ("bf16" if faster else "fp32")

@@ -55,6 +55,7 @@ SETS = {
         "avx2": Set(((6, 2), (12, 1)), 2),
         "avx512": Set(AVX512, 1),
         "avx512bf16": Set(AVX512, 1, of_bf16="vdpbf16ps"),
+        "avx512amx": Set(AVX512, 1),
     },
     "aarch64": {
         "portable": PORTABLE,
@@ -139,6 +140,30 @@ def faults_of(objdump: str, file: Path, isa: Set) -> tuple[list[str], set[tuple[
     return faults, shapes
 
 
+def faults_on_amx(objdump: str, file: Path) -> tuple[list[str], set[tuple[int, int]]]:
+    """The same of the products on AMX's tiles, whose shapes are in such tiles: (down, beside)."""
+    faults, shapes = [], set()
+    for name, code in functions(objdump, file).items():
+        tile = re.search(r"TileProduct<(\d), (\d)>::run", name)
+        if tile is None:
+            continue
+        down, beside = int(tile[1]), int(tile[2])
+        shapes.add((down, beside))
+        hot = [loop for loop in innermost_loops(code) if any(text.startswith("tdpbf16ps") for text in loop)]
+        if not hot:  # the loop that prefetches lies within it, so it is not an innermost one
+            ends = [n for n, (_, text) in enumerate(code) if text.startswith("tdpbf16ps")]
+            hot = [[text for _, text in code[min(ends) - 2 * (down + beside) : max(ends) + 1]]] if ends else []
+        if not hot:
+            faults.append(f"{tile[0]}: no loop multiplies")
+        for loop in hot:
+            products, reads = (sum(text.startswith(word) for text in loop) for word in ("tdpbf16ps", "tileloadd"))
+            if products % (down * beside) or products * (down + beside) != reads * down * beside:
+                faults.append(f"{tile[0]}: {reads} tiles read for {products} products")
+            if stack := [text for text in loop if re.search(r"\(%rsp", text)]:
+                faults.append(f"{tile[0]}: between products lies the stack: {'; '.join(stack)}")
+    return faults, shapes
+
+
 @pytest.mark.parametrize(("compiler", "isa"), CASES)
 def test_the_innermost_loop_of_a_tile_stays_in_registers(compiler, isa, tmp_path_factory):
     tools, machine = COMPILERS[compiler]
@@ -154,3 +179,7 @@ def test_the_innermost_loop_of_a_tile_stays_in_registers(compiler, isa, tmp_path
     faults, shapes = faults_of(f"{tools}objdump", made, SETS[machine][isa])
     assert not faults, "\n".join(faults)
     assert shapes >= set(SETS[machine][isa].tiles)
+    if isa == "avx512amx":
+        faults, shapes = faults_on_amx(f"{tools}objdump", made)
+        assert not faults, "\n".join(faults)
+        assert shapes == {(2, 2), (4, 1), (2, 1), (1, 4), (1, 2), (1, 1)}

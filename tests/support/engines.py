@@ -53,7 +53,7 @@ def name_of(value: Any) -> str:
 QUICK = "reference" if "cpu" in MISSING else "cpu"  # for tests that need any engine: the reference takes seconds
 
 ABSENT = {*MISSING, *(() if compiled._C is not None and compiled._C.cuda else ("cuda-plan",))}
-ISAS = ("portable", "avx2", "avx512", "avx512bf16", "neon", "neonbf16")
+ISAS = ("portable", "avx2", "avx512", "avx512bf16", "avx512amx", "neon", "neonbf16")
 INSTRUCTION_SETS = [] if compiled._C is None else [isa for isa in ISAS if isa in compiled._C.cpu_isas()]
 
 

@@ -27,6 +27,7 @@ bool decode(const Program& program, Workspace& workspace, const uint8_t* input, 
 
 const Backend kBackendFp32_portable = {
     sizeof(float),
+    1,
     [](Step& step, size_t rows) { kWatchedBackend.plan(step, rows); },
     [](const Step& step, const Tap& tap, int channels, const float* matrix, void* packed) {
       kWatchedBackend.pack(step, tap, channels, matrix, packed);
