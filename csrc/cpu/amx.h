@@ -16,8 +16,19 @@ constexpr int kTileWeights = kTileChannels * pxfast::kLanes;  // elements, one b
 constexpr int kSums = 4;                                      // tiles 0 to 3: an instruction waits for three others
 constexpr int kLeft = 4, kRight = 6;                          // tiles of cells and of weights, two of each in turns
 
+struct alignas(64) TileShapes {  // as the processor reads them
+  uint8_t palette = 1, unused[15] = {};
+  uint16_t row_bytes[16] = {};
+  uint8_t rows[16] = {};
+};
+
 // The instructions. Compilers have them too, but GCC 12's take no template's numbers and do not say that tiles are read
 // from memory and written to it.
+#if defined(PXFAST_TEST_TILES)
+#include PXFAST_TEST_TILES  // the same in plain code, for machines that have none
+#else
+inline void tile_configure(const TileShapes& shapes) { asm volatile("ldtilecfg %0" ::"m"(shapes)); }
+inline void tile_release() { asm volatile("tilerelease"); }
 template <int kTile>
 PXFAST_INLINE void tile_load(const void* from, long row_bytes) {
   asm volatile("tileloadd (%0,%1,1), %%tmm%c2" ::"r"(from), "r"(row_bytes), "i"(kTile) : "memory");
@@ -34,6 +45,7 @@ template <int kSum, int kCells, int kWeights>
 PXFAST_INLINE void tile_multiply() {
   asm volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(kSum), "i"(kCells), "i"(kWeights));
 }
+#endif
 
 // How many rows the sums have, one below the other: up to 16, all alike; up to 32, the second tile's are the rest. Setting
 // them takes a while and empties the tiles.
@@ -41,24 +53,20 @@ thread_local int tiles_set_for = 0;
 
 inline void set_tiles(int rows) {
   if (rows == tiles_set_for) return;
-  struct alignas(64) {
-    uint8_t palette = 1, unused[15] = {};
-    uint16_t row_bytes[16] = {};
-    uint8_t rows[16] = {};
-  } shapes;
+  TileShapes shapes;
   const int upper = rows < kTileRows ? rows : kTileRows, lower = rows > kTileRows ? rows - kTileRows : upper;
   for (int tile = 0; tile < 8; ++tile) {
     const bool is_lower = tile == 2 || tile == 3 || tile == kLeft + 1;
     shapes.row_bytes[tile] = 64;
     shapes.rows[tile] = (uint8_t)(tile >= kRight ? kTileChannels / 2 : is_lower ? lower : upper);
   }
-  asm volatile("ldtilecfg %0" ::"m"(shapes));
+  tile_configure(shapes);
   tiles_set_for = rows;
 }
 
 // Around all products of a thread's decode: nothing is known of the tiles before, and they are given back behind.
 inline void take_tiles() { tiles_set_for = 0; }
-inline void give_tiles_back() { asm volatile("tilerelease"); }
+inline void give_tiles_back() { tile_release(); }
 
 template <int kNumber>
 struct Constant {  // std::integral_constant has functions that the builds of several instruction sets would share
