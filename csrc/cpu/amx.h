@@ -4,7 +4,7 @@
 // channels in order, here 32 channels at a time, and whatever rows stand beside its own change nothing.
 #pragma once
 
-#include <utility>
+#include <utility>  // integer_sequence, a type alone
 
 #include "gemm.h"
 
@@ -152,26 +152,26 @@ inline void matrix_product<Bf16>(const pxfast::Step& step, const Operand<Bf16>& 
            {tile * step.tile_stride, step.tile_stride, initial == nullptr ? nullptr : initial + at, out + at,
             out_stride, tile == 0, false});
   };
-  const long even = rows / (2 * kTileRows) * (2 * kTileRows), rest = rows - even;
-  if (even > 0) {
+  const long whole = rows / (2 * kTileRows) * (2 * kTileRows), rest = rows - whole;
+  if (whole > 0) {
     set_tiles(2 * kTileRows);
     int tile = 0;
     for (; tile + 2 <= step.tiles; tile += 2)
-      for (long row = 0; row < even; row += 2 * kTileRows) multiply(TileProduct<2, 2>::run, tile, row);
+      for (long row = 0; row < whole; row += 2 * kTileRows) multiply(TileProduct<2, 2>::run, tile, row);
     if (tile < step.tiles) {
       long row = 0;
-      for (; row + 4 * kTileRows <= even; row += 4 * kTileRows) multiply(TileProduct<4, 1>::run, tile, row);
-      if (row < even) multiply(TileProduct<2, 1>::run, tile, row);
+      for (; row + 4 * kTileRows <= whole; row += 4 * kTileRows) multiply(TileProduct<4, 1>::run, tile, row);
+      if (row < whole) multiply(TileProduct<2, 1>::run, tile, row);
     }
   }
   if (rest > 0) {
     set_tiles((int)rest);
     int tile = 0;
     if (rest <= kTileRows)
-      for (; tile + 4 <= step.tiles; tile += 4) multiply(TileProduct<1, 4>::run, tile, even);
+      for (; tile + 4 <= step.tiles; tile += 4) multiply(TileProduct<1, 4>::run, tile, whole);
     for (; tile + 2 <= step.tiles; tile += 2)
-      multiply(rest > kTileRows ? TileProduct<2, 2>::run : TileProduct<1, 2>::run, tile, even);
-    if (tile < step.tiles) multiply(rest > kTileRows ? TileProduct<2, 1>::run : TileProduct<1, 1>::run, tile, even);
+      multiply(rest > kTileRows ? TileProduct<2, 2>::run : TileProduct<1, 2>::run, tile, whole);
+    if (tile < step.tiles) multiply(rest > kTileRows ? TileProduct<2, 1>::run : TileProduct<1, 1>::run, tile, whole);
   }
 }
 
