@@ -113,6 +113,11 @@ const Isa& find_isa(const std::string& name) {
   throw std::invalid_argument("unknown or unusable instruction set '" + name + "'; usable here: " + known);
 }
 
+// Of a step's weights, which begin and end at the borders of cache lines.
+size_t packed_bytes(const Step& step, const Backend& backend) {
+  return (step.tile_stride * step.tiles * backend.element_size + 63) / 64 * 64;
+}
+
 }  // namespace
 
 std::vector<std::string> usable_isas() {
@@ -175,16 +180,20 @@ Engine::Engine(const ProgramSpec& spec, const std::string& isa, bool bf16) : sta
       step.bias[step.biases++] = {s.biases.back().data(), bias.min_row, bias.min_column};
     }
     s.backend->plan(step, rows);
-    const size_t bytes = step.tile_stride * step.tiles * s.backend->element_size;
-    s.packed.emplace_back(bytes);
-    s.weight_bytes += bytes;
-    step.packed = s.packed.back().as<void>();
+    s.weight_bytes += packed_bytes(step, *s.backend);
+    s.steps.push_back(step);
+  }
+  // one behind the other in the order of use, so that all are in few and large pages
+  s.packed = Buffer(s.weight_bytes);
+  char* packed = s.packed.as<char>();
+  for (size_t i = 0; i < s.steps.size(); ++i) {
+    Step& step = s.steps[i];
+    step.packed = packed;
     for (int t = 0; t < step.taps; ++t) {
       const Tap& tap = step.tap[t];
-      s.backend->pack(step, tap, spec.caches[tap.cache].channels, from.taps[t].matrix.data(),
-                      s.packed.back().as<void>());
+      s.backend->pack(step, tap, spec.caches[tap.cache].channels, spec.steps[i].taps[t].matrix.data(), packed);
     }
-    s.steps.push_back(step);
+    packed += packed_bytes(step, *s.backend);
   }
   size_t partial = 0, early_bytes = 0;
   for (Step& step : s.steps) {

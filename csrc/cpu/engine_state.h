@@ -64,7 +64,7 @@ struct Engine::State {
   std::vector<Step> steps;
   std::vector<std::vector<float>> biases;
   std::vector<float> tables;
-  std::vector<Buffer> packed;
+  Buffer packed;
   size_t residual_floats[kLevels];  // of either stream, per image
   size_t weight_bytes = 0;
 
