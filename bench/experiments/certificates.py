@@ -45,7 +45,7 @@ CIFAR10: Runs = {
     "l1-32-sample": (60, ["--width", 32, "--guess", "sample"]),
     **{
         f"l1-{width}-{guess}": (images, ["--width", width, "--guess", guess])
-        for width, *counts in ((32, 1000, 1000), (64, 1000, 1000), (132, 1000, 200), (442, 100, 100))
+        for width, *counts in ((32, 1000, 1000), (64, 1000, 1000), (132, 1000, 1000), (442, 100, 100))
         for guess, images in zip(("midpoints", "pixeldefend"), counts, strict=True)  # w purifications each
     },
     **{
