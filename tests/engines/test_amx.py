@@ -20,7 +20,7 @@ from pxfast.pixeldefend.verify import verify
 pytestmark = pytest.mark.compile
 
 SIZE = (8, 8)
-# channels, filters, head: cells of 20 and 34 channels have room for 32 and 64, and five tiles of outputs or more are odd
+# channels, filters, head: cells of 20 and 34 channels have room for 32 and 64, and 80 outputs are five tiles
 CASES = {"colour": (3, 10, "logistic"), "grey": (1, 17, "softmax"), "wide": (1, 40, "logistic")}
 
 
