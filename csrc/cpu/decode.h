@@ -129,12 +129,15 @@ class Block {
     return work;
   }
 
+  static long panel_rows(long first, long last) {
+    return last - first < kPanelRows<Element> ? last - first : kPanelRows<Element>;
+  }
+
   void sum_early_taps(const Step& step, int row, int column, int columns, long first, long last) {
     const Operand<Element> operand = gather(step, 0, step.early, row, column, columns);
     float* sums = partial(step, column);
     for (; first < last && !breaks_off(); first += kPanelRows<Element>)
-      matrix_product(step, operand, first, last - first < kPanelRows<Element> ? last - first : kPanelRows<Element>, nullptr,
-                     sums + first * product_stride(step));
+      matrix_product(step, operand, first, panel_rows(first, last), nullptr, sums + first * product_stride(step));
   }
 
   // Pixels of a row one after the other; false when cancelled.
@@ -211,7 +214,7 @@ class Block {
     const float* initial = step.early > 0 ? partial(step, column) : nullptr;
     float* residuals = residual(step, column - begin);
     for (; first < last && !breaks_off(); first += kPanelRows<Element>) {
-      const Panel panel{first, last - first < kPanelRows<Element> ? last - first : kPanelRows<Element>,
+      const Panel panel{first, panel_rows(first, last),
                         step.epilogue == Epilogue::kOutput && guessing_
                             ? workspace_.parameters + first * product_stride(step)
                             : workspace_.products[membership_.share()]};
